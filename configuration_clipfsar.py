@@ -129,7 +129,7 @@ class CLIPFSARConfig(PretrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers; a plain CLIP checkpoint's configuration becomes the `clip_config` of a new one of ours."""
+        """As in transformers; a plain CLIP checkpoint's becomes the `clip_config` of a new one of ours."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type")
         if model_type == CLIPConfig.model_type:

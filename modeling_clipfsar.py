@@ -42,7 +42,7 @@ def _otam_one_direction(frame_distances: torch.Tensor, smoothing: float) -> torc
     long videos and small temperatures.
     """
     scores = frame_distances / -smoothing
-    num_rows, num_columns = scores.shape[-2:]
+    num_rows = scores.shape[-2]
     first_column, inner_columns = scores[..., 0], scores[..., 1:].unbind(-1)
 
     # First column: E[l] = a[l] * (2 + E[l-1]), where the 2 are the two ways in from the padding column left of it and
@@ -223,7 +223,7 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """PyTorch's own initialisation for our layers, as in the official program; CLIP's parts initialise themselves."""
+        """PyTorch's own initialisation for our layers, as officially; CLIP's parts initialise themselves."""
         if isinstance(module, nn.Linear):
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
@@ -505,8 +505,8 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         for pixel_values in todo:
             if pixel_values.dim() != 6:
                 raise ValueError(
-                    f"pixel values have shape {tuple(pixel_values.shape)}; (episodes, videos, frames, channels, height, "
-                    "width) is needed. One episode has a leading dimension of 1."
+                    f"pixel values have shape {tuple(pixel_values.shape)}; (episodes, videos, frames, channels, "
+                    "height, width) is needed. One episode has a leading dimension of 1."
                 )
         if not todo:
             return support_embeds, query_embeds, BaseModelOutput()
