@@ -219,6 +219,8 @@ def undecoded_videos(dataset, video_column: str = "video"):
 def read_labels(dataset, label_column: str = "label") -> tuple[np.ndarray, list[str]]:
     """Class ids (V,) of a dataset's videos, 0..C-1 over the classes that occur in it, and the names of the C classes.
 
+    Videos without a label get the id -1, which `EpisodeSampler` leaves out.
+
     Raises:
         ValueError: When the column is missing or holds numbers without names.
     """
@@ -226,12 +228,16 @@ def read_labels(dataset, label_column: str = "label") -> tuple[np.ndarray, list[
         raise ValueError(f"There is no column {label_column!r}; the dataset has {', '.join(dataset.column_names)}.")
     values = list(dataset[label_column])
     names = getattr(dataset.features[label_column], "names", None)
-    if names is None and not all(isinstance(value, str) for value in values):
+    if names is None and not all(isinstance(value, str | None) for value in values):
         raise ValueError(
             f"Column {label_column!r} holds {type(values[0]).__name__} values without class names, which the class "
             "texts are made of: use strings or cast_column(..., ClassLabel(names=[...]))."
         )
-    occurring, labels = np.unique(np.asarray(values), return_inverse=True)
+    # -1 is how `datasets` writes "no label" in a ClassLabel column.
+    rows = [row for row, value in enumerate(values) if value is not None and not (names is not None and value < 0)]
+    occurring, inverse = np.unique([values[row] for row in rows], return_inverse=True)
+    labels = np.full(len(values), -1, dtype=np.int64)
+    labels[rows] = inverse
     return labels, [names[value] if names is not None else str(value) for value in occurring]
 
 
