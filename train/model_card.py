@@ -1,0 +1,135 @@
+"""The README.md of a trained model: what it is, its numbers with their intervals, how to use it."""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+_TEXT = """
+# CLIP-FSAR on {dataset_name}
+
+Few-shot recognition of actions in video: shown a few clips of each class, and the class names, the model says which of
+the classes a further clip belongs to. An implementation of "CLIP-guided Prototype Modulating for Few-shot Action
+Recognition" (Wang et al., IJCV 2023, [arXiv:2303.02982](https://arxiv.org/abs/2303.02982)), fine-tuned by episodes from
+`{base_model}`.
+
+## Use
+
+```python
+import torch
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("path/or/hub-id", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("path/or/hub-id", trust_remote_code=True)
+inputs = processor(
+    support_videos={{"first class": ["a.mp4"], "second class": ["b.mp4"]}},
+    query_videos=["c.mp4"],
+)
+with torch.no_grad():
+    probabilities = model(**inputs).logits.softmax(-1)  # (1, 1, 2)
+```
+
+## Results
+
+{results}
+
+## Training
+
+{episodes_done} episodes ({n_way}-way {train_n_shot}-shot, {train_n_query} queries per class) of {num_base_classes} base
+classes, seed {seed}; all settings are in `training_arguments.json`.{selection}
+
+## Limits
+
+The numbers hold for the data set above and its kind of video. Class names matter: they modulate the prototypes. The
+weights are derived from `{base_model}` and stand under its licence; the model card of CLIP says what it should not be
+used for.
+"""
+
+
+def write_model_card(folder: Path, args, best: dict | None, results: list, num_base_classes: int):
+    """Writes `README.md` with the metadata that the Hub reads.
+
+    Args:
+        folder: The model's folder.
+        args: `TrainingArguments`.
+        best: Validation of the model: accuracy, interval, episode, n_episodes.
+        results: `EpisodicAccuracy` of the test; empty: not tested.
+        num_base_classes: Classes trained on.
+    """
+    # Names, not paths of the machine it was trained on.
+    dataset_name, base_model = _public_name(args.dataset), _public_name(args.model)
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="video-classification",
+        tags=["few-shot-learning", "action-recognition", "clip-fsar", "custom_code"],
+        model_index=_model_index(results, dataset_name),
+    )
+    if results:
+        table = ["| way | shot | mode | accuracy | 95% interval | episodes |", "|---|---|---|---|---|---|"]
+        table += [
+            f"| {r.n_way} | {r.n_shot} | {r.inference_mode} | {r.accuracy:.1f}% | ± {r.interval:.1f} | {r.n_episodes} |"
+            for r in results
+        ]
+        text = (
+            "Test split, classes that were not trained on"
+            if not args.allow_shared_classes
+            else (
+                "Test split. **Its classes may have been trained on (`--allow_shared_classes`): not a few-shot result**"
+            )
+        )
+        text += ". The interval is over episodes, the videos being given.\n\n" + "\n".join(table)
+    else:
+        text = "Test split: not measured."
+    selection = ""
+    if best:
+        selection = (
+            f" The model is that of episode {best['episode']}, the best on the validation classes: "
+            f"{best['accuracy']:.1f} ± {best['interval']:.1f}% ({best['n_episodes']} episodes)."
+        )
+    content = _TEXT.format(
+        dataset_name=dataset_name,
+        base_model=base_model,
+        results=text,
+        selection=selection,
+        num_base_classes=num_base_classes,
+        episodes_done=best["episode"] if best else args.episodes,
+        n_way=args.n_way,
+        train_n_shot=args.train_n_shot,
+        train_n_query=args.train_n_query,
+        seed=args.seed,
+    )
+    ModelCard(f"---\n{data.to_yaml()}\n---\n{content}").save(folder / "README.md")
+
+
+def _public_name(source: str) -> str:
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+def _model_index(results: list, dataset_name: str) -> list[dict] | None:
+    """Results in the form of the Hub's `model-index`."""
+    if not results:
+        return None
+    return [
+        {
+            "name": "CLIP-FSAR",
+            "results": [
+                {
+                    "task": {
+                        "type": "video-classification",
+                        "name": f"{r.n_way}-way {r.n_shot}-shot, {r.inference_mode}",
+                    },
+                    "dataset": {"name": dataset_name, "type": dataset_name, "split": "test"},
+                    "metrics": [
+                        {
+                            "type": "accuracy",
+                            "name": f"mean of {r.n_episodes} episodes, 95% interval ± {r.interval:.2f}",
+                            "value": round(r.accuracy, 2),
+                        }
+                    ],
+                }
+                for r in results
+            ],
+        }
+    ]
+
+
+__all__ = ["write_model_card"]

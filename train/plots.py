@@ -1,0 +1,102 @@
+"""Pictures of a training and of an episode."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def plot_training(records: list[dict], path: Path):
+    """Losses and accuracies over episodes, out of the lines of `training_log.jsonl`; nothing without any."""
+    train = [record for record in records if record["kind"] == "train"]
+    validation = [record for record in records if record["kind"] == "validation"]
+    if not train:
+        return
+    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    episodes = [record["episode"] for record in train]
+    for name, label in (("few_shot_loss", "few-shot"), ("video_text_loss", "video-text")):
+        losses.plot(episodes, [record[name] for record in train], label=label)
+    losses.set(xlabel="training episodes", ylabel="cross-entropy", ylim=(0, None))
+    accuracies.plot(episodes, [record["accuracy"] for record in train], label="base classes (training)", alpha=0.5)
+    if validation:
+        accuracies.errorbar(
+            [record["episode"] for record in validation],
+            [record["accuracy"] for record in validation],
+            [record["interval"] for record in validation],
+            label="validation classes, 95% interval",
+            marker="o",
+            capsize=3,
+        )
+    accuracies.set(xlabel="training episodes", ylabel="accuracy / %", ylim=(0, 100))
+    for axes in (losses, accuracies):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_training_comparison(runs: dict[str, list[dict]], path: Path):
+    """Validation accuracy over training episodes of several runs: name -> lines of its `training_log.jsonl`."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, records in runs.items():
+        validation = [record for record in records if record["kind"] == "validation"]
+        episodes = [record["episode"] for record in validation]
+        accuracies = [record["accuracy"] for record in validation]
+        intervals = [record["interval"] for record in validation]
+        axes.errorbar(episodes, accuracies, intervals, label=name, marker="o", capsize=3)
+    axes.set(xlabel="training episodes", ylabel="accuracy on validation classes / %")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_episode(
+    class_names: list[str],
+    support_frames: np.ndarray,
+    query_frames: np.ndarray,
+    probabilities: np.ndarray,
+    true_classes: list[int],
+    path: Path,
+    title: str,
+):
+    """One episode: a support video per class above, query videos below with bars of their class probabilities.
+
+    Args:
+        class_names: N names.
+        support_frames: (N, T, H, W, 3), uint8.
+        query_frames: (Q, T, H, W, 3), uint8.
+        probabilities: (Q, N).
+        true_classes: Q positions in `class_names`.
+    """
+    n_rows = len(class_names) + len(query_frames)
+    figure, axes = plt.subplots(
+        n_rows, 2, figsize=(12, 0.95 * n_rows + 0.6), width_ratios=(3, 1), layout="constrained", squeeze=False
+    )
+    for row, frames in enumerate([*support_frames, *query_frames]):
+        strip, side = axes[row]
+        strip.imshow(np.concatenate(list(frames), axis=1), aspect="equal")
+        strip.set(xticks=[], yticks=[])
+        query = row - len(class_names)
+        if query < 0:
+            strip.set_ylabel("support", rotation=0, ha="right", va="center")
+            side.text(0, 0.5, class_names[row], va="center")
+            side.axis("off")
+            continue
+        strip.set_ylabel("query", rotation=0, ha="right", va="center")
+        true_class, predicted = true_classes[query], int(probabilities[query].argmax())
+        colours = ["tab:green" if n == true_class else "tab:gray" for n in range(len(class_names))]
+        side.barh(range(len(class_names)), probabilities[query], color=colours)
+        side.set(xlim=(0, 1.0), xticks=[], yticks=range(len(class_names)))
+        side.set_yticklabels(class_names, fontsize=6)
+        side.invert_yaxis()
+        side.set_title("right" if predicted == true_class else f"wrong: {class_names[predicted]}", fontsize=7, pad=2)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+__all__ = ["plot_episode", "plot_training", "plot_training_comparison"]

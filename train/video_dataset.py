@@ -1,0 +1,63 @@
+"""Reads a video data set with class-disjoint splits from wherever it is."""
+
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+from episodes_clipfsar import read_labels, undecoded_videos
+
+
+def load_video_splits(source: str, video_column: str = "video", label_column: str = "label") -> DatasetDict:
+    """The splits of a video data set, videos not decoded.
+
+    Args:
+        source: A folder written by `save_to_disk`, a folder of Parquet files, a `videofolder` tree
+            (`train/CLASS/*.mp4`, `validation/...`, `test/...`), or the id of a data set on the Hub.
+        video_column, label_column: Their names.
+
+    Raises:
+        FileNotFoundError: Where nothing is at a path.
+        ValueError: When a column is missing (the message lists those there are).
+    """
+    path = Path(source)
+    if path.is_dir() and not any(path.iterdir()):
+        raise FileNotFoundError(f"{source} is an empty folder; a data set with videos is needed.")
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        splits = load_from_disk(source)
+    elif path.is_dir() or not _looks_like_path(source):
+        splits = load_dataset(source)
+    else:
+        raise FileNotFoundError(f"{source} does not exist. Give a folder with videos or the Hub id of a data set.")
+    if isinstance(splits, Dataset):
+        splits = DatasetDict(train=splits)
+    for name, split in splits.items():
+        try:
+            read_labels(split.select([0]), label_column)
+            splits[name] = undecoded_videos(split, video_column)
+        except ValueError as error:
+            raise ValueError(f"{source}, split {name!r}: {error}") from None
+    return splits
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
+
+
+def check_disjoint_classes(splits: DatasetDict, label_column: str = "label"):
+    """Few-shot accuracy is about classes never trained on.
+
+    Raises:
+        ValueError: When two splits share classes; the message names them.
+    """
+    names = {split: set(read_labels(dataset, label_column)[1]) for split, dataset in splits.items()}
+    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        shared = sorted(names.get(first, set()) & names.get(second, set()))
+        if shared:
+            raise ValueError(
+                f"The splits {first!r} and {second!r} share {len(shared)} classes: {', '.join(shared[:10])}"
+                f"{', ...' if len(shared) > 10 else ''}. Few-shot splits have disjoint classes; if you mean it, "
+                "--allow_shared_classes goes on and says so in the results."
+            )
+
+
+__all__ = ["check_disjoint_classes", "load_video_splits"]
