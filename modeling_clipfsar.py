@@ -48,7 +48,7 @@ def _otam_one_direction(frame_distances: torch.Tensor, smoothing: float) -> torc
     # First column: E[l] = a[l] * (2 + E[l-1]), where the 2 are the two ways in from the padding column left of it and
     # the first row has one. Unrolled: E[l] = sum over start rows j of ways[j] * a[j] * ... * a[l].
     row = torch.arange(num_rows, device=scores.device)
-    log_ways_in = torch.where(row == 0, 0.0, math.log(2)).to(scores.dtype)
+    log_ways_in = (row > 0).to(scores.dtype) * math.log(2)
     until = first_column.cumsum(-1)
     from_start = until.unsqueeze(-1) - (until - first_column).unsqueeze(-2) + log_ways_in
     column = from_start.masked_fill(row > row.unsqueeze(-1), -torch.inf).logsumexp(-1)
@@ -60,7 +60,7 @@ def _otam_one_direction(frame_distances: torch.Tensor, smoothing: float) -> torc
 
     # The padding column at the right has zero cost: every row of the last column reaches the end by two ways, straight
     # and down, except the bottom row, which has only the first.
-    log_ways_out = torch.where(row == num_rows - 1, 0.0, math.log(2)).to(scores.dtype)
+    log_ways_out = (row < num_rows - 1).to(scores.dtype) * math.log(2)
     return -smoothing * (column + log_ways_out).logsumexp(-1)
 
 
@@ -170,7 +170,7 @@ class CLIPFSARTemporalTransformer(nn.Module):
         self.layers = nn.ModuleList(CLIPFSARTemporalLayer(config) for _ in range(config.temporal_num_layers))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        sequences = hidden_states.flatten(0, -3)
+        sequences = hidden_states.reshape(-1, *hidden_states.shape[-2:])
         for layer in self.layers:
             sequences = layer(sequences)
         return sequences.view(hidden_states.shape)
@@ -253,6 +253,9 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.clip.vision_model.embeddings.patch_embedding
 
+    def set_input_embeddings(self, value: nn.Module):
+        self.clip.vision_model.embeddings.patch_embedding = value
+
     def freeze_text_tower(self):
         """Stops gradients of CLIP's text tower and of CLIP's own logit scale: the method trains neither."""
         self.clip.text_model.requires_grad_(False)
@@ -274,11 +277,12 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
 
     def get_class_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Projected, not normalised text features, tokens (..., L) -> (..., D)."""
+        num_tokens = input_ids.shape[-1]
         outputs = self.clip.get_text_features(
-            input_ids=input_ids.flatten(0, -2),
-            attention_mask=None if attention_mask is None else attention_mask.flatten(0, -2),
+            input_ids=input_ids.reshape(-1, num_tokens),
+            attention_mask=None if attention_mask is None else attention_mask.reshape(-1, num_tokens),
         )
-        return outputs.pooler_output.unflatten(0, input_ids.shape[:-1])
+        return outputs.pooler_output.view(*input_ids.shape[:-1], self.config.hidden_size)
 
     def get_prototypes(
         self,

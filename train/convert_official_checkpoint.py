@@ -229,8 +229,12 @@ def convert_official_checkpoint(checkpoint: str, clip_checkpoint: str, num_frame
         )
     if "proj" not in parts["backbone"]:
         raise ValueError(f"{checkpoint} has no ViT visual tower; ResNet towers are not supported by this converter.")
-    clip = load_clip(clip_checkpoint)
     temporal = convert_temporal_transformer(parts["context2"])
+    if "layers.0.mlp.fc1.weight" not in temporal:
+        raise ValueError(
+            f"{checkpoint}: weight head.context2.layers.0.1.net.0.weight of the temporal transformer is missing."
+        )
+    clip = load_clip(clip_checkpoint)
     config = CLIPFSARConfig(
         clip_config=clip.config,
         num_frames=num_frames,
@@ -239,7 +243,9 @@ def convert_official_checkpoint(checkpoint: str, clip_checkpoint: str, num_frame
     )
     model = CLIPFSARModel(config)
     visual = convert_openai_tower(parts["backbone"], _VISION_NAMES, "vision_model")
-    state = {f"clip.{key}": value for key, value in (clip.state_dict() | visual).items()}
+    # CLIP's own visual tower is left out, so that a weight missing in the checkpoint is not silently taken from there.
+    text = {key: value for key, value in clip.state_dict().items() if not key.startswith(("vision_", "visual_"))}
+    state = {f"clip.{key}": value for key, value in (text | visual).items()}
     state |= {f"temporal_transformer.{key}": value for key, value in temporal.items()}
     load_all_weights(model, state | {"video_text_scale": scale.reshape(1)})
     return model.eval()
