@@ -1,0 +1,26 @@
+"""Fixtures that several test files use."""
+
+import pytest
+import torch
+from golden import formula_model
+
+# Tests run in as many processes as there are cores (pytest -n 2); torch's own threads would only get in their way.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_config():
+    """Makes a small configuration; keyword arguments are its fields."""
+    return formula_model.tiny_config
+
+
+@pytest.fixture
+def tiny_model():
+    """Makes a small model in evaluation mode, its weights by a formula; keyword arguments are configuration fields."""
+    return formula_model.tiny_model
+
+
+@pytest.fixture
+def tiny_episode():
+    """Makes the inputs of one episode for the small model, by a formula too."""
+    return formula_model.tiny_episode

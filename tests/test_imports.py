@@ -1,0 +1,148 @@
+"""Who may import whom, and what must be installed: read off the source, nothing is imported."""
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LIBRARY = sorted(path.stem for path in ROOT.glob("*_clipfsar.py"))
+# Siblings that each module of the library may import; a new module gets its line here.
+MAY_IMPORT = {
+    "configuration_clipfsar": set(),
+    "modeling_clipfsar": {"configuration_clipfsar"},
+    "processing_clipfsar": {"configuration_clipfsar"},
+    "episodes_clipfsar": {"configuration_clipfsar", "processing_clipfsar"},
+    "pipeline_clipfsar": {"configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar"},
+}
+# pytest puts tests/ on the path: helpers, and folders of them, are imported by these names.
+TEST_MODULES = {"tests"} | {path.stem for path in (ROOT / "tests").iterdir() if path.is_dir() or path.suffix == ".py"}
+PROGRAMS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("train", "benchmarks", "metrics", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+)
+# What a user of the checkpoint has without installing anything of ours.
+TRAVELLING_DEPENDENCIES = {"torch", "transformers", "numpy", "PIL"}
+DISTRIBUTION_OF_MODULE = {"PIL": "pillow"}
+
+
+def imports_of(path: Path) -> list[tuple[str, bool, bool]]:
+    """All imports of a file, in functions too: (module, whether it is relative, whether it stands inside a `try`)."""
+    found = []
+
+    def visit(node: ast.AST, in_try: bool):
+        if isinstance(node, ast.Import):
+            found.extend((alias.name, False, in_try) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or "", node.level > 0, in_try))
+        for child in ast.iter_child_nodes(node):
+            visit(child, in_try or isinstance(node, ast.Try))
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), False)
+    return found
+
+
+def is_third_party(module: str) -> bool:
+    top = module.split(".")[0]
+    own = {*LIBRARY, *TEST_MODULES, "train", "benchmarks", "metrics"}
+    return top not in own and top not in sys.stdlib_module_names
+
+
+def distribution_name(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+
+
+def undeclared(path: Path, extras: tuple[str, ...]) -> set[str]:
+    """Third-party modules that a file cannot do without and that neither the dependencies nor the extras name."""
+    requirements = list(PYPROJECT["project"]["dependencies"])
+    for extra in extras:
+        requirements += PYPROJECT["project"]["optional-dependencies"][extra]
+    declared = {distribution_name(requirement) for requirement in requirements}
+    needed = {
+        module.split(".")[0]
+        for module, relative, in_try in imports_of(path)
+        if not relative and not in_try and is_third_party(module)
+    }
+    return {module for module in needed if DISTRIBUTION_OF_MODULE.get(module, module).replace("_", "-") not in declared}
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path):
+    file = tmp_path / "example.py"
+    file.write_text(
+        "import a.b\nfrom .c import d\ndef f():\n    from e import g\n"
+        "try:\n    import h\nexcept ImportError:\n    import i\n"
+    )
+    assert imports_of(file) == [
+        ("a.b", False, False),
+        ("c", True, False),
+        ("e", False, False),
+        ("h", False, True),
+        ("i", False, True),
+    ]
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_library_modules_import_each_other_in_one_direction(module):
+    imported = {name.split(".")[0] for name, _, _ in imports_of(ROOT / f"{module}.py")}
+    assert imported & set(LIBRARY) <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_library_never_imports_a_program(module):
+    imported = {name.split(".")[0] for name, _, _ in imports_of(ROOT / f"{module}.py")}
+    assert not imported & {"train", "benchmarks", "metrics", *TEST_MODULES}
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_library_imports_siblings_only_inside_try(module):
+    # Copied beside a checkpoint, a sibling has no top-level name, and a program's folder has no package.
+    for name, relative, in_try in imports_of(ROOT / f"{module}.py"):
+        assert in_try or not (relative or name in LIBRARY), name
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_travelling_code_needs_nothing_that_a_user_of_the_checkpoint_lacks(module):
+    needed = {name.split(".")[0] for name, relative, in_try in imports_of(ROOT / f"{module}.py") if not in_try}
+    assert {name for name in needed if is_third_party(name)} <= TRAVELLING_DEPENDENCIES
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_what_transformers_reads_out_of_travelling_code_is_what_stands_there(module):
+    # transformers searches the text, docstrings included, to know which files and packages the code needs.
+    path = ROOT / f"{module}.py"
+    siblings = {name for name, relative, _ in imports_of(path) if relative}
+    assert set(get_relative_imports(path)) == siblings
+    needed = {name.split(".")[0] for name, relative, in_try in imports_of(path) if not relative and not in_try}
+    assert {name for name in get_imports(path) if is_third_party(name)} <= needed
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_dependencies_of_the_library_are_declared(module):
+    assert undeclared(ROOT / f"{module}.py", extras=()) == set()
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_dependencies_of_programs_and_tests_are_declared(path):
+    extras = ("train", "dev") if path.startswith("tests/") else ("train",)
+    assert undeclared(ROOT / path, extras) == set()
+
+
+@pytest.mark.parametrize("path", [path for path in PROGRAMS if not path.startswith("tests/")])
+def test_programs_do_not_import_tests(path):
+    assert not {name.split(".")[0] for name, _, _ in imports_of(ROOT / path)} & TEST_MODULES
+
+
+def test_the_wheel_holds_the_library_and_nothing_else():
+    assert sorted(PYPROJECT["tool"]["setuptools"]["py-modules"]) == LIBRARY
+    assert "packages" not in PYPROJECT["tool"]["setuptools"]
+
+
+def test_no_package_file_stands_where_it_breaks_test_collection():
+    assert not (ROOT / "__init__.py").exists()
+    assert not (ROOT / "tests" / "__init__.py").exists()
