@@ -168,6 +168,8 @@ class TrainingArguments:
             for name, value in asdict(self).items()
             if name not in may_differ and name in saved and saved[name] != value
         ]
+        if self.n_shot[0] != saved["n_shot"][0]:  # the one of the validation, which selects the best model
+            different.append(f"--n_shot {saved['n_shot'][0]} ... (now {self.n_shot[0]} ...)")
         if different:
             raise ValueError(
                 f"The run in {self.output_dir} was started with {', '.join(different)}: resume with the same settings "
@@ -186,6 +188,9 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainingArguments:
     first.add_argument("--benchmark", choices=list(PRESETS))
     benchmark = first.parse_known_args(arguments)[0].benchmark
     parser = HfArgumentParser(TrainingArguments, description=description, allow_abbrev=False)
+    for action in parser._actions:
+        if action.dest == "decay_episodes":
+            action.nargs = "*"  # so that "--decay_episodes" alone takes the decay out of a preset
     if benchmark:
         known = {item.name for item in fields(TrainingArguments)}
         parser.set_defaults(**{k: v for k, v in PRESETS[benchmark].as_defaults().items() if k in known})

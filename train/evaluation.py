@@ -231,7 +231,7 @@ def main(arguments: Arguments) -> list[EpisodicAccuracy]:
     unknown = sorted(set(arguments.inference_modes) - set(INFERENCE_MODES))
     if unknown:
         raise ValueError(f"--inference_modes {' '.join(unknown)}: there are {', '.join(INFERENCE_MODES)}.")
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # also several processes without a GPU
     splits = load_video_splits(arguments.dataset, arguments.video_column, arguments.label_column)
     if arguments.split not in splits:
         raise ValueError(f"{arguments.dataset} has no split {arguments.split!r}; it has {', '.join(splits)}.")

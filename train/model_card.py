@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 _TEXT = """
 # CLIP-FSAR on {dataset_name}
@@ -61,7 +61,9 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
         library_name="transformers",
         pipeline_tag="video-classification",
         tags=["few-shot-learning", "action-recognition", "clip-fsar", "custom_code"],
-        model_index=_model_index(results, dataset_name),
+        # Together they make the Hub's `model-index`.
+        model_name="CLIP-FSAR",
+        eval_results=_eval_results(results, dataset_name),
     )
     if results:
         table = ["| way | shot | mode | accuracy | 95% interval | episodes |", "|---|---|---|---|---|---|"]
@@ -104,32 +106,22 @@ def _public_name(source: str) -> str:
     return Path(source).resolve().name if Path(source).exists() else source
 
 
-def _model_index(results: list, dataset_name: str) -> list[dict] | None:
-    """Results in the form of the Hub's `model-index`."""
-    if not results:
-        return None
+def _eval_results(results: list, dataset_name: str) -> list[EvalResult] | None:
     return [
-        {
-            "name": "CLIP-FSAR",
-            "results": [
-                {
-                    "task": {
-                        "type": "video-classification",
-                        "name": f"{r.n_way}-way {r.n_shot}-shot, {r.inference_mode}",
-                    },
-                    "dataset": {"name": dataset_name, "type": dataset_name, "split": "test"},
-                    "metrics": [
-                        {
-                            "type": "accuracy",
-                            "name": f"mean of {r.n_episodes} episodes, 95% interval ± {r.interval:.2f}",
-                            "value": round(r.accuracy, 2),
-                        }
-                    ],
-                }
-                for r in results
-            ],
-        }
-    ]
+        EvalResult(
+            task_type="video-classification",
+            task_name=f"{r.n_way}-way {r.n_shot}-shot, {r.inference_mode}",
+            dataset_type=dataset_name,
+            dataset_name=dataset_name,
+            # Results of one data set, split and configuration become one entry, under the name of the first task.
+            dataset_config=f"{r.n_way}-way {r.n_shot}-shot, {r.inference_mode}",
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=f"mean of {r.n_episodes} episodes, 95% interval ± {r.interval:.2f}",
+            metric_value=round(r.accuracy, 2),
+        )
+        for r in results
+    ] or None
 
 
 __all__ = ["write_model_card"]

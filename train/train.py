@@ -74,7 +74,9 @@ class TrainingLog:
             self.records = [record for line in lines if (record := _json_or_none(line))]
             self.records = [record for record in self.records if record["episode"] <= episodes_done]
         if is_main_process:
-            path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            new = path.with_name(path.name + ".new")
+            new.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            new.replace(path)  # at once, so that a death here loses nothing
 
     def write(self, episode: int, kind: str, **values):
         record = {"episode": episode, "kind": kind, **values}
@@ -91,8 +93,16 @@ def _json_or_none(line: str) -> dict | None:
         return None
 
 
+def restore_folder(folder: Path):
+    """Brings back the predecessor of `folder` if the process died between the two renames of `replace_folder`."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
 def replace_folder(new: Path, folder: Path):
     """Puts `new` in the place of `folder`; at every moment a complete one lies at `folder` or beside it as `.old`."""
+    restore_folder(folder)  # or the next line would remove the only complete one
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -147,6 +157,9 @@ class Run:
         )
         if saved_state:
             self.accelerator.load_state(str(saved_state))
+            # Checkpoints lie between updates, but accelerate's count of forwards may stand in the middle of one where
+            # the number of processes or of episodes per forward is another now.
+            self.accelerator.step = 0
             logger.info(f"Resuming after episode {self.episodes_done} of {args.episodes}.")
         self.log = TrainingLog(self.output_dir / "training_log.jsonl", self.episodes_done, self.is_main_process)
 
@@ -183,6 +196,10 @@ class Run:
         return accelerator
 
     def _find_saved_state(self) -> Path | None:
+        if self.is_main_process:
+            for name in ("best", "last", "state"):
+                restore_folder(self.output_dir / name)
+        self.accelerator.wait_for_everyone()
         saved_state = complete_folder(self.output_dir / "state")
         if saved_state and not self.args.resume:
             raise ValueError(
@@ -292,8 +309,9 @@ class Run:
         loss, few_shot_loss, video_text_loss, accuracy = values
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise FloatingPointError(
-                f"The loss is {loss} at episode {self.episodes_done}: lower --learning_rate, clip with "
-                "--max_grad_norm 1, or use bf16 instead of fp16. The last checkpoint is from before: --resume finds it."
+                f"The loss is {loss} at episode {self.episodes_done}: the last checkpoint is from "
+                "before. --resume with --mixed_precision bf16 or no instead of fp16, or begin anew in another "
+                "--output_dir with a lower --learning_rate or --max_grad_norm 1."
             )
         values = {
             "loss": loss,
@@ -309,28 +327,33 @@ class Run:
     def _validate_and_save(self):
         """Validation, then `best/` if it is the best so far, `last/`, and the state: in this order, so that a state
         is never ahead of the models it speaks of."""
-        progress = self._progress()
         if "validation" in self.splits:
-            result = self._evaluate("validation", self.args.n_shot[:1], self.args.eval_episodes, ["few_shot"])
+            results = self._evaluate("validation", self.args.n_shot[:1], self.args.eval_episodes, ["few_shot"])
             if self.is_main_process:
-                result = result[0]
-                self.log.write(self.episodes_done, "validation", accuracy=result.accuracy, interval=result.interval)
-                self.accelerator.log({"validation/accuracy": result.accuracy}, step=self.episodes_done)
-                tqdm.write(f"episode {self.episodes_done}: validation {result}")
-                if self.best is None or result.accuracy > self.best["accuracy"]:
-                    self.best = {
-                        "accuracy": result.accuracy,
-                        "interval": result.interval,
-                        "episode": self.episodes_done,
-                        "n_episodes": result.n_episodes,
-                    }
-                    self._save_model("best")
+                self._take_validation(results[0])
         elif self.is_main_process:
             self._save_model("best")
         if self.is_main_process:
             self._save_model("last")
             plot_training(self.log.records, self.output_dir / "training.png")
-            progress = self._progress()
+        self._save_state()
+
+    def _take_validation(self, result: EpisodicAccuracy):
+        """Writes a validation down and keeps the model if it is the best so far."""
+        self.log.write(self.episodes_done, "validation", accuracy=result.accuracy, interval=result.interval)
+        self.accelerator.log({"validation/accuracy": result.accuracy}, step=self.episodes_done)
+        tqdm.write(f"episode {self.episodes_done}: validation {result}")
+        if self.best is None or result.accuracy > self.best["accuracy"]:
+            self.best = {
+                "accuracy": result.accuracy,
+                "interval": result.interval,
+                "episode": self.episodes_done,
+                "n_episodes": result.n_episodes,
+            }
+            self._save_model("best")
+
+    def _save_state(self):
+        """What --resume needs, complete at every moment; all processes take part."""
         new = self.output_dir / "state.new"
         if self.is_main_process:
             shutil.rmtree(new, ignore_errors=True)
@@ -338,12 +361,10 @@ class Run:
         self.accelerator.save_state(str(new))
         self.accelerator.wait_for_everyone()
         if self.is_main_process:
+            progress = {"episodes_done": self.episodes_done, "best": self.best, "arguments": asdict(self.args)}
             (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
             replace_folder(new, self.output_dir / "state")
         self.accelerator.wait_for_everyone()
-
-    def _progress(self) -> dict:
-        return {"episodes_done": self.episodes_done, "best": self.best, "arguments": asdict(self.args)}
 
     def _evaluate(self, split: str, shots: list[int], n_episodes: int, modes: list[str]) -> list[EpisodicAccuracy]:
         """Results on the main process; the others help to encode the videos and return nothing."""
@@ -431,7 +452,12 @@ def main(args: TrainingArguments) -> list[EpisodicAccuracy]:
     if args.push_to_hub and run.is_main_process:
         create_repo(args.push_to_hub, private=args.hub_private, exist_ok=True)
         upload_folder(repo_id=args.push_to_hub, folder_path=run.output_dir / "best")
-    run.accelerator.end_training()
+    # The wrapped model goes first: were it the last to hold the process group, its end would wait for the group's
+    # threads while holding Python's lock, which these want, too. Now and then two processes never ended.
+    accelerator = run.accelerator
+    del run
+    accelerator.free_memory()
+    accelerator.end_training()
     return results
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_disk
+from pyarrow.parquet import read_schema
 
 from episodes_clipfsar import read_labels, undecoded_videos
 
@@ -26,6 +27,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         splits = load_from_disk(source)
     elif path.is_dir() or not _looks_like_path(source):
         splits = load_dataset(source)
+        _check_class_names_of_files(path, label_column)
     else:
         raise FileNotFoundError(f"{source} does not exist. Give a folder with videos or the Hub id of a data set.")
     if isinstance(splits, Dataset):
@@ -37,6 +39,19 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         except ValueError as error:
             raise ValueError(f"{source}, split {name!r}: {error}") from None
     return splits
+
+
+def _check_class_names_of_files(folder: Path, label_column: str):
+    """`load_dataset` reads the numbers of all Parquet files by the class names of the first, without a word."""
+    names = {}
+    for file in sorted(folder.rglob("*.parquet")) if folder.is_dir() else ():
+        feature = Features.from_arrow_schema(read_schema(file)).get(label_column)
+        names[file.name] = getattr(feature, "names", None)
+    if len({tuple(value) for value in names.values() if value is not None}) > 1:
+        raise ValueError(
+            f"The Parquet files {', '.join(names)} in {folder} do not have the same class names in their "
+            f"{label_column!r} columns: write them with one ClassLabel for all splits, or with class names as strings."
+        )
 
 
 def _looks_like_path(source: str) -> bool:

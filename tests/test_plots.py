@@ -1,0 +1,52 @@
+"""Pictures: they are drawn, from whatever a log holds, and leave no figure open."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.plots import plot_episode, plot_training, plot_training_comparison
+
+TRAIN = [
+    {"episode": n, "kind": "train", "few_shot_loss": 1 / n, "video_text_loss": 2 / n, "accuracy": 9.0 * n}
+    for n in range(1, 6)
+]
+VALIDATION = [{"episode": n, "kind": "validation", "accuracy": 40.0 + n, "interval": 3.0} for n in (2, 4)]
+
+
+@pytest.fixture(autouse=True)
+def no_open_figures():
+    yield
+    assert plt.get_fignums() == []
+
+
+def is_drawn(path) -> bool:
+    """A picture that is not of one colour."""
+    pixels = np.asarray(Image.open(path).convert("L"))
+    return pixels.shape[0] > 100 and pixels.min() < pixels.max()
+
+
+@pytest.mark.parametrize("records", [TRAIN, TRAIN[:1], TRAIN + VALIDATION], ids=["train", "one line", "validation"])
+def test_a_training_is_drawn_with_and_without_validation(records, tmp_path):
+    plot_training(records, tmp_path / "training.png")
+    assert is_drawn(tmp_path / "training.png")
+
+
+@pytest.mark.parametrize("records", [[], VALIDATION], ids=["empty", "validation only"])
+def test_nothing_is_drawn_without_a_training_line(records, tmp_path):
+    plot_training(records, tmp_path / "training.png")
+    assert not (tmp_path / "training.png").exists()
+
+
+def test_runs_are_compared_by_their_validations(tmp_path):
+    plot_training_comparison({"otam": TRAIN + VALIDATION, "mean": VALIDATION}, tmp_path / "comparison.png")
+    assert is_drawn(tmp_path / "comparison.png")
+
+
+def test_an_episode_is_drawn(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (5, 4, 16, 16, 3), dtype=np.uint8)
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
+    plot_episode(
+        ["run", "dive", "swim"], frames[:3], frames[3:], probabilities, [0, 2], tmp_path / "episode.png", "an episode"
+    )
+    assert is_drawn(tmp_path / "episode.png")

@@ -1,0 +1,705 @@
+"""Training runs, small but whole: several processes, deaths at any moment, what is saved and what is refused.
+
+Runs are child processes, forked off a server (see `tiny_data`), so that SIGKILL, process groups and accelerate's global
+state are the real ones.
+"""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from datasets import load_from_disk
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_data import (
+    REPOSITORY,
+    Outcome,
+    child_environment,
+    free_port,
+    read_log,
+    run_in_children,
+    save_tiny_clip,
+    training_arguments,
+    video_splits,
+    write_video_folder,
+)
+
+from modeling_clipfsar import CLIPFSARModel
+from processing_clipfsar import CLIPFSARProcessor
+from train import train as program
+from train.arguments import parse_arguments
+
+# The log of the run that all others are compared with, recorded from this program (torch 2.13, CPU).
+GOLDEN_LOSSES = {4: 2.418408, 8: 2.255075, 12: 2.110238, 16: 2.070469}
+
+
+@pytest.fixture(scope="module")
+def video_folder(tmp_path_factory):
+    return write_video_folder(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="module")
+def dataset(video_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "colours"
+    video_splits(video_folder).save_to_disk(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def without_dropout(tiny_clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("without_dropout")
+    torch.manual_seed(0)
+    model = CLIPFSARModel.from_pretrained(
+        tiny_clip, num_frames=4, temporal_attention_dropout=0.0, temporal_hidden_dropout=0.0
+    )
+    model.save_pretrained(folder)
+    CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4).save_pretrained(folder)
+    return folder
+
+
+def run_program(arguments: list[str], prepare=None, *details):
+    """In a child: the program's `main`, after `prepare(*details)`."""
+    if prepare:
+        prepare(*details)
+    program.main(parse_arguments(arguments))
+
+
+@pytest.fixture
+def train(dataset, tiny_clip, tmp_path):
+    """Trains into a folder of the test's `tmp_path`; keyword arguments are options of the program."""
+
+    def run(name="run", prepare=(), num_processes=1, **overrides) -> Outcome:
+        settings = {"dataset": dataset, "model": tiny_clip} | overrides
+        arguments = training_arguments(output_dir=tmp_path / name, **settings)
+        return run_in_children(
+            run_program, arguments, *prepare, folder=tmp_path / "output", num_processes=num_processes
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference(dataset, tiny_clip, tmp_path_factory):
+    """Folder of an uninterrupted run of one process."""
+    folder = tmp_path_factory.mktemp("reference")
+    arguments = training_arguments(dataset, tiny_clip, folder / "run")
+    outcome = run_in_children(run_program, arguments, folder=folder / "output").check()
+    (folder / "run" / "printed.txt").write_text(outcome.output)
+    return folder / "run"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_run(output_dir: Path, reference: Path):
+    """Bit for bit: log, models and results."""
+    assert (output_dir / "training_log.jsonl").read_text() == (reference / "training_log.jsonl").read_text()
+    for name in ("best", "last"):
+        ours, theirs = weights(output_dir / name), weights(reference / name)
+        assert list(ours) == list(theirs)
+        assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    assert (output_dir / "results.json").read_text() == (reference / "results.json").read_text()
+    assert (output_dir / "best" / "README.md").read_text() == (reference / "best" / "README.md").read_text()
+
+
+def assert_close_run(output_dir: Path, reference: Path, loss_tolerance=1e-5, weight_tolerance=1e-6):
+    log, expected_log = read_log(output_dir), read_log(reference)
+    assert [(line["episode"], line["kind"]) for line in log] == [(x["episode"], x["kind"]) for x in expected_log]
+    for line, expected in zip(log, expected_log, strict=True):
+        for name in set(expected) - {"episode", "kind"}:
+            assert line[name] == pytest.approx(expected[name], abs=loss_tolerance, rel=loss_tolerance), (name, line)
+    ours, theirs = weights(output_dir / "last"), weights(reference / "last")
+    for name in theirs:
+        if name.endswith("k_proj.bias"):
+            # It moves all attention scores of a query alike: its gradient is only round-off, which Adam enlarges.
+            continue
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=weight_tolerance, msg=lambda m, n=name: n + m)
+
+
+def assert_refused(outcome: Outcome, match: str):
+    assert set(outcome.exit_codes) == {1}
+    assert re.search(match, " ".join(outcome.output.split())), outcome.output
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def test_losses_stay_what_they_were(reference):
+    losses = {line["episode"]: line["loss"] for line in read_log(reference) if line["kind"] == "train"}
+    assert losses == pytest.approx(GOLDEN_LOSSES, abs=1e-4)
+
+
+def test_the_log_has_a_line_per_step_and_validation(reference):
+    log = read_log(reference)
+    assert [(line["episode"], line["kind"]) for line in log] == [
+        (4, "train"),
+        (8, "train"),
+        (8, "validation"),
+        (12, "train"),
+        (16, "train"),
+        (16, "validation"),
+    ]
+    train = [line for line in log if line["kind"] == "train"]
+    # The rate of an update is that of its last episode: 3, 7, 11, 15; the warm-up has four episodes.
+    assert [line["learning_rate"] for line in train] == pytest.approx([7.75e-4, 1e-3, 1e-3, 1e-3])
+    for line in train:
+        assert line["loss"] == pytest.approx(line["few_shot_loss"] + 1.5 * line["video_text_loss"], rel=1e-5)
+        assert 0 <= line["accuracy"] <= 100
+
+
+def test_a_run_leaves_models_results_plot_and_no_rubbish(reference):
+    names = {path.name for path in reference.iterdir()}
+    assert names == {"best", "last", "state", "training_log.jsonl", "training.png", "results.json", "printed.txt"}
+    assert Image.open(reference / "training.png").size[0] > 500
+    for folder in ("best", "last"):
+        there = {path.name for path in (reference / folder).iterdir()}
+        assert {"config.json", "model.safetensors", "README.md", "training_arguments.json"} <= there
+        assert {"modeling_clipfsar.py", "configuration_clipfsar.py", "processing_clipfsar.py"} <= there
+        settings = json.loads((reference / folder / "training_arguments.json").read_text())
+        assert settings["learning_rate"] == 1e-3
+
+
+def test_saved_models_load_with_their_settings(reference):
+    for name in ("best", "last"):
+        model = CLIPFSARModel.from_pretrained(reference / name)
+        assert model.config.num_frames == 4
+        assert CLIPFSARProcessor.from_pretrained(reference / name).num_frames == 4
+        saved = weights(reference / name)
+        assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items())
+    changed = [name for name, value in weights(reference / "last").items() if name.startswith("temporal_transformer")]
+    assert changed
+
+
+def test_the_best_model_is_that_of_the_best_validation(reference):
+    validations = [line for line in read_log(reference) if line["kind"] == "validation"]
+    best = max(validations, key=lambda line: line["accuracy"])  # the first of equal ones
+    progress = json.loads((reference / "state" / "progress.json").read_text())
+    assert progress["best"]["episode"] == best["episode"]
+    assert progress["best"]["accuracy"] == best["accuracy"]
+
+
+def test_results_and_model_card_hold_the_tests_numbers(reference):
+    results = json.loads((reference / "results.json").read_text())
+    assert [(r["n_shot"], r["inference_mode"], r["n_episodes"]) for r in results] == [
+        (n_shot, mode, 20) for n_shot in (1, 2) for mode in ("few_shot", "zero_shot", "ensemble")
+    ]
+    card = ModelCard.load(reference / "best" / "README.md")
+    assert card.data.pipeline_tag == "video-classification"
+    for r in results:
+        line = f"| 3 | {r['n_shot']} | {r['inference_mode']} | {r['accuracy']:.1f}% | ± {r['interval']:.1f} | 20 |"
+        assert line in card.text
+    assert "CLIP-FSAR on colours" in card.text
+    assert "4 base classes, seed 0" in " ".join(card.text.split())
+    assert "not measured" in ModelCard.load(reference / "last" / "README.md").text
+
+
+def test_an_easy_task_is_learned(train, tmp_path):
+    train(episodes=64, eval_every=64, log_every=16, test_episodes=0, warmup_episodes=0).check()
+    losses = [line for line in read_log(tmp_path / "run") if line["kind"] == "train"]
+    assert losses[-1]["few_shot_loss"] < 0.5 * losses[0]["few_shot_loss"]
+    assert losses[-1]["video_text_loss"] < losses[0]["video_text_loss"]
+    assert losses[-1]["accuracy"] > 80
+
+
+# --- processes, launchers ---------------------------------------------------------------------------------------------
+
+
+def test_two_processes_give_the_curve_and_weights_of_one(train, reference, tmp_path):
+    outcome = train(num_processes=2).check()
+    assert "2 process(es) on cpu" in outcome.output
+    assert "updates of 2 x 1 episode(s) per process" in outcome.output
+    assert_close_run(tmp_path / "run", reference)
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(
+        (reference / "results.json").read_text()
+    )
+
+
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 2), (2, 0)])
+def test_accelerate_launch_works_by_path_from_another_folder(
+    num_processes, num_workers, video_folder, tiny_clip, reference, tmp_path
+):
+    # The video folder itself this time, with its classes in the same order.
+    arguments = training_arguments(
+        os.path.relpath(video_folder, tmp_path), tiny_clip, "run", num_workers=num_workers, mixed_precision="no"
+    )
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(num_processes), "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
+    if num_processes > 1:
+        launch.append("--multi_gpu")  # with ACCELERATE_USE_CPU, the way to several processes on a CPU
+    environment = child_environment(HF_DATASETS_CACHE=str(tmp_path / "cache"))
+    del environment["PYTHONPATH"]
+    result = subprocess.run(
+        [sys.executable, *launch, str(REPOSITORY / "train" / "train.py"), *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"{num_processes} process(es) on cpu" in result.stderr
+    if num_processes == 1:
+        assert_same_log_and_weights(tmp_path / "run", reference)
+    assert_close_run(tmp_path / "run", reference)
+
+
+def assert_same_log_and_weights(output_dir: Path, reference: Path):
+    """Bit for bit, whatever the number of workers and the form of the data set."""
+    assert (output_dir / "training_log.jsonl").read_text() == (reference / "training_log.jsonl").read_text()
+    ours, theirs = weights(output_dir / "last"), weights(reference / "last")
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+# --- deaths and resuming ----------------------------------------------------------------------------------------------
+
+
+def die_at(name: str, call: int, after: bool = False):
+    """In a child: SIGKILL itself in the `call`-th call of a function of the program, before or after it acts."""
+    owner = program
+    *path, name = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original, calls = getattr(owner, name), []
+
+    def counting(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == call and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, counting)
+
+
+def die_between_the_renames_of(folder_name: str, call: int):
+    """In a child: SIGKILL itself when the old folder is out of the way and the new one is not in its place yet."""
+    original, calls = Path.rename, []
+
+    def rename(self, target):
+        result = original(self, target)
+        if Path(target).name == f"{folder_name}.old":
+            calls.append(None)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    Path.rename = rename
+
+
+def test_a_run_that_dies_again_and_again_ends_as_if_it_had_not(train, reference, tmp_path):
+    run = tmp_path / "run"
+    deaths = [
+        (die_at, "_record", 3),  # within the first update, no checkpoint yet
+        (die_at, "replace_folder", 3),  # the first checkpoint is complete, but still called state.new
+        (die_at, "plot_training", 1),  # between the models and the state of the first checkpoint
+        (die_at, "_record", 11),  # within the accumulation of an update after the first checkpoint
+        (die_at, "_record", 5, True),  # at its first step after it (of a resumed run the calls count anew)
+        (die_at, "TrainingLog.write", 3),  # a validation is done, but not written down
+        (die_between_the_renames_of, "state", 1),  # the last checkpoint is there, the one before called state.old
+        (die_at, "evaluate", 1),  # in the last validation
+        (die_at, "evaluate", 3),  # in the test, of two shots
+    ]
+    train_log_lines = []
+    for number, death in enumerate(deaths):
+        outcome = train(prepare=death, resume=number > 0)
+        assert outcome.exit_codes == [-signal.SIGKILL], (death, outcome.output)
+        log = run / "training_log.jsonl"
+        train_log_lines.append(len(log.read_text().splitlines()))
+        with log.open("a") as file:  # the line that was being written
+            file.write('{"episode": 12, "kind": "train", "lo')
+    assert train(resume=True).check()
+    assert_same_run(run, reference)
+    assert {path.name for path in run.iterdir()} == {path.name for path in reference.iterdir()} - {"printed.txt"}
+
+
+def test_a_run_killed_from_outside_goes_on_exactly(dataset, tiny_clip, reference, tmp_path):
+    arguments = training_arguments(dataset, tiny_clip, tmp_path / "run")
+    for seconds in (0.3, 0.7):  # after the first line of the log: about a third and two thirds of the run
+        run_in_children(kill_after, arguments, tmp_path / "run", seconds, folder=tmp_path / "output")
+        arguments = training_arguments(dataset, tiny_clip, tmp_path / "run", resume=True)
+    run_in_children(run_program, arguments, folder=tmp_path / "output").check()
+    assert_same_run(tmp_path / "run", reference)
+
+
+def kill_after(arguments: list[str], output_dir: Path, seconds: float):
+    """In a child: SIGKILL itself that long after the log has a line, wherever the program is then."""
+    import threading
+    import time
+
+    def wait_and_kill():
+        log = output_dir / "training_log.jsonl"
+        while not (log.is_file() and log.read_text()):
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait_and_kill, daemon=True).start()
+    program.main(parse_arguments(arguments))
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (1, 2),
+        (2, 1),
+    ],
+)
+def test_a_run_is_resumed_with_other_episodes_per_forward(train, without_dropout, tmp_path, first, then):
+    settings = {"model": without_dropout, "eval_every": 4, "episodes": 12, "test_episodes": 0}
+    train("whole", **settings).check()
+    outcome = train(prepare=(die_at, "plot_training", 2), episodes_per_forward=first, **settings)
+    assert outcome.exit_codes == [-signal.SIGKILL]
+    train(resume=True, episodes_per_forward=then, **settings).check()
+    assert_close_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_tests_it_again(train, reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    train(resume=True).check()
+    assert_same_run(tmp_path / "run", reference)
+
+
+def test_an_existing_run_is_not_overwritten(train, reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "run")
+    assert_refused(train(), "holds a run already: --resume goes on with it, a new run needs another --output_dir")
+    assert_same_run(tmp_path / "run", reference)
+
+
+def test_a_run_is_not_resumed_with_other_settings(train, reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "run")
+    outcome = train(resume=True, learning_rate=1e-4, seed=1, num_workers=1)
+    match = r"was started with --seed 0 \(now 1\), --learning_rate 0.001 \(now 0.0001\): resume with the same settings"
+    assert_refused(outcome, match)
+
+
+def test_a_run_is_not_resumed_with_another_shot_of_validation(reference):
+    saved = json.loads((reference / "state" / "progress.json").read_text())["arguments"]
+    args = parse_arguments(training_arguments("data", saved["model"], reference, n_shot=[2, 1]))
+    with pytest.raises(ValueError, match="--n_shot"):
+        args.check_same_run(saved)
+
+
+def test_resuming_nothing_starts_at_the_beginning_with_a_warning(train, reference, tmp_path):
+    outcome = train(resume=True).check()
+    assert "there is no checkpoint in" in outcome.output
+    assert_same_run(tmp_path / "run", reference)
+
+
+def test_a_death_while_the_tested_model_is_saved_is_survived(train, reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "run")
+    outcome = train(resume=True, prepare=(die_between_the_renames_of, "best", 1))
+    assert outcome.exit_codes == [-signal.SIGKILL]
+    train(resume=True).check()
+    assert_same_run(tmp_path / "run", reference)
+
+
+class Death(BaseException):
+    pass
+
+
+def replace_and_die(monkeypatch, folder: Path, content: str, steps: int) -> bool:
+    """Writes `folder` anew and dies after so many steps on the disk; False when there were not that many."""
+    new = folder.with_name("state.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    (new / "progress.json").write_text(content)
+    done = []
+
+    def step(original):
+        def act(*args, **kwargs):
+            if len(done) == steps:
+                raise Death
+            done.append(None)
+            return original(*args, **kwargs)
+
+        return act
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", step(Path.rename))
+        patch.setattr(program.shutil, "rmtree", step(shutil.rmtree))
+        try:
+            program.replace_folder(new, folder)
+        except Death:
+            return True
+    return False
+
+
+def test_one_death_between_any_two_steps_leaves_a_complete_folder(monkeypatch, tmp_path):
+    deaths = 0
+    for steps in range(10):
+        folder = tmp_path / str(steps) / "state"
+        folder.mkdir(parents=True)
+        (folder / "progress.json").write_text("old")
+        died = replace_and_die(monkeypatch, folder, "new", steps)
+        deaths += died
+        content = (program.complete_folder(folder) / "progress.json").read_text()
+        assert content in (("old", "new") if died else ("new",))
+    assert 3 <= deaths < 10
+
+
+def test_two_deaths_between_any_two_steps_leave_a_complete_folder(monkeypatch, tmp_path):
+    for first in range(5):
+        for second in range(5):
+            folder = tmp_path / f"{first}-{second}" / "state"
+            folder.mkdir(parents=True)
+            (folder / "progress.json").write_text("old")
+            for content, steps in (("new", first), ("newer", second)):
+                replace_and_die(monkeypatch, folder, content, steps)
+                assert (program.complete_folder(folder) / "progress.json").read_text() in ("old", "new", "newer")
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+def test_only_temporal_and_batch_norms_are_not_decayed(tiny_clip):
+    model = CLIPFSARModel.from_pretrained(tiny_clip, temporal_num_layers=2)
+    model.freeze_text_tower()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, exempt = program.optimizer_groups(model, 1e-3)
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (1e-3, 0.0)
+    assert {names[id(parameter)] for parameter in exempt["params"]} == {
+        f"temporal_transformer.layers.{layer}.attention.norm.{kind}" for layer in (0, 1) for kind in ("weight", "bias")
+    }
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    assert {"clip.vision_model.post_layernorm.weight", "video_text_scale"} <= decayed_names
+    assert "clip.vision_model.encoder.layers.0.layer_norm1.bias" in decayed_names
+    text_tower = {name for name in names.values() if name.startswith(("clip.text_", "clip.logit_scale"))}
+    assert not decayed_names & text_tower
+    assert len(decayed_names) + len(exempt["params"]) + len(text_tower) == len(names)
+
+
+def test_batch_norms_are_not_decayed():
+    module = torch.nn.ModuleDict({"bn1": torch.nn.BatchNorm2d(2), "conv": torch.nn.Conv2d(1, 1, 1)})
+    decayed, exempt = program.optimizer_groups(module, 0.1)
+    assert [len(group["params"]) for group in (decayed, exempt)] == [2, 2]
+    assert exempt["params"][0] is module["bn1"].weight
+
+
+def test_the_optimizer_is_adam_with_coupled_decay_unless_asked(tiny_clip):
+    model = CLIPFSARModel.from_pretrained(tiny_clip)
+    for arguments, expected in (([], torch.optim.Adam), (["--optimizer", "adamw"], torch.optim.AdamW)):
+        optimizer = program.make_optimizer(model, parse_arguments(arguments), torch.device("cpu"))
+        assert type(optimizer) is expected
+        assert optimizer.defaults["betas"] == (0.9, 0.999)
+
+
+def test_the_text_tower_is_frozen_and_all_else_is_trained(reference, tiny_clip):
+    before, after = weights(tiny_clip), weights(reference / "last")
+    for name, value in before.items():
+        is_frozen = name.startswith(("text_", "logit_scale"))
+        if not name.endswith(("k_proj.bias", "position_ids")):
+            assert torch.equal(value, after[f"clip.{name}"]) == is_frozen, name
+
+
+def count_text_features():
+    """In a child: prints how often the text tower ran while `Run.train` did."""
+    train, encode = program.Run.train, transformers.CLIPModel.get_text_features
+    calls = []
+
+    def get_text_features(self, *args, **kwargs):
+        calls.append(None)
+        return encode(self, *args, **kwargs)
+
+    def counted(self):
+        before = len(calls)
+        train(self)
+        print(f"text tower: {before} times before, {len(calls) - before} times in training")
+
+    transformers.CLIPModel.get_text_features, program.Run.train = get_text_features, counted
+
+
+@pytest.fixture(scope="module")
+def without_validation(dataset, tmp_path_factory):
+    splits = load_from_disk(dataset)
+    del splits["validation"]
+    splits.save_to_disk(tmp_path_factory.mktemp("without_validation") / "data")
+    return tmp_path_factory.getbasetemp() / "without_validation0" / "data"
+
+
+def test_without_validation_the_last_model_is_the_best_and_the_text_tower_rests(train, without_validation, tmp_path):
+    outcome = train(dataset=without_validation, prepare=(count_text_features,)).check()
+    assert "There is no split 'validation': the last model is kept as the best one" in outcome.output
+    assert "text tower: 1 times before, 0 times in training" in outcome.output
+    best, last = (weights(tmp_path / "run" / name) for name in ("best", "last"))
+    assert all(torch.equal(best[name], last[name]) for name in last)
+    assert json.loads((tmp_path / "run" / "state" / "progress.json").read_text())["best"] is None
+    assert len(json.loads((tmp_path / "run" / "results.json").read_text())) == 6
+
+
+# --- ways to run the same ---------------------------------------------------------------------------------------------
+
+
+def test_gradient_checkpointing_changes_nothing(train, reference, tmp_path):
+    train(gradient_checkpointing=True, test_episodes=0).check()
+    assert_close_run(tmp_path / "run", reference)
+
+
+def test_episodes_per_forward_change_nothing_but_dropout(train, without_dropout, tmp_path):
+    for episodes_per_forward in (1, 2):
+        train(
+            str(episodes_per_forward),
+            model=without_dropout,
+            episodes=8,
+            episodes_per_forward=episodes_per_forward,
+            test_episodes=0,
+        ).check()
+    assert_close_run(tmp_path / "2", tmp_path / "1")
+
+
+def test_bfloat16_runs_and_stays_near_float32(train, reference, tmp_path):
+    outcome = train(mixed_precision="bf16", test_episodes=0).check()
+    assert "bf16 mixed precision" in outcome.output
+    for line, expected in zip(read_log(tmp_path / "run"), read_log(reference), strict=True):
+        if line["kind"] == "train":
+            assert line["loss"] == pytest.approx(expected["loss"], rel=0.05)
+            assert line["loss"] != expected["loss"]
+    assert {value.dtype for value in weights(tmp_path / "run" / "last").values()} == {torch.float32}
+
+
+def test_gradients_are_clipped_when_asked(train, tmp_path):
+    # Adam is blind to the size of gradients but for its epsilon: clipped to next to nothing, weights hardly move.
+    settings = {"episodes": 4, "eval_every": 4, "test_episodes": 0, "weight_decay": 0.0}
+    for name, norm in (("free", 0.0), ("clipped", 1e-12)):
+        train(name, max_grad_norm=norm, **settings).check()
+    scales = {name: weights(tmp_path / name / "last")["video_text_scale"].item() for name in ("free", "clipped")}
+    assert abs(scales["free"] - 1) > 1e-4
+    assert abs(scales["clipped"] - 1) < 1e-5
+
+
+def test_tensorboard_gets_the_numbers(train, tmp_path):
+    pytest.importorskip("tensorboard")
+    train(report_to="tensorboard", episodes=4, eval_every=4, test_episodes=0).check()
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_half_precision_on_a_cpu_is_refused(train):
+    assert_refused(train(mixed_precision="fp16"), "ValueError: fp16 needs a GPU: on a CPU it would silently compute in")
+
+
+def test_episodes_that_processes_cannot_share_are_refused(train):
+    match = "--episodes_per_update 4 cannot be shared among 1 process.* running 3 episode.*: make it a multiple of 3"
+    assert_refused(train(episodes_per_forward=3), match)
+    match = "--episodes_per_update 5 cannot be shared among 2 process.* running 1 episode.*: make it a multiple of 2"
+    assert_refused(train(num_processes=2, episodes=15, episodes_per_update=5, eval_every=5), match)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
+    outcome = train(learning_rate=1e30, warmup_episodes=0)
+    assert_refused(outcome, r"FloatingPointError: The loss is (nan|inf) at episode \d+: ")
+    assert not (tmp_path / "run" / "state").exists()
+    assert all(line["loss"] == line["loss"] for line in read_log(tmp_path / "run"))
+
+
+def test_too_few_videos_of_a_split_are_found_out_before_training(train):
+    match = r"Split 'test' cannot be used 3-way 8-shot: Class 'gray' has 8 videos, but n_shot \+ n_query = 9 are needed"
+    assert_refused(train(n_shot=[1, 8]), match)
+    match = "Split 'validation' cannot be used 4-way 1-shot: There are 3 classes, but n_way=4 are needed"
+    assert_refused(train(n_way=4), match)
+
+
+def test_shared_classes_are_refused_unless_allowed(train, dataset, tmp_path):
+    splits = load_from_disk(dataset)
+    splits["test"] = splits["train"]
+    splits.save_to_disk(tmp_path / "shared")
+    match = "The splits 'train' and 'test' share 4 classes: dark_blue, green, red, yellow.*--allow_shared_classes"
+    assert_refused(train(dataset=tmp_path / "shared"), match)
+    train(dataset=tmp_path / "shared", allow_shared_classes=True, episodes=8).check()
+    assert "not a few-shot result" in (tmp_path / "run" / "best" / "README.md").read_text()
+
+
+def test_a_dataset_without_training_split_is_refused(train, dataset, tmp_path):
+    splits = load_from_disk(dataset)
+    del splits["train"]
+    splits.save_to_disk(tmp_path / "data")
+    assert_refused(train(dataset=tmp_path / "data"), "has no split 'train'; it has validation, test")
+
+
+def run_by_path(folder: Path, *arguments: str):
+    """In a child: `python train/train.py ...` in `folder`."""
+    os.chdir(folder)
+    path = str(REPOSITORY / "train" / "train.py")
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name="__main__")
+
+
+def test_errors_of_the_user_are_one_line_on_the_command_line(tmp_path):
+    arguments = "--dataset", "./nothing", "--output_dir", "run"
+    outcome = run_in_children(run_by_path, tmp_path, *arguments, folder=tmp_path / "output")
+    message = "SystemExit: error: ./nothing does not exist. Give a folder with videos or the Hub id of a data set."
+    assert_refused(outcome, re.escape(message))
+
+
+# --- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+def catch_upload(hub: Path):
+    """In a child: a Hub that is a folder."""
+
+    def create_repo(repo_id, private, exist_ok):
+        (hub / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+        (hub / "private.json").write_text(json.dumps(private))
+
+    def upload_folder(repo_id, folder_path, **kwargs):
+        shutil.copytree(folder_path, hub / repo_id, dirs_exist_ok=True)
+
+    program.create_repo, program.upload_folder = create_repo, upload_folder
+
+
+# What somebody without this repository does.
+LOAD_UPLOADED = """
+import sys, torch, transformers
+
+model = transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+processor = transformers.AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+frames = [torch.full((4, 16, 16, 3), value, dtype=torch.uint8) for value in (0, 200, 210)]
+inputs = processor(support_videos={"black": frames[:1], "white": frames[1:2]}, query_videos=frames[2:])
+print(type(model).__module__, type(processor).__module__)
+print(model(**inputs).logits.softmax(-1).flatten().tolist())
+"""
+
+
+def test_the_uploaded_model_loads_without_this_repository(train, tmp_path):
+    hub = tmp_path / "hub"
+    train(push_to_hub="someone/colours", episodes=8, prepare=(catch_upload, hub)).check()
+    assert json.loads((hub / "private.json").read_text()) is True
+    uploaded = hub / "someone" / "colours"
+    assert "few_shot" in ModelCard.load(uploaded / "README.md").text
+    environment = child_environment(HF_MODULES_CACHE=str(tmp_path / "modules"))
+    del environment["PYTHONPATH"]
+    command = [sys.executable, "-c", LOAD_UPLOADED, str(uploaded)]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    modules, probabilities = result.stdout.splitlines()[-2:]
+    assert all(module.startswith("transformers_modules.") for module in modules.split())
+    assert sum(json.loads(probabilities)) == pytest.approx(1, abs=1e-5)
+
+
+def test_settings_of_a_run_are_kept_with_its_model(reference, dataset, tiny_clip):
+    expected = asdict(parse_arguments(training_arguments(dataset, tiny_clip, reference)))
+    assert json.loads((reference / "best" / "training_arguments.json").read_text()) == expected

@@ -1,0 +1,148 @@
+"""Reading the splits of a video data set from wherever it is."""
+
+import datasets
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict
+from tiny_data import COLOURS, video_splits, write_video_folder
+
+from train.video_dataset import check_disjoint_classes, load_video_splits
+
+CLASSES = {split: sorted(colours) for split, colours in COLOURS.items()}
+
+
+@pytest.fixture(scope="module")
+def video_folder(tmp_path_factory):
+    return write_video_folder(tmp_path_factory.mktemp("videos"), videos_per_class=2)
+
+
+@pytest.fixture(scope="module")
+def splits(video_folder):
+    return video_splits(video_folder)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def names_of(dataset) -> list[str]:
+    feature = dataset.features["label"]
+    return [feature.int2str(label) if hasattr(feature, "int2str") else label for label in dataset["label"]]
+
+
+def test_a_video_folder_is_read_with_its_classes_and_undecoded(video_folder):
+    splits = load_video_splits(str(video_folder))
+    assert list(splits) == ["train", "validation", "test"]
+    for split, classes in CLASSES.items():
+        assert names_of(splits[split]) == [name for name in classes for _ in range(2)]
+        paths = [video["path"] for video in splits[split]["video"]]
+        assert paths == [str(video_folder / split / name / f"{n}.mp4") for name in classes for n in range(2)]
+    check_disjoint_classes(splits)
+
+
+def test_a_video_folder_has_the_rows_of_the_same_data_set_in_memory(video_folder, splits):
+    read = load_video_splits(str(video_folder))
+    for split in splits:
+        assert [video["path"] for video in read[split]["video"]] == list(splits[split]["video"])
+        assert names_of(read[split]) == names_of(splits[split])
+
+
+def test_saved_splits_are_read(splits, tmp_path):
+    splits.save_to_disk(tmp_path / "saved")
+    read = load_video_splits(str(tmp_path / "saved"))
+    assert {split: names_of(read[split]) for split in read} == {split: names_of(splits[split]) for split in splits}
+    assert list(read["test"]["video"]) == list(splits["test"]["video"])
+
+
+def test_a_single_saved_dataset_is_a_train_split(splits, tmp_path):
+    splits["test"].save_to_disk(tmp_path / "saved")
+    read = load_video_splits(str(tmp_path / "saved"))
+    assert list(read) == ["train"]
+    assert names_of(read["train"]) == names_of(splits["test"])
+
+
+def save_parquet(splits: DatasetDict, folder):
+    folder.mkdir()
+    for split, dataset in splits.items():
+        dataset.to_parquet(folder / f"{split}.parquet")
+
+
+def test_parquet_files_named_by_split_are_read(splits, tmp_path):
+    all_names = ClassLabel(names=sorted(name for names in CLASSES.values() for name in names))
+    by_string = DatasetDict({split: with_classes(names_of(dataset)) for split, dataset in splits.items()})
+    for kind, given in (("names", by_string), ("numbers", by_string.cast_column("label", all_names))):
+        save_parquet(given, tmp_path / kind)
+        read = load_video_splits(str(tmp_path / kind))
+        assert {split: names_of(read[split]) for split in read} == {s: names_of(splits[s]) for s in splits}
+        check_disjoint_classes(read)
+
+
+def test_parquet_files_of_different_class_names_are_refused(splits, tmp_path):
+    save_parquet(splits, tmp_path / "parquet")
+    with pytest.raises(ValueError, match="do not have the same class names"):
+        load_video_splits(str(tmp_path / "parquet"))
+
+
+@pytest.mark.parametrize("source", ["./nothing/here", "/nothing/here", "~/nothing", "a/b/c"])
+def test_a_path_where_nothing_is_is_named(source):
+    with pytest.raises(FileNotFoundError, match=f"{source} does not exist. Give a folder with videos or the Hub id"):
+        load_video_splits(source)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty is an empty folder; a data set with videos is needed"):
+        load_video_splits(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("column", ["video", "label"])
+def test_a_missing_column_is_named_with_split_and_those_there_are(splits, tmp_path, column):
+    renamed = DatasetDict(splits)
+    renamed["test"] = splits["test"].rename_column(column, "other")
+    renamed.save_to_disk(tmp_path / "saved")
+    there = ", ".join(renamed["test"].column_names)
+    with pytest.raises(ValueError, match=f"split 'test': There is no column '{column}'; the dataset has {there}"):
+        load_video_splits(str(tmp_path / "saved"))
+
+
+def test_columns_may_have_other_names(splits, tmp_path):
+    splits.rename_columns({"video": "clip", "label": "action"}).save_to_disk(tmp_path / "saved")
+    read = load_video_splits(str(tmp_path / "saved"), video_column="clip", label_column="action")
+    check_disjoint_classes(read, "action")
+    with pytest.raises(ValueError, match="There is no column 'label'; the dataset has clip, action"):
+        load_video_splits(str(tmp_path / "saved"))
+
+
+def test_labels_without_names_are_refused_with_the_split(splits, tmp_path):
+    numbers = Dataset.from_dict({"video": ["a.mp4", "b.mp4"], "label": [0, 1]})
+    DatasetDict(train=splits["train"], test=numbers).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="split 'test': Column 'label' holds int values without class names"):
+        load_video_splits(str(tmp_path / "saved"))
+
+
+def with_classes(names: list[str]) -> Dataset:
+    return Dataset.from_dict({"video": ["a.mp4"] * len(names), "label": names})
+
+
+def test_shared_classes_are_named_by_name_and_not_by_number(splits):
+    check_disjoint_classes(splits)  # their numbers overlap, their names do not
+    shared = DatasetDict(train=with_classes(["run", "dive", "jump"]), test=with_classes(["swim", "run", "dive"]))
+    message = r"The splits 'train' and 'test' share 2 classes: dive, run\. .*--allow_shared_classes goes on"
+    with pytest.raises(ValueError, match=message):
+        check_disjoint_classes(shared)
+
+
+@pytest.mark.parametrize("pair", [("train", "validation"), ("validation", "test")])
+def test_every_pair_of_splits_is_compared(pair):
+    splits = DatasetDict({split: with_classes([split]) for split in ("train", "validation", "test")})
+    check_disjoint_classes(splits)
+    for split in pair:
+        splits[split] = with_classes([split, "run"])
+    with pytest.raises(ValueError, match=f"The splits '{pair[0]}' and '{pair[1]}' share 1 classes: run"):
+        check_disjoint_classes(splits)
+
+
+def test_many_shared_classes_are_cut_after_ten():
+    names = [f"class {number:02}" for number in range(12)]
+    with pytest.raises(ValueError, match=r"share 12 classes: class 00, .*class 09, \.\.\.\. Few-shot"):
+        check_disjoint_classes(DatasetDict(train=with_classes(names), test=with_classes(names)))
