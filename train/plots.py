@@ -76,26 +76,24 @@ def plot_episode(
     figure, axes = plt.subplots(
         n_rows, 2, figsize=(12, 0.95 * n_rows + 0.6), width_ratios=(3, 1), layout="constrained", squeeze=False
     )
-    for row, frames in enumerate([*support_frames, *query_frames]):
-        strip, side = axes[row]
+    true_names = [class_names[true_class] for true_class in true_classes]
+    labels = [f"support\n{name}" for name in class_names] + [f"query, in truth\n{name}" for name in true_names]
+    for (strip, side), frames, label in zip(axes, [*support_frames, *query_frames], labels, strict=True):
         strip.imshow(np.concatenate(list(frames), axis=1), aspect="equal")
         strip.set(xticks=[], yticks=[])
-        query = row - len(class_names)
-        if query < 0:
-            strip.set_ylabel("support", rotation=0, ha="right", va="center")
-            side.text(0, 0.5, class_names[row], va="center")
-            side.axis("off")
-            continue
-        strip.set_ylabel("query", rotation=0, ha="right", va="center")
-        true_class, predicted = true_classes[query], int(probabilities[query].argmax())
+        strip.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        side.axis("off")
+    for (_, side), scores, true_class in zip(axes[len(class_names) :], probabilities, true_classes, strict=True):
+        side.axis("on")
         colours = ["tab:green" if n == true_class else "tab:gray" for n in range(len(class_names))]
-        side.barh(range(len(class_names)), probabilities[query], color=colours)
+        side.barh(range(len(class_names)), scores, color=colours)
         side.set(xlim=(0, 1.0), xticks=[], yticks=range(len(class_names)))
         side.set_yticklabels(class_names, fontsize=6)
         side.invert_yaxis()
-        side.set_title("right" if predicted == true_class else f"wrong: {class_names[predicted]}", fontsize=7, pad=2)
+        verdict = "right" if int(scores.argmax()) == true_class else "wrong"
+        side.set_title(f"{verdict}, probability of the true class {scores[true_class]:.2f}", fontsize=7, pad=2)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")  # an image's fixed aspect escapes the layout
     plt.close(figure)
 
 

@@ -1,0 +1,179 @@
+"""The main job on an embedded default: renders synthetic actions, trains on base classes, tests on novel ones.
+
+    python train/demo.py --output_dir demo_output
+
+Needs no network and no GPU: the videos are rendered here, and the CLIP to start from lies in `train/tiny_clip`. Trains
+the method part by part, so that the table shows what each part is worth, then classifies single clips as a user would.
+An interrupted demo goes on where it stopped.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from einops import rearrange
+from transformers import HfArgumentParser
+from transformers.utils import logging as transformers_logging
+
+from episodes_clipfsar import EpisodeDataset
+from modeling_clipfsar import CLIPFSARModel
+from processing_clipfsar import CLIPFSARProcessor
+from train.arguments import parse_arguments
+from train.plots import plot_episode, plot_training_comparison
+from train.synthetic_actions import render_dataset
+from train.train import main as train
+from train.video_dataset import load_video_splits
+
+TINY_CLIP = Path(__file__).resolve().parent / "tiny_clip"
+
+# Each row adds one part to the one before.
+VARIANTS = {
+    "mean pooling": ["--alignment", "mean", "--prototype_modulation", "false", "--video_text_loss_weight", "0"],
+    "OTAM only": ["--alignment", "otam", "--prototype_modulation", "false", "--video_text_loss_weight", "0"],
+    "+ video-text contrast": ["--alignment", "otam", "--prototype_modulation", "false"],
+    "+ modulation (CLIP-FSAR)": ["--alignment", "otam"],
+}
+FULL_MODEL = "+ modulation (CLIP-FSAR)"
+
+
+@dataclass
+class Arguments:
+    output_dir: str = field(default="demo_output", metadata={"help": "Folder for clips, models and pictures."})
+    episodes: int = field(default=120, metadata={"help": "Training episodes of each of the four runs."})
+    test_episodes: int = field(default=5_000, metadata={"help": "Test episodes per number of shots."})
+    train_videos_per_class: int = field(default=24, metadata={"help": "Clips of each base class."})
+    test_videos_per_class: int = field(default=20, metadata={"help": "Clips of each validation and novel class."})
+    seed: int = field(default=0, metadata={"help": "Seed of clips, episodes and new layers."})
+
+
+def train_variant(name: str, clips: Path, folder: Path, arguments: Arguments) -> list[dict]:
+    """Trains and tests one row of the table; its results, from the file if it was done before."""
+    print(f"\n=== {name}", flush=True)
+    if not (folder / "results.json").is_file():
+        options = {
+            "dataset": clips,
+            "model": TINY_CLIP,
+            "output_dir": folder,
+            "episodes": arguments.episodes,
+            "eval_every": max(4, arguments.episodes // 5 // 4 * 4),
+            "eval_episodes": 1000,
+            "test_episodes": arguments.test_episodes,
+            "train_n_query": 3,
+            "learning_rate": 2e-4,
+            "warmup_learning_rate": 2e-5,
+            "warmup_episodes": 20,
+            "optimizer": "adamw",
+            "seed": arguments.seed,
+            "num_workers": 1,
+        }
+        command_line = [part for option, value in options.items() for part in (f"--{option}", str(value))]
+        train(parse_arguments([*command_line, "--resume", "true", *VARIANTS[name]]))
+    return json.loads((folder / "results.json").read_text())
+
+
+def results_table(results: dict[str, list[dict]]) -> str:
+    """Markdown: a row per part of the method, a column per number of shots."""
+
+    def cell(rows: list[dict], mode: str, n_shot: int) -> str:
+        row = next(row for row in rows if row["inference_mode"] == mode and row["n_shot"] == n_shot)
+        return f"{row['accuracy']:.1f} ± {row['interval']:.1f}"
+
+    table = ["| novel classes, 5-way accuracy in % | 1-shot | 5-shot |", "|---|---|---|"]
+    for name, rows in results.items():
+        table.append(f"| {name} | {cell(rows, 'few_shot', 1)} | {cell(rows, 'few_shot', 5)} |")
+    full = results[FULL_MODEL]
+    # Texts alone do not depend on the shots; both columns are the same model on other episodes.
+    for name, mode in (("zero-shot (texts only)", "zero_shot"), ("ensemble of both", "ensemble")):
+        table.append(f"| {name} | {cell(full, mode, 1)} | {cell(full, mode, 5)} |")
+    return "\n".join(table)
+
+
+def classify_single_clips(model_folder: Path, clips: Path, picture: Path, seed: int):
+    """One novel episode as a user would run it: support videos by class name, query videos, probabilities."""
+    model = CLIPFSARModel.from_pretrained(model_folder).eval()
+    processor = CLIPFSARProcessor.from_pretrained(model_folder)
+    novel = load_video_splits(str(clips))["test"]
+    episode = EpisodeDataset(novel, n_way=5, n_shot=1, n_query=1, n_episodes=1, seed=seed)[0]
+    class_names, query_videos = episode["class_names"], episode["query_videos"]
+    inputs = processor(
+        support_videos=dict(zip(class_names, episode["support_videos"], strict=True)), query_videos=query_videos
+    )
+    with torch.no_grad():
+        probabilities = model(**inputs).logits.softmax(-1)[0]  # (Q, N)
+
+    print(f"\nSingle clips against one support clip of each of: {', '.join(class_names)}")
+    for video, scores, label in zip(query_videos, probabilities, episode["labels"], strict=True):
+        best = int(scores.argmax())
+        clip = Path(video["path"]).relative_to(clips.resolve() if Path(video["path"]).is_absolute() else clips)
+        verdict = "right" if best == label else f"wrong, it is {class_names[label]!r}"
+        print(f"  {clip}: {class_names[best]!r} with probability {scores[best]:.2f} ({verdict})")
+
+    def visible(pixel_values: torch.Tensor):
+        mean, std = (torch.tensor(values)[:, None, None] for values in _normalisation(processor))
+        pixels = ((pixel_values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+        return rearrange(pixels, "v t c h w -> v t h w c").numpy()
+
+    plot_episode(
+        class_names,
+        visible(inputs["support_pixel_values"][0]),
+        visible(inputs["query_pixel_values"][0]),
+        probabilities.numpy(),
+        episode["labels"],
+        picture,
+        "One 5-way 1-shot episode of novel classes",
+    )
+
+
+def _normalisation(processor: CLIPFSARProcessor) -> tuple[list[float], list[float]]:
+    return processor.image_processor.image_mean, processor.image_processor.image_std
+
+
+def main(arguments: Arguments):
+    start = time.perf_counter()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # One core renders or reads videos while the others compute.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
+    output_dir = Path(arguments.output_dir)
+    clips = output_dir / "clips"
+    print(f"=== Rendering synthetic actions into {clips}", flush=True)
+    render_dataset(
+        clips,
+        {
+            "train": arguments.train_videos_per_class,
+            "validation": arguments.test_videos_per_class,
+            "test": arguments.test_videos_per_class,
+        },
+        seed=arguments.seed,
+    )
+    folders = {name: output_dir / "runs" / f"{number}" for number, name in enumerate(VARIANTS, start=1)}
+    results = {name: train_variant(name, clips, folder, arguments) for name, folder in folders.items()}
+
+    logs = {
+        name: [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+        for name, folder in folders.items()
+    }
+    plot_training_comparison(logs, output_dir / "training.png")
+    classify_single_clips(folders[FULL_MODEL] / "best", clips, output_dir / "episode.png", arguments.seed)
+    table = results_table(results)
+    note = (
+        f"Mean and 95% interval over {arguments.test_episodes} episodes of the same novel videos; {arguments.episodes} "
+        f"training episodes per row, seed {arguments.seed}. The interval says nothing of other videos or seeds."
+    )
+    (output_dir / "results.md").write_text(f"{table}\n\n{note}\n")
+    print(f"\n{table}\n\n{note}")
+    print(
+        f"\n{time.perf_counter() - start:.0f} s. Look at {output_dir / 'episode.png'} and "
+        f"{output_dir / 'training.png'}; the model is {folders[FULL_MODEL] / 'best'}."
+    )
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
