@@ -295,7 +295,7 @@ def measure(model: CLIPModel, tokenizer: CLIPTokenizer, image_processor: CLIPIma
     single_actions = [name for name, action in ACTIONS.items() if action.num_objects == 1]
 
     images, labels, retrieval_images, retrieval_captions = [], [], [], {}
-    for index in range(20 * len(combinations)):
+    for index in range(50 * len(combinations)):
         rng = np.random.default_rng([seed, index])
         label = index % len(combinations)
         image, caption = render_still(join_class_name(*combinations[label], rng.choice(single_actions)), seed, index)
@@ -335,7 +335,7 @@ and tests without a network. It knows rendered shapes in {len(COLOURS)} colours 
 `python train/pretrain_tiny_clip.py` made it from {args.num_stills:,} captioned stills of synthetic actions
 ({args.num_epochs} epochs, seed {args.seed}).
 
-Measured on fresh stills (seed {args.seed + 1}, `CLIPImageProcessor`, CPU, float32):
+Measured on fresh stills (seed {args.seed + 2}, `CLIPImageProcessor`, CPU, float32):
 
 | | accuracy | chance | stills |
 |---|---|---|---|
@@ -387,7 +387,8 @@ def main(arguments: list[str] | None = None) -> None:
         args.learning_rate,
         args.seed,
     )
-    numbers = measure(model, tokenizer, image_processor, args.seed + 1)
+    # Not seed + 1: the recipe was chosen on stills of that seed.
+    numbers = measure(model, tokenizer, image_processor, args.seed + 2)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     image_processor.save_pretrained(output_dir)
