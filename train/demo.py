@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -95,6 +96,20 @@ def results_table(results: dict[str, list[dict]]) -> str:
     return "\n".join(table)
 
 
+def rows_without_effect(results: dict[str, list[dict]]) -> list[str]:
+    """Parts of the method whose rows lie within the intervals of the row before, for all numbers of shots."""
+    few_shot = {name: [row for row in rows if row["inference_mode"] == "few_shot"] for name, rows in results.items()}
+    names = list(few_shot)
+    return [
+        name
+        for before, name in pairwise(names)
+        if all(
+            abs(row["accuracy"] - previous["accuracy"]) <= row["interval"] + previous["interval"]
+            for row, previous in zip(few_shot[name], few_shot[before], strict=True)
+        )
+    ]
+
+
 def classify_single_clips(model_folder: Path, clips: Path, picture: Path, seed: int):
     """One novel episode as a user would run it: support videos by class name, query videos, probabilities."""
     model = CLIPFSARModel.from_pretrained(model_folder).eval()
@@ -167,6 +182,9 @@ def main(arguments: Arguments):
         f"Mean and 95% interval over {arguments.test_episodes} episodes of the same novel videos; {arguments.episodes} "
         f"training episodes per row, seed {arguments.seed}. The interval says nothing of other videos or seeds."
     )
+    without_effect = rows_without_effect(results)
+    if without_effect:
+        note += f" Not told apart from the row before by these intervals: {', '.join(without_effect)}."
     (output_dir / "results.md").write_text(f"{table}\n\n{note}\n")
     print(f"\n{table}\n\n{note}")
     print(

@@ -10,9 +10,10 @@ No caption names a colour and shape that belong together in a novel (test) class
 
     python train/pretrain_tiny_clip.py --output_dir train/tiny_clip
 
-writes the committed folder: the weights bit for bit on the same kind of processor with the same versions of torch and
-NumPy and the same --num_threads, to round-off elsewhere (training amplifies round-off, so compare the accuracies). The
-configuration, tokenizer and preprocessing files are the same everywhere. It takes about 20 minutes on two cores.
+writes the committed folder. Seeds are fixed and torch's algorithms deterministic, so the same kind of processor,
+versions of torch and NumPy and --num_threads should give the same weights (a test repeats a few steps bit for bit;
+the whole run was not repeated), and others the same to round-off. Training amplifies it; compare accuracies then. The
+configuration, tokenizer and preprocessing files are the same everywhere. It took 29 minutes on two busy cores.
 """
 
 import sys
@@ -347,7 +348,7 @@ Measured on fresh stills (seed {args.seed + 2}, `CLIPImageProcessor`, CPU, float
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Pre-train a tiny CLIP on rendered, captioned stills of synthetic actions and save it with its "
-        "tokenizer and image processor. The defaults reproduce train/tiny_clip/ in about 20 minutes on two cores.",
+        "tokenizer and image processor. The defaults reproduce train/tiny_clip/ in 20 to 30 minutes on two cores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output_dir", required=True, help="folder for the checkpoint; its files are overwritten")
