@@ -2,15 +2,20 @@
 
 import json
 import math
+import os
+from dataclasses import fields
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from datasets import DatasetDict
 from tiny_data import run_in_children, save_tiny_clip, video_splits, write_video_folder
 
 from configuration_clipfsar import INFERENCE_MODES
-from episodes_clipfsar import EpisodeCollator, EpisodeDataset
+from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 from train.evaluation import (
@@ -18,10 +23,13 @@ from train.evaluation import (
     EpisodicAccuracy,
     encode_classes,
     encode_videos,
-    episode_accuracies,
     evaluate,
     main,
+    predict_episodes,
+    predict_until_interval,
 )
+from train.report import EpisodePredictions, half_interval
+from train.split_features import SplitFeatures
 
 VIDEOS_PER_CLASS = 5
 
@@ -48,6 +56,13 @@ def hard_split(test_split):
     """The test videos under wrong names: no model gets all of these right, so that accuracies tell models apart."""
     labels = [(row * 7) % 3 for row in range(len(test_split))]
     return test_split.remove_columns("label").add_column("label", labels, feature=test_split.features["label"])
+
+
+@pytest.fixture(scope="module")
+def hard_data(hard_split, video_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hard_data") / "saved"
+    DatasetDict(test=hard_split, validation=video_splits(video_folder)["validation"]).save_to_disk(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +107,9 @@ def test_cached_features_give_the_accuracies_of_the_whole_model(tiny_clip, proce
     episodes = EpisodeDataset(hard_split, n_way=3, n_shot=n_shot, n_query=2, n_episodes=12, seed=6)
     video_embeds = encode_videos(model, processor, hard_split, Accelerator(cpu=True), batch_size=4)
     class_embeds = encode_classes(model, processor, episodes.class_names)
-    cached = episode_accuracies(
-        model, video_embeds, class_embeds, episodes.labels, episodes.sampler, 12, INFERENCE_MODES, episodes_per_batch=5
-    )
+    features = SplitFeatures(model, video_embeds, class_embeds, episodes.labels)
+    answers = predict_episodes(features, episodes.sampler, range(12), INFERENCE_MODES, episodes_per_batch=5)
+    cached = {mode: predictions.accuracies for mode, predictions in answers.items()}
     batch = EpisodeCollator(processor)([episodes[index] for index in range(12)])
     assert list(cached) == list(INFERENCE_MODES)
     for mode, accuracies in cached.items():
@@ -151,7 +166,7 @@ def test_the_interval_is_that_of_a_mean_over_episodes(tiny_clip, processor, test
     video_embeds = encode_videos(model, processor, test_split, Accelerator(cpu=True))
     class_embeds = encode_classes(model, processor, episodes.class_names)
     given = model, video_embeds, class_embeds, episodes.labels
-    values = episode_accuracies(*given, episodes.sampler, 40)["few_shot"].tolist()
+    values = predict_episodes(SplitFeatures(*given), episodes.sampler, range(40))["few_shot"].accuracies.tolist()
     (result,) = evaluate(*given, n_way=3, n_query=2, n_episodes=40, seed=3)
     mean = sum(values) / 40
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 39)
@@ -192,6 +207,49 @@ def test_perfect_features_are_all_right_and_useless_ones_are_at_chance(tiny_clip
         assert result.accuracy == pytest.approx(expected, abs=4)
 
 
+def alternating_answers(indices) -> dict[str, EpisodePredictions]:
+    """A right answer in every other episode (every tenth in the second mode): known standard deviations."""
+    index = np.array(indices)[:, None]
+    zeros = np.zeros_like(index)
+    return {
+        mode: EpisodePredictions(np.tile([0, 1], (len(index), 1)), index, zeros, (index % period != 0) * 1, zeros + 0.5)
+        for mode, period in (("few_shot", 2), ("zero_shot", 10))
+    }
+
+
+def test_episodes_are_drawn_until_every_interval_is_narrow_enough():
+    # +- 1.96 * 50 / sqrt(E) <= 10 from 97 episodes on; in chunks of 20 that is 100. The other mode needs fewer.
+    answers = predict_until_interval(alternating_answers, 10, chunk=20)
+    assert {mode: len(predictions.class_ids) for mode, predictions in answers.items()} == {
+        "few_shot": 100,
+        "zero_shot": 100,
+    }
+    assert answers["few_shot"].query_rows.ravel().tolist() == list(range(100))
+    assert half_interval(100 * answers["few_shot"].accuracies) == pytest.approx(9.85, abs=0.01)
+    assert len(predict_until_interval(alternating_answers, 12, chunk=20)["few_shot"].class_ids) == 80
+
+
+def test_an_interval_out_of_reach_is_said_to_be_so():
+    with pytest.raises(ValueError, match=r"--until_interval 0.1 is not reached within 200 episodes: ask for a wider"):
+        predict_until_interval(alternating_answers, 0.1, chunk=50, max_episodes=200)
+
+
+def test_answers_until_an_interval_are_those_to_as_many_episodes(tiny_clip, processor, hard_split):
+    model = make_model(tiny_clip)
+    episodes = EpisodeDataset(hard_split, n_way=3, n_query=2)
+    video_embeds = encode_videos(model, processor, hard_split, Accelerator(cpu=True))
+    class_embeds = encode_classes(model, processor, episodes.class_names)
+    features = SplitFeatures(model, video_embeds, class_embeds, episodes.labels)
+    predict = partial(predict_episodes, features, EpisodeSampler(episodes.labels, 3, 1, 1))
+    answers, again = (predict_until_interval(predict, 5, chunk=30)["few_shot"] for _ in range(2))
+    drawn = len(answers.class_ids)
+    assert drawn % 30 == 0
+    assert half_interval(100 * answers.accuracies) <= 5 < half_interval(100 * answers.accuracies[:-30])
+    for name in ("class_ids", "query_rows", "true_classes", "predicted_classes"):
+        assert np.array_equal(getattr(answers, name), getattr(again, name))
+        assert np.array_equal(getattr(answers, name), getattr(predict(range(drawn))["few_shot"], name))
+
+
 # --- several processes and the command line ---------------------------------------------------------------------------
 
 
@@ -224,6 +282,10 @@ def arguments(tiny_clip, saved_splits, **settings) -> Arguments:
     return Arguments(model=str(tiny_clip), dataset=str(saved_splits), **defaults | settings)
 
 
+def accuracy_of(result: dict) -> EpisodicAccuracy:
+    return EpisodicAccuracy(**{item.name: result[item.name] for item in fields(EpisodicAccuracy)})
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tiny_clip, processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -235,23 +297,207 @@ def checkpoint(tiny_clip, processor, tmp_path_factory):
 def test_the_program_prints_and_writes_its_results(checkpoint, saved_splits, tmp_path, capsys):
     output_json = tmp_path / "results.json"
     results = main(arguments(checkpoint, saved_splits, output_json=str(output_json)))
-    assert [(r.n_shot, r.inference_mode) for r in results] == [(k, mode) for k in (1, 2) for mode in INFERENCE_MODES]
-    rows = json.loads(output_json.read_text())
-    assert [EpisodicAccuracy(**row) for row in rows] == results
+    assert [(result["n_shot"], result["inference_mode"]) for result in results] == [
+        (n_shot, mode) for n_shot in (1, 2) for mode in INFERENCE_MODES
+    ]
+    assert json.loads(output_json.read_text()) == results
     printed = capsys.readouterr().out
     assert "split test, 15 videos:" in printed
     for result in results:
-        assert str(result) in printed
+        assert str(accuracy_of(result)) in printed
+        assert f"drawn anew: ± {result['interval_over_videos']:.1f}; calibration error" in printed
+        assert f"calibration error {result['calibration_error']:.1f}%" in printed
+
+
+def test_the_program_measures_what_evaluate_does(checkpoint, tiny_clip, hard_data, processor, hard_split):
+    results = main(arguments(checkpoint, hard_data, seed=3))
+    model = CLIPFSARModel.from_pretrained(checkpoint)
+    episodes = EpisodeDataset(hard_split, n_way=3, n_query=2)
+    video_embeds = encode_videos(model, processor, hard_split, Accelerator(cpu=True))
+    class_embeds = encode_classes(model, processor, episodes.class_names)
+    for n_shot in (1, 2):
+        expected = evaluate(
+            *(model, video_embeds, class_embeds, episodes.labels),
+            n_way=3,
+            n_shot=n_shot,
+            n_query=2,
+            n_episodes=25,
+            seed=3,
+            inference_modes=INFERENCE_MODES,
+        )
+        measured = [accuracy_of(result) for result in results if result["n_shot"] == n_shot]
+        for result, other in zip(measured, expected, strict=True):
+            assert result.accuracy == pytest.approx(other.accuracy)
+            assert result.interval == pytest.approx(other.interval)
+            assert (result.inference_mode, result.n_episodes) == (other.inference_mode, 25)
+    assert len({result["accuracy"] for result in results}) > 1
+
+
+def test_a_result_says_which_classes_are_hard_and_taken_for_which(checkpoint, hard_data, capsys):
+    (result,) = main(arguments(checkpoint, hard_data, n_shot=[1], inference_modes=["few_shot"], n_episodes=200))
+    assert list(result["per_class_accuracy"]) == ["gray", "orange", "violet"]
+    # all classes are in every 3-way episode and asked about equally often
+    assert np.mean(list(result["per_class_accuracy"].values())) == pytest.approx(result["accuracy"])
+    for name, accuracy in result["per_class_accuracy"].items():
+        taken = sum(pair["rate"] for pair in result["most_confused"] if pair["true"] == name)
+        assert accuracy + taken == pytest.approx(100)
+    rates = [pair["rate"] for pair in result["most_confused"]]
+    assert rates == sorted(rates, reverse=True)
+    hardest = min(result["per_class_accuracy"], key=result["per_class_accuracy"].get)
+    first = result["most_confused"][0]
+    printed = capsys.readouterr().out
+    assert f"hardest classes: {hardest} {result['per_class_accuracy'][hardest]:.0f}%" in printed
+    assert f"when both are there: {first['true']} -> {first['predicted']} {first['rate']:.0f}%" in printed
+
+
+def test_pictures_and_results_are_written_to_a_folder(checkpoint, hard_data, tmp_path):
+    folder = tmp_path / "new" / "results"
+    results = main(arguments(checkpoint, hard_data, inference_modes=["few_shot"], output_dir=str(folder)))
+    names = [f"3_way_{n_shot}_shot_few_shot" for n_shot in (1, 2)]
+    pictures = [f"{kind}_{name}.png" for kind in ("confusion", "per_class") for name in names]
+    assert sorted(os.listdir(folder)) == sorted([*pictures, "results.json"])
+    assert json.loads((folder / "results.json").read_text()) == results
+
+
+def test_the_exact_accuracy_stands_beside_the_sampled_one_for_one_shot(checkpoint, hard_data, tmp_path, capsys):
+    output_json = str(tmp_path / "results.json")
+    results = main(arguments(checkpoint, hard_data, exact=True, n_query=1, n_episodes=1000, output_json=output_json))
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert ["exact_accuracy" in result for result in results] == [True] * 3 + [False] * 3
+    printed = capsys.readouterr().out
+    for result in results[:3]:
+        assert 20 < result["exact_accuracy"] < 100
+        assert abs(result["exact_accuracy"] - result["accuracy"]) < 1.5 * result["interval"] + 1e-9
+        assert f"over all episodes there are: {result['exact_accuracy']:.2f}% (exact)" in printed
+
+
+def test_the_program_draws_until_the_interval_is_narrow_enough(checkpoint, hard_data):
+    given = arguments(checkpoint, hard_data, n_shot=[1], n_query=1, inference_modes=["few_shot"], until_interval=1.2)
+    given.n_episodes = 7  # does not count
+    (result,), (again,) = main(given), main(given)
+    assert result == again
+    assert result["interval"] <= 1.2
+    assert result["n_episodes"] in (1000, 2000, 3000)
+
+
+# --- two models on the same episodes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other_checkpoint(tiny_clip, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("other_checkpoint")
+    model = make_model(tiny_clip)
+    with torch.no_grad():
+        for layer in model.temporal_transformer.layers:
+            layer.mlp.fc2.weight.mul_(30)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_compared_with_itself_does_not_differ(checkpoint, hard_data, tmp_path, capsys):
+    output_json = tmp_path / "results.json"
+    results = main(arguments(checkpoint, hard_data, compare_with=str(checkpoint), output_json=str(output_json)))
+    assert json.loads(output_json.read_text()) == results
+    for result in results:
+        assert result["compared_with"] == str(checkpoint)
+        assert result["comparison"] == {
+            "difference": 0,
+            "interval": 0,
+            "only_first_right": 0,
+            "only_second_right": 0,
+            "p_value": 1,
+        }
+    assert capsys.readouterr().out.count(f"minus {checkpoint}: +0.00 ± 0.00 points, McNemar p = 1") == len(results)
+
+
+def test_a_difference_is_that_to_the_model_compared_with(checkpoint, other_checkpoint, hard_data):
+    given = {"inference_modes": ["few_shot"], "n_episodes": 200}
+    results = main(arguments(checkpoint, hard_data, compare_with=str(other_checkpoint), **given))
+    others = main(arguments(other_checkpoint, hard_data, **given))
+    for result, other in zip(results, others, strict=True):
+        comparison = result["comparison"]
+        assert comparison["difference"] == pytest.approx(result["accuracy"] - other["accuracy"])
+        assert comparison["only_first_right"] + comparison["only_second_right"] > 0
+        queries = 200 * 3 * 2
+        surplus = comparison["only_second_right"] - comparison["only_first_right"]
+        assert comparison["difference"] == pytest.approx(100 * surplus / queries)
+        assert 0 < comparison["interval"] < math.hypot(result["interval"], other["interval"]) * 1.2
+
+
+def test_models_compared_until_an_interval_answer_the_same_episodes(checkpoint, other_checkpoint, hard_data):
+    given = {"n_shot": [2], "n_query": 1, "inference_modes": ["few_shot"], "until_interval": 1.2}
+    (alone,) = main(arguments(checkpoint, hard_data, **given))
+    (result,) = main(arguments(checkpoint, hard_data, **given, compare_with=str(other_checkpoint)))
+    assert {name: result[name] for name in alone} == alone
+    assert "comparison" in result
+
+
+def test_episodes_written_and_read_give_the_same_results(checkpoint, other_checkpoint, hard_data, tmp_path):
+    path = str(tmp_path / "episodes.safetensors")
+    given = {"n_shot": [2], "seed": 5}
+    written = main(arguments(checkpoint, hard_data, **given, write_episodes=path))
+    assert main(arguments(checkpoint, hard_data, read_episodes=path)) == written  # its own shots, ways and queries
+    read = main(arguments(checkpoint, hard_data, read_episodes=path, n_way=2, n_query=1, n_episodes=3, seed=6))
+    assert read == written
+    assert main(arguments(other_checkpoint, hard_data, read_episodes=path)) == main(
+        arguments(other_checkpoint, hard_data, **given)
+    )
+    with pytest.raises(ValueError, match="are about other videos"):
+        main(arguments(checkpoint, hard_data, read_episodes=path, split="validation"))
+
+
+def test_the_exact_accuracy_is_about_episodes_like_those_read(checkpoint, hard_data, tmp_path):
+    path = str(tmp_path / "episodes.safetensors")
+    given = {"n_way": 2, "n_shot": [1], "exact": True}
+    written = main(arguments(checkpoint, hard_data, **given, write_episodes=path))
+    read = main(arguments(checkpoint, hard_data, exact=True, read_episodes=path))
+    assert [result["exact_accuracy"] for result in read] == [result["exact_accuracy"] for result in written]
+
+
+def test_another_alignment_than_the_models_can_be_asked_for(checkpoint, tiny_clip, processor, hard_data, tmp_path):
+    make_model(tiny_clip, alignment="mean").save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    given = {"n_episodes": 200, "inference_modes": ["few_shot", "zero_shot"]}
+    own, overridden, expected = (
+        main(arguments(model, hard_data, **given, **settings))
+        for model, settings in ((checkpoint, {}), (checkpoint, {"alignment": "mean"}), (tmp_path, {}))
+    )
+    assert overridden == expected
+    assert [a == b for a, b in zip(own, overridden, strict=True)] == [False, True] * 2  # texts know no alignment
+
+
+def test_a_feature_store_is_filled_once_per_model(checkpoint, other_checkpoint, hard_data, tmp_path, monkeypatch):
+    expected = main(arguments(checkpoint, hard_data))
+    forwards = []
+    encode = CLIPFSARModel.get_video_features
+    monkeypatch.setattr(
+        CLIPFSARModel, "get_video_features", lambda *given, **options: forwards.append(1) or encode(*given, **options)
+    )
+    given = {"feature_store": str(tmp_path / "store")}
+    assert main(arguments(checkpoint, hard_data, **given)) == expected
+    assert len(forwards) == 1  # 15 videos are one batch
+    assert main(arguments(checkpoint, hard_data, **given)) == expected
+    assert len(forwards) == 1
+    main(arguments(checkpoint, hard_data, **given, compare_with=str(other_checkpoint)))
+    assert len(forwards) == 2
+    assert len(list((tmp_path / "store").iterdir())) == 2
+    with pytest.raises(ValueError, match=r"was made of something else: videos: .*--rebuild_features"):
+        main(arguments(checkpoint, hard_data, split="validation", **given))
+    main(arguments(checkpoint, hard_data, split="validation", rebuild_features=True, **given))
+    assert len(forwards) == 3
 
 
 def run_program(given: Arguments):
     main(given)
 
 
-def test_the_program_gives_the_same_results_with_two_processes(checkpoint, saved_splits, tmp_path):
+@pytest.mark.parametrize("with_store", [False, True], ids=["", "feature store"])
+def test_the_program_gives_the_same_results_with_two_processes(checkpoint, hard_data, with_store, tmp_path):
     outputs = {num_processes: tmp_path / f"{num_processes}.json" for num_processes in (1, 2)}
     for num_processes, output_json in outputs.items():
-        given = arguments(checkpoint, saved_splits, output_json=str(output_json), n_shot=[1])
+        given = arguments(checkpoint, hard_data, output_json=str(output_json), n_shot=[1], exact=True)
+        given.feature_store = str(tmp_path / f"store_{num_processes}") if with_store else None
         outcome = run_in_children(run_program, given, folder=tmp_path / "output", num_processes=num_processes)
         assert outcome.check().output.count("15 videos") == 1
     assert outputs[1].read_text() == outputs[2].read_text()
@@ -265,8 +511,49 @@ def test_the_program_gives_the_same_results_with_two_processes(checkpoint, saved
         ({"n_way": 4}, "There are 3 classes, but n_way=4 are needed"),
         ({"n_shot": [1, 4]}, r"Class 'gray' has 5 videos, but n_shot \+ n_query = 6 are needed"),
         ({"label_column": "action"}, "There is no column 'action'; the dataset has video, label"),
+        ({"write_episodes": "episodes"}, r"--write_episodes holds episodes of one --n_shot, not of \[1, 2\]"),
+        ({"exact": True, "n_shot": [2, 3]}, r"--exact is about 1-shot episodes: add 1 to --n_shot \[2, 3\]"),
+        ({"read_episodes": "a", "write_episodes": "b", "n_shot": [1]}, "--read_episodes .* --write_episodes"),
+        ({"read_episodes": "a", "until_interval": 1.0}, "--read_episodes .* --until_interval"),
+        ({"until_interval": 0.0}, "--until_interval 0.0 must be greater than 0"),
+        ({"n_episodes": 0}, "--n_episodes 0 must be at least 1"),
     ],
 )
-def test_a_bad_request_is_refused_before_anything_is_encoded(checkpoint, saved_splits, settings, message):
+def test_a_bad_request_is_refused_before_anything_is_encoded(checkpoint, saved_splits, settings, message, monkeypatch):
+    monkeypatch.setattr(CLIPFSARModel, "get_video_features", None)
     with pytest.raises(ValueError, match=message):
         main(arguments(checkpoint, saved_splits, **settings))
+
+
+def test_missing_or_other_episodes_are_found_out_before_anything_is_encoded(
+    checkpoint, saved_splits, tmp_path, monkeypatch
+):
+    path = str(tmp_path / "episodes.safetensors")
+    main(arguments(checkpoint, saved_splits, n_shot=[1], write_episodes=path))
+    monkeypatch.setattr(CLIPFSARModel, "get_video_features", None)
+    with pytest.raises(FileNotFoundError, match="There is no list of episodes at nowhere"):
+        main(arguments(checkpoint, saved_splits, read_episodes="nowhere"))
+    with pytest.raises(ValueError, match="are about other videos"):
+        main(arguments(checkpoint, saved_splits, read_episodes=path, split="validation"))
+
+
+def test_results_of_very_few_episodes_are_valid_json(checkpoint, saved_splits, tmp_path):
+    """Classes that were never asked about and the interval of a single episode have no number."""
+    main(
+        arguments(
+            checkpoint,
+            saved_splits,
+            n_way=2,
+            n_shot=[1],
+            n_episodes=1,
+            inference_modes=["few_shot"],
+            output_dir=str(tmp_path),
+        )
+    )
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    (result, *_) = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    assert result["interval"] is None
+    assert sorted(map(type, result["per_class_accuracy"].values()), key=str) == [type(None), float, float]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.plots import plot_episode, plot_training, plot_training_comparison
+from train.plots import plot_confusion, plot_episode, plot_per_class, plot_training, plot_training_comparison
 
 TRAIN = [
     {"episode": n, "kind": "train", "few_shot_loss": 1 / n, "video_text_loss": 2 / n, "accuracy": 9.0 * n}
@@ -50,3 +50,30 @@ def test_an_episode_is_drawn(tmp_path):
         ["run", "dive", "swim"], frames[:3], frames[3:], probabilities, [0, 2], tmp_path / "episode.png", "an episode"
     )
     assert is_drawn(tmp_path / "episode.png")
+
+
+@pytest.mark.parametrize("num_classes", [2, 40])
+def test_confusions_are_drawn_also_where_two_classes_never_met(num_classes, tmp_path):
+    rates = np.random.default_rng(0).random((num_classes, num_classes))
+    rates[0, 1] = np.nan
+    names = [f"class {number}" for number in range(num_classes)]
+    plot_confusion(rates, names, tmp_path / "confusion.png", "5-way 1-shot")
+    assert is_drawn(tmp_path / "confusion.png")
+
+
+def test_accuracies_per_class_are_drawn_with_the_hardest_at_the_top(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    plot_per_class({"run": 80.0, "dive": 20.0, "swim": 50.0}, tmp_path / "per_class.png", "5-way 1-shot")
+    (axes,) = drawn
+    heights = {
+        label.get_text(): position for label, position in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+    }
+    on_screen = sorted(heights, key=lambda name: axes.transData.transform((0, heights[name]))[1], reverse=True)
+    assert on_screen == ["dive", "swim", "run"]
+    assert [bar.get_width() for bar in axes.patches] == [20, 50, 80]
+
+
+def test_accuracies_per_class_are_drawn_also_where_a_class_was_never_asked_about(tmp_path):
+    plot_per_class({"run": 80.0, "dive": float("nan"), "swim": 50.0}, tmp_path / "per_class.png", "5-way 1-shot")
+    assert is_drawn(tmp_path / "per_class.png")

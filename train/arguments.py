@@ -78,6 +78,12 @@ class TrainingArguments:
     )
 
     # Looking
+    select_on: str = _option(
+        "validation",
+        "Split that chooses the best model. test is what the official program does: it makes the test result too good "
+        "and is here for comparison only.",
+        ("validation", "test"),
+    )
     eval_every: int = _option(200, "Episodes between validations (and checkpoints).")
     eval_episodes: int = _option(1000, "Validation episodes.")
     test_episodes: int = _option(10_000, "Test episodes per number of shots, at the end; 0 leaves the test out.")

@@ -1,6 +1,9 @@
 """Few-shot accuracy of a model on a split: every video is encoded once, episodes then only align features.
 
-    python train/evaluation.py --model runs/demo/best --dataset synthetic_actions --split test --n_shot 1 5
+    python train/evaluation.py --model runs/mine/best --dataset DATA --split test --n_shot 1 5 --output_dir results
+    python train/evaluation.py --model runs/mine/best --dataset DATA --exact true               # 1-shot, all episodes
+    python train/evaluation.py --model runs/mine/best --dataset DATA --n_shot 5 --until_interval 0.2
+    python train/evaluation.py --model runs/b/best --compare_with runs/a/best --dataset DATA     # paired
 
 Neither the frame features of a video nor its states as a query depend on the episode, nor does a 1-shot prototype: a
 query passes the temporal transformer without a text, and a support video with that of its own class.
@@ -10,7 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -20,15 +23,28 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from einops import rearrange
-from torch.utils.data import DataLoader, Subset
-from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from configuration_clipfsar import INFERENCE_MODES
+from configuration_clipfsar import ALIGNMENTS, INFERENCE_MODES
 from episodes_clipfsar import EpisodeSampler, read_labels
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
+from train.episode_list import EpisodeList, read_episodes, write_episodes
+from train.exact_accuracy import exact_accuracy_of_videos
+from train.feature_store import digest_of_videos, encode_batches, stored_features
+from train.plots import plot_confusion, plot_per_class
+from train.report import (
+    EpisodePredictions,
+    compare,
+    confusion_rates,
+    expected_calibration_error,
+    half_interval,
+    interval_over_videos,
+    most_confused_pairs,
+    per_class_accuracies,
+    right_answers_per_video,
+)
+from train.split_features import SplitFeatures
 from train.video_dataset import load_video_splits
 
 
@@ -55,55 +71,22 @@ class EpisodicAccuracy:
         )
 
 
-class _Videos(TorchDataset):
-    """One video per item, its frames ready for the visual tower, (T, C, H, W)."""
-
-    def __init__(self, dataset, processor, video_column: str):
-        self.dataset, self.processor, self.video_column = dataset, processor, video_column
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, row: int):
-        return self.processor.process_videos([self.dataset[row][self.video_column]])[0]
-
-
-@torch.no_grad()
 def encode_videos(
-    model: CLIPFSARModel,
-    processor,
-    dataset,
-    accelerator: Accelerator,
-    video_column: str = "video",
-    batch_size: int = 16,
-    num_workers: int = 0,
-    description: str = "encoding videos",
+    model: CLIPFSARModel, processor, dataset, accelerator: Accelerator, video_column: str = "video", **encoding
 ) -> torch.Tensor:
     """Frame features of every video of `dataset`, (V, T, D), float32 on the CPU, whatever the number of processes.
 
     Args:
         model: Not wrapped (of `accelerator.unwrap_model`); set to evaluation mode here and restored after.
-        batch_size: Videos per forward of one process.
-        num_workers: Processes that decode, per process.
+        encoding: For `encode_batches`: `batch_size`, `num_workers`, `description`.
     """
-    was_training = model.training
-    model.eval()
     # Every process takes every n-th video, and some the first ones again so that all have the same number of them.
     num_processes = accelerator.num_processes
     per_process = math.ceil(len(dataset) / num_processes)
     rows = [(accelerator.process_index + step * num_processes) % len(dataset) for step in range(per_process)]
-    videos = Subset(_Videos(dataset, processor, video_column), rows)
-    progress = tqdm(
-        total=len(rows), desc=description, unit="video", leave=False, disable=not accelerator.is_main_process
-    )
-    embeds = []
-    for pixel_values in DataLoader(videos, batch_size=batch_size, num_workers=num_workers):
-        with accelerator.autocast():
-            embeds.append(model.get_video_features(pixel_values.to(accelerator.device)).float())
-        progress.update(len(pixel_values))
-    progress.close()
-    model.train(was_training)
-    gathered = rearrange(accelerator.gather(torch.cat(embeds)), "(p v) t d -> (v p) t d", v=per_process)
+    batches = encode_batches(model, processor, dataset, rows, accelerator, video_column, **encoding)
+    embeds = torch.cat([embeds for _, embeds in batches])
+    gathered = rearrange(accelerator.gather(embeds), "(p v) t d -> (v p) t d", v=per_process)
     return gathered[: len(dataset)].cpu()
 
 
@@ -119,62 +102,38 @@ def encode_classes(model: CLIPFSARModel, processor, class_names: Sequence[str]) 
 
 
 @torch.no_grad()
-def episode_accuracies(
-    model: CLIPFSARModel,
-    video_embeds: torch.Tensor,
-    class_embeds: torch.Tensor,
-    labels: np.ndarray,
-    sampler: EpisodeSampler,
-    n_episodes: int,
+def predict_episodes(
+    features: SplitFeatures,
+    sampler: EpisodeSampler | EpisodeList,
+    indices: Sequence[int],
     inference_modes: Sequence[str] = ("few_shot",),
     episodes_per_batch: int = 128,
-) -> dict[str, torch.Tensor]:
-    """Share of right answers in each of the episodes 0..n_episodes-1 of `sampler`, per inference mode.
+) -> dict[str, EpisodePredictions]:
+    """Answers to the episodes `indices` of `sampler`, per inference mode, all modes on the same episodes.
 
     Equal, to round-off, to `model.forward` on the pixels of each episode.
-
-    Args:
-        video_embeds: (V, T, D), of `encode_videos`.
-        class_embeds: (C, D), of `encode_classes`.
-        labels: (V,), class of each video, 0..C-1.
-
-    Returns:
-        For each mode (n_episodes,), float64, in 0..1.
     """
-    was_training = model.training
-    model.eval()
-    device = model.device
-    video_embeds, class_embeds = video_embeds.to(device), class_embeds.to(device)
-    labels = torch.as_tensor(labels, device=device)
-    query_states = model.get_query_states(video_embeds)
-    text_logits = model.get_text_logits(video_embeds, class_embeds)  # (V, C)
-    if sampler.n_shot == 1:
-        one = torch.zeros(len(labels), 1, dtype=torch.long, device=device)
-        video_prototypes = model.get_prototypes(video_embeds.unsqueeze(1), one, class_embeds[labels].unsqueeze(1))[:, 0]
-
-    support_labels = torch.arange(sampler.n_way, device=device).repeat_interleave(sampler.n_shot)
+    model, device = features.model, features.video_embeds.device
     query_labels = torch.arange(sampler.n_way, device=device).repeat_interleave(sampler.n_query)
-    correct = {mode: [] for mode in inference_modes}
-    for start in range(0, n_episodes, episodes_per_batch):
-        episodes = [sampler.sample(index) for index in range(start, min(start + episodes_per_batch, n_episodes))]
+    parts = {mode: [] for mode in inference_modes}
+    for start in range(0, len(indices), episodes_per_batch):
+        episodes = [sampler.sample(index) for index in indices[start : start + episodes_per_batch]]
         classes, support, query = (
-            torch.as_tensor(np.stack(rows), device=device)
-            for rows in zip(*((e.class_ids, e.support_rows, e.query_rows) for e in episodes), strict=True)
+            torch.as_tensor(np.stack([getattr(episode, name) for episode in episodes]), device=device)
+            for name in ("class_ids", "support_rows", "query_rows")
         )
-        support, query = rearrange(support, "b n k -> b (n k)"), rearrange(query, "b n q -> b (n q)")
-        if sampler.n_shot == 1:
-            prototypes = video_prototypes[support]
-        else:
-            prototypes = model.get_prototypes(
-                video_embeds[support], support_labels.expand(len(episodes), -1), class_embeds[classes]
-            )
-        distances = model.get_distances(query_states[query], prototypes)
-        texts = text_logits[query.unsqueeze(-1), classes.unsqueeze(1)]  # (B, Q, N)
+        query = rearrange(query, "b n q -> b (n q)")
+        prototypes = features.prototypes(support, classes)
+        distances = model.get_distances(features.query_states[query], prototypes)
+        texts = features.text_logits[query.unsqueeze(-1), classes.unsqueeze(1)]  # (B, Q, N)
         for mode in inference_modes:
-            predicted = model.get_logits(distances, texts, mode).argmax(-1)
-            correct[mode].append((predicted == query_labels).double().mean(-1).cpu())
-    model.train(was_training)
-    return {mode: torch.cat(accuracies) for mode, accuracies in correct.items()}
+            confidences, predicted = model.get_logits(distances, texts, mode).softmax(-1).max(-1)
+            answers = (classes, query, classes[:, query_labels], classes.take_along_dim(predicted, 1), confidences)
+            parts[mode].append([answer.cpu().numpy() for answer in answers])
+    return {
+        mode: EpisodePredictions(*(np.concatenate(answers) for answers in zip(*batches, strict=True)))
+        for mode, batches in parts.items()
+    }
 
 
 def evaluate(
@@ -192,19 +151,49 @@ def evaluate(
 ) -> list[EpisodicAccuracy]:
     """Mean accuracy and 95% interval over seeded episodes, one result per inference mode; all on the same episodes."""
     sampler = EpisodeSampler(labels, n_way, n_shot, n_query, seed, class_names)
-    accuracies = episode_accuracies(model, video_embeds, class_embeds, labels, sampler, n_episodes, inference_modes)
-    return [
-        EpisodicAccuracy(
-            mode,
-            n_way,
-            n_shot,
-            n_query,
-            n_episodes,
-            accuracy=100 * values.mean().item(),
-            interval=100 * 1.96 * values.std().item() / n_episodes**0.5 if n_episodes > 1 else float("nan"),
-        )
-        for mode, values in accuracies.items()
-    ]
+    was_training = model.training
+    features = SplitFeatures(model, video_embeds, class_embeds, labels)
+    predictions = predict_episodes(features, sampler, range(n_episodes), inference_modes)
+    model.train(was_training)
+    return [summarize(sampler, mode, answers) for mode, answers in predictions.items()]
+
+
+def summarize(sampler: EpisodeSampler | EpisodeList, mode: str, predictions: EpisodePredictions) -> EpisodicAccuracy:
+    accuracies = 100 * predictions.accuracies
+    return EpisodicAccuracy(
+        mode,
+        sampler.n_way,
+        sampler.n_shot,
+        sampler.n_query,
+        len(accuracies),
+        accuracy=float(accuracies.mean()),
+        interval=half_interval(accuracies),
+    )
+
+
+def predict_until_interval(predict, interval: float, chunk: int = 1000, max_episodes: int = 1_000_000):
+    """Answers to as many episodes as it takes until every mode's 95% interval is +- `interval` points or narrower.
+
+    Args:
+        predict: Answers per mode to a range of episode indices.
+        interval: Half width to reach, in points.
+        chunk: Episodes between two looks.
+
+    Raises:
+        ValueError: When even `max_episodes` would not do.
+    """
+    parts = []
+    while len(parts) * chunk < max_episodes:
+        parts.append(predict(range(len(parts) * chunk, (len(parts) + 1) * chunk)))
+        merged = {mode: _concatenate([part[mode] for part in parts]) for mode in parts[0]}
+        if all(half_interval(100 * answers.accuracies) <= interval for answers in merged.values()):
+            return merged
+    raise ValueError(f"--until_interval {interval} is not reached within {max_episodes} episodes: ask for a wider one.")
+
+
+def _concatenate(parts: list[EpisodePredictions]) -> EpisodePredictions:
+    names = [item.name for item in fields(EpisodePredictions)]
+    return EpisodePredictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass
@@ -212,70 +201,235 @@ class Arguments:
     model: str = field(metadata={"help": "Folder or Hub id of a CLIP-FSAR model (or of a plain CLIP, untrained)."})
     dataset: str = field(metadata={"help": "Folder or Hub id of a video data set."})
     split: str = field(default="test", metadata={"help": "Split to draw episodes from."})
+    compare_with: str | None = field(
+        default=None, metadata={"help": "Another model that answers the same episodes; the comparison is paired."}
+    )
     n_way: int = field(default=5, metadata={"help": "Classes per episode."})
     n_shot: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Support videos per class; several."})
     n_query: int = field(default=1, metadata={"help": "Query videos per class."})
     n_episodes: int = field(default=10_000, metadata={"help": "Episodes per number of shots."})
+    until_interval: float | None = field(
+        default=None, metadata={"help": "Draw episodes until the 95%% interval is +- this many points, instead."}
+    )
+    exact: bool = field(default=False, metadata={"help": "1-shot: also the expectation over all episodes there are."})
+    write_episodes: str | None = field(default=None, metadata={"help": "Write the episodes to this file (one n_shot)."})
+    read_episodes: str | None = field(default=None, metadata={"help": "Take the episodes from this file instead."})
     seed: int = field(default=0, metadata={"help": "Seed of the episodes."})
     inference_modes: list[str] = field(
         default_factory=lambda: list(INFERENCE_MODES), metadata={"help": f"Any of {', '.join(INFERENCE_MODES)}."}
     )
-    output_json: str | None = field(default=None, metadata={"help": "Write the results here, too."})
+    alignment: str | None = field(
+        default=None, metadata={"help": "Another alignment than the model's.", "choices": list(ALIGNMENTS)}
+    )
+    feature_store: str | None = field(
+        default=None, metadata={"help": "Folder to keep the frame features in, for the next time and after a kill."}
+    )
+    rebuild_features: bool = field(default=False, metadata={"help": "Replace a feature store of something else."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for results.json and pictures."})
+    output_json: str | None = field(default=None, metadata={"help": "Write the results to this file."})
     batch_size: int = field(default=16, metadata={"help": "Videos per forward."})
     num_workers: int = field(default=2, metadata={"help": "Processes that decode videos."})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "Arithmetic of the visual tower.", "choices": ["no", "fp16", "bf16"]}
+    )
     video_column: str = field(default="video", metadata={"help": "Column with the videos."})
     label_column: str = field(default="label", metadata={"help": "Column with the classes."})
 
 
-def main(arguments: Arguments) -> list[EpisodicAccuracy]:
-    unknown = sorted(set(arguments.inference_modes) - set(INFERENCE_MODES))
-    if unknown:
-        raise ValueError(f"--inference_modes {' '.join(unknown)}: there are {', '.join(INFERENCE_MODES)}.")
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # also several processes without a GPU
-    splits = load_video_splits(arguments.dataset, arguments.video_column, arguments.label_column)
-    if arguments.split not in splits:
-        raise ValueError(f"{arguments.dataset} has no split {arguments.split!r}; it has {', '.join(splits)}.")
-    dataset = splits[arguments.split]
-    labels, class_names = read_labels(dataset, arguments.label_column)
-    for n_shot in arguments.n_shot:  # too few videos are found out before the encoding
-        EpisodeSampler(labels, arguments.n_way, n_shot, arguments.n_query, class_names=class_names)
+class Evaluation:
+    """A split, and what models have to say about it."""
 
-    model = CLIPFSARModel.from_pretrained(arguments.model, dtype=torch.float32).to(accelerator.device)
-    processor = CLIPFSARProcessor.from_pretrained(arguments.model)
-    video_embeds = encode_videos(
-        model,
-        processor,
-        dataset,
-        accelerator,
-        arguments.video_column,
-        arguments.batch_size,
-        arguments.num_workers,
-        description=f"encoding {arguments.split} videos",
-    )
-    results = []
-    if accelerator.is_main_process:
-        class_embeds = encode_classes(model, processor, class_names)
-        for n_shot in arguments.n_shot:
-            results += evaluate(
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+        unknown = sorted(set(arguments.inference_modes) - set(INFERENCE_MODES))
+        if unknown:
+            raise ValueError(f"--inference_modes {' '.join(unknown)}: there are {', '.join(INFERENCE_MODES)}.")
+        if arguments.write_episodes and len(arguments.n_shot) > 1:
+            raise ValueError(f"--write_episodes holds episodes of one --n_shot, not of {arguments.n_shot}.")
+        if arguments.n_episodes < 1:
+            raise ValueError(f"--n_episodes {arguments.n_episodes} must be at least 1.")
+        if arguments.until_interval is not None and not arguments.until_interval > 0:
+            raise ValueError(f"--until_interval {arguments.until_interval} must be greater than 0.")
+        for name in ("write_episodes", "until_interval"):
+            if arguments.read_episodes is not None and getattr(arguments, name) is not None:
+                raise ValueError(f"--read_episodes takes the episodes as they are: leave --{name} out.")
+        # also several processes without a GPU
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(), mixed_precision=arguments.mixed_precision
+        )
+        splits = load_video_splits(arguments.dataset, arguments.video_column, arguments.label_column)
+        if arguments.split not in splits:
+            raise ValueError(f"{arguments.dataset} has no split {arguments.split!r}; it has {', '.join(splits)}.")
+        self.dataset = splits[arguments.split]
+        self.labels, self.class_names = read_labels(self.dataset, arguments.label_column)
+        # Too few videos, or other ones, are found out before the encoding.
+        self.videos_digest = digest_of_videos(self.dataset, arguments.video_column)
+        if arguments.read_episodes is not None:
+            episodes = read_episodes(arguments.read_episodes, self.videos_digest)
+            self.samplers = {episodes.n_shot: episodes}
+        else:
+            self.samplers = {
+                n_shot: EpisodeSampler(
+                    self.labels, arguments.n_way, n_shot, arguments.n_query, arguments.seed, self.class_names
+                )
+                for n_shot in arguments.n_shot
+            }
+        if arguments.exact and 1 not in self.samplers:
+            raise ValueError(f"--exact is about 1-shot episodes: add 1 to --n_shot {list(self.samplers)}.")
+        self.n_episodes = {}  # per number of shots, once known: the model to compare with answers as many
+
+    def answers(self, model_name: str) -> tuple[dict[int, dict[str, EpisodePredictions]], dict[str, torch.Tensor]]:
+        """A model's answers per number of shots and mode, and the exact chances of each video per mode, if asked for.
+
+        On the main process; the others only help to encode and get nothing.
+        """
+        arguments, accelerator = self.arguments, self.accelerator
+        settings = {} if arguments.alignment is None else {"alignment": arguments.alignment}
+        model = CLIPFSARModel.from_pretrained(model_name, dtype=torch.float32, **settings).to(accelerator.device).eval()
+        processor = CLIPFSARProcessor.from_pretrained(model_name)
+        encoding = {
+            "video_column": arguments.video_column,
+            "batch_size": arguments.batch_size,
+            "num_workers": arguments.num_workers,
+            "description": f"encoding {arguments.split} videos",
+        }
+        if arguments.feature_store is None:
+            video_embeds = encode_videos(model, processor, self.dataset, accelerator, **encoding)
+        else:
+            video_embeds = stored_features(
+                Path(arguments.feature_store) / _file_name(model_name),
                 model,
-                video_embeds,
-                class_embeds,
-                labels,
-                arguments.n_way,
-                n_shot,
-                arguments.n_query,
-                arguments.n_episodes,
-                arguments.seed,
-                arguments.inference_modes,
-                class_names,
+                processor,
+                self.dataset,
+                accelerator,
+                rebuild=arguments.rebuild_features,
+                **encoding,
             )
-        print(f"{arguments.model} on {arguments.dataset}, split {arguments.split}, {len(dataset)} videos:")
-        print("\n".join(f"  {result}" for result in results))
-        if arguments.output_json:
-            Path(arguments.output_json).write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    accelerator.end_training()
+        if not accelerator.is_main_process:
+            return {}, {}
+        class_embeds = encode_classes(model, processor, self.class_names)
+        features = SplitFeatures(model, video_embeds, class_embeds, self.labels)
+        answers = {n_shot: self._predict(sampler, features) for n_shot, sampler in self.samplers.items()}
+        if arguments.write_episodes is not None:
+            (n_shot,) = arguments.n_shot
+            write_episodes(arguments.write_episodes, self.samplers[n_shot], self.n_episodes[n_shot], self.videos_digest)
+        exact = {}
+        if arguments.exact:
+            exact = exact_accuracy_of_videos(features, self.samplers[1].n_way, arguments.inference_modes)
+        return answers, exact
+
+    def _predict(self, sampler: EpisodeSampler | EpisodeList, features: SplitFeatures) -> dict[str, EpisodePredictions]:
+        arguments = self.arguments
+
+        def predict(indices: Sequence[int]) -> dict[str, EpisodePredictions]:
+            return predict_episodes(features, sampler, indices, arguments.inference_modes)
+
+        n_episodes = self.n_episodes.get(sampler.n_shot)
+        if n_episodes is not None:
+            answers = predict(range(n_episodes))
+        elif isinstance(sampler, EpisodeList):
+            answers = predict(range(len(sampler)))
+        elif arguments.until_interval is not None:
+            answers = predict_until_interval(predict, arguments.until_interval)
+        else:
+            answers = predict(range(arguments.n_episodes))
+        self.n_episodes[sampler.n_shot] = len(next(iter(answers.values())).class_ids)
+        return answers
+
+    def report(self, n_shot: int, mode: str, predictions: EpisodePredictions, exact: torch.Tensor | None) -> dict:
+        """Everything that is said of a model's answers in one mode, ready for JSON; accuracies in percent."""
+        num_classes = len(self.class_names)
+        result = asdict(summarize(self.samplers[n_shot], mode, predictions))
+        if exact is None:
+            chances = right_answers_per_video(predictions, len(self.labels))
+        else:
+            chances = exact.numpy()
+            result["exact_accuracy"] = 100 * float(_mean_over_classes(chances, self.labels))
+        rates = confusion_rates(predictions, num_classes)
+        result["interval_over_videos"] = interval_over_videos(chances, self.labels)
+        result["calibration_error"] = expected_calibration_error(predictions)
+        per_class = 100 * per_class_accuracies(predictions, num_classes)
+        result["per_class_accuracy"] = dict(zip(self.class_names, per_class.tolist(), strict=True))
+        result["most_confused"] = most_confused_pairs(rates, self.class_names)
+        if self.arguments.output_dir is not None:
+            folder = Path(self.arguments.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{result['n_way']}_way_{n_shot}_shot_{mode}"
+            plot_confusion(rates, self.class_names, folder / f"confusion_{name}.png", _title(result))
+            plot_per_class(result["per_class_accuracy"], folder / f"per_class_{name}.png", _title(result))
+        return result
+
+
+def main(arguments: Arguments) -> list[dict]:
+    evaluation = Evaluation(arguments)
+    answers, exact = evaluation.answers(arguments.model)
+    others = evaluation.answers(arguments.compare_with)[0] if arguments.compare_with else {}
+    results = []
+    if evaluation.accelerator.is_main_process:
+        print(f"{arguments.model} on {arguments.dataset}, split {arguments.split}, {len(evaluation.dataset)} videos:")
+        for n_shot, modes in answers.items():
+            for mode, predictions in modes.items():
+                chances = exact.get(mode) if n_shot == 1 else None
+                result = evaluation.report(n_shot, mode, predictions, chances)
+                if others:
+                    result["compared_with"] = arguments.compare_with
+                    result["comparison"] = compare(others[n_shot][mode], predictions)
+                results.append(result)
+                print("\n".join(f"  {line}" for line in _lines(result)))
+        paths = [arguments.output_json, arguments.output_dir and Path(arguments.output_dir) / "results.json"]
+        for path in filter(None, paths):
+            Path(path).write_text(json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n")
+    evaluation.accelerator.end_training()
     return results
 
 
+def _lines(result: dict) -> list[str]:
+    """A result for people."""
+    lines = [_title(result)]
+    if "exact_accuracy" in result:
+        lines.append(f"  over all episodes there are: {result['exact_accuracy']:.2f}% (exact)")
+    lines.append(
+        f"  were classes and videos drawn anew: ± {result['interval_over_videos']:.1f}; calibration error "
+        f"{result['calibration_error']:.1f}%"
+    )
+    asked = [item for item in result["per_class_accuracy"].items() if not math.isnan(item[1])]
+    classes = sorted(asked, key=lambda item: item[1])
+    lines.append(f"  hardest classes: {', '.join(f'{name} {accuracy:.0f}%' for name, accuracy in classes[:3])}")
+    confused = [f"{pair['true']} -> {pair['predicted']} {pair['rate']:.0f}%" for pair in result["most_confused"][:3]]
+    if confused:
+        lines.append(f"  most confused, when both are there: {', '.join(confused)}")
+    if "comparison" in result:
+        paired = result["comparison"]
+        lines.append(
+            f"  minus {result['compared_with']}: {paired['difference']:+.2f} ± {paired['interval']:.2f} points, "
+            f"McNemar p = {paired['p_value']:.2g}"
+        )
+    return lines
+
+
+def _title(result: dict) -> str:
+    return str(EpisodicAccuracy(**{item.name: result[item.name] for item in fields(EpisodicAccuracy)}))
+
+
+def _mean_over_classes(chances: np.ndarray, labels: np.ndarray) -> float:
+    return np.mean([chances[labels == label].mean() for label in np.unique(labels[labels >= 0])])
+
+
+def _without_nan(value):
+    """JSON has no NaN: null stands for a number that there is not."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _file_name(model_name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in model_name.strip("/"))
+
+
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    try:
+        main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")

@@ -4,6 +4,11 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+SELECTED_ON_TEST = (
+    "WARNING: the model was selected on the TEST split, as the official program does. The test accuracy is too high, "
+    "not to be compared with models selected on validation classes."
+)
+
 _TEXT = """
 # CLIP-FSAR on {dataset_name}
 
@@ -79,12 +84,14 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
             )
         )
         text += ". The interval is over episodes, the videos being given.\n\n" + "\n".join(table)
+        if args.select_on == "test":
+            text = f"**{SELECTED_ON_TEST}**\n\n{text}"
     else:
         text = "Test split: not measured."
     selection = ""
     if best:
         selection = (
-            f" The model is that of episode {best['episode']}, the best on the validation classes: "
+            f" The model is that of episode {best['episode']}, the best on the {args.select_on} classes: "
             f"{best['accuracy']:.1f} ± {best['interval']:.1f}% ({best['n_episodes']} episodes)."
         )
     content = _TEXT.format(
@@ -124,4 +131,4 @@ def _eval_results(results: list, dataset_name: str) -> list[EvalResult] | None:
     ] or None
 
 
-__all__ = ["write_model_card"]
+__all__ = ["SELECTED_ON_TEST", "write_model_card"]

@@ -97,4 +97,33 @@ def plot_episode(
     plt.close(figure)
 
 
-__all__ = ["plot_episode", "plot_training", "plot_training_comparison"]
+def plot_confusion(rates: np.ndarray, class_names: list[str], path: Path, title: str):
+    """(C, C) rates in 0..1 of taking the row's class for the column's, when both are in the episode."""
+    size = 3 + 0.28 * len(class_names)
+    figure, axes = plt.subplots(figsize=(size + 1.5, size), layout="constrained")
+    image = axes.imshow(100 * rates, vmin=0, vmax=100, cmap="viridis")
+    positions = range(len(class_names))
+    axes.set(xticks=positions, yticks=positions, xlabel="predicted", ylabel="true")
+    axes.set_xticklabels(class_names, rotation=90, fontsize=7)
+    axes.set_yticklabels(class_names, fontsize=7)
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(image, label="% of queries, when both classes are in the episode", shrink=0.8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
+    """Bars of the accuracy (%) of each class, the hardest at the top."""
+    names = sorted(accuracies, key=accuracies.get)
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.24 * len(names)), layout="constrained")
+    axes.barh(names, [accuracies[name] for name in names], color="tab:blue")
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="accuracy / %")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+__all__ = ["plot_confusion", "plot_episode", "plot_per_class", "plot_training", "plot_training_comparison"]

@@ -32,7 +32,7 @@ from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 from train.arguments import TrainingArguments, parse_arguments
 from train.evaluation import EpisodicAccuracy, encode_classes, encode_videos, evaluate
-from train.model_card import write_model_card
+from train.model_card import SELECTED_ON_TEST, write_model_card
 from train.plots import plot_training
 from train.presets import learning_rate_at
 from train.video_dataset import check_disjoint_classes, load_video_splits
@@ -219,7 +219,7 @@ class Run:
             raise ValueError(f"{args.dataset} has no split 'train'; it has {', '.join(self.splits)}.")
         if not args.allow_shared_classes:
             check_disjoint_classes(self.splits, args.label_column)
-        for split, shots in (("validation", args.n_shot[:1]), ("test", args.n_shot if args.test_episodes else [])):
+        for split, shots in ((args.select_on, args.n_shot[:1]), ("test", args.n_shot if args.test_episodes else [])):
             if split not in self.splits:
                 continue
             labels, class_names = read_labels(self.splits[split], args.label_column)
@@ -230,8 +230,10 @@ class Run:
                     raise ValueError(
                         f"Split {split!r} cannot be used {args.n_way}-way {n_shot}-shot: {error}"
                     ) from None
-        if "validation" not in self.splits:
-            logger.warning("There is no split 'validation': the last model is kept as the best one, unselected.")
+        if args.select_on not in self.splits:
+            logger.warning(f"There is no split {args.select_on!r}: the last model is kept as the best one, unselected.")
+        if args.select_on == "test":
+            logger.warning(SELECTED_ON_TEST)
 
     def _make_loader(self) -> DataLoader:
         """The episodes that are still to come; those before a resumed checkpoint are not even read."""
@@ -327,8 +329,8 @@ class Run:
     def _validate_and_save(self):
         """Validation, then `best/` if it is the best so far, `last/`, and the state: in this order, so that a state
         is never ahead of the models it speaks of."""
-        if "validation" in self.splits:
-            results = self._evaluate("validation", self.args.n_shot[:1], self.args.eval_episodes, ["few_shot"])
+        if self.args.select_on in self.splits:
+            results = self._evaluate(self.args.select_on, self.args.n_shot[:1], self.args.eval_episodes, ["few_shot"])
             if self.is_main_process:
                 self._take_validation(results[0])
         elif self.is_main_process:
@@ -340,9 +342,10 @@ class Run:
 
     def _take_validation(self, result: EpisodicAccuracy):
         """Writes a validation down and keeps the model if it is the best so far."""
+        split = self.args.select_on
         self.log.write(self.episodes_done, "validation", accuracy=result.accuracy, interval=result.interval)
         self.accelerator.log({"validation/accuracy": result.accuracy}, step=self.episodes_done)
-        tqdm.write(f"episode {self.episodes_done}: validation {result}")
+        tqdm.write(f"episode {self.episodes_done}: {split} {result}")
         if self.best is None or result.accuracy > self.best["accuracy"]:
             self.best = {
                 "accuracy": result.accuracy,
@@ -420,6 +423,8 @@ class Run:
         results = self._evaluate("test", args.n_shot, args.test_episodes, args.inference_modes)
         if self.is_main_process:
             tqdm.write("\n".join(f"test {result}" for result in results))
+            if args.select_on == "test":
+                tqdm.write(SELECTED_ON_TEST)
             rows = [asdict(result) for result in results]
             (self.output_dir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
             self._save_model("best", results)

@@ -1,0 +1,333 @@
+"""The store of frame features: the same numbers as encoding anew, read where possible and refused where not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from safetensors.torch import load_file
+from tiny_data import run_in_children, save_tiny_clip, write_video
+
+from modeling_clipfsar import CLIPFSARModel
+from processing_clipfsar import CLIPFSARProcessor
+from train import feature_store
+from train.evaluation import encode_videos
+from train.feature_store import stored_features
+
+NUM_VIDEOS = 7
+BATCHES = [[0, 1], [2, 3], [4, 5], [6]]  # of two videos
+
+
+@pytest.fixture(scope="module")
+def video_paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(NUM_VIDEOS):
+        write_video(folder / f"{number}.mp4", (40 + 30 * number, 200 - 25 * number, 100), seed=number)
+    return [str(folder / f"{number}.mp4") for number in range(NUM_VIDEOS)]
+
+
+@pytest.fixture(scope="module")
+def videos(video_paths):
+    return Dataset.from_dict({"video": video_paths})
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_clip):
+    return CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def make_model(tiny_clip, **config) -> CLIPFSARModel:
+    torch.manual_seed(0)
+    return CLIPFSARModel.from_pretrained(tiny_clip, num_frames=4, **config).eval()
+
+
+class Encoder:
+    """A model that counts the videos it encodes and, if asked to, is killed in its n-th forward."""
+
+    def __init__(self, tiny_clip, killed_in: int | None = None, **config):
+        self.model = make_model(tiny_clip, **config)
+        self.encoded, self.forwards, self.killed_in = 0, 0, killed_in
+        encode = self.model.get_video_features
+
+        def get_video_features(pixel_values, **kwargs):
+            self.forwards += 1
+            if self.forwards == self.killed_in:
+                raise KeyboardInterrupt
+            self.encoded += len(pixel_values)
+            return encode(pixel_values, **kwargs)
+
+        self.model.get_video_features = get_video_features
+
+    def store(self, folder, processor, videos, accelerator=None, **options) -> torch.Tensor:
+        accelerator = accelerator or Accelerator(cpu=True)
+        return stored_features(folder, self.model, processor, videos, accelerator, batch_size=2, **options)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_clip, processor, videos):
+    embeds = encode_videos(make_model(tiny_clip), processor, videos, Accelerator(cpu=True), batch_size=2)
+    AcceleratorState._reset_state(True)
+    return embeds
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- reading and writing ----------------------------------------------------------------------------------------------
+
+
+def test_stored_features_are_those_of_encoding_and_are_read_the_second_time(
+    tiny_clip, processor, videos, expected, tmp_path
+):
+    first, second = Encoder(tiny_clip), Encoder(tiny_clip)
+    stored = first.store(tmp_path / "new" / "store", processor, videos)
+    assert torch.equal(stored, expected)
+    assert (stored.dtype, stored.device.type) == (torch.float32, "cpu")
+    assert first.encoded == NUM_VIDEOS
+    assert names(tmp_path / "new" / "store") == ["features.safetensors", "manifest.json"]
+    assert torch.equal(second.store(tmp_path / "new" / "store", processor, videos), expected)
+    assert second.encoded == 0
+
+
+def test_an_empty_folder_becomes_a_store(tiny_clip, processor, videos, expected, tmp_path):
+    assert torch.equal(Encoder(tiny_clip).store(tmp_path, processor, videos), expected)
+
+
+def test_a_temporal_transformer_trained_further_leaves_the_store_valid(
+    tiny_clip, processor, videos, expected, tmp_path
+):
+    Encoder(tiny_clip).store(tmp_path, processor, videos)
+    trained = Encoder(tiny_clip, alignment="mean", temporal_num_layers=2)
+    with torch.no_grad():
+        for parameter in (*trained.model.temporal_transformer.parameters(), trained.model.video_text_scale):
+            parameter.add_(1.0)
+        trained.model.clip.text_projection.weight.add_(1.0)
+    assert torch.equal(trained.store(tmp_path, processor, videos), expected)
+    assert trained.encoded == 0
+
+
+def test_videos_in_the_dataset_itself_are_known_by_their_bytes(tiny_clip, processor, video_paths, expected, tmp_path):
+    contents = [{"path": None, "bytes": Path(path).read_bytes()} for path in video_paths]
+    assert torch.equal(Encoder(tiny_clip).store(tmp_path, processor, Dataset.from_dict({"video": contents})), expected)
+    again = Encoder(tiny_clip)
+    again.store(tmp_path, processor, Dataset.from_dict({"video": contents}))
+    assert again.encoded == 0
+    other = Dataset.from_dict({"video": [*contents[:-1], contents[0]]})
+    with pytest.raises(ValueError, match="was made of something else: videos: "):
+        again.store(tmp_path, processor, other)
+
+
+def test_another_column_of_videos_can_be_named(tiny_clip, processor, videos, expected, tmp_path):
+    clips = videos.rename_column("video", "clip")
+    assert torch.equal(Encoder(tiny_clip).store(tmp_path, processor, clips, video_column="clip"), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_encoding_is_without_dropout_and_restores_the_mode(tiny_clip, processor, videos, expected, training, tmp_path):
+    encoder = Encoder(tiny_clip)
+    encoder.model.train(training)
+    assert torch.equal(encoder.store(tmp_path, processor, videos), expected)
+    assert encoder.model.training is training
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("killed_in", [1, 2, 4])
+def test_an_interrupted_encoding_goes_on_and_loses_at_most_the_batch_in_flight(
+    tiny_clip, processor, videos, expected, killed_in, tmp_path
+):
+    with pytest.raises(KeyboardInterrupt):
+        Encoder(tiny_clip, killed_in=killed_in).store(tmp_path, processor, videos)
+    parts = [load_file(path)["rows"].tolist() for path in sorted(tmp_path.glob("part-*.safetensors"))]
+    assert parts == BATCHES[: killed_in - 1]
+    assert not (tmp_path / "features.safetensors").exists()
+    second = Encoder(tiny_clip)
+    assert torch.equal(second.store(tmp_path, processor, videos), expected)
+    assert second.encoded == NUM_VIDEOS - sum(map(len, parts))
+    assert names(tmp_path) == ["features.safetensors", "manifest.json"]
+
+
+def test_parts_of_any_size_and_place_are_made_whole(tiny_clip, processor, videos, expected, tmp_path):
+    """As two processes leave them that had not come equally far."""
+    with pytest.raises(KeyboardInterrupt):
+        Encoder(tiny_clip, killed_in=4).store(tmp_path, processor, videos)
+    (tmp_path / "part-00000002.safetensors").unlink()
+    second = Encoder(tiny_clip, killed_in=2)
+    with pytest.raises(KeyboardInterrupt):
+        second.store(tmp_path, processor, videos)  # encodes 2 and 3, dies over 6
+    third = Encoder(tiny_clip)
+    assert torch.equal(third.store(tmp_path, processor, videos), expected)
+    assert (second.encoded, third.encoded) == (2, 1)
+
+
+def test_a_kill_after_the_last_batch_loses_nothing(tiny_clip, processor, videos, expected, tmp_path, monkeypatch):
+    save = feature_store._save_at_once
+
+    def save_parts_only(tensors, path):
+        if path.name == "features.safetensors":
+            raise KeyboardInterrupt
+        save(tensors, path)
+
+    monkeypatch.setattr(feature_store, "_save_at_once", save_parts_only)
+    with pytest.raises(KeyboardInterrupt):
+        Encoder(tiny_clip).store(tmp_path, processor, videos)
+    monkeypatch.undo()
+    second = Encoder(tiny_clip)
+    assert torch.equal(second.store(tmp_path, processor, videos), expected)
+    assert second.encoded == 0
+
+
+def test_a_file_half_written_is_not_read(tiny_clip, processor, videos, expected, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        Encoder(tiny_clip, killed_in=2).store(tmp_path, processor, videos)
+    for name in (".part-00000002.safetensors.partial", ".features.safetensors.partial"):
+        (tmp_path / name).write_bytes(b"half a file")
+    second = Encoder(tiny_clip)
+    assert torch.equal(second.store(tmp_path, processor, videos), expected)
+    assert second.encoded == NUM_VIDEOS - 2
+    assert torch.equal(Encoder(tiny_clip).store(tmp_path, processor, videos), expected)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def other_weights(encoder, processor, videos):
+    encoder.model.clip.visual_projection.weight.data[0, 0] += 1e-3
+    return processor, videos, Accelerator(cpu=True)
+
+
+def other_frames(encoder, processor, videos):
+    return type(processor)(processor.image_processor, processor.tokenizer, num_frames=3), videos, Accelerator(cpu=True)
+
+
+def other_frame_sampling(encoder, processor, videos):
+    given = {"num_frames": 4, "frame_sampling": "interval"}
+    return type(processor)(processor.image_processor, processor.tokenizer, **given), videos, Accelerator(cpu=True)
+
+
+def other_crop(encoder, processor, videos):
+    image_processor = type(processor.image_processor)(**processor.image_processor.to_dict() | {"do_normalize": False})
+    return type(processor)(image_processor, processor.tokenizer, num_frames=4), videos, Accelerator(cpu=True)
+
+
+def other_order(encoder, processor, videos):
+    return processor, videos.select([1, 0, 2, 3, 4, 5, 6]), Accelerator(cpu=True)
+
+
+def fewer_videos(encoder, processor, videos):
+    return processor, videos.select(range(6)), Accelerator(cpu=True)
+
+
+def other_arithmetic(encoder, processor, videos):
+    AcceleratorState._reset_state(True)
+    return processor, videos, Accelerator(cpu=True, mixed_precision="bf16")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (other_weights, "visual tower: "),
+        (other_frames, "preprocessing: .*'num_frames': 4.*now .*'num_frames': 3"),
+        (other_frame_sampling, "preprocessing: .*'segment_center'.*now .*'interval'"),
+        (other_crop, "preprocessing: .*'do_normalize': True.*now .*'do_normalize': False"),
+        (other_order, "videos: "),
+        (fewer_videos, "videos: .*; num_videos: 7 .now 6"),
+        (other_arithmetic, "arithmetic: float32, mixed precision: no .now float32, mixed precision: bf16"),
+    ],
+)
+def test_a_store_of_something_else_is_refused_with_the_reason_or_rebuilt_on_request(
+    tiny_clip, processor, videos, change, reason, tmp_path
+):
+    Encoder(tiny_clip).store(tmp_path, processor, videos)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    encoder = Encoder(tiny_clip)
+    given = change(encoder, processor, videos)
+    with pytest.raises(ValueError, match=f"was made of something else: {reason}.*--rebuild_features"):
+        encoder.store(tmp_path, *given)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert encoder.encoded == 0
+
+    rebuilt = encoder.store(tmp_path, *given, rebuild=True)
+    assert encoder.encoded == len(given[1]) == len(rebuilt)
+    assert torch.equal(encoder.store(tmp_path, *given), rebuilt)
+    assert encoder.encoded == len(given[1])
+
+
+def test_a_refusal_names_only_what_differs(tiny_clip, processor, videos, tmp_path):
+    Encoder(tiny_clip).store(tmp_path, processor, videos)
+    encoder = Encoder(tiny_clip)
+    with pytest.raises(ValueError, match="something else: visual tower") as refusal:
+        encoder.store(tmp_path, *other_weights(encoder, processor, videos))
+    assert not any(name in str(refusal.value) for name in ("preprocessing", "arithmetic", "videos"))
+
+
+def test_a_file_that_changed_under_its_name_is_noticed(tiny_clip, processor, video_paths, tmp_path):
+    copies = [tmp_path / f"{number}.mp4" for number in range(2)]
+    for copy, path in zip(copies, video_paths, strict=False):
+        copy.write_bytes(Path(path).read_bytes())
+    two = Dataset.from_dict({"video": [str(copy) for copy in copies]})
+    Encoder(tiny_clip).store(tmp_path / "store", processor, two)
+    copies[1].write_bytes(copies[1].read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="was made of something else: videos: "):
+        Encoder(tiny_clip).store(tmp_path / "store", processor, two)
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_folder_that_is_no_store_is_refused_and_left_alone(tiny_clip, processor, videos, rebuild, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is no feature store, but not empty either: name another folder"):
+        Encoder(tiny_clip).store(tmp_path, processor, videos, rebuild=rebuild)
+    assert names(tmp_path) == ["thesis.tex"]
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_manifest_is_written_for_people(tiny_clip, processor, videos, tmp_path):
+    Encoder(tiny_clip).store(tmp_path, processor, videos)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["num_videos"] == NUM_VIDEOS
+    assert manifest["preprocessing"]["num_frames"] == 4
+    assert manifest["preprocessing"]["image_processor"]["crop_size"]["height"] == 16
+    assert manifest["arithmetic"] == "float32, mixed precision: no"
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def store_in_process(tiny_clip, video_paths, folder):
+    accelerator = Accelerator(cpu=True)
+    processor = CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4)
+    videos = Dataset.from_dict({"video": video_paths})
+    encoder = Encoder(tiny_clip)
+    embeds = encoder.store(folder / "store", processor, videos, accelerator)
+    torch.save((encoder.encoded, embeds), folder / f"embeds_{accelerator.process_index}.pt")
+    accelerator.end_training()
+
+
+def test_two_processes_share_the_work_that_one_left(tiny_clip, processor, videos, video_paths, expected, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        Encoder(tiny_clip, killed_in=2).store(tmp_path / "store", processor, videos)
+    run_in_children(
+        store_in_process, tiny_clip, video_paths, tmp_path, folder=tmp_path / "output", num_processes=2
+    ).check()
+    encoded = []
+    for rank in range(2):
+        count, embeds = torch.load(tmp_path / f"embeds_{rank}.pt")
+        encoded.append(count)
+        torch.testing.assert_close(embeds, expected, rtol=1e-5, atol=1e-5)
+    assert sorted(encoded) == [2, 3]

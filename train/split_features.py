@@ -1,0 +1,93 @@
+"""What episodes need of a split's videos and is the same in every episode, computed once."""
+
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from modeling_clipfsar import CLIPFSARModel
+
+
+class SplitFeatures:
+    """Frame features of a split and what follows from them without an episode.
+
+    Args:
+        model: Set to evaluation mode here and left so.
+        video_embeds: (V, T, D), of `encode_videos`.
+        class_embeds: (C, D), of `encode_classes`.
+        labels: (V,), class of each video, 0..C-1; negative ones are in no episode.
+        videos_per_batch: Of the temporal transformer.
+        episodes_per_batch: Of the temporal transformer too, for prototypes of several shots.
+
+    Attributes:
+        query_states: (V, T, D). A query passes the temporal transformer without a text.
+        text_logits: (V, C), zero-shot.
+        one_shot_prototypes: (V, T, D). A single support video is modulated by the text of its own class.
+    """
+
+    def __init__(
+        self,
+        model: CLIPFSARModel,
+        video_embeds: torch.Tensor,
+        class_embeds: torch.Tensor,
+        labels: np.ndarray,
+        videos_per_batch: int = 256,
+        episodes_per_batch: int = 32,
+    ):
+        self.model = model.eval()
+        self.video_embeds, self.class_embeds = video_embeds.to(model.device), class_embeds.to(model.device)
+        self.labels = torch.as_tensor(labels, device=model.device)
+        self.videos_per_batch, self.episodes_per_batch = videos_per_batch, episodes_per_batch
+
+    @cached_property
+    @torch.no_grad()
+    def query_states(self) -> torch.Tensor:
+        return torch.cat(
+            [self.model.get_query_states(batch) for batch in self.video_embeds.split(self.videos_per_batch)]
+        )
+
+    @cached_property
+    @torch.no_grad()
+    def text_logits(self) -> torch.Tensor:
+        return self.model.get_text_logits(self.video_embeds, self.class_embeds)
+
+    @cached_property
+    @torch.no_grad()
+    def one_shot_prototypes(self) -> torch.Tensor:
+        texts = self.class_embeds[self.labels]
+        prototypes = []
+        for videos, own_texts in zip(
+            self.video_embeds.split(self.videos_per_batch), texts.split(self.videos_per_batch), strict=True
+        ):
+            only_class = torch.zeros(len(videos), 1, dtype=torch.long, device=videos.device)
+            prototypes.append(
+                self.model.get_prototypes(videos.unsqueeze(1), only_class, own_texts.unsqueeze(1)).squeeze(1)
+            )
+        return torch.cat(prototypes)
+
+    @torch.no_grad()
+    def prototypes(self, support_rows: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
+        """Prototypes (B, N, T, D) of episodes with support videos (B, N, K) of the classes (B, N).
+
+        Where the support is averaged *after* the temporal transformer, they are means of 1-shot prototypes. Before it,
+        the transformer runs on every one, on pieces small enough to stay in a processor's cache.
+        """
+        if support_rows.shape[-1] == 1:
+            return self.one_shot_prototypes[support_rows.squeeze(-1)]
+        if self.model.config.support_pooling == "after":
+            return self.one_shot_prototypes[support_rows].mean(2)
+        n_way, n_shot = support_rows.shape[1:]
+        support_labels = torch.arange(n_way, device=support_rows.device).repeat_interleave(n_shot)
+        return torch.cat(
+            [
+                self.model.get_prototypes(
+                    self.video_embeds[rows.flatten(1)], support_labels.expand(len(rows), -1), self.class_embeds[classes]
+                )
+                for rows, classes in zip(
+                    support_rows.split(self.episodes_per_batch), class_ids.split(self.episodes_per_batch), strict=True
+                )
+            ]
+        )
+
+
+__all__ = ["SplitFeatures"]
