@@ -378,8 +378,8 @@ class Run:
             dataset,
             self.accelerator,
             args.video_column,
-            args.eval_batch_size,
-            args.num_workers,
+            batch_size=args.eval_batch_size,
+            num_workers=args.num_workers,
             description=f"encoding {split} videos",
         )
         if not self.is_main_process:
