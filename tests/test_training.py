@@ -703,3 +703,18 @@ def test_the_uploaded_model_loads_without_this_repository(train, tmp_path):
 def test_settings_of_a_run_are_kept_with_its_model(reference, dataset, tiny_clip):
     expected = asdict(parse_arguments(training_arguments(dataset, tiny_clip, reference)))
     assert json.loads((reference / "best" / "training_arguments.json").read_text()) == expected
+
+
+def test_selecting_on_the_test_split_is_shouted_about(train, tmp_path):
+    outcome = train(select_on="test", episodes=8, eval_every=4).check()
+    log = [line for line in read_log(tmp_path / "run") if line["kind"] == "validation"]
+    warning = "WARNING: the model was selected on the TEST split"
+    assert outcome.output.count(warning) == 2  # before the training and beside the result
+    assert f"**{warning}" in (tmp_path / "run" / "best" / "README.md").read_text()
+    assert len(log) == 2
+
+
+def test_models_are_selected_on_validation_classes_by_default(reference):
+    assert "TEST split" not in (reference / "printed.txt").read_text()
+    assert "TEST split" not in (reference / "best" / "README.md").read_text()
+    assert json.loads((reference / "state" / "progress.json").read_text())["arguments"]["select_on"] == "validation"

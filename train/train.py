@@ -137,7 +137,9 @@ class Run:
         self.model = CLIPFSARModel.from_pretrained(args.model, dtype=torch.float32, **args.config_overrides())
         self.model.freeze_text_tower()
         if args.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            # the newer name where there is one: the older goes with transformers 6
+            enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
+            enable()
         self.model.to(self.accelerator.device)
 
         self.episodes = EpisodeDataset(
