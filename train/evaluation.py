@@ -297,7 +297,7 @@ class Evaluation:
             video_embeds = encode_videos(model, processor, self.dataset, accelerator, **encoding)
         else:
             video_embeds = stored_features(
-                Path(arguments.feature_store) / _file_name(model_name),
+                Path(arguments.feature_store) / _file_name(model_name) / arguments.split,
                 model,
                 processor,
                 self.dataset,

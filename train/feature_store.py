@@ -165,7 +165,10 @@ def _save_at_once(tensors: dict[str, torch.Tensor], path: Path):
 
 def _digest_of_weights(model: CLIPFSARModel) -> str:
     """Of the visual tower alone: a temporal transformer trained further leaves frame features as they are."""
-    digest = hashlib.sha256()
+    vision_config = model.config.clip_config.vision_config
+    # what shapes the features without showing in names and shapes of weights
+    unseen = [getattr(vision_config, name, None) for name in ("hidden_act", "num_attention_heads", "layer_norm_eps")]
+    digest = hashlib.sha256(json.dumps(unseen).encode())
     for tower in (model.clip.vision_model, model.clip.visual_projection):
         for name, tensor in sorted(tower.state_dict().items()):
             digest.update(name.encode())
