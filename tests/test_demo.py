@@ -5,7 +5,7 @@ import re
 import pytest
 from PIL import Image
 
-from train.demo import VARIANTS, Arguments, main
+from train.demo import UNTRAINED, VARIANTS, Arguments, main
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,9 @@ def test_the_demo_prints_a_table_and_draws_what_it_did(output_dir, capsys):
 
     printed = capsys.readouterr().out
     cell = r"\d+\.\d ± \d+\.\d"
-    for name in [*VARIANTS, "zero-shot (texts only)", "ensemble of both"]:
+    for name in [*UNTRAINED, *VARIANTS, "zero-shot (texts only)", "ensemble of both"]:
         assert re.search(rf"^\| {re.escape(name)} \| {cell} \| {cell} \|$", printed, re.MULTILINE), name
+    assert "the models tested are those after 4, 4, 4, 4," in printed
     assert len(re.findall(r"with probability 0?1?\.\d\d \(", printed)) == 5
     assert (output_dir / "results.md").read_text().splitlines()[0] in printed
     for picture in ("episode.png", "training.png", "runs/4/training.png"):

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,14 +19,16 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from accelerate import Accelerator
 from einops import rearrange
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from episodes_clipfsar import EpisodeDataset
+from episodes_clipfsar import EpisodeDataset, read_labels
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 from train.arguments import parse_arguments
+from train.evaluation import encode_classes, encode_videos, evaluate
 from train.plots import plot_episode, plot_training_comparison
 from train.synthetic_actions import render_dataset
 from train.train import main as train
@@ -42,6 +44,8 @@ VARIANTS = {
     "+ modulation (CLIP-FSAR)": ["--alignment", "otam"],
 }
 FULL_MODEL = "+ modulation (CLIP-FSAR)"
+# What the tiny CLIP's features give as they are: the training must be seen against these.
+UNTRAINED = {"untrained, mean pooling": "mean", "untrained, OTAM": "otam"}
 
 
 @dataclass
@@ -79,7 +83,28 @@ def train_variant(name: str, clips: Path, folder: Path, arguments: Arguments) ->
     return json.loads((folder / "results.json").read_text())
 
 
-def results_table(results: dict[str, list[dict]]) -> str:
+def evaluate_untrained(clips: Path, path: Path, arguments: Arguments) -> dict[str, list[dict]]:
+    """Few-shot results of plain CLIP features, without a temporal transformer; from the file if done before."""
+    if not path.is_file():
+        novel = load_video_splits(str(clips))["test"]
+        labels, class_names = read_labels(novel)
+        processor = CLIPFSARProcessor.from_pretrained(TINY_CLIP)
+        settings = {"dtype": torch.float32, "temporal_num_layers": 0, "prototype_modulation": False}
+        results, video_embeds = {}, None
+        for name, alignment in UNTRAINED.items():
+            model = CLIPFSARModel.from_pretrained(TINY_CLIP, alignment=alignment, **settings)
+            if video_embeds is None:  # the alignment comes after them
+                accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+                model.to(accelerator.device)
+                video_embeds = encode_videos(model, processor, novel, accelerator)
+            features = (model, video_embeds, encode_classes(model, processor, class_names), labels)
+            shots = {"n_episodes": arguments.test_episodes, "seed": arguments.seed}
+            results[name] = [asdict(evaluate(*features, n_shot=n_shot, **shots)[0]) for n_shot in (1, 5)]
+        path.write_text(json.dumps(results, indent=2) + "\n")
+    return json.loads(path.read_text())
+
+
+def results_table(results: dict[str, list[dict]], untrained: dict[str, list[dict]]) -> str:
     """Markdown: a row per part of the method, a column per number of shots."""
 
     def cell(rows: list[dict], mode: str, n_shot: int) -> str:
@@ -87,7 +112,7 @@ def results_table(results: dict[str, list[dict]]) -> str:
         return f"{row['accuracy']:.1f} ± {row['interval']:.1f}"
 
     table = ["| novel classes, 5-way accuracy in % | 1-shot | 5-shot |", "|---|---|---|"]
-    for name, rows in results.items():
+    for name, rows in (untrained | results).items():
         table.append(f"| {name} | {cell(rows, 'few_shot', 1)} | {cell(rows, 'few_shot', 5)} |")
     full = results[FULL_MODEL]
     # Texts alone do not depend on the shots; both columns are the same model on other episodes.
@@ -171,16 +196,21 @@ def main(arguments: Arguments):
     folders = {name: output_dir / "runs" / f"{number}" for number, name in enumerate(VARIANTS, start=1)}
     results = {name: train_variant(name, clips, folder, arguments) for name, folder in folders.items()}
 
+    untrained = evaluate_untrained(clips, output_dir / "untrained.json", arguments)
     logs = {
         name: [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
         for name, folder in folders.items()
     }
     plot_training_comparison(logs, output_dir / "training.png")
     classify_single_clips(folders[FULL_MODEL] / "best", clips, output_dir / "episode.png", arguments.seed)
-    table = results_table(results)
+    table = results_table(results, untrained)
+    tested = [json.loads((folder / "state" / "progress.json").read_text())["best"] for folder in folders.values()]
     note = (
-        f"Mean and 95% interval over {arguments.test_episodes} episodes of the same novel videos; {arguments.episodes} "
-        f"training episodes per row, seed {arguments.seed}. The interval says nothing of other videos or seeds."
+        f"Mean and 95% interval over {arguments.test_episodes} episodes of the same novel videos, seed "
+        f"{arguments.seed}. "
+        f"Of {arguments.episodes} training episodes per row, the models tested are those after "
+        f"{', '.join(str(best['episode']) for best in tested)}, the best on validation classes. The interval says "
+        "nothing of other videos or seeds."
     )
     without_effect = rows_without_effect(results)
     if without_effect:
