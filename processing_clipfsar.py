@@ -26,6 +26,13 @@ from transformers import AutoProcessor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+try:
+    from .frame_archive_clipfsar import ZIP_MAGIC, FrameArchive
+except ImportError:
+    if __package__:
+        raise
+    from frame_archive_clipfsar import ZIP_MAGIC, FrameArchive
+
 FRAME_SAMPLINGS = ("segment_center", "segment_random", "interval")
 PREPROCESSINGS = ("clip", "official")
 QUERY_AUGMENTATIONS = ("none", "kinetics")
@@ -297,15 +304,18 @@ def read_video_frames(
     select_indices: Callable[[int, float | None], Sequence[int]] | Sequence[int],
     decoder: str = "auto",
     num_threads: int = 1,
+    check_archive: Callable[[FrameArchive], None] | None = None,
 ) -> torch.Tensor:
     """Reads the chosen frames of one video, and decodes no others where the format allows it.
 
     `video` is a path or URL, the bytes of a file, a file object, uint8 frames (numpy or torch, (T, H, W, 3) or
-    (T, 3, H, W)), a list of PIL images, a folder of image files, or a value of a `datasets` video column (a
+    (T, 3, H, W)), a list of PIL images, a folder of image files, a frame archive (`frame_archive_clipfsar`; where that
+    left frames out, the nearest kept one stands for a wanted one), or a value of a `datasets` video column (a
     `{"path", "bytes"}` dict or a torchcodec decoder). `select_indices` is the list of frame indices, or a function that
     makes it from `(num_video_frames, fps)`; `fps` is None where nothing says it. `decoder="auto"` takes the first of
     decord, torchcodec and PyAV that is installed and can read these frames; a decoder asked for by name is the only
-    one tried. `num_threads` is the decoder's (0: as many as it likes).
+    one tried. `num_threads` is the decoder's (0: as many as it likes). `check_archive` is called with a frame archive
+    before it is read, and raises to refuse it.
 
     Returns uint8 RGB frames, (number of indices, H, W, 3), in the order of the indices, turned upright.
 
@@ -318,11 +328,14 @@ def read_video_frames(
     path, source = _locate(video)
     if isinstance(source, (str, bytes)) and not (isinstance(source, str) and os.path.isdir(source)):
         container = _check_container(path, source)
-        names = _installed_decoders(decoder)
-        if container == "unknown" and len(names) > 1:
-            names = [name for name in names if name != "decord"]  # it writes to stderr about files it cannot open
-        can_seek = container in ("mp4", "matroska")
-        candidates = [(name, functools.partial(_READERS[name], source, num_threads, can_seek)) for name in names]
+        if container == "frame archive":
+            candidates = [("frame archive", functools.partial(_open_archive, source))]
+        else:
+            names = _installed_decoders(decoder)
+            if container == "unknown" and len(names) > 1:
+                names = [name for name in names if name != "decord"]  # it writes to stderr about files it cannot open
+            can_seek = container in ("mp4", "matroska")
+            candidates = [(name, functools.partial(_READERS[name], source, num_threads, can_seek)) for name in names]
     elif isinstance(source, str):
         candidates = [("image files", functools.partial(_FrameFiles, source))]
     elif hasattr(source, "get_frames_at"):
@@ -340,6 +353,8 @@ def read_video_frames(
             reason = _reason(error, f"{name} cannot open it")
             continue
         # Outside the try blocks: what is wrong with the choice of frames is not the file's fault.
+        if check_archive is not None and isinstance(reader, FrameArchive):
+            check_archive(reader)
         indices = _choose(select_indices, reader.num_frames, reader.fps, path)
         try:
             return _read_in_order(reader, indices)
@@ -359,6 +374,16 @@ def read_video_frames(
     # The last decoder's reason: PyAV's are the clearest.
     tried = f" (tried {', '.join(name for name, _ in candidates)})" if path is not None else ""
     raise VideoReadError(f"Cannot read video {_quoted(path)}: {reason}{tried}.", path)
+
+
+def _open_archive(source: str | bytes) -> FrameArchive:
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            source = file.read()
+    try:
+        return FrameArchive(source)
+    except ValueError as error:
+        raise _Unreadable(str(error)) from error
 
 
 def _choose(select_indices, num_video_frames: int, fps: float | None, path: str | None) -> list[int]:
@@ -463,6 +488,8 @@ def _check_container(path: str | None, source: str | bytes) -> str:
                 kind, end = "avi", size + 8 if size < 0xFFFFFFF0 else 0  # streamed files hold 0 or -1 here
             elif head[:4] == b"\x1a\x45\xdf\xa3":
                 kind, end = "matroska", _matroska_end(file)
+            elif head.startswith(ZIP_MAGIC):
+                kind = "frame archive"  # a zip ends with its table of contents, so a cut-off one does not open
             elif head.startswith((b"\x00\x00\x01\xba", b"\x47", b"FLV", b"\x30\x26\xb2\x75", b"OggS")):
                 kind = "stream"  # MPEG program and transport streams, Flash, Windows Media, Ogg: they state no length
     except OSError as error:
@@ -843,9 +870,10 @@ class CLIPFSARProcessor(ProcessorMixin):
         ]
 
     def _read_sampled_frames(self, video, sampling: str, training: bool, seed: int | None, fps: float | None):
+        draws = sampling == "segment_random" or training
+
         def select_indices(num_video_frames, video_fps):
             # A fresh generator each time: the draw must not depend on how many decoders have tried before.
-            draws = sampling == "segment_random" or training
             return sample_frame_indices(
                 num_video_frames,
                 self.num_frames,
@@ -856,17 +884,14 @@ class CLIPFSARProcessor(ProcessorMixin):
                 generator=torch.Generator().manual_seed(seed) if draws else None,
             )
 
-        return read_video_frames(video, select_indices, decoder=self.decoder, num_threads=self.num_threads)
+        check_archive = functools.partial(self._check_archive, draws=draws)
+        return read_video_frames(video, select_indices, self.decoder, self.num_threads, check_archive)
 
     def _resize_and_crop(self, frames: torch.Tensor, crop_generator: torch.Generator | None) -> torch.Tensor:
         """uint8 (T, H, W, 3) -> (T, 3, crop height, crop width), from 0 to 255, cropped at random with a generator."""
         frames = frames.permute(0, 3, 1, 2)  # (T, 3, H, W), channels last in memory: twice as fast to resize on CPU
         height, width = self._crop_size(frames.shape[-2:])
-        if self.preprocessing == "official":
-            resized_size = (round(height * 8 / 7), round(width * 8 / 7))  # 256 for 224
-            frames = F.interpolate(frames.float(), size=resized_size, mode="bilinear", align_corners=False)
-        else:
-            frames = self._resize_like_image_processor(frames)
+        frames = _resize(frames, self.image_processor, self.preprocessing)
         # contiguous here, because permuting bytes is cheaper than permuting the floats they become
         return _crop(frames, height, width, crop_generator).contiguous()
 
@@ -888,33 +913,32 @@ class CLIPFSARProcessor(ProcessorMixin):
     def _crop_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the pixel values, from the image processor's settings; `frame_size` if these fix none."""
         settings = self.image_processor
-        size = settings.crop_size if getattr(settings, "do_center_crop", False) else settings.size
         if self.preprocessing == "official":
-            size = getattr(settings, "crop_size", None) or settings.size
-            if size.get("shortest_edge"):
-                return size.get("shortest_edge"), size.get("shortest_edge")
-        elif size is settings.size and not settings.do_resize:
+            return _official_crop_size(settings)
+        size = settings.crop_size if getattr(settings, "do_center_crop", False) else settings.size
+        if size is settings.size and not settings.do_resize:
             return frame_size
-        elif size.get("shortest_edge"):
+        if size.get("shortest_edge"):
             return _shortest_edge_size(frame_size, size.get("shortest_edge"))
         return size.get("height"), size.get("width")
 
-    def _resize_like_image_processor(self, frames: torch.Tensor) -> torch.Tensor:
-        settings = self.image_processor
-        if not settings.do_resize:
-            return frames
-        mode = {2: "bilinear", 3: "bicubic"}.get(int(settings.resample))
-        if mode is None:
-            raise ValueError(f"The image processor's resample={settings.resample!r} is not supported: use 2 or 3.")
-        if settings.size.get("shortest_edge"):
-            size = _shortest_edge_size(frames.shape[-2:], settings.size.get("shortest_edge"))
-        else:
-            size = settings.size.get("height"), settings.size.get("width")
-        if None in size or settings.size.get("longest_edge"):
+    def _check_archive(self, archive: FrameArchive, draws: bool) -> None:
+        """Raises `ValueError` for a frame archive that was made for something else than this processor does."""
+        wanted = resize_settings(self.image_processor, self.preprocessing)
+        if archive.resized_for != wanted:
             raise ValueError(
-                f"The image processor's size={settings.size} is not supported: use shortest_edge, or height and width."
+                f"The frame store was made for {_in_words(archive.resized_for)}, but {_in_words(wanted)} is wanted: "
+                "prepare the data again with the --preprocessing and --frame_size of this model, or choose what the "
+                "store was made for."
             )
-        return _resize_uint8(frames, *size, mode)
+        least = (3 if draws else 1) * self.num_frames
+        if not archive.is_complete and len(archive.indices) < least:
+            purpose = f"{'draw' if draws else 'choose'} {self.num_frames} frames"
+            raise ValueError(
+                f"The frame store keeps {len(archive.indices)} of a video's {archive.num_frames} frames, but to "
+                f"{purpose} it must keep {least} or all: prepare the data again with --frames_per_video {least} or "
+                "more, or lower num_frames."
+            )
 
 
 _SETTINGS = (
@@ -928,6 +952,71 @@ _SETTINGS = (
     "num_threads",
     "query_augmentation",
 )
+
+
+def resize_settings(image_processor, preprocessing: str) -> dict:
+    """What `resize_frames` does, as plain values: frames resized for equal settings can stand for each other."""
+    if preprocessing == "official":
+        height, width = _official_size(image_processor)
+        return {"preprocessing": "official", "size": {"height": height, "width": width}}
+    if not image_processor.do_resize:
+        return {"preprocessing": "clip", "size": None}
+    size = {name: int(value) for name, value in dict(image_processor.size).items() if value}
+    return {"preprocessing": "clip", "size": size, "resample": int(image_processor.resample)}
+
+
+def resize_frames(frames: torch.Tensor, image_processor, preprocessing: str = "clip") -> torch.Tensor:
+    """The resizing alone that `process_videos` does before it crops: uint8 (T, H, W, 3) -> uint8 (T, H', W', 3).
+
+    For `"official"` the result is rounded, which `process_videos` does not do.
+    """
+    resized = _resize(frames.permute(0, 3, 1, 2), image_processor, preprocessing)
+    if resized.dtype != torch.uint8:
+        resized = resized.round().to(torch.uint8)
+    return resized.permute(0, 2, 3, 1).contiguous()
+
+
+def _resize(frames: torch.Tensor, image_processor, preprocessing: str) -> torch.Tensor:
+    """uint8 (T, 3, H, W) to the size that is cropped from; float for the official preprocessing, from 0 to 255."""
+    if preprocessing == "official":
+        size = _official_size(image_processor)
+        if tuple(frames.shape[-2:]) == size:
+            return frames.float()
+        return F.interpolate(frames.float(), size=size, mode="bilinear", align_corners=False)
+    if not image_processor.do_resize:
+        return frames
+    mode = {2: "bilinear", 3: "bicubic"}.get(int(image_processor.resample))
+    if mode is None:
+        raise ValueError(f"The image processor's resample={image_processor.resample!r} is not supported: use 2 or 3.")
+    size = image_processor.size
+    if size.get("shortest_edge"):
+        target = _shortest_edge_size(frames.shape[-2:], size.get("shortest_edge"))
+    else:
+        target = size.get("height"), size.get("width")
+    if None in target or size.get("longest_edge"):
+        raise ValueError(f"The image processor's size={size} is not supported: use shortest_edge, or height and width.")
+    return frames if tuple(frames.shape[-2:]) == target else _resize_uint8(frames, *target, mode)
+
+
+def _official_crop_size(image_processor) -> tuple[int, int]:
+    size = getattr(image_processor, "crop_size", None) or image_processor.size
+    if size.get("shortest_edge"):
+        return size.get("shortest_edge"), size.get("shortest_edge")
+    return size.get("height"), size.get("width")
+
+
+def _official_size(image_processor) -> tuple[int, int]:
+    """Officially frames are squashed to 256 x 256 for a crop of 224 x 224."""
+    height, width = _official_crop_size(image_processor)
+    return round(height * 8 / 7), round(width * 8 / 7)
+
+
+def _in_words(settings: dict) -> str:
+    size = settings["size"]
+    if size is None:
+        return "frames of any size"
+    sizes = " x ".join(str(value) for value in size.values())
+    return f"{settings['preprocessing']!r} preprocessing at {'shortest side ' if len(size) == 1 else ''}{sizes}"
 
 
 def _shortest_edge_size(frame_size: tuple[int, int], edge: int) -> tuple[int, int]:
@@ -1078,5 +1167,7 @@ __all__ = [
     "VideoReadError",
     "augment_like_kinetics",
     "read_video_frames",
+    "resize_frames",
+    "resize_settings",
     "sample_frame_indices",
 ]

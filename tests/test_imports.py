@@ -16,7 +16,8 @@ LIBRARY = sorted(path.stem for path in ROOT.glob("*_clipfsar.py"))
 MAY_IMPORT = {
     "configuration_clipfsar": set(),
     "modeling_clipfsar": {"configuration_clipfsar"},
-    "processing_clipfsar": {"configuration_clipfsar"},
+    "frame_archive_clipfsar": set(),
+    "processing_clipfsar": {"configuration_clipfsar", "frame_archive_clipfsar"},
     "episodes_clipfsar": {"configuration_clipfsar", "processing_clipfsar"},
     "pipeline_clipfsar": {"configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar"},
 }
@@ -29,7 +30,7 @@ PROGRAMS = sorted(
 )
 # What a user of the checkpoint has without installing anything of ours.
 TRAVELLING_DEPENDENCIES = {"torch", "transformers", "numpy", "PIL"}
-DISTRIBUTION_OF_MODULE = {"PIL": "pillow"}
+DISTRIBUTION_OF_MODULE = {"PIL": "pillow", "yaml": "pyyaml"}
 
 
 def imports_of(path: Path) -> list[tuple[str, bool, bool]]:
