@@ -8,10 +8,11 @@ from transformers import HfArgumentParser
 
 from configuration_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS
 from processing_clipfsar import DECODERS, FRAME_SAMPLINGS, PREPROCESSINGS, QUERY_AUGMENTATIONS
-from train.presets import PRESETS
+from train.presets import PRESETS, dataset_folder
 
 
-def _option(default, text: str, choices=None):
+def option(default, text: str, choices=None):
+    """A field of a dataclass of options, with its help; a list as default is copied."""
     metadata = {"help": text} | ({"choices": list(choices)} if choices else {})
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -23,78 +24,82 @@ class TrainingArguments:
     """Options of `train/train.py`. Episodes are counted over all processes together."""
 
     # What
-    benchmark: str | None = _option(None, "Official settings of a benchmark; other options override them.", PRESETS)
-    dataset: str | None = _option(
+    benchmark: str | None = option(None, "Official settings of a benchmark; other options override them.", PRESETS)
+    dataset: str | None = option(
         None,
         "Folder (videofolder tree train/CLASS/*.mp4, validation/..., test/...; save_to_disk; Parquet) or Hub id of a "
-        "video data set with class-disjoint splits.",
+        "video data set with class-disjoint splits; with --benchmark NAME it is data/NAME, where "
+        "train/prepare_dataset.py puts it.",
     )
-    model: str = _option("openai/clip-vit-base-patch16", "Plain CLIP checkpoint or CLIP-FSAR model to start from.")
-    output_dir: str = _option("runs/clipfsar", "Folder for models, log, plot and the state to resume from.")
-    resume: bool = _option(False, "Go on where a run in output_dir was stopped, exactly.")
-    video_column: str = _option("video", "Column with the videos.")
-    label_column: str = _option("label", "Column with the classes.")
-    allow_shared_classes: bool = _option(False, "Let splits share classes. Results are then not few-shot results.")
+    model: str = option("openai/clip-vit-base-patch16", "Plain CLIP checkpoint or CLIP-FSAR model to start from.")
+    output_dir: str = option(
+        "runs/clipfsar",
+        "Folder for models, log, plot and the state to resume from; with --benchmark NAME it is runs/NAME.",
+    )
+    resume: bool = option(False, "Go on where a run in output_dir was stopped, exactly.")
+    video_column: str = option("video", "Column with the videos.")
+    label_column: str = option("label", "Column with the classes.")
+    allow_shared_classes: bool = option(False, "Let splits share classes. Results are then not few-shot results.")
 
     # Episodes
-    n_way: int = _option(5, "Classes per episode, in training and evaluation.")
-    train_n_shot: int = _option(1, "Support videos per class in training; officially 1, also for 5-shot tests.")
-    train_n_query: int = _option(5, "Query videos per class in training.")
-    n_shot: list[int] = _option([1, 5], "Support videos per class in the test; validation uses the first.")
-    n_query: int = _option(1, "Query videos per class in validation and test.")
-    episodes: int = _option(2000, "Training episodes in all.")
-    episodes_per_update: int = _option(4, "Episodes whose mean loss makes one optimizer step, over all processes.")
-    episodes_per_forward: int = _option(1, "Episodes that one process runs at once; the rest is accumulated.")
-    seed: int = _option(0, "Seed of the new layers, the episodes, the frames drawn and dropout.")
+    n_way: int = option(5, "Classes per episode, in training and evaluation.")
+    train_n_shot: int = option(1, "Support videos per class in training; officially 1, also for 5-shot tests.")
+    train_n_query: int = option(5, "Query videos per class in training.")
+    n_shot: list[int] = option([1, 5], "Support videos per class in the test; validation uses the first.")
+    n_query: int = option(1, "Query videos per class in validation and test.")
+    episodes: int = option(2000, "Training episodes in all.")
+    episodes_per_update: int = option(4, "Episodes whose mean loss makes one optimizer step, over all processes.")
+    episodes_per_forward: int = option(1, "Episodes that one process runs at once; the rest is accumulated.")
+    seed: int = option(0, "Seed of the new layers, the episodes, the frames drawn and dropout.")
 
     # Frames
-    num_frames: int = _option(8, "Frames per video.")
-    frame_sampling: str = _option("segment_center", "Frames of a video; training draws at random.", FRAME_SAMPLINGS)
-    sampling_rate: int = _option(35, "Interval sampling: distance of frames, in frames of a 12 fps video.")
-    preprocessing: str = _option("clip", "CLIP's own, or the official squash-and-crop.", PREPROCESSINGS)
-    query_augmentation: str = _option("none", "Flips and colour jitter of query videos.", QUERY_AUGMENTATIONS)
-    prompt_template: str = _option("a photo of {}", "Sentence around a class name.")
-    decoder: str = _option("auto", "Video reader.", ("auto", *DECODERS))
+    num_frames: int = option(8, "Frames per video.")
+    frame_sampling: str = option("segment_center", "Frames of a video; training draws at random.", FRAME_SAMPLINGS)
+    sampling_rate: int = option(35, "Interval sampling: distance of frames, in frames of a 12 fps video.")
+    preprocessing: str = option("clip", "CLIP's own, or the official squash-and-crop.", PREPROCESSINGS)
+    query_augmentation: str = option("none", "Flips and colour jitter of query videos.", QUERY_AUGMENTATIONS)
+    prompt_template: str = option("a photo of {}", "Sentence around a class name.")
+    decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
 
     # Model; empty means: as the checkpoint has it
-    alignment: str | None = _option(None, "Distance between frame sequences.", ALIGNMENTS)
-    support_pooling: str | None = _option(None, "Average several shots before or after modulation.", SUPPORT_POOLINGS)
-    prototype_modulation: bool | None = _option(None, "Modulate prototypes by class texts.")
-    temporal_num_layers: int | None = _option(None, "Depth of the temporal transformer.")
-    video_text_loss_weight: float | None = _option(None, "Weight of the video-text contrast.")
-    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, slower.")
-    torch_compile: bool = _option(False, "Compile the model with torch.compile.")
+    alignment: str | None = option(None, "Distance between frame sequences.", ALIGNMENTS)
+    support_pooling: str | None = option(None, "Average several shots before or after modulation.", SUPPORT_POOLINGS)
+    prototype_modulation: bool | None = option(None, "Modulate prototypes by class texts.")
+    temporal_num_layers: int | None = option(None, "Depth of the temporal transformer.")
+    video_text_loss_weight: float | None = option(None, "Weight of the video-text contrast.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
+    torch_compile: bool = option(False, "Compile the model with torch.compile.")
 
     # Optimization
-    learning_rate: float = _option(1e-5, "Full learning rate.")
-    warmup_learning_rate: float = _option(1e-6, "Rate at the first episode.")
-    warmup_episodes: int = _option(200, "Episodes of linear warm-up.")
-    decay_episodes: list[int] = _option([], "Two episodes at which the rate falls to 1/10 and 1/100; none: never.")
-    weight_decay: float = _option(1e-3, "L2 decay of all trained weights but batch norms and the temporal norms.")
-    optimizer: str = _option("adam", "adam couples the decay with the gradient, as officially.", ("adam", "adamw"))
-    max_grad_norm: float = _option(0.0, "Clip gradients to this norm; 0 does not.")
-    mixed_precision: str | None = _option(
+    learning_rate: float = option(1e-5, "Full learning rate.")
+    warmup_learning_rate: float = option(1e-6, "Rate at the first episode.")
+    warmup_episodes: int = option(200, "Episodes of linear warm-up.")
+    decay_episodes: list[int] = option([], "Two episodes at which the rate falls to 1/10 and 1/100; none: never.")
+    weight_decay: float = option(1e-3, "L2 decay of all trained weights but batch norms and the temporal norms.")
+    optimizer: str = option("adam", "adam couples the decay with the gradient, as officially.", ("adam", "adamw"))
+    max_grad_norm: float = option(0.0, "Clip gradients to this norm; 0 does not.")
+    mixed_precision: str | None = option(
         None, "Arithmetic of the forward pass; by default as accelerate is set up.", ("no", "fp16", "bf16")
     )
 
     # Looking
-    select_on: str = _option(
+    select_on: str = option(
         "validation",
         "Split that chooses the best model. test is what the official program does: it makes the test result too good "
         "and is here for comparison only.",
         ("validation", "test"),
     )
-    eval_every: int = _option(200, "Episodes between validations (and checkpoints).")
-    eval_episodes: int = _option(1000, "Validation episodes.")
-    test_episodes: int = _option(10_000, "Test episodes per number of shots, at the end; 0 leaves the test out.")
-    inference_modes: list[str] = _option(list(INFERENCE_MODES), f"Tested; any of {', '.join(INFERENCE_MODES)}.")
-    log_every: int = _option(20, "Episodes between lines of the log; rounded up to whole updates.")
-    eval_batch_size: int = _option(16, "Videos per forward when a split is encoded.")
-    num_workers: int = _option(2, "Processes that read videos, per training process.")
-    report_to: str = _option("auto", "Trackers: tensorboard, wandb, ..., none; auto is tensorboard if installed.")
-    push_to_hub: str | None = _option(None, "Upload the best model to this Hub repository at the end.")
-    hub_private: bool = _option(True, "Make a new Hub repository private.")
-    print_config: bool = _option(False, "Print the resolved settings and stop.")
+    eval_every: int = option(200, "Episodes between validations (and checkpoints).")
+    eval_episodes: int = option(1000, "Validation episodes.")
+    test_episodes: int = option(10_000, "Test episodes per number of shots, at the end; 0 leaves the test out.")
+    inference_modes: list[str] = option(list(INFERENCE_MODES), f"Tested; any of {', '.join(INFERENCE_MODES)}.")
+    log_every: int = option(20, "Episodes between lines of the log; rounded up to whole updates.")
+    eval_batch_size: int = option(16, "Videos per forward when a split is encoded.")
+    num_workers: int = option(2, "Processes that read videos, per training process.")
+    report_to: str = option("auto", "Trackers: tensorboard, wandb, ..., none; auto is tensorboard if installed.")
+    push_to_hub: str | None = option(None, "Upload the best model to this Hub repository at the end.")
+    hub_private: bool = option(True, "Make a new Hub repository private.")
+    print_config: bool = option(False, "Print the resolved settings and stop.")
 
     def __post_init__(self):
         decay = self.decay_episodes
@@ -200,7 +205,8 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainingArguments:
     if benchmark:
         known = {item.name for item in fields(TrainingArguments)}
         parser.set_defaults(**{k: v for k, v in PRESETS[benchmark].as_defaults().items() if k in known})
+        parser.set_defaults(dataset=dataset_folder(benchmark), output_dir=f"runs/{benchmark}")
     return parser.parse_args_into_dataclasses(arguments)[0]
 
 
-__all__ = ["TrainingArguments", "parse_arguments"]
+__all__ = ["TrainingArguments", "option", "parse_arguments"]

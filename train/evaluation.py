@@ -431,5 +431,5 @@ def _file_name(model_name: str) -> str:
 if __name__ == "__main__":
     try:
         main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
         sys.exit(f"error: {error}")

@@ -22,6 +22,7 @@ class Preset:
         frame_sampling: One frame out of each of T segments (random in training, central in evaluation; officially
             random in both), or `"interval"`, T frames at a fixed rate.
         query_augmentation: Kinetics' query videos are flipped and colour-jittered in training, no others.
+        dataset, output_dir: Where `train/prepare_dataset.py --benchmark` puts the data, and where runs go.
     """
 
     learning_rate: float
@@ -31,6 +32,7 @@ class Preset:
     episodes: int
     video_text_loss_weight: float
     eval_every: int
+    sizes: dict[str, tuple[int, int]]
     seed: int = 0
     frame_sampling: str = "segment_center"
     query_augmentation: str = "none"
@@ -39,13 +41,28 @@ class Preset:
 
     def as_defaults(self) -> dict:
         """Command-line defaults; lists where the parser wants lists."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "sizes"}
         return values | {"decay_episodes": list(self.decay_episodes)}
 
 
+def _sizes(train: tuple[int, int], validation: tuple[int, int], test: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    return {"train": train, "validation": validation, "test": test}
+
+
 PRESETS = {
-    "ssv2_full": Preset(5e-5, 1e-5, 4000, (8000, 12000), 30_000, 3.0, eval_every=1000),
-    "ssv2_small": Preset(5e-5, 2e-5, 2000, (4000, 6000), 30_000, 3.0, eval_every=1000),
+    "ssv2_full": Preset(
+        5e-5,
+        1e-5,
+        4000,
+        (8000, 12000),
+        30_000,
+        3.0,
+        eval_every=1000,
+        sizes=_sizes((64, 67_013), (12, 1926), (24, 2857)),
+    ),
+    "ssv2_small": Preset(
+        5e-5, 2e-5, 2000, (4000, 6000), 30_000, 3.0, eval_every=1000, sizes=_sizes((64, 6400), (12, 1200), (24, 2400))
+    ),
     "kinetics100": Preset(
         1e-5,
         5e-6,
@@ -54,13 +71,23 @@ PRESETS = {
         5_000,
         1.5,
         eval_every=100,
+        sizes=_sizes((64, 6400), (12, 1200), (24, 2400)),
         seed=18,
         frame_sampling="interval",
         query_augmentation="kinetics",
     ),
-    "ucf101": Preset(2e-6, 1e-7, 600, (1200, 1800), 3_000, 1.5, eval_every=100),
-    "hmdb51": Preset(1e-5, 1e-6, 700, (1400, 2100), 5_000, 1.2, eval_every=300),
+    "ucf101": Preset(
+        2e-6, 1e-7, 600, (1200, 1800), 3_000, 1.5, eval_every=100, sizes=_sizes((70, 9154), (10, 1421), (21, 2745))
+    ),
+    "hmdb51": Preset(
+        1e-5, 1e-6, 700, (1400, 2100), 5_000, 1.2, eval_every=300, sizes=_sizes((31, 4280), (10, 1194), (10, 1292))
+    ),
 }
+
+
+def dataset_folder(benchmark: str) -> str:
+    """Where `train/prepare_dataset.py` puts a benchmark's data and `train/train.py` looks for them."""
+    return f"./data/{benchmark}"  # with the dot it is no id on the Hub
 
 
 def learning_rate_at(
@@ -79,4 +106,4 @@ def learning_rate_at(
     return learning_rate * 0.1 ** sum(episode >= start for start in decay_episodes)
 
 
-__all__ = ["PRESETS", "Preset", "learning_rate_at"]
+__all__ = ["PRESETS", "Preset", "dataset_folder", "learning_rate_at"]

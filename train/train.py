@@ -134,6 +134,7 @@ class Run:
         self._check_splits()
         set_seed(args.seed)  # the new layers
         self.processor = CLIPFSARProcessor.from_pretrained(args.model, **args.processor_settings())
+        self._check_first_videos()
         self.model = CLIPFSARModel.from_pretrained(args.model, dtype=torch.float32, **args.config_overrides())
         self.model.freeze_text_tower()
         if args.gradient_checkpointing:
@@ -236,6 +237,13 @@ class Run:
             logger.warning(f"There is no split {args.select_on!r}: the last model is kept as the best one, unselected.")
         if args.select_on == "test":
             logger.warning(SELECTED_ON_TEST)
+
+    def _check_first_videos(self):
+        """One video of each split through the processor: a moved folder or a frame store of another size shows here."""
+        for split, dataset in self.splits.items():
+            if split in ("train", self.args.select_on, "test"):
+                video = dataset[0][self.args.video_column]
+                self.processor.process_videos([video], training=split == "train", generator=torch.Generator())
 
     def _make_loader(self) -> DataLoader:
         """The episodes that are still to come; those before a resumed checkpoint are not even read."""
@@ -471,5 +479,5 @@ def main(args: TrainingArguments) -> list[EpisodicAccuracy]:
 if __name__ == "__main__":
     try:
         main(parse_arguments())
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, ConnectionError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

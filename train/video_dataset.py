@@ -29,10 +29,15 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         splits = load_dataset(source)
         _check_class_names_of_files(path, label_column)
     else:
-        raise FileNotFoundError(f"{source} does not exist. Give a folder with videos or the Hub id of a data set.")
+        raise FileNotFoundError(
+            f"{source} does not exist. Give a folder with videos or the Hub id of a data set; "
+            "train/prepare_dataset.py makes one of videos in other forms."
+        )
     if isinstance(splits, Dataset):
         splits = DatasetDict(train=splits)
     for name, split in splits.items():
+        if not len(split):
+            raise ValueError(f"{source}, split {name!r} holds no videos: leave it out or fill it.")
         try:
             read_labels(split.select([0]), label_column)
             splits[name] = undecoded_videos(split, video_column)

@@ -1,0 +1,350 @@
+"""Makes a data set for training out of videos as people have them, and finds what is wrong before training does.
+
+    python train/prepare_dataset.py --benchmark hmdb51 --official_splits LISTS --video_root VIDEOS --frame_store jpeg
+    python train/prepare_dataset.py --source FOLDER          # SPLIT/CLASS/VIDEO, or CLASS/VIDEO shared out by classes
+    python train/prepare_dataset.py --source clips.csv       # columns path, label and, if there are splits, split
+    python train/prepare_dataset.py --source HUB_ID --class_split 64 12 24
+
+Every video is read once, in parallel; what cannot be read is listed in bad_videos.csv. With --frame_store the frames
+are kept, resized, in the data set, from which training reads them many times faster than from the files. An interrupted
+preparation goes on when it is started again.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import pyarrow
+import pyarrow.compute
+from datasets import Dataset, DatasetDict
+from transformers import HfArgumentParser
+
+from episodes_clipfsar import read_labels
+from processing_clipfsar import DECODERS, PREPROCESSINGS
+from train.arguments import option
+from train.frame_store import MISSING, FrameStoreSettings, is_missing, read_split
+from train.presets import PRESETS, dataset_folder
+from train.video_dataset import check_disjoint_classes, load_video_splits
+from train.video_sources import SPLITS, folder_splits, official_splits, resplit, table_splits, to_dataset
+
+DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # that of Kinetics-100 and SSv2
+TABLE_SUFFIXES = (".csv", ".jsonl")
+WORK_FOLDER = ".preparing"
+BYTES_PER_PARQUET_FILE = 500 * 2**20
+
+
+@dataclass
+class Arguments:
+    # From where
+    source: str | None = option(
+        None,
+        "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .jsonl), saved data set, or Hub id.",
+    )
+    official_splits: str | None = option(None, "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt.")
+    video_root: str | None = option(None, "Folder that the paths of the official lists, or of a table, start from.")
+    class_names_file: str | None = option(
+        None, "YAML file of the official program with the class names; else they are read off the videos' folders."
+    )
+    validation_class_names: str | None = option(
+        None,
+        "Validation class names, a line each in the order of the ids, or Something-Something's JSON file of labels; "
+        "else they are read off the videos' folders.",
+    )
+    splits: list[str] = option(list(SPLITS), "Official lists to read.", SPLITS)
+    benchmark: str | None = option(
+        None,
+        "Checks the numbers of classes and videos against the published ones; sets preprocessing and output_dir.",
+        PRESETS,
+    )
+    path_column: str = option("path", "Column of a table with the paths.")
+    split_column: str = option("split", "Column of a table with the splits, if it has one.")
+    label_column: str = option("label", "Column with the classes.")
+    video_column: str = option("video", "Column of a data set with the videos.")
+    class_split: list[float] = option(
+        [],
+        "Share the classes out anew: fractions or numbers of classes for train, validation and test. Data without "
+        f"splits are shared out as {' '.join(map(str, DEFAULT_CLASS_SPLIT))}.",
+    )
+    seed: int = option(0, "Of --class_split.")
+
+    # What to do
+    check_videos: bool = option(True, "Try to read every video; a frame store does so anyway.")
+    skip_bad_videos: bool = option(
+        False, "Go on without missing and unreadable videos, instead of stopping once all are listed."
+    )
+    frame_store: str = option(
+        "none",
+        "Keep resized frames in the data set: jpeg is small and near enough, raw is exact and about 20 times larger.",
+        ("none", "jpeg", "raw"),
+    )
+    frame_size: int = option(224, "Input size of the model that the frame store is for.")
+    preprocessing: str = option("clip", "Preprocessing that the frame store is for.", PREPROCESSINGS)
+    frames_per_video: int = option(
+        72, "Frames kept of a longer video, evenly spaced; 9 x 8, so that one of 8 segments still has 9. 0 keeps all."
+    )
+    jpeg_quality: int = option(90, "1 to 95.")
+    embed_videos: bool = option(False, "Put the video files themselves into the data set, to move or upload it.")
+    decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
+    num_workers: int = option(os.cpu_count() or 1, "Processes that read videos.")
+
+    # Where to
+    output_dir: str | None = option(None, "Folder of the data set; with --benchmark NAME it is data/NAME.")
+    format: str = option(
+        "disk",
+        "disk is for load_from_disk, parquet for load_dataset and the Hub; training takes both.",
+        ("disk", "parquet"),
+    )
+    push_to_hub: str | None = option(None, "Also upload the data set, videos included, to this Hub repository.")
+    hub_private: bool = option(True, "Make a new Hub repository private.")
+
+    def __post_init__(self):
+        if (self.source is None) == (self.official_splits is None):
+            raise ValueError("Give either --source or --official_splits with --video_root.")
+        if self.official_splits is not None and self.video_root is None:
+            raise ValueError("--official_splits needs --video_root, the folder that the lists' paths start from.")
+        if self.output_dir is None:
+            raise ValueError("--output_dir is missing: the folder of the data set.")
+        if self.embed_videos and self.frame_store != "none":
+            raise ValueError("--embed_videos and --frame_store both fill the data set: choose one.")
+        for name, least in (("frame_size", 1), ("frames_per_video", 0), ("num_workers", 1), ("jpeg_quality", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}.")
+        if self.jpeg_quality > 95:
+            raise ValueError(f"--jpeg_quality {self.jpeg_quality} must be at most 95.")
+
+    def frame_store_settings(self) -> FrameStoreSettings:
+        return FrameStoreSettings(
+            "file" if self.embed_videos else self.frame_store,
+            self.frame_size,
+            self.preprocessing,
+            self.frames_per_video,
+            self.jpeg_quality,
+            self.decoder,
+        )
+
+    def that_shape_the_result(self) -> dict:
+        """Options on which a preparation that goes on must agree with the one that was interrupted."""
+        others = {"output_dir", "num_workers", "skip_bad_videos", "push_to_hub", "hub_private", "format"}
+        return {name: value for name, value in asdict(self).items() if name not in others}
+
+
+def read_source(arguments: Arguments) -> DatasetDict:
+    """The data set as it is named, its columns called video (paths or bytes) and label; nothing is decoded."""
+    if arguments.official_splits is not None:
+        return to_dataset(
+            official_splits(
+                Path(arguments.official_splits),
+                Path(arguments.video_root),
+                _path_or_none(arguments.class_names_file),
+                _path_or_none(arguments.validation_class_names),
+                arguments.splits,
+            )
+        )
+    source = Path(arguments.source)
+    is_saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    if source.suffix.lower() in TABLE_SUFFIXES and source.is_file():
+        columns = (arguments.path_column, arguments.label_column, arguments.split_column)
+        splits = to_dataset(table_splits(source, _path_or_none(arguments.video_root), *columns))
+    elif source.is_dir() and not is_saved and not any(source.rglob("*.parquet")):
+        splits = to_dataset(folder_splits(source))
+    else:
+        splits = load_video_splits(arguments.source, arguments.video_column, arguments.label_column)
+        for old, new in ((arguments.video_column, "video"), (arguments.label_column, "label")):
+            if old != new:
+                splits = splits.rename_column(old, new)
+    if arguments.class_split or set(splits) == {"all"}:
+        splits = resplit(splits, arguments.class_split or DEFAULT_CLASS_SPLIT, arguments.seed)
+    return splits
+
+
+def _path_or_none(path: str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+class Preparation:
+    """One data set under way from its source to the output folder."""
+
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+        self.output_dir = Path(arguments.output_dir)
+        self.work_dir = self.output_dir / WORK_FOLDER
+        self.splits = read_source(arguments)
+        check_disjoint_classes(self.splits)
+        self.num_listed = {split: len(dataset) for split, dataset in self.splits.items()}
+        self.bad = []  # {"split", "class", "path", "problem"}
+
+    def run(self):
+        arguments = self.arguments
+        self._open_output_dir()
+        missing = self._missing_rows()
+        reads = arguments.check_videos or arguments.frame_store != "none" or arguments.embed_videos
+        # Missing files are known in seconds; nobody shall wait for the reading of all others to hear of them.
+        if not reads or (any(missing.values()) and not arguments.skip_bad_videos):
+            for split, rows in missing.items():
+                self._leave_out(split, dict.fromkeys(rows, MISSING))
+        else:
+            self._read_videos()
+        self._write_bad_videos()
+        print("\n".join(self.summary()))
+        if self.bad and not arguments.skip_bad_videos:
+            raise ValueError(
+                f"{len(self.bad)} videos are missing or cannot be read, see {self.output_dir / 'bad_videos.csv'}. Mend "
+                "them and start again (what is done stays), or go on without them with --skip_bad_videos."
+            )
+        self._save()
+
+    def _open_output_dir(self):
+        """Goes on with an interrupted preparation of the same settings; refuses to touch anything else."""
+        settings, path = self.arguments.that_shape_the_result(), self.work_dir / "settings.json"
+        if (self.output_dir / "preparation.json").is_file():
+            raise ValueError(f"{self.output_dir} holds a prepared data set already: delete it or name another folder.")
+        if path.is_file():
+            earlier = json.loads(path.read_text())
+            different = [f"--{name} {earlier.get(name)}" for name in settings if earlier.get(name) != settings[name]]
+            if different:
+                raise ValueError(
+                    f"An unfinished preparation in {self.output_dir} was started with {', '.join(different)}: go on "
+                    "with the same settings, delete the folder, or name another one."
+                )
+        elif self.output_dir.is_dir() and any(self.output_dir.iterdir()):
+            raise ValueError(f"{self.output_dir} is not empty: name another folder for the data set.")
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2) + "\n")
+
+    def _missing_rows(self) -> dict[str, list[int]]:
+        return {
+            split: [row for row, video in enumerate(_references(dataset)) if is_missing(video)]
+            for split, dataset in self.splits.items()
+        }
+
+    def _read_videos(self):
+        settings, num_workers = self.arguments.frame_store_settings(), self.arguments.num_workers
+        for split, dataset in self.splits.items():
+            description = f"reading {split} videos"
+            read, bad = read_split(dataset, self.work_dir / split, settings, num_workers, description=description)
+            self._leave_out(split, {video["row"]: video["error"] for video in bad})
+            self.splits[split] = read
+
+    def _leave_out(self, split: str, problems: dict[int, str]):
+        """Takes rows out of a split and notes what is wrong with them."""
+        dataset = self.splits[split]
+        labels, names = read_labels(dataset)
+        for row, video in zip(problems, _references(dataset.select(problems)), strict=True):
+            name = names[labels[row]] if labels[row] >= 0 else ""
+            self.bad.append({"split": split, "class": name, "path": video["path"], "problem": problems[row]})
+        self.splits[split] = dataset.select([row for row in range(len(dataset)) if row not in problems])
+
+    def _write_bad_videos(self):
+        path = self.output_dir / "bad_videos.csv"
+        path.unlink(missing_ok=True)
+        if self.bad:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(self.bad[0]))
+                writer.writeheader()
+                writer.writerows(self.bad)
+
+    def summary(self) -> list[str]:
+        """What there is, split by split, beside the published numbers, and which classes miss most."""
+        published = PRESETS[self.arguments.benchmark].sizes if self.arguments.benchmark else {}
+        lines = [f"{'split':<12}{'classes':>8}{'videos':>9}{'missing':>9}{'unreadable':>12}{'smallest class':>20}"]
+        for split, dataset in self.splits.items():
+            labels, _ = read_labels(dataset)
+            sizes = Counter(labels[labels >= 0].tolist())
+            problems = Counter(MISSING if bad["problem"] == MISSING else "unreadable" for bad in self._bad_of(split))
+            smallest = f"{min(sizes.values())} videos" if sizes else "-"
+            lines.append(
+                f"{split:<12}{len(sizes):>8}{len(dataset):>9,}{problems[MISSING]:>9,}{problems['unreadable']:>12,}"
+                f"{smallest:>20}"
+            )
+        for split, (num_classes, num_videos) in published.items():
+            if split not in self.splits:
+                continue
+            classes = len(read_labels(self.splits[split])[1])
+            listed = self.num_listed[split]
+            if (classes, listed) != (num_classes, num_videos):
+                lines.append(
+                    f"note: {split} lists {listed:,} videos of {classes} classes; the published "
+                    f"{self.arguments.benchmark} has {num_videos:,} of {num_classes}."
+                )
+        worst = Counter((bad["split"], bad["class"]) for bad in self.bad).most_common(5)
+        lines += [f"bad videos of {split} class {name!r}: {count}" for (split, name), count in worst]
+        return lines
+
+    def _bad_of(self, split: str) -> list[dict]:
+        return [bad for bad in self.bad if bad["split"] == split]
+
+    def _save(self):
+        """The data set first, the report last: a folder with `preparation.json` is complete."""
+        arguments = self.arguments
+        empty = [split for split, dataset in self.splits.items() if not len(dataset)]
+        if empty:
+            raise ValueError(f"The split {empty[0]!r} has no videos left.")
+        if arguments.format == "disk":
+            self.splits.save_to_disk(str(self.output_dir))
+        else:
+            (self.output_dir / "data").mkdir(exist_ok=True)
+            for split, dataset in self.splits.items():
+                num_files = min(len(dataset), math.ceil(dataset.data.nbytes / BYTES_PER_PARQUET_FILE))
+                for number in range(num_files):
+                    name = f"{split}-{number:05d}-of-{num_files:05d}.parquet"
+                    part = dataset.shard(num_files, number, contiguous=True)
+                    part.to_parquet(str(self.output_dir / "data" / name))
+        if arguments.push_to_hub:
+            self.splits.push_to_hub(arguments.push_to_hub, private=arguments.hub_private)
+        classes = {split: _videos_per_class(dataset) for split, dataset in self.splits.items()}
+        report = {"settings": asdict(arguments), "videos_per_class": classes, "bad_videos": self.bad}
+        (self.output_dir / "preparation.json").write_text(json.dumps(report, indent=2) + "\n")
+        self.splits = None  # before the files go that it reads from
+        shutil.rmtree(self.work_dir)
+        print(f"{self.output_dir} is ready: python train/train.py --dataset {self.output_dir} ...")
+
+
+def _references(dataset: Dataset) -> Iterator[dict]:
+    """The videos without what lies in the data set: their paths, and `b""` in place of bytes."""
+    for batch in dataset.select_columns(["video"]).with_format("arrow").iter(1000):
+        videos = batch["video"]
+        if pyarrow.types.is_struct(videos.type):
+            has_bytes = pyarrow.compute.is_valid(pyarrow.compute.struct_field(videos, "bytes")).to_pylist()
+            paths = pyarrow.compute.struct_field(videos, "path").to_pylist()
+        else:
+            paths = videos.to_pylist()
+            has_bytes = [False] * len(paths)
+        for path, has in zip(paths, has_bytes, strict=True):
+            yield {"path": path, "bytes": b"" if has else None}
+
+
+def _videos_per_class(dataset: Dataset) -> dict[str, int]:
+    labels, names = read_labels(dataset)
+    return {name: int((labels == number).sum()) for number, name in enumerate(names)}
+
+
+def parse_arguments(command_line: list[str] | None = None) -> Arguments:
+    """The command line over the benchmark's settings over the defaults."""
+    command_line = sys.argv[1:] if command_line is None else command_line
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--benchmark", choices=list(PRESETS))
+    benchmark = first.parse_known_args(command_line)[0].benchmark
+    parser = HfArgumentParser(Arguments, description=__doc__, allow_abbrev=False)
+    if benchmark:
+        parser.set_defaults(preprocessing=PRESETS[benchmark].preprocessing, output_dir=dataset_folder(benchmark))
+    return parser.parse_args_into_dataclasses(command_line)[0]
+
+
+if __name__ == "__main__":
+    try:
+        Preparation(parse_arguments()).run()
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        sys.exit(f"error: {error}")
+
+__all__ = ["Arguments", "Preparation", "parse_arguments", "read_source"]
