@@ -164,7 +164,10 @@ class Run:
             # the number of processes or of episodes per forward is another now.
             self.accelerator.step = 0
             logger.info(f"Resuming after episode {self.episodes_done} of {args.episodes}.")
+        if self.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
         self.log = TrainingLog(self.output_dir / "training_log.jsonl", self.episodes_done, self.is_main_process)
+        self._start_trackers()
 
     def _make_accelerator(self) -> Accelerator:
         args = self.args
@@ -189,14 +192,15 @@ class Run:
             raise ValueError(
                 "fp16 needs a GPU: on a CPU it would silently compute in float32. Use --mixed_precision bf16 or no."
             )
-        if accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        if report_to != "none":
-            settings = {name: value for name, value in asdict(args).items() if value is not None}
-            accelerator.init_trackers(
+        return accelerator
+
+    def _start_trackers(self):
+        """Last of all preparations: a run that is refused leaves nothing behind."""
+        if self.accelerator.log_with:
+            settings = {name: value for name, value in asdict(self.args).items() if value is not None}
+            self.accelerator.init_trackers(
                 "tensorboard", config={k: str(v) if isinstance(v, list) else v for k, v in settings.items()}
             )
-        return accelerator
 
     def _find_saved_state(self) -> Path | None:
         if self.is_main_process:
