@@ -1,0 +1,168 @@
+"""Reading sampled frames from video files and from a frame store, and episodes per second of a data loader.
+
+    python benchmarks/data_loading.py                                     # rendered clips: 320 x 240, 250 frames, H.264
+    python benchmarks/data_loading.py --videos FOLDER --num_workers 0 2   # your own: FOLDER/CLASS/VIDEO
+
+Training reads 8 random frames of a video. The sources take turns within one process, so that what else the machine does
+hits all alike; a row is the median over rounds. "Reading" ends with frames in memory, "ready" with normalised pixel
+values for the model. The frame stores lie in memory here; on a disk a cold read of their bytes comes on top.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import av
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Value, Video
+from torch.utils.data import DataLoader
+from transformers import CLIPImageProcessor, CLIPTokenizer, HfArgumentParser
+
+from episodes_clipfsar import EpisodeCollator, EpisodeDataset
+from processing_clipfsar import CLIPFSARProcessor, read_video_frames, sample_frame_indices
+from train.frame_store import FrameStoreSettings, read_video
+from train.video_sources import folder_splits
+
+TINY_CLIP = Path(__file__).resolve().parents[1] / "train" / "tiny_clip"
+NUM_FRAMES = 8
+
+
+@dataclass
+class Arguments:
+    videos: str | None = field(default=None, metadata={"help": "Folder CLASS/VIDEO of real clips; else rendered ones."})
+    num_videos: int = field(default=24, metadata={"help": "Videos that are read."})
+    rounds: int = field(default=5, metadata={"help": "Turns that each source takes."})
+    episodes: int = field(default=12, metadata={"help": "5-way 1-shot 5-query episodes per data loader."})
+    num_workers: list[int] = field(default_factory=lambda: [0, 2], metadata={"help": "Workers of the data loader."})
+    preprocessing: str = field(default="clip", metadata={"choices": ["clip", "official"]})
+
+
+def render(path: Path, gop_size: int, seed: int, num_frames: int = 250):
+    """A moving texture with noise in H.264, 320 x 240 at 25 frames per second."""
+    rng = np.random.default_rng(seed)
+    texture = rng.integers(0, 256, (15, 20, 3)).astype(np.uint8).repeat(32, 0).repeat(32, 1)  # (480, 640, 3)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "23", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 320, 240, "yuv420p", gop_size
+        for t in range(num_frames):
+            frame = texture[t % 240 : t % 240 + 240, (2 * t) % 320 : (2 * t) % 320 + 320].astype(np.int16)
+            frame = np.clip(frame + rng.integers(-8, 9, frame.shape), 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def sources_of(arguments: Arguments, folder: Path) -> dict[str, list]:
+    """The same videos in each form, by name."""
+    if arguments.videos:
+        clips = [clip.path for split in folder_splits(Path(arguments.videos)).values() for clip in split]
+        files = {"files as they are": clips[: arguments.num_videos]}
+    else:
+        files = {}
+        for name, gop_size in (("H.264, key frame every 250", 250), ("H.264, key frame every 12", 12)):
+            files[name] = [str(folder / f"{gop_size}_{number}.mp4") for number in range(arguments.num_videos)]
+            for number, path in enumerate(files[name]):
+                render(Path(path), gop_size, number)
+    first = next(iter(files.values()))
+    stores = {}
+    for frame_format in ("jpeg", "raw"):
+        settings = FrameStoreSettings(frame_format, preprocessing=arguments.preprocessing)
+        stores[f"frame store, {frame_format}"] = [
+            {"path": None, "bytes": read_video((path, settings)).data} for path in first
+        ]
+    return files | stores
+
+
+def frames_per_second(sources: dict[str, list], work: Callable, rounds: int) -> dict[str, float]:
+    """Median over rounds in which the sources take turns."""
+    rates = {name: [] for name in sources}
+    for turn in range(rounds + 1):
+        for name, videos in sources.items():
+            start = time.perf_counter()
+            for number, video in enumerate(videos):
+                work(video, torch.Generator().manual_seed(1000 * turn + number))
+            if turn:  # the first round warms up
+                rates[name].append(NUM_FRAMES * len(videos) / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def read_random_frames(video, generator: torch.Generator) -> torch.Tensor:
+    return read_video_frames(
+        video, lambda n, _: sample_frame_indices(n, NUM_FRAMES, "segment_random", generator=generator)
+    )
+
+
+def episodes_per_second(videos: list, processor: CLIPFSARProcessor, num_workers: int, n_episodes: int) -> float:
+    """5-way 1-shot 5-query episodes, 30 videos each, drawn from `videos` again and again."""
+    rows = [videos[number % len(videos)] for number in range(60)]
+    struct = Features(
+        {
+            "video": {"bytes": Value("binary"), "path": Value("string")},
+            "label": ClassLabel(names=[f"class {number}" for number in range(10)]),
+        }
+    )
+    rows = [video if isinstance(video, dict) else {"path": video, "bytes": None} for video in rows]
+    dataset = Dataset.from_dict({"video": rows, "label": [number % 10 for number in range(60)]}, features=struct)
+    dataset = dataset.cast_column("video", Video(decode=False))
+    warm_up = max(2 * num_workers, 1)
+    loader = DataLoader(
+        EpisodeDataset(dataset, n_way=5, n_shot=1, n_query=5, n_episodes=warm_up + n_episodes),
+        num_workers=num_workers,
+        collate_fn=EpisodeCollator(processor, training=True),
+    )
+    for number, _ in enumerate(loader):
+        if number == warm_up - 1:  # the workers have started, and all have work
+            start = time.perf_counter()
+    return n_episodes / (time.perf_counter() - start)
+
+
+def main(arguments: Arguments):
+    torch.set_num_threads(1)
+    size = {"height": 224, "width": 224}
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size=size)
+    tokenizer = CLIPTokenizer.from_pretrained(TINY_CLIP)
+    processor = CLIPFSARProcessor(image_processor, tokenizer, NUM_FRAMES, preprocessing=arguments.preprocessing)
+    with tempfile.TemporaryDirectory() as folder:
+        sources = sources_of(arguments, Path(folder))
+        reading = frames_per_second(sources, read_random_frames, arguments.rounds)
+        ready = frames_per_second(
+            sources,
+            lambda video, generator: processor.process_videos([video], training=True, generator=generator),
+            arguments.rounds,
+        )
+        loading = {
+            name: [episodes_per_second(videos, processor, n, arguments.episodes) for n in arguments.num_workers]
+            for name, videos in sources.items()
+        }
+        sizes = {
+            name: sum(len(video["bytes"]) if isinstance(video, dict) else os.path.getsize(video) for video in videos)
+            for name, videos in sources.items()
+        }
+    print(
+        f"{date.today()}, {platform.machine()} CPU, {os.cpu_count()} cores, torch {torch.__version__}; "
+        f"{arguments.videos or 'rendered clips of 320 x 240, 250 frames'}, {NUM_FRAMES} random frames of each, "
+        f"{arguments.preprocessing!r} preprocessing at 224"
+    )
+    workers = [f"episodes/s, {number} workers" for number in arguments.num_workers]
+    columns = ["", "MB per video", "reading, frames/s", "ready, frames/s", *workers]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    base = next(iter(sources))
+    for name, videos in sources.items():
+        cells = [f"{sizes[name] / len(videos) / 1e6:.2f}"]
+        cells += [f"{rates[name]:.0f} ({rates[name] / rates[base]:.1f} x)" for rates in (reading, ready)]
+        cells += [f"{rate:.2f}" for rate in loading[name]]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
