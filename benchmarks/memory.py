@@ -1,10 +1,10 @@
-"""Memory of a training step, computed without a GPU: every tensor is counted while the step runs on tensors without data.
+"""Memory of a training step, computed without a GPU: the step runs on tensors without data, and each is counted.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --backbones b16 --n_query 5 --n_way 10
 
-Counted are weights, gradients, Adam's two moments, and the largest sum of whatever else lives at one time in the forward
-and backward pass. Not counted: CUDA's context and libraries (about 0.5 GiB), workspaces of kernels, fragmentation.
+Counted are weights, gradients, Adam's two moments, and the largest sum of whatever else lives at one time in the
+forward and backward pass. Not counted: CUDA's context and libraries (about 0.5 GiB), kernels' workspaces, fragmentation.
 """
 
 import sys
