@@ -11,6 +11,10 @@ from processing_clipfsar import DECODERS, FRAME_SAMPLINGS, PREPROCESSINGS, QUERY
 from train.presets import PRESETS, dataset_folder
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults behind the options, and the lines of the description as they are."""
+
+
 def option(default, text: str, choices=None):
     """A field of a dataclass of options, with its help; a list as default is copied."""
     metadata = {"help": text} | ({"choices": list(choices)} if choices else {})
@@ -209,4 +213,4 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainingArguments:
     return parser.parse_args_into_dataclasses(arguments)[0]
 
 
-__all__ = ["TrainingArguments", "option", "parse_arguments"]
+__all__ = ["HelpFormatter", "TrainingArguments", "option", "parse_arguments"]

@@ -8,19 +8,21 @@ import multiprocessing
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
+import pyarrow.compute
 import torch
-from datasets import Dataset, Features, Value, Video, concatenate_datasets, load_from_disk
+from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from tqdm.auto import tqdm
-from transformers import CLIPImageProcessor
 
 from frame_archive_clipfsar import FRAME_FORMATS, pack_frames
 from processing_clipfsar import VideoReadError, read_video_frames, resize_frames, resize_settings, sample_frame_indices
@@ -53,9 +55,14 @@ class FrameStoreSettings:
     jpeg_quality: int = 90
     decoder: str = "auto"
 
-    def image_processor(self) -> CLIPImageProcessor:
+    @property
+    def keeps_something(self) -> bool:
+        return self.frame_format != "none"
+
+    def image_processor(self) -> SimpleNamespace:
+        """As much of CLIP's as resizing looks at."""
         size = {"height": self.frame_size, "width": self.frame_size}
-        return CLIPImageProcessor(size={"shortest_edge": self.frame_size}, crop_size=size)
+        return SimpleNamespace(do_resize=True, size={"shortest_edge": self.frame_size}, crop_size=size, resample=3)
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,8 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
 
     if is_missing(video):
         return ReadVideo(error=MISSING)
+    if settings.frame_format == "file" and os.path.isdir(_path_of(video) or ""):
+        return ReadVideo(error=f"{_path_of(video)!r} is a folder of images, no file to embed: use --frame_store jpeg.")
     try:
         frames = read_video_frames(video, select_indices, settings.decoder)
     except VideoReadError as error:
@@ -117,7 +126,7 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
     # everything once and run nothing.
     context = multiprocessing.get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])
+        _start_server(context)
 
     def new_pool(size: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(size, mp_context=context)
@@ -151,6 +160,21 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
         pool.shutdown(cancel_futures=True)
 
 
+def _start_server(context):
+    """The server looks for what it shall import along PYTHONPATH alone (Python 3.11), whatever `sys.path` is here."""
+    from multiprocessing import forkserver  # not on Windows
+
+    context.set_forkserver_preload([__name__])
+    before = os.environ.get("PYTHONPATH")
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = root if before is None else os.pathsep.join([root, before])
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
 def _alone(function: Callable, job, new_pool: Callable[[int], ProcessPoolExecutor]):
     """The result of one job in a process of its own: was it this one that took the others down?"""
     with new_pool(1) as pool:
@@ -161,118 +185,120 @@ def _alone(function: Callable, job, new_pool: Callable[[int], ProcessPoolExecuto
 
 
 def read_split(
-    dataset: Dataset,
-    folder: Path,
-    settings: FrameStoreSettings,
-    num_workers: int,
-    video_column: str = "video",
-    description: str = "reading videos",
-) -> tuple[Dataset, list[dict]]:
+    dataset: Dataset, folder: Path, settings: FrameStoreSettings, num_workers: int, description: str = "reading videos"
+) -> tuple[Dataset, dict[int, str]]:
     """Reads every video of a split, going on with what `folder` holds of an earlier run of the same settings.
 
+    Done work is known by file, size, time of change and class, so that a bad video may be mended, and videos removed or
+    added, between two runs. What could not be read is tried again.
+
+    Args:
+        dataset: Columns `video` (paths, or dicts of path and bytes) and `label` (class names).
+
     Returns:
-        The rows whose videos can be read, in order, with frame archives for videos if there is a store; and for each of
-        the others its row, path and error.
+        The rows whose videos can be read, in order, what is to be kept of them in place of the videos; and why the
+        others cannot be read, by row.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    videos = dataset.select_columns([video_column])
-
-    def read(rows: Sequence[int], progress: tqdm) -> Iterator[tuple[int, ReadVideo]]:
-        jobs = ((videos[row][video_column], settings) for row in rows)
-        for row, result in zip(rows, in_processes(read_video, jobs, num_workers), strict=True):
-            if isinstance(result, BrokenProcessPool):
-                path = _path_of(videos[row][video_column])
-                result = ReadVideo(error=f"Cannot read video {path!r}: the decoder crashed.")
-            progress.update()
-            yield row, result
-
     shards = _finished_shards(folder)
-    done = shards[-1].end if shards else 0
-    with tqdm(total=len(dataset), initial=done, desc=description, unit="video") as progress:
-        # What could not be read the last time may have been mended since.
-        bad_rows = [video["row"] for shard in shards for video in shard.bad]
-        progress.total += len(bad_rows)
-        mended = {row: result for row, result in read(bad_rows, progress) if result.error is None}
-        for shard in shards:
-            if any(video["row"] in mended for video in shard.bad):
-                _mend_shard(shard, dataset, mended, settings, video_column)
-        results, num_bytes = {}, 0
-        for row, result in read(range(done, len(dataset)), progress):
-            results[row] = result
+    keys = [_key(row, *item) for row, item in enumerate(zip(references(dataset), dataset["label"], strict=True))]
+    done = {key for shard in shards for key in shard.keys}
+    to_read = [row for row, key in enumerate(keys) if key not in done]
+    jobs = ((dataset[row]["video"], settings) for row in to_read)
+    results = in_processes(read_video, jobs, num_workers)
+    progress = tqdm(total=len(dataset), initial=len(dataset) - len(to_read), desc=description, unit="video")
+    read, problems, num_bytes = {}, {}, 0
+    for row, result in zip(to_read, results, strict=True):
+        if isinstance(result, BrokenProcessPool):
+            result = ReadVideo(error=f"Cannot read video {_path_of(dataset[row]['video'])!r}: the decoder crashed.")
+        if result.error is None:
+            read[row] = result.data
             num_bytes += len(result.data or b"")
-            if len(results) == VIDEOS_PER_SHARD or num_bytes >= BYTES_PER_SHARD or row == len(dataset) - 1:
-                _write_shard(folder, dataset, results, settings, video_column)
-                results, num_bytes = {}, 0
+        else:
+            problems[row] = result.error
+        progress.update()
+        progress.set_postfix(unreadable=len(problems), refresh=False)
+        if len(read) == VIDEOS_PER_SHARD or num_bytes >= BYTES_PER_SHARD:
+            shards.append(_write_shard(folder, len(shards), dataset, read, [keys[row] for row in read], settings))
+            read, num_bytes = {}, 0
+    if read:
+        shards.append(_write_shard(folder, len(shards), dataset, read, [keys[row] for row in read], settings))
+    progress.close()
 
-    shards = _finished_shards(folder)
-    bad = [video for shard in shards for video in shard.bad]
-    if settings.frame_format == "none":
-        return dataset.select([row for shard in shards for row in shard.good]), bad
-    return concatenate_datasets([load_from_disk(str(shard.frames)) for shard in shards]), bad
+    good = [row for row in range(len(dataset)) if row not in problems]
+    if not settings.keeps_something or not good:
+        return dataset.select(good), problems
+    position = {key: number for number, key in enumerate(key for shard in shards for key in shard.keys)}
+    kept = concatenate_datasets([load_from_disk(str(shard.path / "videos")) for shard in shards])
+    order = [position[keys[row]] for row in good]
+    return kept if order == list(range(len(kept))) else kept.select(order), problems
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A finished piece of the work: the rows up to `end`, those that could be read, and why the others could not."""
+    """A finished piece of the work: the keys of the videos in it and, if something of them is kept, `videos`."""
 
     path: Path
-    end: int
-    good: list[int]
-    bad: list[dict]
-
-    @property
-    def frames(self) -> Path:
-        return self.path / "frames"
+    keys: list[str]
 
 
 def _finished_shards(folder: Path) -> list[_Shard]:
     paths = sorted(folder.glob("shard-*"))  # unfinished ones are called .shard-...
-    return [_Shard(path, **json.loads((path / "rows.json").read_text())) for path in paths]
-
-
-def _mend_shard(
-    shard: _Shard, dataset: Dataset, mended: dict[int, ReadVideo], settings: FrameStoreSettings, video_column: str
-):
-    results = {row: ReadVideo() for row in shard.good}
-    if settings.frame_format != "none":
-        kept = load_from_disk(str(shard.frames))[video_column]
-        results = {row: ReadVideo(video["bytes"]) for row, video in zip(shard.good, kept, strict=True)}
-    results |= {video["row"]: mended.get(video["row"], ReadVideo(error=video["error"])) for video in shard.bad}
-    _write_shard(shard.path.parent, dataset, dict(sorted(results.items())), settings, video_column)
+    return [_Shard(path, json.loads((path / "keys.json").read_text())) for path in paths]
 
 
 def _write_shard(
-    folder: Path, dataset: Dataset, results: dict[int, ReadVideo], settings: FrameStoreSettings, video_column: str
-):
+    folder: Path,
+    number: int,
+    dataset: Dataset,
+    kept: dict[int, bytes | None],
+    keys: list[str],
+    settings: FrameStoreSettings,
+) -> _Shard:
     """A shard appears under its name only when it is complete."""
-    path = folder / f"shard-{min(results):08d}"
+    path = folder / f"shard-{number:06d}"
     partial = folder / f".{path.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    good = [row for row, result in results.items() if result.error is None]
-    if settings.frame_format != "none":
-        part = dataset.select(good)
+    if settings.keeps_something:
+        part = dataset.select(kept)
         videos = [
-            {"path": _path_of(video), "bytes": results[row].data}
-            for row, video in zip(good, part[video_column], strict=True)
+            {"path": os.path.basename(video["path"] or "") or None, "bytes": data}
+            for video, data in zip(references(part), kept.values(), strict=True)
         ]
-        _save_quietly(_with_videos(part, videos, video_column), partial / "frames")
-    bad = [
-        {"row": row, "path": _path_of(dataset[row][video_column]), "error": result.error}
-        for row, result in results.items()
-        if result.error is not None
-    ]
-    (partial / "rows.json").write_text(json.dumps({"good": good, "bad": bad, "end": max(results) + 1}))
-    shutil.rmtree(path, ignore_errors=True)  # one that is being mended; if this dies here, it is read again
+        # A plain struct: `datasets` would take frames for a video, and throw bytes away where the path is a file.
+        features = Features({"video": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("string")})
+        _save_quietly(
+            Dataset.from_dict({"video": videos, "label": part["label"]}, features=features), partial / "videos"
+        )
+    (partial / "keys.json").write_text(json.dumps(keys))
     os.replace(partial, path)
+    return _Shard(path, keys)
 
 
-def _with_videos(dataset: Dataset, videos: list[dict], video_column: str) -> Dataset:
-    # A video feature throws bytes away when they come with the path of a file that is there; a plain struct does not.
-    struct = {"bytes": Value("binary"), "path": Value("string")}
-    columns = {name: dataset[name] for name in dataset.column_names} | {video_column: videos}
-    features = Features({**dataset.features, video_column: struct})
-    return Dataset.from_dict(columns, features=features).cast_column(video_column, Video(decode=False))
+def references(dataset: Dataset) -> Iterator[dict]:
+    """The videos of a column `video` without what lies in the data set: paths, and `b""` in place of bytes."""
+    for batch in dataset.select_columns(["video"]).with_format("arrow").iter(1000):
+        videos = batch["video"]
+        if pyarrow.types.is_struct(videos.type):
+            has_bytes = pyarrow.compute.is_valid(pyarrow.compute.struct_field(videos, "bytes")).to_pylist()
+            paths = pyarrow.compute.struct_field(videos, "path").to_pylist()
+        else:
+            paths = videos.to_pylist()
+            has_bytes = [False] * len(paths)
+        for path, has in zip(paths, has_bytes, strict=True):
+            yield {"path": path, "bytes": b"" if has else None}
+
+
+def _key(row: int, video: dict, label: str) -> str:
+    """What a video is known by: the file as it is now, or the row where its bytes lie in the data set."""
+    if video["bytes"] is not None:
+        return json.dumps([row, video["path"], label])
+    try:
+        status = os.stat(video["path"])
+    except OSError:
+        return json.dumps([video["path"], label])
+    return json.dumps([video["path"], status.st_size, status.st_mtime_ns, label])
 
 
 def _save_quietly(dataset: Dataset, folder: Path):
@@ -299,4 +325,13 @@ def _path_of(video: Any) -> str | None:
     return video.get("path") if isinstance(video, dict) else video
 
 
-__all__ = ["MISSING", "FrameStoreSettings", "ReadVideo", "in_processes", "is_missing", "read_split", "read_video"]
+__all__ = [
+    "MISSING",
+    "FrameStoreSettings",
+    "ReadVideo",
+    "in_processes",
+    "is_missing",
+    "read_split",
+    "read_video",
+    "references",
+]

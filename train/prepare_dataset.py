@@ -18,22 +18,20 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import pyarrow
-import pyarrow.compute
-from datasets import Dataset, DatasetDict
+import numpy as np
+from datasets import Dataset, DatasetDict, Value, Video
 from transformers import HfArgumentParser
 
 from episodes_clipfsar import read_labels
 from processing_clipfsar import DECODERS, PREPROCESSINGS
-from train.arguments import option
-from train.frame_store import MISSING, FrameStoreSettings, is_missing, read_split
+from train.arguments import HelpFormatter, option
+from train.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
 from train.presets import PRESETS, dataset_folder
 from train.video_dataset import check_disjoint_classes, load_video_splits
 from train.video_sources import SPLITS, folder_splits, official_splits, resplit, table_splits, to_dataset
@@ -79,7 +77,9 @@ class Arguments:
     seed: int = option(0, "Of --class_split.")
 
     # What to do
-    check_videos: bool = option(True, "Try to read every video; a frame store does so anyway.")
+    skip_reading: bool = option(
+        False, "Do not try to read every video, only look whether the files are there. A frame store reads them anyway."
+    )
     skip_bad_videos: bool = option(
         False, "Go on without missing and unreadable videos, instead of stopping once all are listed."
     )
@@ -140,7 +140,7 @@ class Arguments:
 
 
 def read_source(arguments: Arguments) -> DatasetDict:
-    """The data set as it is named, its columns called video (paths or bytes) and label; nothing is decoded."""
+    """The data set as it is named, with the columns video (paths or bytes) and label (names); nothing is decoded."""
     if arguments.official_splits is not None:
         return to_dataset(
             official_splits(
@@ -152,20 +152,36 @@ def read_source(arguments: Arguments) -> DatasetDict:
             )
         )
     source = Path(arguments.source)
+    if source.is_file() and source.suffix.lower() not in TABLE_SUFFIXES:
+        raise ValueError(f"--source {source} is a file, but no table: these end in {' or '.join(TABLE_SUFFIXES)}.")
+    if source.suffix.lower() in TABLE_SUFFIXES and not source.is_file():
+        raise FileNotFoundError(f"--source {source} does not exist.")
     is_saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    if source.suffix.lower() in TABLE_SUFFIXES and source.is_file():
+    if source.is_file():
         columns = (arguments.path_column, arguments.label_column, arguments.split_column)
         splits = to_dataset(table_splits(source, _path_or_none(arguments.video_root), *columns))
     elif source.is_dir() and not is_saved and not any(source.rglob("*.parquet")):
         splits = to_dataset(folder_splits(source))
     else:
         splits = load_video_splits(arguments.source, arguments.video_column, arguments.label_column)
-        for old, new in ((arguments.video_column, "video"), (arguments.label_column, "label")):
-            if old != new:
-                splits = splits.rename_column(old, new)
+        columns = arguments.video_column, arguments.label_column
+        splits = DatasetDict({split: with_class_names(dataset, *columns) for split, dataset in splits.items()})
     if arguments.class_split or set(splits) == {"all"}:
         splits = resplit(splits, arguments.class_split or DEFAULT_CLASS_SPLIT, arguments.seed)
-    return splits
+    return DatasetDict({split: splits[split] for split in sorted(splits, key=[*SPLITS, *splits].index)})
+
+
+def with_class_names(dataset: Dataset, video_column: str, label_column: str) -> Dataset:
+    """The columns video and label alone, labels as names, which mean the same in every split; unlabelled rows go."""
+    labels, names = read_labels(dataset, label_column)
+    labelled = dataset.select(np.flatnonzero(labels >= 0)) if (labels < 0).any() else dataset
+    videos = labelled.select_columns([video_column])
+    if video_column != "video":
+        videos = videos.rename_column(video_column, "video")
+    if all(video["bytes"] is None for video in references(videos)):
+        # Plain paths: `datasets` would put the files of a video column into whatever it saves.
+        videos = Dataset.from_dict({"video": [video["path"] for video in references(videos)]})
+    return videos.add_column("label", [names[label] for label in labels[labels >= 0]])
 
 
 def _path_or_none(path: str | None) -> Path | None:
@@ -180,15 +196,16 @@ class Preparation:
         self.output_dir = Path(arguments.output_dir)
         self.work_dir = self.output_dir / WORK_FOLDER
         self.splits = read_source(arguments)
-        check_disjoint_classes(self.splits)
-        self.num_listed = {split: len(dataset) for split, dataset in self.splits.items()}
+        check_disjoint_classes(self.splits, remedy="--class_split shares all classes out anew")
+        self.listed = {split: (len(set(dataset["label"])), len(dataset)) for split, dataset in self.splits.items()}
+        self.num_twice = self._leave_out_repetitions()
         self.bad = []  # {"split", "class", "path", "problem"}
 
     def run(self):
         arguments = self.arguments
         self._open_output_dir()
         missing = self._missing_rows()
-        reads = arguments.check_videos or arguments.frame_store != "none" or arguments.embed_videos
+        reads = not arguments.skip_reading or arguments.frame_store_settings().keeps_something
         # Missing files are known in seconds; nobody shall wait for the reading of all others to hear of them.
         if not reads or (any(missing.values()) and not arguments.skip_bad_videos):
             for split, rows in missing.items():
@@ -197,10 +214,16 @@ class Preparation:
             self._read_videos()
         self._write_bad_videos()
         print("\n".join(self.summary()))
+        if len(self.bad) == sum(num_videos for _, num_videos in self.listed.values()):
+            first = self.bad[0]
+            raise ValueError(
+                f"Not one of the {len(self.bad)} videos can be read; the first is {first['path']} "
+                f"({first['problem']}). Is the folder of the videos the right one?"
+            )
         if self.bad and not arguments.skip_bad_videos:
             raise ValueError(
-                f"{len(self.bad)} videos are missing or cannot be read, see {self.output_dir / 'bad_videos.csv'}. Mend "
-                "them and start again (what is done stays), or go on without them with --skip_bad_videos."
+                f"{_videos(len(self.bad))} missing or unreadable, see {self.output_dir / 'bad_videos.csv'}. Mend them "
+                "and start again (what is done stays), or go on without them with --skip_bad_videos."
             )
         self._save()
 
@@ -224,7 +247,7 @@ class Preparation:
 
     def _missing_rows(self) -> dict[str, list[int]]:
         return {
-            split: [row for row, video in enumerate(_references(dataset)) if is_missing(video)]
+            split: [row for row, video in enumerate(references(dataset)) if is_missing(video)]
             for split, dataset in self.splits.items()
         }
 
@@ -232,18 +255,40 @@ class Preparation:
         settings, num_workers = self.arguments.frame_store_settings(), self.arguments.num_workers
         for split, dataset in self.splits.items():
             description = f"reading {split} videos"
-            read, bad = read_split(dataset, self.work_dir / split, settings, num_workers, description=description)
-            self._leave_out(split, {video["row"]: video["error"] for video in bad})
-            self.splits[split] = read
+            read, problems = read_split(dataset, self.work_dir / split, settings, num_workers, description)
+            self._leave_out(split, problems)
+            self.splits[split] = read.cast_column("video", Video(decode=False)) if self.arguments.embed_videos else read
 
     def _leave_out(self, split: str, problems: dict[int, str]):
         """Takes rows out of a split and notes what is wrong with them."""
+        if not problems:
+            return
         dataset = self.splits[split]
-        labels, names = read_labels(dataset)
-        for row, video in zip(problems, _references(dataset.select(problems)), strict=True):
-            name = names[labels[row]] if labels[row] >= 0 else ""
-            self.bad.append({"split": split, "class": name, "path": video["path"], "problem": problems[row]})
+        bad = dataset.select(problems)
+        for problem, name, video in zip(problems.values(), bad["label"], references(bad), strict=True):
+            self.bad.append({"split": split, "class": name, "path": video["path"], "problem": problem})
         self.splits[split] = dataset.select([row for row in range(len(dataset)) if row not in problems])
+
+    def _leave_out_repetitions(self) -> int:
+        """A file listed twice could be support and query of one episode: one stays.
+
+        Raises:
+            ValueError: For a file with two classes.
+        """
+        class_of, num_twice = {}, 0
+        for split, dataset in self.splits.items():
+            rows = []
+            for row, (video, name) in enumerate(zip(references(dataset), dataset["label"], strict=True)):
+                path = None if video["bytes"] is not None else video["path"]
+                if path is None or path not in class_of:
+                    rows.append(row)
+                elif class_of[path] != name:
+                    raise ValueError(f"{path} is listed as {class_of[path]!r} and as {name!r}: a video has one class.")
+                class_of[path] = name
+            num_twice += len(dataset) - len(rows)
+            if len(rows) < len(dataset):
+                self.splits[split] = dataset.select(rows)
+        return num_twice
 
     def _write_bad_videos(self):
         path = self.output_dir / "bad_videos.csv"
@@ -259,30 +304,29 @@ class Preparation:
         published = PRESETS[self.arguments.benchmark].sizes if self.arguments.benchmark else {}
         lines = [f"{'split':<12}{'classes':>8}{'videos':>9}{'missing':>9}{'unreadable':>12}{'smallest class':>20}"]
         for split, dataset in self.splits.items():
-            labels, _ = read_labels(dataset)
-            sizes = Counter(labels[labels >= 0].tolist())
-            problems = Counter(MISSING if bad["problem"] == MISSING else "unreadable" for bad in self._bad_of(split))
+            sizes = Counter(dataset["label"])
+            problems = Counter(
+                MISSING if bad["problem"] == MISSING else "unreadable" for bad in self.bad if bad["split"] == split
+            )
             smallest = f"{min(sizes.values())} videos" if sizes else "-"
             lines.append(
                 f"{split:<12}{len(sizes):>8}{len(dataset):>9,}{problems[MISSING]:>9,}{problems['unreadable']:>12,}"
                 f"{smallest:>20}"
             )
-        for split, (num_classes, num_videos) in published.items():
-            if split not in self.splits:
-                continue
-            classes = len(read_labels(self.splits[split])[1])
-            listed = self.num_listed[split]
-            if (classes, listed) != (num_classes, num_videos):
+        for split, (num_classes, num_videos) in self.listed.items():
+            if split in published and published[split] != (num_classes, num_videos):
                 lines.append(
-                    f"note: {split} lists {listed:,} videos of {classes} classes; the published "
-                    f"{self.arguments.benchmark} has {num_videos:,} of {num_classes}."
+                    f"note: {split} lists {num_videos:,} videos of {num_classes} classes; the published "
+                    f"{self.arguments.benchmark} has {published[split][1]:,} of {published[split][0]}."
                 )
+        if self.num_twice:
+            lines.append(f"note: {_videos(self.num_twice)} listed twice; each stays once.")
+        absent = [split for split in SPLITS if split not in self.splits]
+        if absent:
+            lines.append(f"note: there are no classes for {' and '.join(absent)}; --class_split shares them out.")
         worst = Counter((bad["split"], bad["class"]) for bad in self.bad).most_common(5)
         lines += [f"bad videos of {split} class {name!r}: {count}" for (split, name), count in worst]
         return lines
-
-    def _bad_of(self, split: str) -> list[dict]:
-        return [bad for bad in self.bad if bad["split"] == split]
 
     def _save(self):
         """The data set first, the report last: a folder with `preparation.json` is complete."""
@@ -301,32 +345,24 @@ class Preparation:
                     part = dataset.shard(num_files, number, contiguous=True)
                     part.to_parquet(str(self.output_dir / "data" / name))
         if arguments.push_to_hub:
-            self.splits.push_to_hub(arguments.push_to_hub, private=arguments.hub_private)
-        classes = {split: _videos_per_class(dataset) for split, dataset in self.splits.items()}
+            self._upload()
+        classes = {split: dict(Counter(dataset["label"])) for split, dataset in self.splits.items()}
         report = {"settings": asdict(arguments), "videos_per_class": classes, "bad_videos": self.bad}
         (self.output_dir / "preparation.json").write_text(json.dumps(report, indent=2) + "\n")
         self.splits = None  # before the files go that it reads from
         shutil.rmtree(self.work_dir)
         print(f"{self.output_dir} is ready: python train/train.py --dataset {self.output_dir} ...")
 
-
-def _references(dataset: Dataset) -> Iterator[dict]:
-    """The videos without what lies in the data set: their paths, and `b""` in place of bytes."""
-    for batch in dataset.select_columns(["video"]).with_format("arrow").iter(1000):
-        videos = batch["video"]
-        if pyarrow.types.is_struct(videos.type):
-            has_bytes = pyarrow.compute.is_valid(pyarrow.compute.struct_field(videos, "bytes")).to_pylist()
-            paths = pyarrow.compute.struct_field(videos, "path").to_pylist()
-        else:
-            paths = videos.to_pylist()
-            has_bytes = [False] * len(paths)
-        for path, has in zip(paths, has_bytes, strict=True):
-            yield {"path": path, "bytes": b"" if has else None}
+    def _upload(self):
+        """With the videos: files become bytes on the way, which `datasets` does for its own kind of column."""
+        splits = self.splits
+        if next(iter(splits.values())).features["video"] == Value("string"):
+            splits = splits.cast_column("video", Video(decode=False))
+        splits.push_to_hub(self.arguments.push_to_hub, private=self.arguments.hub_private)
 
 
-def _videos_per_class(dataset: Dataset) -> dict[str, int]:
-    labels, names = read_labels(dataset)
-    return {name: int((labels == number).sum()) for number, name in enumerate(names)}
+def _videos(number: int) -> str:
+    return f"{number:,} video{' is' if number == 1 else 's are'}"
 
 
 def parse_arguments(command_line: list[str] | None = None) -> Arguments:
@@ -335,7 +371,7 @@ def parse_arguments(command_line: list[str] | None = None) -> Arguments:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--benchmark", choices=list(PRESETS))
     benchmark = first.parse_known_args(command_line)[0].benchmark
-    parser = HfArgumentParser(Arguments, description=__doc__, allow_abbrev=False)
+    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     if benchmark:
         parser.set_defaults(preprocessing=PRESETS[benchmark].preprocessing, output_dir=dataset_folder(benchmark))
     return parser.parse_args_into_dataclasses(command_line)[0]
@@ -344,7 +380,7 @@ def parse_arguments(command_line: list[str] | None = None) -> Arguments:
 if __name__ == "__main__":
     try:
         Preparation(parse_arguments()).run()
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 __all__ = ["Arguments", "Preparation", "parse_arguments", "read_source"]

@@ -30,7 +30,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         _check_class_names_of_files(path, label_column)
     else:
         raise FileNotFoundError(
-            f"{source} does not exist. Give a folder with videos or the Hub id of a data set; "
+            f"{source} does not exist. Give a folder with videos or the Hub id of a data set (OWNER/NAME); "
             "train/prepare_dataset.py makes one of videos in other forms."
         )
     if isinstance(splits, Dataset):
@@ -60,23 +60,30 @@ def _check_class_names_of_files(folder: Path, label_column: str):
 
 
 def _looks_like_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
+    """A Hub id is OWNER/NAME."""
+    return source.startswith((".", "/", "~")) or source.count("/") != 1 or "\\" in source
 
 
-def check_disjoint_classes(splits: DatasetDict, label_column: str = "label"):
-    """Few-shot accuracy is about classes never trained on.
+def check_disjoint_classes(
+    splits: DatasetDict,
+    label_column: str = "label",
+    remedy: str = "if you mean it, --allow_shared_classes goes on and says so in the results",
+):
+    """Few-shot accuracy is about classes never trained on. Spelling aside: brush_hair and Brush Hair are one class.
 
     Raises:
         ValueError: When two splits share classes; the message names them.
     """
-    names = {split: set(read_labels(dataset, label_column)[1]) for split, dataset in splits.items()}
+    names = {
+        split: {"".join(filter(str.isalnum, name.casefold())): name for name in read_labels(dataset, label_column)[1]}
+        for split, dataset in splits.items()
+    }
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        shared = sorted(names.get(first, set()) & names.get(second, set()))
+        shared = sorted(names[first][name] for name in names.get(first, {}).keys() & names.get(second, {}).keys())
         if shared:
             raise ValueError(
                 f"The splits {first!r} and {second!r} share {len(shared)} classes: {', '.join(shared[:10])}"
-                f"{', ...' if len(shared) > 10 else ''}. Few-shot splits have disjoint classes; if you mean it, "
-                "--allow_shared_classes goes on and says so in the results."
+                f"{', ...' if len(shared) > 10 else ''}. Few-shot splits have disjoint classes; {remedy}."
             )
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Video, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
-from episodes_clipfsar import read_labels
 from processing_clipfsar import IMAGE_SUFFIXES
 
 # In the order in which a file is looked for that a list names with another suffix.
@@ -66,7 +65,7 @@ def read_official_list(path: Path) -> list[ListedVideo]:
         ValueError: For a line of another form; the message has file, number and what was expected.
     """
     videos = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
         line = line.strip()
         if not line:
             continue
@@ -92,7 +91,7 @@ def read_official_class_names(path: Path) -> dict[str, list[str]]:
         ValueError: When it is no YAML, or has neither list.
     """
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = yaml.safe_load(_read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
     names = {}
@@ -100,9 +99,23 @@ def read_official_class_names(path: Path) -> dict[str, list[str]]:
         section = settings.get(section) if isinstance(settings, dict) else None
         if isinstance(section, dict) and section.get("CLASS_NAME"):
             names[split] = [str(name) for name in section["CLASS_NAME"]]
+            _check_unique(names[split], path)
     if not names:
         raise ValueError(f"{path} has neither TRAIN.CLASS_NAME nor TEST.CLASS_NAME; give the YAML file of a benchmark.")
     return names
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}).") from None
+
+
+def _check_unique(names: list[str], path: Path):
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{path} names the class {name!r} twice; each class has one id.")
 
 
 def official_splits(
@@ -163,21 +176,29 @@ class _FolderListings:
         if not root.is_dir():
             raise FileNotFoundError(f"The folder of the videos, {root}, does not exist.")
         self._root = root.absolute()
-        self._listings = {}
+        self._listings = {}  # folder -> names in it by what a converted file shares with the listed one, the stem
 
     def find(self, path: str) -> str:
         """The file at `path` below the root, with another suffix if it was converted; where it should be if missing."""
         expected = self._root / path
-        if expected.parent not in self._listings:
-            folder = expected.parent
-            self._listings[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-        names = self._listings[expected.parent]
+        folder, stem = expected.parent, _stem(expected.name)
+        if folder not in self._listings:
+            self._listings[folder] = {}
+            for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+                self._listings[folder].setdefault(_stem(name), []).append(name)
+        names = self._listings[folder].get(stem, [])
         if expected.name in names:
             return str(expected)
-        # A video id may contain dots, so a suffix is one only if it is known as such.
-        stem = expected.stem if expected.suffix.lower() in VIDEO_SUFFIXES else expected.name
-        found = (stem + suffix for suffix in VIDEO_SUFFIXES if stem + suffix in names)
-        return str(expected.with_name(next(found, stem + (expected.suffix if stem != expected.name else ".mp4"))))
+        videos = [name for name in names if name.lower().endswith(VIDEO_SUFFIXES)]
+        videos.sort(key=lambda name: VIDEO_SUFFIXES.index(os.path.splitext(name)[1].lower()))
+        default = expected.name if stem != expected.name else f"{stem}.mp4"
+        return str(expected.with_name(videos[0] if videos else default))
+
+
+def _stem(name: str) -> str:
+    """A video id may contain dots, so a suffix is one only if it is known as such."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in VIDEO_SUFFIXES else name
 
 
 def _names_of_folders(videos: list[ListedVideo], list_file: Path, split: str) -> dict[int, str]:
@@ -209,13 +230,13 @@ def class_name_of_folder(folder: str) -> str:
 def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, str]:
     """Names by class id from a text file, or from Something-Something's own labels by the ids of the videos."""
     if path.suffix != ".json":
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{path} names {twice!r} twice; a line per class in the order of their ids is needed.")
+        names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+        if not names:
+            raise ValueError(f"{path} names no classes; a line per class in the order of their ids is needed.")
+        _check_unique(names, path)
         return dict(enumerate(names))
     try:
-        templates = {entry["id"]: entry["template"] for entry in json.loads(path.read_text())}
+        templates = {entry["id"]: entry["template"] for entry in json.loads(_read_text(path))}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} is not a label file of Something-Something, [{{"id": ..., "template": ...}}, ...] ({error!r}).'
@@ -224,7 +245,12 @@ def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, s
     for video in videos:
         video_id = Path(video.path).stem
         if video_id in templates:
-            names.setdefault(video.class_id, templates[video_id].replace("[", "").replace("]", ""))
+            name = templates[video_id].replace("[", "").replace("]", "")
+            if names.setdefault(video.class_id, name) != name:
+                raise ValueError(
+                    f"{path} calls the videos of class id {video.class_id} {names[video.class_id]!r} and {name!r}: it "
+                    "does not belong to this list."
+                )
     if not names:
         raise ValueError(f"{path} has no label of any video of the validation list.")
     return names
@@ -251,7 +277,9 @@ def folder_splits(folder: Path) -> dict[str, list[Clip]]:
                 f"{folder} has folders of splits and besides {', '.join(map(repr, unknown))}: move classes into train, "
                 "validation and test, or all of them out."
             )
-        result = {_SPLIT_FOLDERS[name.lower()]: _clips_of_classes(folder / name) for name in names}
+        result = {}
+        for name in names:  # both val and validation, say
+            result.setdefault(_SPLIT_FOLDERS[name.lower()], []).extend(_clips_of_classes(folder / name))
     else:
         result = {"all": _clips_of_classes(folder)}
     if not any(result.values()):
@@ -304,8 +332,12 @@ def table_splits(
         split = _SPLIT_FOLDERS.get(str(row[split_column]).lower()) if split_column in row else "all"
         if split is None:
             raise ValueError(f"{table}, line {line}: split {row[split_column]!r} is not one of {', '.join(SPLITS)}.")
-        clip = Clip(str((root / str(row[path_column])).absolute()), str(row[label_column]))
-        result.setdefault(split, []).append(clip)
+        path = str(row[path_column])
+        if "://" not in path:
+            path = str((root / path).absolute())
+        result.setdefault(split, []).append(Clip(path, str(row[label_column])))
+        if len(result) > 1 and "all" in result:
+            raise ValueError(f"{table}, line {line}: some lines have a column {split_column!r} and some have none.")
     if not result:
         raise ValueError(f"{table} names no videos.")
     return result
@@ -364,14 +396,16 @@ def split_classes(class_names: Sequence[str], shares: Sequence[float], seed: int
 
 
 def resplit(splits: DatasetDict, shares: Sequence[float], seed: int = 0) -> DatasetDict:
-    """All videos of a data set shared out anew by `split_classes`; videos without a label are left out."""
+    """All videos of a data set with class names for labels, shared out anew by `split_classes`."""
     pooled = concatenate_datasets(list(splits.values()))
-    labels, names = read_labels(pooled)
-    result = DatasetDict()
-    for split, chosen in split_classes(names, shares, seed).items():
-        if chosen:
-            result[split] = pooled.select(np.flatnonzero(np.isin(labels, [names.index(name) for name in chosen])))
-    return result
+    labels = np.array(pooled["label"])
+    return DatasetDict(
+        {
+            split: pooled.select(np.flatnonzero(np.isin(labels, names)))
+            for split, names in split_classes(labels.tolist(), shares, seed).items()
+            if names
+        }
+    )
 
 
 def _joined(values: Sequence[float]) -> str:
@@ -379,18 +413,12 @@ def _joined(values: Sequence[float]) -> str:
 
 
 def to_dataset(splits: dict[str, list[Clip]]) -> DatasetDict:
-    """Paths and labels as a data set; one list of class names for all splits, as a folder of Parquet files needs it."""
-    names = list(dict.fromkeys(clip.class_name for clips in splits.values() for clip in clips))
-    number = {name: i for i, name in enumerate(names)}
-    features = Features({"video": Video(decode=False), "label": ClassLabel(names=names)})
+    """Paths and class names as a data set with the columns `video` and `label`."""
+    features = Features({"video": Value("string"), "label": Value("string")})
     return DatasetDict(
         {
             split: Dataset.from_dict(
-                {
-                    "video": [{"path": clip.path, "bytes": None} for clip in clips],
-                    "label": [number[clip.class_name] for clip in clips],
-                },
-                features=features,
+                {"video": [clip.path for clip in clips], "label": [clip.class_name for clip in clips]}, features
             )
             for split, clips in splits.items()
             if clips
