@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from modeling_clipfsar import CLIPFSARModel
+from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 
 _FORMAT = 1
 
@@ -169,8 +169,8 @@ def _digest_of_weights(model: CLIPFSARModel) -> str:
     # what shapes the features without showing in names and shapes of weights
     unseen = [getattr(vision_config, name, None) for name in ("hidden_act", "num_attention_heads", "layer_norm_eps")]
     digest = hashlib.sha256(json.dumps(unseen).encode())
-    for tower in (model.clip.vision_model, model.clip.visual_projection):
-        for name, tensor in sorted(tower.state_dict().items()):
+    for name, tensor in sorted(model.clip.state_dict().items()):
+        if name.startswith(VISION_MODULES):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
