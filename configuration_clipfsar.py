@@ -1,6 +1,14 @@
 """Configuration of CLIP-FSAR: CLIP's own configuration nested, and the few numbers the method adds to it."""
 
-from transformers import AutoConfig, CLIPConfig, CLIPTextConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    MetaClip2Config,
+    PretrainedConfig,
+    Siglip2Config,
+    SiglipConfig,
+)
 
 ALIGNMENTS = ("otam", "bi_mhm", "mean")
 SUPPORT_POOLINGS = ("before", "after")
@@ -103,7 +111,10 @@ class CLIPResNetConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-_CLIP_CONFIGS = {config.model_type: config for config in (CLIPConfig, CLIPResNetConfig)}
+# Two towers with `get_image_features` and `get_text_features` of one size each.
+_CLIP_CONFIGS = {
+    config.model_type: config for config in (CLIPConfig, CLIPResNetConfig, SiglipConfig, Siglip2Config, MetaClip2Config)
+}
 
 
 def _clip_config_class(model_type):
@@ -121,9 +132,9 @@ class CLIPFSARConfig(PretrainedConfig):
     arXiv 2303.02982). Defaults are those of the official program's settings unless said otherwise.
 
     Args:
-        clip_config: Sizes of the two CLIP towers: a `CLIPConfig`, a [`CLIPResNetConfig`], or the dict of one, whose
-            `model_type` says which; the default is CLIP ViT-B/32's, as in transformers. `from_pretrained` of a plain
-            CLIP checkpoint fills this in.
+        clip_config: Sizes of the two towers: a `CLIPConfig`, [`CLIPResNetConfig`], `SiglipConfig`, `Siglip2Config` or
+            `MetaClip2Config`, or the dict of one, whose `model_type` says which; the default is CLIP ViT-B/32's, as in
+            transformers. `from_pretrained` of a plain checkpoint of these fills this in.
         num_frames: Frames sampled from a video, T (Section 4.1 of the paper). The weights do not depend on it.
         temporal_num_layers: Depth of the temporal transformer (1 officially; 0 leaves frame features as they are).
         temporal_num_heads: Attention heads of the temporal transformer; must divide CLIP's projection size.
@@ -224,6 +235,16 @@ class CLIPFSARConfig(PretrainedConfig):
         for name in ("otam_smoothing", "ensemble_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0.")
+        text_size = getattr(self.clip_config.text_config, "projection_size", None)  # SigLIP's
+        if text_size is not None and text_size != self.hidden_size:
+            raise ValueError(
+                f"clip_config gives image features of size {self.hidden_size} and text features of size {text_size}; "
+                "they are compared with each other and must be of one size."
+            )
+        if not getattr(self.clip_config.vision_config, "vision_use_head", True):
+            raise ValueError(
+                "clip_config has vision_use_head=False: without the pooling head there is no feature of a whole frame."
+            )
         if self.hidden_size % self.temporal_num_heads:
             raise ValueError(
                 f"CLIP's projection size {self.hidden_size} is not a multiple of "
@@ -232,8 +253,8 @@ class CLIPFSARConfig(PretrainedConfig):
 
     @property
     def hidden_size(self):
-        """D, the size of a frame feature and of a class text: CLIP's projection size."""
-        return self.clip_config.projection_dim
+        """D, the size of a frame feature and of a class text: CLIP's projection size, the width of SigLIP's tower."""
+        return getattr(self.clip_config, "projection_dim", None) or self.clip_config.vision_config.hidden_size
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -290,12 +290,21 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                 f"pixel_values has shape {tuple(pixel_values.shape)}; (..., frames, channels, height, width) is needed."
             )
         frames = pixel_values.flatten(0, -4).to(self.clip.dtype)
+        if self.config.clip_config.model_type == "siglip2":
+            frames, patches = _as_patches(frames, self.config.clip_config.vision_config.patch_size)
+            kwargs = patches | kwargs
         outputs = self.clip.get_image_features(frames, **kwargs)
         return outputs.pooler_output.unflatten(0, pixel_values.shape[:-3]), outputs
 
     def get_class_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Projected, not normalised text features, tokens (..., L) -> (..., D)."""
+        """Projected, not normalised text features, tokens (..., L) -> (..., D).
+
+        SigLIP's text towers know no mask: padding belongs to their texts, all of them of one length (the processor
+        sees to it), and `attention_mask` is left out.
+        """
         num_tokens = input_ids.shape[-1]
+        if self.config.clip_config.model_type in ("siglip", "siglip2"):
+            attention_mask = None
         outputs = self.clip.get_text_features(
             input_ids=input_ids.reshape(-1, num_tokens),
             attention_mask=None if attention_mask is None else attention_mask.reshape(-1, num_tokens),
@@ -592,6 +601,21 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                     f"There are {query_embeds.shape[0]} episodes of query videos but {embeds.shape[0]} of {name} "
                     "inputs: all must have the same leading (episode) dimension."
                 )
+
+
+def _as_patches(frames: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Frames (V, C, H, W) as SigLIP 2 takes them, (V, patches, patch * patch * C), with what else it wants to know."""
+    height, width = (size // patch_size for size in frames.shape[-2:])
+    if (height * patch_size, width * patch_size) != frames.shape[-2:]:
+        raise ValueError(
+            f"Frames of {frames.shape[-2]} x {frames.shape[-1]} pixels cannot be cut into SigLIP 2's patches of "
+            f"{patch_size} x {patch_size}: resize them to a multiple."
+        )
+    patches = frames.unflatten(-1, (width, patch_size)).unflatten(-3, (height, patch_size))
+    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (V, C, h, p, w, p) -> (V, h, w, p * p * C)
+    shapes = torch.tensor([[height, width]], device=frames.device).expand(len(frames), 2)
+    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=frames.device)
+    return patches, {"spatial_shapes": shapes, "pixel_attention_mask": mask}
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,10 @@ class TrainingArguments:
         "Folder (videofolder tree train/CLASS/*.mp4, validation/..., test/...; save_to_disk; Parquet) or Hub id of a "
         "video data set with class-disjoint splits.",
     )
-    model: str = _option("openai/clip-vit-base-patch16", "Plain CLIP checkpoint or CLIP-FSAR model to start from.")
+    model: str = _option(
+        "openai/clip-vit-base-patch16",
+        "CLIP-FSAR model to start from, or plain CLIP, SigLIP, SigLIP 2 or MetaCLIP 2 (folder or Hub id).",
+    )
     output_dir: str = _option("runs/clipfsar", "Folder for models, log, plot and the state to resume from.")
     resume: bool = _option(False, "Go on where a run in output_dir was stopped, exactly.")
     video_column: str = _option("video", "Column with the videos.")
