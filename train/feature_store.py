@@ -90,6 +90,8 @@ def store_manifest(
 ) -> dict:
     """What the features of a store depend on; two stores of equal manifests hold the same features."""
     settings = processor.to_dict()
+    # Saving a processor writes there where its code lies.
+    settings["image_processor"] = {k: v for k, v in settings["image_processor"].items() if k != "auto_map"}
     relevant = ("num_frames", "frame_sampling", "sampling_rate", "target_fps", "preprocessing", "image_processor")
     manifest = {
         "format": _FORMAT,
