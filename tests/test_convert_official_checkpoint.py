@@ -221,6 +221,18 @@ def test_text_tower_may_come_from_a_hugging_face_folder_with_its_tokenizer(sourc
     assert processor.image_processor.crop_size["height"] == 16
 
 
+def test_text_tower_may_come_from_a_resnet_folder_of_ours(resnet_source, convert, tmp_path):
+    resnet_source.save_pretrained(tmp_path / "ours")
+    CLIPTokenizer(vocab={"a</w>": 0, "<|startoftext|>": 1, "<|endoftext|>": 2}, merges=[]).save_pretrained(
+        tmp_path / "ours"
+    )
+    folder = convert(make_official_state(resnet_source), clip_checkpoint=str(tmp_path / "ours"))
+    model = CLIPFSARModel.from_pretrained(folder)
+    for name, weight in resnet_source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert CLIPFSARProcessor.from_pretrained(folder).image_processor.crop_size["height"] == RESNET_IMAGE_SIZE
+
+
 def test_without_a_tokenizer_the_model_is_saved_alone_and_the_program_says_so(official_state, convert, capsys):
     folder = convert(official_state)
     assert not (folder / "processor_config.json").exists()

@@ -8,7 +8,15 @@ import pytest
 import torch
 from golden.formula_model import RESNET_IMAGE_SIZE, tiny_config, tiny_episode, tiny_model, tiny_resnet_clip_config
 from safetensors.torch import load_file
-from tiny_data import read_log, run_in_children, save_tiny_clip, training_arguments, video_splits, write_video_folder
+from tiny_data import (
+    read_log,
+    run_in_children,
+    save_tiny_clip,
+    save_tiny_resnet_clip,
+    training_arguments,
+    video_splits,
+    write_video_folder,
+)
 from transformers import SiglipConfig
 
 from modeling_clipfsar import CLIPFSARModel
@@ -235,15 +243,17 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 CHOICES = {
     "lora": {"lora_rank": 2, "keep_adapter": "true", "learning_rate": 1e-2},
     "frozen": {"freeze_vision": "true", "feature_draws": 2},
+    "resnet": {},  # whose batch norms have statistics to go on with
 }
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_run_stopped_half_way_ends_as_if_it_had_not(choice, dataset, tiny_clip, tmp_path):
+    start_folder = save_tiny_resnet_clip(tmp_path / "resnet") if choice == "resnet" else tiny_clip
     for name, stops in (("whole", [None]), ("stopped", [1, None])):
         for stop in stops:
             options = CHOICES[choice] | {"resume": "true"}
-            arguments = training_arguments(dataset, tiny_clip, tmp_path / name, **options)
+            arguments = training_arguments(dataset, start_folder, tmp_path / name, **options)
             outcome = run_in_children(run_program, arguments, stop, folder=tmp_path / f"{name}_children")
             assert (stop is None) == (outcome.exit_codes == [0]), outcome.output
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -254,11 +264,14 @@ def test_a_run_stopped_half_way_ends_as_if_it_had_not(choice, dataset, tiny_clip
         assert found.keys() == expected.keys()
         for name, weight in expected.items():
             assert torch.equal(found[name], weight), name
-    start = weights(tiny_clip)
+    start = weights(start_folder)
     last = weights(whole / "last")
     changed = {name for name, weight in start.items() if not torch.equal(last[f"clip.{name}"], weight)}
     if choice == "frozen":
         assert changed == set()
+    elif choice == "resnet":
+        assert {"vision_model.conv1.weight", "vision_model.bn1.running_mean", "vision_model.bn1.weight"} <= changed
+        assert last["clip.vision_model.bn1.num_batches_tracked"] == 2 * 16  # support and query of each episode
     else:
         assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj"}
         assert (whole / "best" / "adapter" / "adapter_model.safetensors").is_file()

@@ -95,7 +95,8 @@ def _add_adapters(model: CLIPFSARModel, args):
         r=args.lora_rank,
         lora_alpha=2 * args.lora_rank if args.lora_alpha is None else args.lora_alpha,
         target_modules=list(args.lora_targets),
-        base_model_name_or_path=args.model,
+        # The name, not the path on the machine it was trained on.
+        base_model_name_or_path=Path(args.model).resolve().name if Path(args.model).exists() else args.model,
     )
     peft.inject_adapter_in_model(config, tower)
 
@@ -128,7 +129,7 @@ def save_model(model: CLIPFSARModel, folder: Path, keep_adapter: bool = False):
     model.save_pretrained(folder, state_dict=merged_state_dict(model))
     if keep_adapter:
         peft, tower = _import_peft(), model.clip.vision_model
-        state = peft.get_peft_model_state_dict(tower)
+        state = peft.get_peft_model_state_dict(tower, save_embedding_layers=False)
         (folder / ADAPTER_FOLDER).mkdir()
         tower.peft_config["default"].save_pretrained(folder / ADAPTER_FOLDER)
         weights = {f"base_model.model.{name}": weight.contiguous().cpu() for name, weight in state.items()}
