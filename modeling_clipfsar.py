@@ -522,7 +522,7 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
             query_embeds=query_embeds,
             class_embeds=class_embeds,
             hidden_states=tower_outputs.hidden_states if output_hidden_states else None,
-            attentions=tower_outputs.get("attentions") if output_attentions else None,
+            attentions=tower_outputs.attentions if output_attentions else None,
         )
         return output if return_dict else output.to_tuple()
 
@@ -568,8 +568,8 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         """
         if len({len(part) for part in videos}) > 1:
             raise ValueError(
-                f"There are {' and '.join(str(len(part)) for part in videos)} episodes: all inputs must "
-                "have the same leading (episode) dimension."
+                f"There are {' and '.join(str(len(part)) for part in videos)} episodes of support and of query videos: "
+                "all inputs must have the same leading (episode) dimension."
             )
         encoded = [
             [self._encode_frames(part[episode].flatten(0, 1), **kwargs) for part in videos]

@@ -168,8 +168,8 @@ def _open_store(folder: Path, manifest: dict, rebuild: bool):
         if not rebuild:
             details = "; ".join(f"{name}: {present.get(name)} (now {manifest[name]})" for name in different)
             raise ValueError(
-                f"The feature store {folder} was made of something else: {details}. Name another folder, or rebuild it "
-                "with --rebuild_features."
+                f"The feature store {folder} was made of something else: {details}. Name another folder, delete this "
+                "one, or, in an evaluation, rebuild it with --rebuild_features."
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is no feature store, but not empty either: name another folder.")

@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.third is not None:
-            tensor = tensor.chunk(3)[self.third]
+            tensor = tensor.tensor_split(3)[self.third]
         if self.is_transposed:
             tensor = tensor.T
         return (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
@@ -119,17 +119,18 @@ def from_places(
 
 def to_places(own: dict[str, torch.Tensor], place_of: Callable[[str], Place]) -> dict[str, torch.Tensor]:
     """The other direction: our weights under their names."""
-    pieces: dict[str, dict[int, torch.Tensor]] = {}
+    theirs: dict[str, torch.Tensor] = {}
     for name, tensor in own.items():
         place = place_of(name)
         tensor = tensor.detach().cpu()
-        pieces.setdefault(place.key, {})[place.third or 0] = tensor.T if place.is_transposed else tensor
-    return {
-        key: torch.cat([thirds[i] for i in range(3)])
-        if len(thirds) > 1
-        else thirds[0].clone(memory_format=torch.contiguous_format)
-        for key, thirds in pieces.items()
-    }
+        tensor = tensor.T.contiguous() if place.is_transposed else tensor.clone()
+        if place.third is None:
+            theirs[place.key] = tensor
+        else:
+            thirds = theirs.setdefault(place.key, tensor.new_empty(3, *tensor.shape))
+            thirds[place.third] = tensor
+    stacked = {place.key for place in map(place_of, own) if place.third is not None}
+    return {key: tensor.flatten(0, 1) if key in stacked else tensor for key, tensor in theirs.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
