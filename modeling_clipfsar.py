@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, CLIPModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
@@ -21,6 +21,17 @@ except ImportError:
     if __package__:
         raise
     from configuration_clipfsar import INFERENCE_MODES, CLIPFSARConfig
+
+try:
+    from .resnet_clipfsar import CLIPResNetModel
+except ImportError:
+    if __package__:
+        raise
+    from resnet_clipfsar import CLIPResNetModel
+
+
+# Parts of `clip` that make frame features.
+VISION_MODULES = ("vision_model.", "visual_projection.")
 
 
 def frame_cosine_similarity(x: torch.Tensor, y: torch.Tensor, epsilon: float = 0.01) -> torch.Tensor:
@@ -219,7 +230,13 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings", "CLIPFSARTemporalLayer"]
+    _no_split_modules = [
+        "CLIPEncoderLayer",
+        "CLIPTextEmbeddings",
+        "CLIPVisionEmbeddings",
+        "CLIPResNetBottleneck",
+        "CLIPFSARTemporalLayer",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -245,22 +262,23 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
 
     def __init__(self, config: CLIPFSARConfig):
         super().__init__(config)
-        self.clip = CLIPModel._from_config(config.clip_config)
+        is_resnet = config.clip_config.model_type == CLIPResNetModel.config_class.model_type
+        self.clip = (CLIPResNetModel._from_config if is_resnet else AutoModel.from_config)(config.clip_config)
         self.temporal_transformer = CLIPFSARTemporalTransformer(config)
         self.video_text_scale = nn.Parameter(torch.full((1,), float(config.video_text_scale_init)))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.clip.vision_model.embeddings.patch_embedding
+        return self.clip.vision_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module):
-        self.clip.vision_model.embeddings.patch_embedding = value
+        self.clip.vision_model.set_input_embeddings(value)
 
     def freeze_text_tower(self):
         """Stops gradients of CLIP's text tower and of CLIP's own logit scale: the method trains neither."""
-        self.clip.text_model.requires_grad_(False)
-        self.clip.text_projection.requires_grad_(False)
-        self.clip.logit_scale.requires_grad_(False)
+        for name, parameter in self.clip.named_parameters():
+            if not name.startswith(VISION_MODULES):
+                parameter.requires_grad_(False)
 
     def get_video_features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         """Projected, not normalised frame features of the visual tower, (..., T, C, H, W) -> (..., T, D)."""
@@ -271,13 +289,22 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; (..., frames, channels, height, width) is needed."
             )
-        frames = pixel_values.flatten(0, -4).to(self.clip.visual_projection.weight.dtype)
+        frames = pixel_values.flatten(0, -4).to(self.clip.dtype)
+        if self.config.clip_config.model_type == "siglip2":
+            frames, patches = _as_patches(frames, self.config.clip_config.vision_config.patch_size)
+            kwargs = patches | kwargs
         outputs = self.clip.get_image_features(frames, **kwargs)
         return outputs.pooler_output.unflatten(0, pixel_values.shape[:-3]), outputs
 
     def get_class_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Projected, not normalised text features, tokens (..., L) -> (..., D)."""
+        """Projected, not normalised text features, tokens (..., L) -> (..., D).
+
+        SigLIP's text towers know no mask: padding belongs to their texts, all of them of one length (the processor
+        sees to it), and `attention_mask` is left out.
+        """
         num_tokens = input_ids.shape[-1]
+        if self.config.clip_config.model_type in ("siglip", "siglip2"):
+            attention_mask = None
         outputs = self.clip.get_text_features(
             input_ids=input_ids.reshape(-1, num_tokens),
             attention_mask=None if attention_mask is None else attention_mask.reshape(-1, num_tokens),
@@ -514,9 +541,11 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                 )
         if not todo:
             return support_embeds, query_embeds, BaseModelOutput()
-        embeds, outputs = self._encode_frames(
-            torch.cat([pixel_values.flatten(0, 2) for pixel_values in todo]), **kwargs
-        )
+        if self._uses_batch_statistics():
+            embeds, outputs = self._encode_separately(todo, kwargs)
+        else:
+            frames = torch.cat([pixel_values.flatten(0, 2) for pixel_values in todo])
+            embeds, outputs = self._encode_frames(frames, **kwargs)
         parts = embeds.split([pixel_values.shape[:3].numel() for pixel_values in todo])
         parts = [part.unflatten(0, pixel_values.shape[:3]) for part, pixel_values in zip(parts, todo, strict=True)]
         if query_embeds is None and query_pixel_values is not None:
@@ -524,6 +553,33 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         if support_embeds is None and support_pixel_values is not None:
             support_embeds = parts.pop()
         return support_embeds, query_embeds, outputs
+
+    def _uses_batch_statistics(self) -> bool:
+        """Whether a frame's feature depends on the other frames of the same call: batch norms in training."""
+        return any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+            for module in self.clip.vision_model.modules()
+        )
+
+    def _encode_separately(self, videos: list[torch.Tensor], kwargs) -> tuple[torch.Tensor, BaseModelOutput]:
+        """A call for the support and one for the query videos of each episode, in this order, as officially.
+
+        So an episode's features do not depend on what else is in the batch. Results are in the order of one call.
+        """
+        if len({len(part) for part in videos}) > 1:
+            raise ValueError(
+                f"There are {' and '.join(str(len(part)) for part in videos)} episodes of support and of query videos: "
+                "all inputs must have the same leading (episode) dimension."
+            )
+        encoded = [
+            [self._encode_frames(part[episode].flatten(0, 1), **kwargs) for part in videos]
+            for episode in range(len(videos[0]))
+        ]
+        embeds, outputs = zip(*(call for calls in zip(*encoded, strict=True) for call in calls), strict=True)
+        hidden_states = None
+        if outputs[0].hidden_states is not None:
+            hidden_states = tuple(torch.cat(states) for states in zip(*(o.hidden_states for o in outputs), strict=True))
+        return torch.cat(embeds), BaseModelOutput(hidden_states=hidden_states)
 
     def _check_episode(self, inference_mode, support_embeds, support_labels, query_embeds, class_embeds):
         if query_embeds is None:
@@ -545,6 +601,21 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                     f"There are {query_embeds.shape[0]} episodes of query videos but {embeds.shape[0]} of {name} "
                     "inputs: all must have the same leading (episode) dimension."
                 )
+
+
+def _as_patches(frames: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Frames (V, C, H, W) as SigLIP 2 takes them, (V, patches, patch * patch * C), with what else it wants to know."""
+    height, width = (size // patch_size for size in frames.shape[-2:])
+    if (height * patch_size, width * patch_size) != frames.shape[-2:]:
+        raise ValueError(
+            f"Frames of {frames.shape[-2]} x {frames.shape[-1]} pixels cannot be cut into SigLIP 2's patches of "
+            f"{patch_size} x {patch_size}: resize them to a multiple."
+        )
+    patches = frames.unflatten(-1, (width, patch_size)).unflatten(-3, (height, patch_size))
+    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (V, C, h, p, w, p) -> (V, h, w, p * p * C)
+    shapes = torch.tensor([[height, width]], device=frames.device).expand(len(frames), 2)
+    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=frames.device)
+    return patches, {"spatial_shapes": shapes, "pixel_attention_mask": mask}
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, CLIPImageProcessor, PretrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -649,10 +649,13 @@ class CLIPFSARProcessor(ProcessorMixin):
       `"official"` is what the published numbers were made with: squash to 8/7 of the crop size (256 for 224), aspect
       ratio not kept, bilinear without antialiasing, crop. In training both crop at random, once per video.
     - `decoder`, `num_threads`: see `read_video_frames`.
+    - `prompt_length`: tokens of every prompt, cut or padded; `None` pads to the longest of a call. SigLIP's texts must
+      have the length that they had in its training, 64.
     - `query_augmentation`: `"kinetics"` applies `augment_like_kinetics` to query videos in training (left and right are
       swapped half of the time: not for data such as Something-Something, where they matter).
 
-    `from_pretrained` also takes a plain CLIP checkpoint; settings can be given there as keyword arguments.
+    `from_pretrained` also takes a plain CLIP, SigLIP, SigLIP 2 or MetaCLIP 2 checkpoint; settings can be given there as
+    keyword arguments.
     """
 
     def __init__(
@@ -668,8 +671,11 @@ class CLIPFSARProcessor(ProcessorMixin):
         decoder="auto",
         num_threads=1,
         query_augmentation="none",
+        prompt_length=None,
     ):
         _check_positive_integer("num_frames", num_frames)
+        if prompt_length is not None:
+            _check_positive_integer("prompt_length", prompt_length)
         _check_choice("frame_sampling", frame_sampling, FRAME_SAMPLINGS)
         _check_choice("preprocessing", preprocessing, PREPROCESSINGS)
         _check_choice("decoder", decoder, ("auto", *DECODERS))
@@ -687,6 +693,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         self.decoder = decoder
         self.num_threads = num_threads
         self.query_augmentation = query_augmentation
+        self.prompt_length = prompt_length
         super().__init__(image_processor, tokenizer)
 
     @classmethod
@@ -698,6 +705,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         # Taken out first: the mixin hands keyword arguments to the tokenizer too, which would save them as its own.
         settings = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        settings = _fit_to_plain_checkpoint(processor, pretrained_model_name_or_path, kwargs) | settings
         if not settings:
             return processor
         saved = {name: getattr(processor, name) for name in _SETTINGS}
@@ -829,15 +837,21 @@ class CLIPFSARProcessor(ProcessorMixin):
     def tokenize_classes(self, class_names: Sequence[str]) -> dict[str, torch.Tensor]:
         """`{"input_ids": (N, L), "attention_mask": (N, L)}`, int64, of the prompts of class names.
 
-        Underscores become spaces ("brush_hair" -> "a photo of brush hair"). Padded to the longest prompt, cut at the
-        tokenizer's `model_max_length`. A name may stand there twice: classes of several episodes can go in one call.
+        Underscores become spaces ("brush_hair" -> "a photo of brush hair"). Padded to the longest prompt and cut at the
+        tokenizer's `model_max_length`, or all of `prompt_length` tokens. A name may stand there twice: classes of
+        several episodes can go in one call.
         """
         names = _check_class_names(class_names, unique=False)
         prompts = [self.prompt_template.replace("{}", name.replace("_", " ")) for name in names]
         # a tokenizer that knows no limit holds 1e30 there and warns when asked to truncate
-        truncation = self.tokenizer.model_max_length < 1_000_000
+        has_limit = self.prompt_length is not None or self.tokenizer.model_max_length < 1_000_000
         tokens = self.tokenizer(
-            prompts, padding=True, truncation=truncation, return_attention_mask=True, return_tensors="pt"
+            prompts,
+            padding=True if self.prompt_length is None else "max_length",
+            truncation=has_limit,
+            max_length=self.prompt_length,
+            return_attention_mask=True,
+            return_tensors="pt",
         )
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
@@ -951,6 +965,7 @@ _SETTINGS = (
     "decoder",
     "num_threads",
     "query_augmentation",
+    "prompt_length",
 )
 
 
@@ -1017,6 +1032,36 @@ def _in_words(settings: dict) -> str:
         return "frames of any size"
     sizes = " x ".join(str(value) for value in size.values())
     return f"{settings['preprocessing']!r} preprocessing at {'shortest side ' if len(size) == 1 else ''}{sizes}"
+
+
+def _fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
+    """Settings that a plain checkpoint needs and does not name: none for CLIP and for what we saved ourselves.
+
+    MetaCLIP 2's tokenizer allows more tokens than its text tower has positions. SigLIP's texts are padded to the length
+    of its training. SigLIP 2's image processor cuts images of any shape into patches, and has no size: frames become
+    squares of as many.
+    """
+    try:
+        config, _ = PretrainedConfig.get_config_dict(name_or_path, **loading)
+    except OSError:
+        return {}
+    model_type, text_config = config.get("model_type"), config.get("text_config") or {}
+    if model_type == "metaclip_2":
+        limit = text_config.get("max_position_embeddings", 77)
+        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit)
+    if model_type not in ("siglip", "siglip2"):
+        return {}
+    settings = processor.image_processor
+    if model_type == "siglip2" and getattr(settings, "max_num_patches", None):
+        edge = int(settings.max_num_patches**0.5) * settings.patch_size
+        processor.image_processor = CLIPImageProcessor(
+            size={"height": edge, "width": edge},
+            resample=settings.resample,
+            do_center_crop=False,
+            image_mean=settings.image_mean,
+            image_std=settings.image_std,
+        )
+    return {"prompt_length": text_config.get("max_position_embeddings", 64)}
 
 
 def _shortest_edge_size(frame_size: tuple[int, int], edge: int) -> tuple[int, int]:

@@ -4,7 +4,8 @@
     python benchmarks/memory.py --backbones b16 --n_query 5 --n_way 10
 
 Counted are weights, gradients, Adam's two moments, and the largest sum of whatever else lives at one time in the
-forward and backward pass. Not counted: CUDA's context and libraries (about 0.5 GiB), kernels' workspaces, fragmentation.
+forward and backward pass. Not counted: CUDA's context and libraries (about 0.5 GiB), kernels' workspaces,
+fragmentation.
 """
 
 import sys

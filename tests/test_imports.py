@@ -15,7 +15,8 @@ LIBRARY = sorted(path.stem for path in ROOT.glob("*_clipfsar.py"))
 # Siblings that each module of the library may import; a new module gets its line here.
 MAY_IMPORT = {
     "configuration_clipfsar": set(),
-    "modeling_clipfsar": {"configuration_clipfsar"},
+    "resnet_clipfsar": {"configuration_clipfsar"},
+    "modeling_clipfsar": {"configuration_clipfsar", "resnet_clipfsar"},
     "frame_archive_clipfsar": set(),
     "processing_clipfsar": {"configuration_clipfsar", "frame_archive_clipfsar"},
     "episodes_clipfsar": {"configuration_clipfsar", "processing_clipfsar"},

@@ -19,10 +19,10 @@ def load_golden(name: str) -> dict[str, torch.Tensor]:
     return load_file(golden.GOLDEN_DIR / f"{name}.safetensors")
 
 
-@pytest.fixture(scope="module")
-def official():
-    """Frame features, states and official logits of two recorded episodes."""
-    return load_golden("official_head")
+@pytest.fixture(scope="module", params=golden.CLIP_CONFIGS)
+def official(request):
+    """Frame features, states and official logits of two recorded episodes, for each visual tower."""
+    return load_golden(f"official_head_{request.param}")
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,10 @@ def test_one_shot_poolings_agree_in_the_official_recordings_too(official):
         torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
 
 
-def test_whole_model_gives_what_it_gave_when_it_reproduced_the_official_program():
-    expected = load_golden("formula_model")
-    ours = golden.formula_model_outputs()
+@pytest.mark.parametrize("tower", golden.CLIP_CONFIGS)
+def test_whole_model_gives_what_it_gave_when_it_reproduced_the_official_program(tower):
+    expected = load_golden(f"formula_model_{tower}")
+    ours = golden.formula_model_outputs(tower)
     assert ours.keys() == {key for key in expected if not key.startswith("train.")}
     for name, tensor in ours.items():
         torch.testing.assert_close(
@@ -79,15 +80,16 @@ def test_whole_model_gives_what_it_gave_when_it_reproduced_the_official_program(
         )
 
 
-def test_training_follows_the_trajectory_it_followed_when_it_reproduced_the_official_program():
+@pytest.mark.parametrize("tower", golden.CLIP_CONFIGS)
+def test_training_follows_the_trajectory_it_followed_when_it_reproduced_the_official_program(tower):
     expected = {
         key.removeprefix("train."): value
-        for key, value in load_golden("formula_model").items()
+        for key, value in load_golden(f"formula_model_{tower}").items()
         if key.startswith("train.")
     }
-    ours = golden.formula_model_training()
+    ours = golden.formula_model_training(tower)
     assert ours.keys() == expected.keys()
-    assert golden.too_large(golden.training_deviations(ours, expected)) == {}
+    assert golden.too_large(golden.training_deviations(ours, expected), tower) == {}
 
 
 def test_a_deviation_is_noticed_even_when_it_is_not_a_number():
@@ -100,7 +102,8 @@ def test_a_deviation_is_noticed_even_when_it_is_not_a_number():
     reason="CLIPFSAR_PARITY_DIR does not name a folder with recordings of the official program (see "
     "tests/golden/record_golden.py); the golden files hold what fits into a repository",
 )
-def test_everything_recorded_of_the_official_program_is_reproduced():
-    deviations, _, _ = golden.compare_with_official(os.environ["CLIPFSAR_PARITY_DIR"])
-    assert deviations.keys() == golden.TOLERANCES.keys()
-    assert golden.too_large(deviations) == {}
+@pytest.mark.parametrize("tower", golden.CLIP_CONFIGS)
+def test_everything_recorded_of_the_official_program_is_reproduced(tower):
+    deviations, _, _ = golden.compare_with_official(os.environ["CLIPFSAR_PARITY_DIR"], tower)
+    assert deviations.keys() == golden.TOLERANCES.keys() - {"training final batch_statistics"}
+    assert golden.too_large(deviations, tower) == {}

@@ -758,6 +758,7 @@ def test_every_setting_is_saved_and_can_be_overridden_when_loading(clip_folder, 
         "decoder": "av",
         "num_threads": 2,
         "query_augmentation": "kinetics",
+        "prompt_length": 20,
     }
     CLIPFSARProcessor.from_pretrained(clip_folder, **settings).save_pretrained(tmp_path)
     loaded = CLIPFSARProcessor.from_pretrained(tmp_path)

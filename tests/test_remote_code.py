@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from golden.formula_model import tiny_clip_config, tiny_config, tiny_model
+from golden.formula_model import (
+    RESNET_IMAGE_SIZE,
+    tiny_clip_config,
+    tiny_config,
+    tiny_model,
+    tiny_resnet_clip_config,
+)
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
@@ -21,7 +27,7 @@ from processing_clipfsar import CLIPFSARProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 MODES = ("few_shot", "zero_shot", "ensemble")
-CODE_FILES = {"configuration_clipfsar.py", "modeling_clipfsar.py", "processing_clipfsar.py"}
+CODE_FILES = {f"{name}_clipfsar.py" for name in ("configuration", "modeling", "processing", "resnet")}
 
 # Runs elsewhere, with nothing of ours to import: the names are blocked, because an installation of the project may have
 # put them beside transformers.
@@ -29,7 +35,7 @@ CHILD = """
 import importlib, sys
 from pathlib import Path
 
-folder, videos_file, result_dir, *blocked = sys.argv[1:]
+folder, resnet_folder, videos_file, result_dir, *blocked = sys.argv[1:]
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
@@ -80,6 +86,7 @@ again = Path(result_dir) / "saved_again"
 model.save_pretrained(again)
 processor.save_pretrained(again)
 run(str(again), "saved_again", AutoModel)
+run(resnet_folder, "resnet", AutoModel)
 save_file(results, Path(result_dir) / "logits.safetensors")
 """
 
@@ -102,14 +109,24 @@ def model_and_processor():
 
 
 @pytest.fixture(scope="module")
+def resnet_and_processor(model_and_processor):
+    """The same with a ResNet as visual tower, for larger images."""
+    vit, processor = model_and_processor
+    clip_config = tiny_resnet_clip_config()
+    clip_config.text_config = vit.config.clip_config.text_config
+    size = {"height": RESNET_IMAGE_SIZE, "width": RESNET_IMAGE_SIZE}
+    image_processor = CLIPImageProcessor(size={"shortest_edge": RESNET_IMAGE_SIZE}, crop_size=size)
+    return tiny_model(tiny_config(clip_config)), CLIPFSARProcessor(image_processor, processor.tokenizer, num_frames=4)
+
+
+@pytest.fixture(scope="module")
 def videos():
     """Two classes' support videos and a query, (frames, height, width, 3)."""
     generator = np.random.default_rng(0)
     return {name: generator.integers(0, 256, (8, 20, 24, 3), dtype=np.uint8) for name in ("boxing", "diving", "query")}
 
 
-@pytest.fixture(scope="module")
-def expected_logits(model_and_processor, videos):
+def logits_of_all_modes(model_and_processor, videos):
     model, processor = model_and_processor
     support = {name: [videos[name]] for name in ("boxing", "diving")}
     inputs = processor(support_videos=support, query_videos=[videos["query"]], return_tensors="pt")
@@ -118,9 +135,22 @@ def expected_logits(model_and_processor, videos):
 
 
 @pytest.fixture(scope="module")
+def expected_logits(model_and_processor, videos):
+    return logits_of_all_modes(model_and_processor, videos)
+
+
+@pytest.fixture(scope="module")
 def saved_folder(model_and_processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     for part in model_and_processor:
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resnet_folder(resnet_and_processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resnet")
+    for part in resnet_and_processor:
         part.save_pretrained(folder)
     return folder
 
@@ -153,7 +183,7 @@ def pushed_folder(model_and_processor, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def child_results(saved_folder, pushed_folder, videos, tmp_path_factory):
+def child_results(saved_folder, pushed_folder, resnet_folder, videos, tmp_path_factory):
     """One fresh Python for each of the two folders, at the same time: most of it is importing."""
     blocked = [*(path.stem for path in ROOT.glob("*_clipfsar.py")), "train"]
     children = {}
@@ -167,11 +197,11 @@ def child_results(saved_folder, pushed_folder, videos, tmp_path_factory):
             "HF_MODULES_CACHE": str(elsewhere / "modules"),
         }
         # -I: neither the working folder, nor PYTHONPATH, nor a user's own packages.
-        command = [sys.executable, "-I", "-c", CHILD, folder, elsewhere / "videos.npz", elsewhere, *blocked]
+        command = [sys.executable, "-I", "-c", CHILD, folder, resnet_folder, elsewhere / "videos.npz", elsewhere]
         children[name] = (
             elsewhere,
             subprocess.Popen(
-                [str(part) for part in command],
+                [str(part) for part in (*command, *blocked)],
                 cwd=elsewhere,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -194,6 +224,14 @@ def test_fresh_python_without_the_checkout_gives_the_same_bits(child_results, ex
     for label in ("AutoModel", "AutoModelForVideoClassification", "saved_again"):
         for mode in MODES:
             assert torch.equal(logits[f"{label}.{mode}"], expected_logits[mode]), (label, mode)
+
+
+def test_fresh_python_runs_a_resnet_too(child_results, resnet_and_processor, videos):
+    result = child_results["saved"]
+    assert result.returncode == 0, result.output
+    logits = load_file(result.folder / "logits.safetensors")
+    for mode, expected in logits_of_all_modes(resnet_and_processor, videos).items():
+        assert torch.equal(logits[f"resnet.{mode}"], expected), mode
 
 
 def test_logits_to_compare_are_not_trivial(expected_logits):

@@ -15,6 +15,9 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from configuration_clipfsar import CLIPResNetConfig
+from resnet_clipfsar import CLIPResNetModel
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_FRAMES_IN_FILE = 12
 VIDEOS_PER_CLASS = 8
@@ -84,6 +87,18 @@ def save_tiny_clip(folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     crop_size = {"height": 16, "width": 16}
     CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=crop_size).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_resnet_clip(folder: Path) -> Path:
+    """The same with a ResNet of one block a stage for 32 x 32 pixels."""
+    text_config = CLIPConfig.from_pretrained(save_tiny_clip(folder)).text_config  # and the tokenizer
+    vision = {"depths": [1, 1, 1, 1], "width": 4, "image_size": 32, "projection_dim": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPResNetModel(CLIPResNetConfig(text_config=text_config, vision_config=vision)).save_pretrained(folder)
+    crop_size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop_size).save_pretrained(folder)
     return folder
 
 

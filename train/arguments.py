@@ -35,7 +35,10 @@ class TrainingArguments:
         "video data set with class-disjoint splits; with --benchmark NAME it is data/NAME, where "
         "train/prepare_dataset.py puts it.",
     )
-    model: str = option("openai/clip-vit-base-patch16", "Plain CLIP checkpoint or CLIP-FSAR model to start from.")
+    model: str = option(
+        "openai/clip-vit-base-patch16",
+        "CLIP-FSAR model to start from, or plain CLIP, SigLIP, SigLIP 2 or MetaCLIP 2 (folder or Hub id).",
+    )
     output_dir: str = option(
         "runs/clipfsar",
         "Folder for models, log, plot and the state to resume from; with --benchmark NAME it is runs/NAME.",
@@ -71,6 +74,31 @@ class TrainingArguments:
     prototype_modulation: bool | None = option(None, "Modulate prototypes by class texts.")
     temporal_num_layers: int | None = option(None, "Depth of the temporal transformer.")
     video_text_loss_weight: float | None = option(None, "Weight of the video-text contrast.")
+
+    # What trains
+    freeze_vision: bool = option(False, "Train nothing of the visual tower, on frame features encoded once.")
+    feature_draws: int = option(
+        1,
+        "With --freeze_vision: 1 encodes each training video once, with the frames and crop of evaluation; more, with "
+        "as many random draws of frames and crops, of which every episode picks one per video; 0 keeps reading pixels.",
+    )
+    features_dir: str | None = option(
+        None, "Folder of the features, to share among runs of the same frozen tower; by default in output_dir."
+    )
+    train_last_layers: int | None = option(
+        None, "Train only the last so many layers of the visual tower, and what comes after them."
+    )
+    lora_rank: int = option(0, "Train low-rank adapters of this rank in the visual tower instead of it; 0: do not.")
+    lora_alpha: float | None = option(
+        None, "Scale of the adapters, divided by their rank; twice the rank if not given."
+    )
+    lora_targets: list[str] = option(["q_proj", "v_proj"], "Layers of the visual tower with adapters, by last name.")
+    keep_adapter: bool = option(
+        False, "Keep the adapters beside the saved weights, in peft's format; merged into these they are in any case."
+    )
+    freeze_batch_norm: bool = option(False, "Leave a ResNet's batch norms as they are, statistics included.")
+
+    # Cost
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
     torch_compile: bool = option(False, "Compile the model with torch.compile.")
 
@@ -122,9 +150,32 @@ class TrainingArguments:
                 f"--eval_every {self.eval_every} is not a multiple of --episodes_per_update "
                 f"{self.episodes_per_update}: validations and checkpoints come between updates."
             )
+        self._check_what_trains()
         unknown = sorted(set(self.inference_modes) - set(INFERENCE_MODES))
         if unknown:
             raise ValueError(f"--inference_modes {' '.join(unknown)}: there are {', '.join(INFERENCE_MODES)}.")
+
+    def _check_what_trains(self):
+        chosen = {
+            "--freeze_vision": self.freeze_vision,
+            "--train_last_layers": self.train_last_layers is not None,
+            "--lora_rank": self.lora_rank > 0,
+        }
+        chosen = [option for option, is_chosen in chosen.items() if is_chosen]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other: each says what of the visual tower trains.")
+        for name in ("feature_draws", "train_last_layers", "lora_rank"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"--{name} {getattr(self, name)} must be 0 or more.")
+        if self.trains_on_features and self.query_augmentation != "none":
+            raise ValueError(
+                f"--query_augmentation {self.query_augmentation} changes pixels, but with --freeze_vision the training "
+                "runs on features encoded before: use --query_augmentation none, or --feature_draws 0."
+            )
+
+    @property
+    def trains_on_features(self) -> bool:
+        return self.freeze_vision and self.feature_draws > 0
 
     def config_overrides(self) -> dict:
         """What the command line says of the model's configuration."""
@@ -158,6 +209,8 @@ class TrainingArguments:
             "decoder",
             "dataset",
             "episodes_per_forward",
+            "features_dir",
+            "keep_adapter",
             "gradient_checkpointing",
             "torch_compile",
             "mixed_precision",

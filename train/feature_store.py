@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from modeling_clipfsar import CLIPFSARModel
+from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 
 _FORMAT = 1
 
@@ -26,14 +27,20 @@ _FORMAT = 1
 class _Videos(TorchDataset):
     """One video per item, its frames ready for the visual tower, (T, C, H, W)."""
 
-    def __init__(self, dataset, processor, video_column: str):
+    def __init__(self, dataset, processor, video_column: str, draw_seed: tuple[int, ...] | None = None):
         self.dataset, self.processor, self.video_column = dataset, processor, video_column
+        self.draw_seed = draw_seed
 
     def __len__(self):
         return len(self.dataset)
 
     def __getitem__(self, row: int):
-        return self.processor.process_videos([self.dataset[row][self.video_column]])[0]
+        videos = [self.dataset[row][self.video_column]]
+        if self.draw_seed is None:
+            return self.processor.process_videos(videos)[0]
+        seed = int(np.random.default_rng([*self.draw_seed, row]).integers(2**63))
+        generator = torch.Generator().manual_seed(seed)
+        return self.processor.process_videos(videos, training=True, generator=generator)[0]
 
 
 @torch.no_grad()
@@ -47,6 +54,7 @@ def encode_batches(
     batch_size: int = 16,
     num_workers: int = 0,
     description: str = "encoding videos",
+    draw_seed: tuple[int, ...] | None = None,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Frame features of the given rows of a dataset, batch by batch: rows, and float32 (videos, T, D) on the device.
 
@@ -55,12 +63,13 @@ def encode_batches(
         rows: This process's videos.
         batch_size: Videos per forward.
         num_workers: Processes that decode.
+        draw_seed: Draw frames and crops at random as in training, by this seed and the row.
     """
     was_training = model.training
     model.eval()
     is_quiet = not accelerator.is_main_process
     progress = tqdm(total=len(rows), desc=description, unit="video", leave=False, disable=is_quiet)
-    videos = Subset(_Videos(dataset, processor, video_column), rows)
+    videos = Subset(_Videos(dataset, processor, video_column, draw_seed), rows)
     loader = DataLoader(videos, batch_size=batch_size, num_workers=num_workers)
     for position, pixel_values in zip(range(0, len(rows), batch_size), loader, strict=True):
         with accelerator.autocast():
@@ -71,9 +80,18 @@ def encode_batches(
     model.train(was_training)
 
 
-def store_manifest(model: CLIPFSARModel, processor, dataset, accelerator: Accelerator, video_column: str) -> dict:
+def store_manifest(
+    model: CLIPFSARModel,
+    processor,
+    dataset,
+    accelerator: Accelerator,
+    video_column: str,
+    draw_seed: tuple[int, ...] | None = None,
+) -> dict:
     """What the features of a store depend on; two stores of equal manifests hold the same features."""
     settings = processor.to_dict()
+    # Saving a processor writes there where its code lies.
+    settings["image_processor"] = {k: v for k, v in settings["image_processor"].items() if k != "auto_map"}
     relevant = ("num_frames", "frame_sampling", "sampling_rate", "target_fps", "preprocessing", "image_processor")
     manifest = {
         "format": _FORMAT,
@@ -83,6 +101,8 @@ def store_manifest(model: CLIPFSARModel, processor, dataset, accelerator: Accele
         "videos": digest_of_videos(dataset, video_column),
         "num_videos": len(dataset),
     }
+    if draw_seed is not None:
+        manifest["random draw"] = draw_seed
     return json.loads(json.dumps(manifest))  # as it will be read back: no tuples, no enumerations
 
 
@@ -94,6 +114,7 @@ def stored_features(
     accelerator: Accelerator,
     video_column: str = "video",
     rebuild: bool = False,
+    draw_seed: tuple[int, ...] | None = None,
     **encoding,
 ) -> torch.Tensor:
     """Frame features of every video, (V, T, D), float32 on the CPU: from the store, or encoded now and stored.
@@ -101,13 +122,13 @@ def stored_features(
     Args:
         folder: The store; made if need be. All processes must see the same folder.
         rebuild: Throw away a store that does not fit instead of refusing it.
-        encoding: For `encode_batches`.
+        draw_seed, encoding: For `encode_batches`.
 
     Raises:
         ValueError: When the store was made of something else; the message says of what.
     """
     folder = Path(folder)
-    manifest = store_manifest(model, processor, dataset, accelerator, video_column)
+    manifest = store_manifest(model, processor, dataset, accelerator, video_column, draw_seed)
     if accelerator.is_main_process:
         _open_store(folder, manifest, rebuild)
     accelerator.wait_for_everyone()
@@ -119,6 +140,7 @@ def stored_features(
         to_do = [row for row in range(len(dataset)) if row not in done]
         accelerator.wait_for_everyone()  # nobody writes a part while another process still reads what is done
         mine = to_do[accelerator.process_index :: accelerator.num_processes]
+        encoding["draw_seed"] = draw_seed
         for rows, embeds in encode_batches(model, processor, dataset, mine, accelerator, video_column, **encoding):
             part = folder / f"part-{rows[0]:08d}.safetensors"
             _save_at_once({"rows": torch.tensor(rows), "embeds": embeds.cpu().contiguous()}, part)
@@ -146,8 +168,8 @@ def _open_store(folder: Path, manifest: dict, rebuild: bool):
         if not rebuild:
             details = "; ".join(f"{name}: {present.get(name)} (now {manifest[name]})" for name in different)
             raise ValueError(
-                f"The feature store {folder} was made of something else: {details}. Name another folder, or rebuild it "
-                "with --rebuild_features."
+                f"The feature store {folder} was made of something else: {details}. Name another folder, delete this "
+                "one, or, in an evaluation, rebuild it with --rebuild_features."
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is no feature store, but not empty either: name another folder.")
@@ -169,8 +191,8 @@ def _digest_of_weights(model: CLIPFSARModel) -> str:
     # what shapes the features without showing in names and shapes of weights
     unseen = [getattr(vision_config, name, None) for name in ("hidden_act", "num_attention_heads", "layer_norm_eps")]
     digest = hashlib.sha256(json.dumps(unseen).encode())
-    for tower in (model.clip.vision_model, model.clip.visual_projection):
-        for name, tensor in sorted(tower.state_dict().items()):
+    for name, tensor in sorted(model.clip.state_dict().items()):
+        if name.startswith(VISION_MODULES):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

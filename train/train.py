@@ -13,6 +13,7 @@ import logging
 import shutil
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -32,9 +33,12 @@ from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 from train.arguments import TrainingArguments, parse_arguments
 from train.evaluation import EpisodicAccuracy, encode_classes, encode_videos, evaluate
+from train.feature_store import stored_features
+from train.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from train.model_card import SELECTED_ON_TEST, write_model_card
 from train.plots import plot_training
 from train.presets import learning_rate_at
+from train.trainable import ADAPTER_FOLDER, choose_trainable, save_model, trainable_report
 from train.video_dataset import check_disjoint_classes, load_video_splits
 
 logger = get_logger(__name__)
@@ -136,21 +140,24 @@ class Run:
         self.processor = CLIPFSARProcessor.from_pretrained(args.model, **args.processor_settings())
         self._check_first_videos()
         self.model = CLIPFSARModel.from_pretrained(args.model, dtype=torch.float32, **args.config_overrides())
-        self.model.freeze_text_tower()
+        choose_trainable(self.model, args)
         if args.gradient_checkpointing:
             # the newer name where there is one: the older goes with transformers 6
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
             enable()
         self.model.to(self.accelerator.device)
 
+        train_split, video_column = self.splits["train"], args.video_column
+        if args.trains_on_features:
+            train_split, video_column = row_dataset(train_split, args.label_column), ROW
         self.episodes = EpisodeDataset(
-            self.splits["train"],
+            train_split,
             args.n_way,
             args.train_n_shot,
             args.train_n_query,
             args.episodes,
             args.seed,
-            args.video_column,
+            video_column,
             args.label_column,
         )
         # The text tower is frozen, so the class texts are encoded here and never again.
@@ -253,12 +260,34 @@ class Run:
         """The episodes that are still to come; those before a resumed checkpoint are not even read."""
         args = self.args
         to_come = range(self.episodes_done, args.episodes)
+        if args.trains_on_features and len(to_come):
+            collator = FeatureCollator(self._encode_training_videos())
+        else:
+            collator = EpisodeCollator(self.processor, training=True)
         return DataLoader(
             Subset(self.episodes, to_come) if len(to_come) else self.episodes,
             batch_size=args.episodes_per_forward,
-            collate_fn=EpisodeCollator(self.processor, training=True),
-            num_workers=args.num_workers,
+            collate_fn=collator,
+            num_workers=0 if args.trains_on_features else args.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def _features_dir(self) -> Path:
+        return Path(self.args.features_dir or self.output_dir / "features")
+
+    def _encode_training_videos(self) -> torch.Tensor:
+        args = self.args
+        return encode_draws(
+            self._features_dir() / "train",
+            args.feature_draws,
+            args.seed,
+            self.model,
+            self.processor,
+            self.splits["train"],
+            self.accelerator,
+            args.video_column,
+            batch_size=args.eval_batch_size,
+            num_workers=args.num_workers,
         )
 
     def train(self):
@@ -268,6 +297,7 @@ class Run:
             f"process(es) on {accelerator.device.type}, {accelerator.mixed_precision} mixed precision, updates of "
             f"{accelerator.gradient_accumulation_steps} x {args.episodes_per_forward} episode(s) per process."
         )
+        logger.info(trainable_report(self.model))
         progress = tqdm(
             total=args.episodes,
             initial=self.episodes_done,
@@ -386,7 +416,10 @@ class Run:
     def _evaluate(self, split: str, shots: list[int], n_episodes: int, modes: list[str]) -> list[EpisodicAccuracy]:
         """Results on the main process; the others help to encode the videos and return nothing."""
         args, dataset = self.args, self.splits[split]
-        video_embeds = encode_videos(
+        # A frozen tower gives the same features at every validation.
+        is_frozen = args.trains_on_features
+        encode = partial(stored_features, self._features_dir() / split) if is_frozen else encode_videos
+        video_embeds = encode(
             self.model,
             self.processor,
             dataset,
@@ -421,7 +454,9 @@ class Run:
         """A complete folder for `from_pretrained` and the Hub: weights, code, processor, settings, model card."""
         folder, new = self.output_dir / name, self.output_dir / f"{name}.new"
         shutil.rmtree(new, ignore_errors=True)
-        self.model.save_pretrained(new)
+        save_model(self.model, new, self.args.keep_adapter)
+        if (folder / ADAPTER_FOLDER).is_dir() and results:  # the same model again, now with the test's numbers
+            shutil.copytree(folder / ADAPTER_FOLDER, new / ADAPTER_FOLDER, dirs_exist_ok=True)
         self.processor.save_pretrained(new)
         (new / "training_arguments.json").write_text(json.dumps(asdict(self.args), indent=2) + "\n")
         write_model_card(new, self.args, self.best, list(results), len(self.episodes.class_names))
@@ -433,7 +468,7 @@ class Run:
         if "test" not in self.splits or not args.test_episodes:
             return []
         best = CLIPFSARModel.from_pretrained(self.output_dir / "best", dtype=torch.float32)
-        self.model.load_state_dict(best.state_dict())
+        self.model = best.to(self.accelerator.device)
         results = self._evaluate("test", args.n_shot, args.test_episodes, args.inference_modes)
         if self.is_main_process:
             tqdm.write("\n".join(f"test {result}" for result in results))

@@ -3,10 +3,11 @@
 import torch
 from transformers import CLIPConfig
 
-from configuration_clipfsar import CLIPFSARConfig
+from configuration_clipfsar import CLIPFSARConfig, CLIPResNetConfig
 from modeling_clipfsar import CLIPFSARModel
 
 IMAGE_SIZE = 16
+RESNET_IMAGE_SIZE = 64
 VOCAB_SIZE = 50
 
 
@@ -29,13 +30,19 @@ def fill_by_formula(model: torch.nn.Module):
             values = torch.full_like(values, 1.5)
         elif name.endswith("logit_scale"):
             values = torch.full_like(values, 2.5)
-        elif "norm" in name and name.endswith("weight"):  # (CLIP's pre_layrnorm lacks the "ye")
+        elif parameter.dim() == 1 and name.endswith("weight"):  # of a norm
             values = 1 + 0.2 * values
         elif parameter.dim() < 2:
             values = 0.2 * values
         elif "embedding" not in name or "patch" in name:
             values = values * (2 / parameter[0].numel()) ** 0.5  # keeps the variance of a layer's input
         parameter.copy_(values)
+    for number, (name, buffer) in enumerate(sorted(model.named_buffers())):
+        values = formula_tensor(buffer.shape, phase=number + 0.5)
+        if name.endswith("running_mean"):
+            buffer.copy_(0.2 * values)
+        elif name.endswith("running_var"):
+            buffer.copy_(1 + 0.5 * values)
 
 
 def tiny_clip_config(**overrides) -> CLIPConfig:
@@ -48,6 +55,12 @@ def tiny_clip_config(**overrides) -> CLIPConfig:
         vision_config=tower | {"image_size": IMAGE_SIZE, "patch_size": 8} | overrides.pop("vision_config", {}),
         **{"projection_dim": 16} | overrides,
     )
+
+
+def tiny_resnet_clip_config(**vision) -> CLIPResNetConfig:
+    """The same with a ResNet for 64 x 64 pixels, with a block of either kind; keyword arguments are its fields."""
+    sizes = {"depths": [1, 2, 1, 1], "width": 4, "image_size": RESNET_IMAGE_SIZE, "projection_dim": 16}
+    return CLIPResNetConfig(text_config=tiny_clip_config().text_config, vision_config=sizes | vision)
 
 
 def tiny_config(clip_config=None, **overrides) -> CLIPFSARConfig:
@@ -69,11 +82,16 @@ def tiny_class_input_ids(n_way: int) -> torch.Tensor:
 
 
 def tiny_episode(
-    n_way: int = 3, n_shot: int = 1, n_query: int = 2, num_frames: int = 4, phase: float = 0.0
+    n_way: int = 3,
+    n_shot: int = 1,
+    n_query: int = 2,
+    num_frames: int = 4,
+    phase: float = 0.0,
+    image_size: int = IMAGE_SIZE,
 ) -> dict[str, torch.Tensor]:
     """Inputs of one episode, B = 1; support labels are not sorted, because nothing may depend on that."""
     support_labels = torch.arange(n_way).repeat(n_shot)
-    frame = (num_frames, 3, IMAGE_SIZE, IMAGE_SIZE)
+    frame = (num_frames, 3, image_size, image_size)
     return {
         "support_pixel_values": formula_tensor((1, n_way * n_shot, *frame), phase),
         "support_labels": support_labels.unsqueeze(0),

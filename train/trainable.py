@@ -1,0 +1,161 @@
+"""Which weights train: all of the visual tower, its last layers, low-rank adapters (LoRA) in it, or none of it.
+
+The text tower never trains, the temporal transformer and the video-text scale always do.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
+
+ADAPTER_FOLDER = "adapter"
+
+
+def choose_trainable(model: CLIPFSARModel, args):
+    """Freezes what is not to be trained, and puts the adapters in; before an optimizer is made.
+
+    Args:
+        model: In place.
+        args: `TrainingArguments`: `freeze_vision`, `train_last_layers`, the `lora_*` and `freeze_batch_norm`.
+
+    Raises:
+        ValueError: When a choice does not fit the model; the message says what would.
+    """
+    model.freeze_text_tower()
+    vision = _vision_parameters(model)
+    if args.freeze_vision or args.train_last_layers is not None or args.lora_rank:
+        for parameter in vision.values():
+            parameter.requires_grad_(False)
+    if args.train_last_layers is not None:
+        _unfreeze_last_layers(model, args.train_last_layers)
+    if args.lora_rank:
+        _add_adapters(model, args)
+    if args.freeze_batch_norm:
+        norms = [m for m in model.clip.vision_model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            raise ValueError("--freeze_batch_norm: this visual tower has no batch norms; leave the option out.")
+        for norm in norms:
+            norm.requires_grad_(False)  # what is not trained keeps its statistics, too
+
+
+def _vision_parameters(model: CLIPFSARModel) -> dict[str, nn.Parameter]:
+    """Of the visual tower with its projection, from the pixels on."""
+    return {name: weight for name, weight in model.clip.named_parameters() if name.startswith(VISION_MODULES)}
+
+
+def _unfreeze_last_layers(model: CLIPFSARModel, num_layers: int):
+    """Transformer layers or residual blocks, counted from the end, and all that comes after them."""
+    layers = [m for m in model.clip.vision_model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if num_layers > len(layers):
+        raise ValueError(
+            f"--train_last_layers {num_layers}: the visual tower has {len(layers)} layers; leave the option out to "
+            "train all of it."
+        )
+    parameters = list(_vision_parameters(model).values())
+    position = {id(parameter): number for number, parameter in enumerate(parameters)}
+    if num_layers:
+        first = position[id(next(layers[-num_layers].parameters()))]
+    else:
+        first = 1 + max(position[id(parameter)] for parameter in layers[-1].parameters())
+    for parameter in parameters[first:]:
+        parameter.requires_grad_(True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# LoRA
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _import_peft():
+    try:
+        import peft
+    except ImportError:
+        raise ValueError(
+            "--lora_rank needs the package peft: pip install 'clipfsar[peft]' (or pip install peft)."
+        ) from None
+    return peft
+
+
+def _add_adapters(model: CLIPFSARModel, args):
+    """LoRA (Hu et al., ICLR 2022) in the visual tower: W x + alpha / rank * B A x, of which A and B train."""
+    peft = _import_peft()
+    tower = model.clip.vision_model
+    kinds = {name.split(".")[-1] for name, module in tower.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    unknown = sorted({target.split(".")[-1] for target in args.lora_targets} - kinds)
+    if unknown:
+        raise ValueError(
+            f"--lora_targets {' '.join(unknown)}: the visual tower's linear and convolution layers are named "
+            f"{', '.join(sorted(kinds))}."
+        )
+    config = peft.LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=2 * args.lora_rank if args.lora_alpha is None else args.lora_alpha,
+        target_modules=list(args.lora_targets),
+        # The name, not the path on the machine it was trained on.
+        base_model_name_or_path=Path(args.model).resolve().name if Path(args.model).exists() else args.model,
+    )
+    peft.inject_adapter_in_model(config, tower)
+
+
+def has_adapters(model: CLIPFSARModel) -> bool:
+    return any(".lora_" in name for name, _ in model.named_parameters())
+
+
+@torch.no_grad()
+def merged_state_dict(model: CLIPFSARModel) -> dict[str, torch.Tensor]:
+    """The weights with the adapters added in, under the names of a model without; the model stays as it is."""
+    state = {
+        name.replace(".base_layer.", "."): weight for name, weight in model.state_dict().items() if ".lora_" not in name
+    }
+    for name, module in model.named_modules():
+        if hasattr(module, "base_layer"):
+            state[f"{name}.weight"] = module.base_layer.weight + module.get_delta_weight("default")
+    return state
+
+
+def save_model(model: CLIPFSARModel, folder: Path, keep_adapter: bool = False):
+    """`save_pretrained`, adapters merged into the weights; the same adapters beside them when they are to be kept.
+
+    `folder/adapter` is in peft's format, for the visual tower that the training began with:
+    `PeftModel.from_pretrained(start.clip.vision_model, folder / "adapter")`.
+    """
+    if not has_adapters(model):
+        model.save_pretrained(folder)
+        return
+    model.save_pretrained(folder, state_dict=merged_state_dict(model))
+    if keep_adapter:
+        peft, tower = _import_peft(), model.clip.vision_model
+        state = peft.get_peft_model_state_dict(tower, save_embedding_layers=False)
+        (folder / ADAPTER_FOLDER).mkdir()
+        tower.peft_config["default"].save_pretrained(folder / ADAPTER_FOLDER)
+        weights = {f"base_model.model.{name}": weight.contiguous().cpu() for name, weight in state.items()}
+        save_file(weights, folder / ADAPTER_FOLDER / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Report
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def trainable_report(model: CLIPFSARModel) -> str:
+    """Trained and all parameters of each part of the model, in one line."""
+    counts = {"visual tower": [0, 0], "text tower": [0, 0], "temporal transformer": [0, 0], "all": [0, 0]}
+    for name, parameter in model.named_parameters():
+        clip_name = name.removeprefix("clip.")
+        if clip_name == name:
+            part = "temporal transformer"  # with the video-text scale, a single number
+        else:
+            part = "visual tower" if clip_name.startswith(VISION_MODULES) else "text tower"
+        for count in (counts[part], counts["all"]):
+            count[0] += parameter.numel() * parameter.requires_grad
+            count[1] += parameter.numel()
+    parts = [f"{part} {trained:,} of {total:,}" for part, (trained, total) in counts.items() if part != "all"]
+    trained, total = counts["all"]
+    return f"Trained parameters: {', '.join(parts)}; {trained:,} of {total:,} in all ({100 * trained / total:.2f}%)."
+
+
+__all__ = ["choose_trainable", "has_adapters", "merged_state_dict", "save_model", "trainable_report"]
