@@ -14,7 +14,7 @@ def output_dir(tmp_path_factory):
 
 
 def small_demo(output_dir):
-    return Arguments(str(output_dir), episodes=4, test_episodes=20, train_videos_per_class=4, test_videos_per_class=6)
+    return Arguments(str(output_dir), episodes=4, test_episodes=20, train_videos_per_class=6, test_videos_per_class=6)
 
 
 def test_the_demo_prints_a_table_and_draws_what_it_did(output_dir, capsys):

@@ -147,7 +147,9 @@ def test_an_archive_for_another_size_is_refused_with_both_sizes(tiny_clip):
 def test_an_archive_for_another_preprocessing_is_refused_with_both(tiny_clip):
     processor = CLIPFSARProcessor.from_pretrained(tiny_clip, preprocessing="official")
     data = archive_of(smooth_video(), NUM_VIDEO_FRAMES, processor.image_processor, "clip")
-    with pytest.raises(ValueError, match=r"made for 'clip' preprocessing .* but 'official' preprocessing at 18 x 18 is"):
+    with pytest.raises(
+        ValueError, match=r"made for 'clip' preprocessing .* but 'official' preprocessing at 18 x 18 is"
+    ):
         processor.process_videos([data])
 
 
