@@ -718,16 +718,16 @@ class CLIPFSARProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors={return_tensors!r} is not supported: use 'pt' (the default) or 'np'.")
         if class_names is not None:
             class_names = _check_class_names(class_names)
-        if isinstance(support_videos, Mapping) and not _is_one_video(support_videos):
+        if isinstance(support_videos, Mapping) and not is_one_video(support_videos):
             if support_labels is not None:
                 raise ValueError("support_videos is a dict of classes, so support_labels must be left out.")
             support_videos, support_labels, class_names = _flatten_classes(support_videos, class_names)
         if support_videos is not None:
-            support_videos = _as_list(support_videos)
+            support_videos = as_video_list(support_videos)
         if query_videos is not None:
-            if isinstance(query_videos, Mapping) and not _is_one_video(query_videos):
+            if isinstance(query_videos, Mapping) and not is_one_video(query_videos):
                 raise ValueError("query_videos must be a list of videos, not a dict: pass the classes as query_labels.")
-            query_videos = _as_list(query_videos)
+            query_videos = as_video_list(query_videos)
         support_labels, class_names = _check_support(support_videos, support_labels, class_names)
         if query_labels is not None:
             query_labels = _label_indices("query_labels", query_labels, class_names, "query_videos", query_videos)
@@ -777,7 +777,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         if training and sampling == "segment_center":
             sampling = "segment_random"
         is_random = training or sampling == "segment_random"
-        videos = _as_list(videos)
+        videos = as_video_list(videos)
         if not videos:
             raise ValueError("There are no videos to process: give a list of at least one.")
 
@@ -798,6 +798,20 @@ class CLIPFSARProcessor(ProcessorMixin):
             pixel_values[i] = frames
             self._normalize_(pixel_values[i], augmentation, pixel_generator)
         return pixel_values
+
+    def to_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The frames as the model sees them, resized and cropped: pixel values (..., C, H, W), uint8 (..., H, W, C)."""
+        settings, is_official = self.image_processor, self.preprocessing == "official"
+        pixels = pixel_values.float()
+        if is_official or settings.do_normalize:
+            mean, std = (
+                torch.tensor(value, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
+                for value in (settings.image_mean, settings.image_std)
+            )
+            pixels = pixels * std + mean
+        if is_official or settings.do_rescale:
+            pixels = pixels / (1 / 255 if is_official else settings.rescale_factor)
+        return pixels.clamp(0, 255).round().to(torch.uint8).movedim(-3, -1)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> dict[str, torch.Tensor]:
         """`{"input_ids": (N, L), "attention_mask": (N, L)}`, int64, of the prompts of class names.
@@ -952,7 +966,7 @@ def _check_positive_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
-def _is_one_video(value: Any) -> bool:
+def is_one_video(value: Any) -> bool:
     """Whether `value` is one video, rather than a list of videos (or a dict of classes)."""
     if isinstance(value, Mapping):
         return bool(value) and set(value) <= {"path", "bytes"}
@@ -966,8 +980,8 @@ def _is_one_video(value: Any) -> bool:
     return hasattr(value, "read") or hasattr(value, "get_frames_at")
 
 
-def _as_list(videos: Any) -> list:
-    if _is_one_video(videos):
+def as_video_list(videos: Any) -> list:
+    if is_one_video(videos):
         return [videos]
     if not isinstance(videos, Iterable):
         raise ValueError(f"A list of videos is needed, got {type(videos).__name__}.")
@@ -1002,7 +1016,7 @@ def _flatten_classes(support_videos: Mapping[str, Any], class_names: list[str] |
         names = class_names
     videos, labels = [], []
     for label, name in enumerate(names):
-        videos_of_class = _as_list(support_videos[name])
+        videos_of_class = as_video_list(support_videos[name])
         videos.extend(videos_of_class)
         labels.extend([label] * len(videos_of_class))
     return videos, labels, names
