@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset as TorchDataset
 from transformers import AutoModel, Pipeline
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import cached_file
 
@@ -298,8 +299,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
 
         `thumbnails` says whether the enrolled clips' pictures are saved, too.
         """
-        super().save_pretrained(save_directory, **kwargs)  # without the processor
-        self.processor.save_pretrained(save_directory)
+        save_with_pipeline(self.model, self.processor, save_directory, **kwargs)
         if self.support_set is not None:
             self.support_set.save_pretrained(save_directory, thumbnails=thumbnails)
 
@@ -348,12 +348,22 @@ def _support_set_beside(model) -> SupportSet | None:
     return SupportSet.from_pretrained(name, revision=revision) if is_there else None
 
 
-# What `save_pretrained` writes into config.json, so that `pipeline` finds this class in the folder. Set here and not
-# only by the registry, since code that came with a checkpoint is saved again, too, but leaves the registry alone.
-FewShotVideoClassificationPipeline._registered_impl = {
-    TASK: {"impl": FewShotVideoClassificationPipeline, "pt": (AutoModel,)}
-}
+def save_with_pipeline(model, processor, save_directory: str | os.PathLike, **kwargs) -> None:
+    """Saves a model and its processor, so that `pipeline(task, model=save_directory, trust_remote_code=True)` works.
+
+    `model.save_pretrained` alone brings the model's code only. `kwargs` are for it.
+    """
+    # Not by way of a pipeline and its registered class: a model in training stays as it is, and code that came with a
+    # checkpoint, which leaves the registry alone, is saved again, too.
+    pipeline_class = FewShotVideoClassificationPipeline
+    impl = f"{pipeline_class.__module__.split('.')[-1]}.{pipeline_class.__name__}"
+    model.config.custom_pipelines = {TASK: {"impl": impl, "pt": ["AutoModel"]}}
+    model.save_pretrained(save_directory, **kwargs)
+    processor.save_pretrained(save_directory)
+    custom_object_save(pipeline_class, save_directory)
+
+
 if not __package__:
     PIPELINE_REGISTRY.register_pipeline(TASK, FewShotVideoClassificationPipeline, pt_model=AutoModel)
 
-__all__ = ["FewShotVideoClassificationPipeline"]
+__all__ = ["FewShotVideoClassificationPipeline", "save_with_pipeline"]

@@ -93,7 +93,8 @@ class TrainingArguments:
     num_workers: int = _option(2, "Processes that read videos, per training process.")
     report_to: str = _option("auto", "Trackers: tensorboard, wandb, ..., none; auto is tensorboard if installed.")
     push_to_hub: str | None = _option(None, "Upload the best model to this Hub repository at the end.")
-    hub_private: bool = _option(True, "Make a new Hub repository private.")
+    hub_private: bool = _option(True, "Make a new Hub repository private; an old one stays as it is.")
+    hub_revision: str | None = _option(None, "Branch of the Hub repository to upload to; made if need be.")
     print_config: bool = _option(False, "Print the resolved settings and stop.")
 
     def __post_init__(self):
@@ -157,6 +158,7 @@ class TrainingArguments:
             "report_to",
             "push_to_hub",
             "hub_private",
+            "hub_revision",
             "print_config",
             "test_episodes",
             "inference_modes",

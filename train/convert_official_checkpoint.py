@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
+from pipeline_clipfsar import save_with_pipeline
 from processing_clipfsar import CLIPFSARProcessor
 
 # OpenAI's name of a part -> Hugging Face's. Both of CLIP's transformers are built of the same blocks.
@@ -256,7 +257,6 @@ def main(arguments: Arguments):
         if not Path(path).is_file():
             raise FileNotFoundError(f"--checkpoint {path}: there is no such file.")
     model = convert_official_checkpoint(arguments.checkpoint, arguments.clip_checkpoint, arguments.num_frames)
-    model.save_pretrained(arguments.output_dir)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"{arguments.output_dir}: {num_parameters:,} parameters, {model.config.temporal_num_layers} temporal layer(s)."
@@ -266,6 +266,7 @@ def main(arguments: Arguments):
     if tokenizer is None and not Path(arguments.clip_checkpoint).is_file():
         tokenizer = arguments.clip_checkpoint
     if tokenizer is None:
+        model.save_pretrained(arguments.output_dir)
         print("No tokenizer was given (--tokenizer), so no processor is saved: class texts must come as token ids.")
         return
     size = model.config.clip_config.vision_config.image_size
@@ -275,7 +276,7 @@ def main(arguments: Arguments):
         num_frames=arguments.num_frames,
         preprocessing="official",
     )
-    processor.save_pretrained(arguments.output_dir)
+    save_with_pipeline(model, processor, arguments.output_dir)
 
 
 if __name__ == "__main__":
