@@ -31,6 +31,13 @@ except ImportError:
     from episodes_clipfsar import undecoded_videos
 
 try:
+    from .explanation_clipfsar import Explanation
+except ImportError:
+    if __package__:
+        raise
+    from explanation_clipfsar import Explanation
+
+try:
     from .processing_clipfsar import VideoReadError, as_video_list, is_one_video
 except ImportError:
     if __package__:
@@ -45,6 +52,7 @@ except ImportError:
     from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names
 
 TASK = "few-shot-video-classification"
+UNKNOWN_LABEL = "none of these"
 _NOT_BOTH = (
     "Give support_set or candidate_labels, not both: a support set has its class names already "
     "(inference_mode='zero_shot' uses these alone)."
@@ -115,6 +123,23 @@ class FewShotVideoClassificationPipeline(Pipeline):
             self.support_set.add(self.model, self.processor, videos, **options)
         return self.support_set
 
+    def explain(
+        self, video: Any, support_set=None, inference_mode: str | None = None, detect_unknown: bool = False
+    ) -> Explanation:
+        """Why a video is classified as it is: numbers, and `plot` for a picture. See `Explanation`.
+
+        Raises as a call with that video alone.
+        """
+        support_set = self.support_set if support_set is None else self._as_support_set(support_set)
+        if support_set is None:
+            raise ValueError("An explanation needs enrolled clips: enrol some, or give support_set=.")
+        pixel_values = self.processor.process_videos([video], role="query")
+        with torch.no_grad():
+            (query_embeds,) = self.model.get_video_features(pixel_values.to(self.device))
+        explanation = support_set.explain(self.model, query_embeds, inference_mode, detect_unknown)
+        explanation.query_frames = self.processor.to_frames(pixel_values[0])
+        return explanation
+
     def _as_support_set(self, support_set) -> SupportSet:
         if isinstance(support_set, Mapping):
             return SupportSet.from_videos(self.model, self.processor, support_set)
@@ -139,6 +164,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
             inference_mode: `"few_shot"`, `"zero_shot"` or `"ensemble"`; by default the model's, and `"zero_shot"` with
                 `candidate_labels`.
             top_k: Classes returned per video, 5 by default.
+            detect_unknown: Also score "none of these" (`SupportSet.score_unknown`). Its entry is no part of the softmax
+                over classes: it comes first where its score is 0.5 or more, else last; `top_k` does not count it.
             video_column: Of a `datasets` data set, `"video"` by default.
             batch_size: Videos per forward.
             num_workers: Processes that decode a data set.
@@ -167,7 +194,9 @@ class FewShotVideoClassificationPipeline(Pipeline):
             inputs = (video for video in inputs)  # the base class knows generators only
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, support_set=None, candidate_labels=None, inference_mode=None, top_k=None):
+    def _sanitize_parameters(
+        self, support_set=None, candidate_labels=None, inference_mode=None, top_k=None, detect_unknown=None
+    ):
         forward_params, postprocess_params = {}, {}
         if support_set is not None and candidate_labels is not None:
             raise ValueError(_NOT_BOTH)
@@ -181,6 +210,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
             forward_params.update(candidate_labels=tuple(candidate_labels), support_set=None)
         if support_set is not None:
             forward_params.update(support_set=self._as_support_set(support_set), candidate_labels=None)
+        if detect_unknown is not None:
+            forward_params["detect_unknown"] = detect_unknown
         if top_k is not None:
             if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
                 raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1.")
@@ -229,7 +260,15 @@ class FewShotVideoClassificationPipeline(Pipeline):
             inputs["query_pixel_values"] = torch.cat(readable)[None]  # (1, Q, T, C, H, W)
         return {"inputs": inputs, "class_names": class_names, "errors": [item["error"] for item in items]}
 
-    def _forward(self, model_inputs, support_set=None, candidate_labels=None, inference_mode=None) -> dict[str, Any]:
+    def _forward(
+        self, model_inputs, support_set=None, candidate_labels=None, inference_mode=None, detect_unknown=False
+    ) -> dict[str, Any]:
+        if detect_unknown and ("episode" in model_inputs or candidate_labels is not None):
+            raise ValueError("detect_unknown learns from enrolled clips: enrol some, or give support_set=.")
+        if detect_unknown and support_set is not None and UNKNOWN_LABEL in support_set:
+            raise ValueError(
+                f"A class is called {UNKNOWN_LABEL!r}, which detect_unknown uses: enrol it by another name."
+            )
         if "episode" in model_inputs:
             episodes = model_inputs["episode"]
             if not isinstance(episodes, list):
@@ -238,16 +277,21 @@ class FewShotVideoClassificationPipeline(Pipeline):
         pixel_values, error = model_inputs["pixel_values"], model_inputs["error"]
         errors = error if isinstance(error, list) else [error]  # a list where the loader has made a batch
         rows = [row for row, error in enumerate(errors) if error is None]
-        class_names, classify = self._classifier(support_set, candidate_labels, inference_mode)
+        class_names, classify = self.classifier(support_set, candidate_labels, inference_mode)
         logits = torch.full((len(errors), len(class_names)), torch.nan)
+        unknown = torch.full((len(errors),), torch.nan) if detect_unknown else None
         if rows:
-            logits[rows] = classify(self.model.get_video_features(pixel_values[rows])).float().cpu()
-        if not isinstance(error, list):
-            return {"logits": logits, "error": error, "class_names": class_names}
-        return {"logits": logits, "error": errors, "class_names": [class_names] * len(errors)}
+            query_embeds = self.model.get_video_features(pixel_values[rows])
+            logits[rows] = classify(query_embeds).float().cpu()
+            if detect_unknown:
+                unknown[rows] = support_set.score_unknown(self.model, query_embeds, inference_mode).float().cpu()
+        outputs = {"logits": logits, "unknown": unknown, "error": error, "class_names": class_names}
+        if isinstance(error, list):
+            outputs["class_names"] = [class_names] * len(errors)
+        return outputs
 
-    def _classifier(self, support_set, candidate_labels, inference_mode):
-        """Class names, and a function from frame features of queries to logits."""
+    def classifier(self, support_set=None, candidate_labels=None, inference_mode=None):
+        """Class names (N), and a function from frame features of queries (Q, T, D) to logits (Q, N)."""
         if candidate_labels is not None:
             if inference_mode not in (None, "zero_shot"):
                 raise ValueError(
@@ -284,15 +328,21 @@ class FewShotVideoClassificationPipeline(Pipeline):
         if "episode" in model_outputs:
             episode = model_outputs["episode"]
             return [
-                self._answer(logits, episode["class_names"], error, top_k)
+                self._answer(logits, episode["class_names"], error, None, top_k)
                 for logits, error in zip(episode["logits"], episode["error"], strict=True)
             ]
-        return self._answer(model_outputs["logits"][0], model_outputs["class_names"], model_outputs["error"], top_k)
+        names = ("logits", "class_names", "error", "unknown")
+        logits, class_names, error, unknown = (model_outputs[name] for name in names)
+        return self._answer(logits[0], class_names, error, unknown, top_k)
 
-    def _answer(self, logits: torch.Tensor, class_names: list[str], error: str | None, top_k: int) -> list[dict]:
+    def _answer(self, logits, class_names: list[str], error: str | None, unknown, top_k: int) -> list[dict[str, Any]]:
         if error is not None:
             return [{"label": None, "score": 0.0, "error": error}]
-        return self.processor.post_process_video_classification(logits[None], class_names, top_k)[0]
+        answer = self.processor.post_process_video_classification(logits[None], class_names, top_k)[0]
+        if unknown is None:
+            return answer
+        entry = {"label": UNKNOWN_LABEL, "score": float(unknown)}
+        return [entry, *answer] if entry["score"] >= 0.5 else [*answer, entry]
 
     def save_pretrained(self, save_directory: str | os.PathLike, thumbnails: bool = False, **kwargs) -> None:
         """Saves model, processor, the code of all of it, and the enrolled classes: a folder for `pipeline` and the Hub.
@@ -366,4 +416,4 @@ def save_with_pipeline(model, processor, save_directory: str | os.PathLike, **kw
 if not __package__:
     PIPELINE_REGISTRY.register_pipeline(TASK, FewShotVideoClassificationPipeline, pt_model=AutoModel)
 
-__all__ = ["FewShotVideoClassificationPipeline", "save_with_pipeline"]
+__all__ = ["UNKNOWN_LABEL", "FewShotVideoClassificationPipeline", "save_with_pipeline"]

@@ -15,7 +15,7 @@ import os
 import re
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -205,19 +205,23 @@ class _PyAVReader:
         return streams[0]
 
     def read(self, indices: list[int]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(list(self.stream(indices))))
+
+    def stream(self, indices: list[int]) -> Iterator[np.ndarray]:
         # Sequentially up to the last wanted frame: seeking returned wrong frames. Only wanted ones become RGB.
-        frames, num_decoded, size = [], 0, {}
+        num_wanted, num_decoded, size = 0, 0, {}
         with self._open() as container:
             for frame in container.decode(self._video_stream(container)):
-                if num_decoded == indices[len(frames)]:
+                if num_decoded == indices[num_wanted]:
                     if frame.is_corrupt:
                         raise _Unreadable(f"frame {num_decoded} is damaged")
                     size = size or {"width": frame.width, "height": frame.height}  # it may change within a stream
                     image = frame.to_ndarray(format="rgb24", **size)
                     # degrees counter-clockwise in which the file asks to be shown; PyAV tells since 14.1
-                    frames.append(np.rot90(image, k=round(getattr(frame, "rotation", 0) / 90)))
-                    if len(frames) == len(indices):
-                        return torch.from_numpy(np.stack(frames))
+                    yield np.rot90(image, k=round(getattr(frame, "rotation", 0) / 90))
+                    num_wanted += 1
+                    if num_wanted == len(indices):
+                        return
                 num_decoded += 1
         raise _EndsEarly(num_decoded)
 
@@ -359,6 +363,53 @@ def read_video_frames(
     # The last decoder's reason: PyAV's are the clearest.
     tried = f" (tried {', '.join(name for name, _ in candidates)})" if path is not None else ""
     raise VideoReadError(f"Cannot read video {_quoted(path)}: {reason}{tried}.", path)
+
+
+def stream_video_frames(
+    video: Any, select_indices: Callable[[int, float | None], Sequence[int]], num_threads: int = 1
+) -> Iterator[torch.Tensor]:
+    """The chosen frames of a video of any length one by one, uint8 (H, W, 3), each decoded once, none kept.
+
+    As `read_video_frames`, but the indices must rise, and PyAV reads all files: it passes through them once.
+
+    Raises `VideoReadError`, also after some frames, and `ImportError` without PyAV.
+    """
+    path, source = _locate(video)
+    try:
+        if isinstance(source, (str, bytes)) and not (isinstance(source, str) and os.path.isdir(source)):
+            _check_container(path, source)
+            _installed_decoders("av")
+            reader = _PyAVReader(source, num_threads)
+        else:
+            reader = _FrameFiles(source) if isinstance(source, str) else _FramesInMemory(source)
+        if not reader.num_frames:
+            raise _Unreadable("it holds no frames")
+    except (VideoReadError, ImportError):
+        raise
+    except Exception as error:
+        raise VideoReadError(
+            f"Cannot read video {_quoted(path)}: {_reason(error, 'it does not open')}.", path
+        ) from error
+    indices = _choose(select_indices, reader.num_frames, reader.fps, path)
+    frame, num_done = None, 0
+    try:
+        if isinstance(reader, _PyAVReader):
+            frames = (torch.from_numpy(np.ascontiguousarray(image)) for image in reader.stream(indices))
+        else:
+            frames = (reader.read([index])[0] for index in indices)
+        for frame in frames:
+            yield frame
+            num_done += 1
+    except _EndsEarly as error:
+        # Codecs that pack or hide frames announce a few packets more than frames: the last frame stands for these.
+        missing = reader.num_frames - error.num_decoded
+        if frame is None or missing > max(2, reader.num_frames // 50):
+            reason = f"{error}, {reader.num_frames} were announced"
+            raise VideoReadError(f"Cannot read video {_quoted(path)}: {reason}.", path) from error
+        yield from [frame] * (len(indices) - num_done)
+    except Exception as error:
+        reason = _reason(error, "a wanted frame cannot be decoded")
+        raise VideoReadError(f"Cannot read video {_quoted(path)}: {reason}.", path) from error
 
 
 def _choose(select_indices, num_video_frames: int, fps: float | None, path: str | None) -> list[int]:
@@ -799,6 +850,12 @@ class CLIPFSARProcessor(ProcessorMixin):
             self._normalize_(pixel_values[i], augmentation, pixel_generator)
         return pixel_values
 
+    def process_frames(self, frames: torch.Tensor) -> torch.Tensor:
+        """Pixel values (T, C, H, W) of frames already chosen, uint8 (T, H, W, 3)."""
+        pixels = self._resize_and_crop(frames, None).float()
+        self._normalize_(pixels, "none", None)
+        return pixels
+
     def to_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The frames as the model sees them, resized and cropped: pixel values (..., C, H, W), uint8 (..., H, W, C)."""
         settings, is_official = self.image_processor, self.preprocessing == "official"
@@ -1093,4 +1150,5 @@ __all__ = [
     "augment_like_kinetics",
     "read_video_frames",
     "sample_frame_indices",
+    "stream_video_frames",
 ]

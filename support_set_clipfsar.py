@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
@@ -38,6 +39,13 @@ except ImportError:
     from configuration_clipfsar import INFERENCE_MODES
 
 try:
+    from .explanation_clipfsar import Explanation, explain_classification
+except ImportError:
+    if __package__:
+        raise
+    from explanation_clipfsar import Explanation, explain_classification
+
+try:
     from .processing_clipfsar import VideoReadError, as_video_list
 except ImportError:
     if __package__:
@@ -48,6 +56,11 @@ SUPPORT_SET_NAME = "support_set.json"
 SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
 _FORMAT = 1
 THUMBNAIL_HEIGHT = 96
+# Of the configuration: change one, and prototypes, distances or text logits change with the same weights.
+_SETTINGS_OF_COMPARISONS = (
+    *("support_pooling", "prototype_modulation", "alignment"),
+    *("otam_smoothing", "otam_bidirectional", "cosine_epsilon"),
+)
 
 
 # --- what features depend on ------------------------------------------------------------------------------------------
@@ -331,6 +344,11 @@ class SupportSet:
         Raises:
             ValueError: For an unknown mode, fewer than two classes, or another model than the set was enrolled with.
         """
+        inference_mode = self._checked_mode(model, inference_mode)
+        distances, text_logits = self.compare(model, query_embeds)
+        return model.get_logits(distances, text_logits, inference_mode)
+
+    def _checked_mode(self, model, inference_mode: str | None) -> str:
         inference_mode = inference_mode or model.config.inference_mode
         if inference_mode not in INFERENCE_MODES:
             raise ValueError(f"inference_mode={inference_mode!r} is not one of {', '.join(INFERENCE_MODES)}.")
@@ -339,8 +357,7 @@ class SupportSet:
                 f"Enrolled: {_listed(self.class_names) or 'nothing'}. At least two classes are needed: with one, every "
                 "video would be of it with a score of 1."
             )
-        distances, text_logits = self.compare(model, query_embeds)
-        return model.get_logits(distances, text_logits, inference_mode)
+        return inference_mode
 
     def compare(self, model, query_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
@@ -353,8 +370,8 @@ class SupportSet:
     def get_prototypes(self, model) -> torch.Tensor:
         """(N, T, D), on the model's device; made once and kept until classes, clips or the model change."""
         self.check(model)
-        config = model.config
-        made_with = (_weights_state(model), config.support_pooling, config.prototype_modulation)
+        settings = tuple(getattr(model.config, name) for name in _SETTINGS_OF_COMPARISONS)
+        made_with = (_weights_state(model), settings)
         if self._derived.get("made_with") != made_with:
             enrolled = list(self.classes.values())
             class_embeds = torch.stack([one.class_embeds for one in enrolled]).to(model.device)
@@ -366,6 +383,93 @@ class SupportSet:
                 )[0]
             self._derived = {"made_with": made_with, "class_embeds": class_embeds, "prototypes": prototypes}
         return self._derived["prototypes"]
+
+    # None of these
+
+    def score_unknown(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
+        """Scores (Q,) from 0 to 1 of query videos (Q, T, D) being of *none* of the enrolled classes; 0.5 is the limit.
+
+        Calibrated on the set itself by leaving out. What known videos look like: each clip against the prototypes made
+        without it, so only clips of classes with two or more count. What unknown ones look like: each clip with its
+        class taken away. Compared is the distance to the nearest prototype, the largest text logit (`"zero_shot"`,
+        where clips of classes with one count, too), or both (`"ensemble"`). A linear discriminant with equal odds for
+        known and unknown makes the score. It knows no other unknowns than the enrolled classes are to each other.
+
+        Raises:
+            ValueError: As `classify`; when no class has two clips; when left-out clips are as near to other classes as
+                to their own.
+        """
+        inference_mode = self._checked_mode(model, inference_mode)
+        distances, text_logits = self.compare(model, query_embeds)
+        weights, offset = self._calibration(model, inference_mode)
+        return (_nearness(distances, text_logits, inference_mode) @ weights + offset).sigmoid()
+
+    def _calibration(self, model, inference_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and offset of the linear discriminant of a mode; kept until the set or the model change."""
+        self.get_prototypes(model)  # forgets calibrations of before a change
+        kept = self._derived.setdefault("calibrations", {})
+        if inference_mode not in kept:
+            counts = torch.tensor(list(self.num_clips.values()))
+            labels = torch.arange(len(self)).repeat_interleave(counts)
+            is_known = counts[labels] > 1
+            if inference_mode == "zero_shot":
+                is_known[:] = True
+            if not is_known.any():
+                raise ValueError(
+                    "What unknown videos look like is learned by leaving clips out, but no class has two clips: enrol "
+                    "more, or use inference_mode='zero_shot'."
+                )
+            known_distances, distances, text_logits = self._left_out_comparisons(model)
+            own = torch.nn.functional.one_hot(labels, len(self)).bool().to(distances.device)
+            known = _nearness(known_distances, text_logits, inference_mode)[is_known]
+            others = distances.masked_fill(own, torch.inf), text_logits.masked_fill(own, -torch.inf)
+            kept[inference_mode] = _linear_discriminant(known, _nearness(*others, inference_mode))
+        return kept[inference_mode]
+
+    def _left_out_comparisons(self, model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of all enrolled clips (S): distances to the prototypes with that of the own class made without the clip
+        (infinite for an only clip), distances to all as they are, text logits; each (S, N)."""
+        enrolled = list(self.classes.values())
+        distances, text_logits = self.compare(model, torch.cat([one.support_embeds for one in enrolled]))
+        left_out, row = distances.clone(), 0
+        for column, one in enumerate(enrolled):
+            embeds, text = one.support_embeds.to(model.device), one.class_embeds.to(model.device)
+            num_clips = len(embeds)
+            for clip in range(num_clips):
+                rest = torch.cat([embeds[:clip], embeds[clip + 1 :]])[None]
+                left_out[row, column] = torch.inf
+                if num_clips > 1:
+                    with _evaluating(model):
+                        labels = torch.zeros(1, num_clips - 1, dtype=torch.long, device=model.device)
+                        prototype = model.get_prototypes(rest, labels, text[None, None])
+                        query = model.get_query_states(embeds[clip][None, None])
+                        left_out[row, column] = model.get_distances(query, prototype)[0, 0, 0]
+                row += 1
+        return left_out, distances, text_logits
+
+    def explain(
+        self, model, query_embeds: torch.Tensor, inference_mode: str | None = None, detect_unknown: bool = False
+    ) -> Explanation:
+        """Why a query video, frame features (T, D), is classified as it is; frames of the clips from the thumbnails."""
+        inference_mode = self._checked_mode(model, inference_mode)
+        prototypes = self.get_prototypes(model)
+        query_embeds = query_embeds.to(model.device)
+        with _evaluating(model):
+            numbers = explain_classification(
+                model, query_embeds, prototypes, self._derived["class_embeds"], inference_mode
+            )
+        nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self.classes.values()]
+        enrolled = list(zip(self.classes.values(), nearest, strict=True))
+        return Explanation(
+            class_names=self.class_names,
+            inference_mode=inference_mode,
+            unknown_score=float(self.score_unknown(model, query_embeds[None], inference_mode))
+            if detect_unknown
+            else None,
+            support_frames=[_frames_of_strip(one.thumbnails[row], len(query_embeds)) for one, row in enrolled],
+            support_clips=[(one.clip_names[row], len(one.clip_names)) for one, row in enrolled],
+            **numbers,
+        )
 
     def check(self, model, processor=None) -> None:
         """Raises `ValueError` when the set was enrolled with another model or, where a processor is given, with other
@@ -493,6 +597,34 @@ class SupportSet:
             )
 
 
+def _nearness(distances: torch.Tensor, text_logits: torch.Tensor, inference_mode: str) -> torch.Tensor:
+    """What tells unknown videos from known ones, (Q, N) and (Q, N) -> (Q, 1 or 2); larger is less known."""
+    nearest = {"few_shot": [distances.amin(-1)], "zero_shot": [-text_logits.amax(-1)]}
+    return torch.stack(nearest.get(inference_mode, nearest["few_shot"] + nearest["zero_shot"]), dim=-1).cpu()
+
+
+def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fisher's, of values (S, F): weights (F,) and an offset whose sum is the log odds of being unknown at equal odds.
+
+    A tenth of each variance is added to it: a handful of clips does not tell a covariance well.
+    """
+    known, unknown = known.double(), unknown.double()  # on the CPU, where there are doubles
+    difference = unknown.mean(0) - known.mean(0)
+    if not (difference > 0).any():
+        raise ValueError(
+            "Nothing tells unknown videos from known ones here: left out, the enrolled clips are as near to other "
+            "classes as to their own. More or clearer clips may help."
+        )
+    centred = torch.cat([known - known.mean(0), unknown - unknown.mean(0)])
+    covariance = centred.T @ centred / max(1, len(centred) - 2)
+    covariance += torch.diag(0.1 * covariance.diagonal() + 1e-6)
+    helpful = difference > 0  # what points the wrong way is left out
+    weights = torch.zeros_like(difference)
+    weights[helpful] = torch.linalg.solve(covariance[helpful][:, helpful], difference[helpful])
+    offset = -(weights @ (known.mean(0) + unknown.mean(0))) / 2
+    return weights.float(), offset.float()
+
+
 def encode_class_names(model, processor, class_names: Iterable[str]) -> torch.Tensor:
     """Text features (N, D) of class names, float32, on the model's device."""
     tokens = processor.tokenize_classes(list(class_names))
@@ -535,6 +667,20 @@ def _film_strip(frames: torch.Tensor) -> bytes:
     data = io.BytesIO()
     strip.save(data, format="JPEG", quality=85)
     return data.getvalue()
+
+
+def _frames_of_strip(picture: bytes, num_frames: int) -> torch.Tensor | None:
+    """uint8 (T, h, w, 3) of what `_film_strip` made."""
+    if not picture:
+        return None
+    with Image.open(io.BytesIO(picture)) as strip:
+        pixels = torch.from_numpy(np.array(strip.convert("RGB")))
+    return torch.stack(pixels.split(pixels.shape[1] // num_frames, dim=1)[:num_frames])
+
+
+def _nearest_clip(support_embeds: torch.Tensor, query_embeds: torch.Tensor) -> int:
+    """Which of the clips (K, T, D) looks most like the query (T, D) frame by frame: the one to show."""
+    return int(torch.cosine_similarity(support_embeds, query_embeds, dim=-1).mean(-1).argmax())
 
 
 def _clip_name(video: Any) -> str | None:
