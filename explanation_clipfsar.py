@@ -123,7 +123,9 @@ class Explanation:
         low, high = float(similarity.min()), float(similarity.max())  # of all classes, so that pictures compare
         num_rows, num_columns = similarity.shape[1:]
         extent = (0, num_columns, num_rows, 0)
-        axes.imshow(similarity[number].cpu(), cmap="Blues", vmin=low, vmax=high, extent=extent, interpolation="nearest")
+        axes.imshow(
+            similarity[number].numpy(), cmap="Blues", vmin=low, vmax=high, extent=extent, interpolation="nearest"
+        )
         for x in range(num_columns + 1):
             axes.plot([x, x], [0, num_rows], color="0.85", linewidth=0.8)
         for y in range(num_rows + 1):
@@ -133,8 +135,8 @@ class Explanation:
         height = _draw_frames(axes, support_frames, num_columns, vertical=False)
         if self.alignment is not None:
             weights = self.alignment[number] / self.alignment[number].max()
-            rows, columns = (weights > 0.2).nonzero().unbind(-1)
-            areas = 260 * weights[rows, columns]  # in points, for cells of about 50 by 50
+            rows, columns = (weights > 0.2).numpy().nonzero()
+            areas = 260 * weights[rows, columns].numpy()  # in points, for cells of about 50 by 50
             axes.scatter(
                 columns + 0.5, rows + 0.5, areas, color="white", edgecolors="tab:red", linewidths=1.6, zorder=3
             )
@@ -208,7 +210,7 @@ def _draw_frames(axes, frames: torch.Tensor | None, number: int, vertical: bool)
         along = (i + 0.03, i + 0.97)
         across = (-0.1 - 0.94 * depth, -0.1)
         x, y = (across, along) if vertical else (along, across)
-        axes.imshow(frame.cpu(), extent=(*x, y[1], y[0]))
+        axes.imshow(frame.cpu().numpy(), extent=(*x, y[1], y[0]))
     return 0.1 + 0.94 * depth
 
 
