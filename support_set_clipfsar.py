@@ -429,23 +429,32 @@ class SupportSet:
     def _left_out_comparisons(self, model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of all enrolled clips (S): distances to the prototypes with that of the own class made without the clip
         (infinite for an only clip), distances to all as they are, text logits; each (S, N)."""
-        enrolled = list(self.classes.values())
-        distances, text_logits = self.compare(model, torch.cat([one.support_embeds for one in enrolled]))
-        left_out, row = distances.clone(), 0
-        for column, one in enumerate(enrolled):
-            embeds, text = one.support_embeds.to(model.device), one.class_embeds.to(model.device)
-            num_clips = len(embeds)
-            for clip in range(num_clips):
-                rest = torch.cat([embeds[:clip], embeds[clip + 1 :]])[None]
-                left_out[row, column] = torch.inf
-                if num_clips > 1:
-                    with _evaluating(model):
-                        labels = torch.zeros(1, num_clips - 1, dtype=torch.long, device=model.device)
-                        prototype = model.get_prototypes(rest, labels, text[None, None])
-                        query = model.get_query_states(embeds[clip][None, None])
-                        left_out[row, column] = model.get_distances(query, prototype)[0, 0, 0]
-                row += 1
-        return left_out, distances, text_logits
+        if "left_out" not in self._derived:
+            enrolled = list(self.classes.values())
+            distances, text_logits = self.compare(model, torch.cat([one.support_embeds for one in enrolled]))
+            own_distances = torch.cat([self._left_out_distances(model, one) for one in enrolled])
+            columns = torch.arange(len(enrolled)).repeat_interleave(torch.tensor(list(self.num_clips.values())))
+            left_out = distances.scatter(1, columns[:, None].to(model.device), own_distances[:, None])
+            self._derived["left_out"] = left_out, distances, text_logits
+        return self._derived["left_out"]
+
+    @staticmethod
+    def _left_out_distances(model, one: EnrolledClass, clips_per_batch: int = 16) -> torch.Tensor:
+        """Distance (K,) of each clip of a class to the prototype made of the others."""
+        embeds, text = one.support_embeds.to(model.device), one.class_embeds.to(model.device)
+        num_clips = len(embeds)
+        if num_clips == 1:
+            return torch.full((1,), torch.inf, device=model.device)
+        others = torch.tensor([[row for row in range(num_clips) if row != left_out] for left_out in range(num_clips)])
+        distances = []
+        with _evaluating(model):
+            for rows in torch.arange(num_clips).split(clips_per_batch):
+                labels = torch.zeros(len(rows), num_clips - 1, dtype=torch.long, device=model.device)
+                texts = text.expand(len(rows), 1, -1)
+                prototypes = model.get_prototypes(embeds[others[rows].to(model.device)], labels, texts)
+                query_states = model.get_query_states(embeds[rows.to(model.device)].unsqueeze(1))
+                distances.append(model.get_distances(query_states, prototypes).flatten())
+        return torch.cat(distances)
 
     def explain(
         self, model, query_embeds: torch.Tensor, inference_mode: str | None = None, detect_unknown: bool = False
