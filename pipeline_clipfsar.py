@@ -45,11 +45,11 @@ except ImportError:
     from processing_clipfsar import VideoReadError, as_video_list, is_one_video
 
 try:
-    from .support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names
+    from .support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling
 except ImportError:
     if __package__:
         raise
-    from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names
+    from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling
 
 TASK = "few-shot-video-classification"
 UNKNOWN_LABEL = "none of these"
@@ -133,7 +133,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         support_set = self.support_set if support_set is None else self._as_support_set(support_set)
         if support_set is None:
             raise ValueError("An explanation needs enrolled clips: enrol some, or give support_set=.")
-        pixel_values = self.processor.process_videos([video], role="query")
+        pixel_values = self.preprocess(video, raise_unreadable=True)["pixel_values"]
         with torch.no_grad():
             (query_embeds,) = self.model.get_video_features(pixel_values.to(self.device))
         explanation = support_set.explain(self.model, query_embeds, inference_mode, detect_unknown)
@@ -227,7 +227,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
         if _is_episode(inputs):
             return {"episode": self._preprocess_episode(inputs)}
         try:
-            pixel_values = self.processor.process_videos([inputs], role="query")  # (1, T, C, H, W)
+            sampling = repeatable_sampling(self.processor)
+            pixel_values = self.processor.process_videos([inputs], frame_sampling=sampling)  # (1, T, C, H, W)
             error = None
         except VideoReadError as unreadable:
             if raise_unreadable:
@@ -251,7 +252,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             class_names = list(episode["support_videos"])
         elif class_names is None:
             class_names = list(dict.fromkeys(episode.get("support_labels") or ()))
-        inputs = dict(self.processor(**support))
+        inputs = dict(self.processor(**support, frame_sampling=repeatable_sampling(self.processor)))
         if len(class_names) < 2:
             raise ValueError(f"The episode's classes are {class_names}: at least two are needed to choose from.")
         items = [self.preprocess(video) for video in as_video_list(episode["query_videos"])]

@@ -98,6 +98,11 @@ def preprocessing_settings(processor) -> dict:
     return json.loads(json.dumps(relevant))
 
 
+def repeatable_sampling(processor) -> str | None:
+    """For `process_videos`: segment centres in place of random frames, so that the same clip gives the same answer."""
+    return "segment_center" if processor.frame_sampling == "segment_random" else None
+
+
 _digests = weakref.WeakKeyDictionary()  # model -> (state of its weights, digest): hashing costs a second per 2 GB
 
 
@@ -241,7 +246,8 @@ class SupportSet:
             readable, pixel_values = [], []
             for job in jobs[start : start + batch_size]:
                 try:
-                    pixel_values.append(processor.process_videos([job[1]])[0])
+                    video = processor.process_videos([job[1]], frame_sampling=repeatable_sampling(processor))
+                    pixel_values.append(video[0])
                     readable.append(job)
                 except VideoReadError as error:
                     errors.append(str(error))
@@ -568,7 +574,7 @@ class SupportSet:
                 zip(description["classes"], tensors["class_embeds"], strict=True)
             ):
                 pictures = (tensors.get(f"thumbnails.{number}.{row}") for row in range(len(entry["clips"])))
-                thumbnails = [b"" if picture is None else bytes(picture.tolist()) for picture in pictures]
+                thumbnails = [b"" if picture is None else picture.numpy().tobytes() for picture in pictures]
                 support_embeds = tensors[f"support_embeds.{number}"]
                 classes[entry["name"]] = EnrolledClass(class_embeds, entry["clips"], support_embeds, thumbnails)
             return cls(description["fingerprint"], classes)
@@ -727,6 +733,7 @@ __all__ = [
     "SupportSet",
     "encode_class_names",
     "preprocessing_settings",
+    "repeatable_sampling",
     "unseen_settings",
     "weights_digest",
 ]

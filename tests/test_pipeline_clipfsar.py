@@ -5,16 +5,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+import pipeline_clipfsar
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import VideoReadError
 from support_set_clipfsar import SupportSet
@@ -147,6 +151,56 @@ def test_other_arithmetic_gives_nearly_the_same(expected, dtype):
         assert scores[entry["label"]] == pytest.approx(entry["score"], abs=0.03)
 
 
+def test_random_frames_do_not_make_random_answers():
+    model, processor = tiny_model_and_processor()
+    processor.frame_sampling = "segment_random"
+    steady = FewShotVideoClassificationPipeline(model, processor, device="cpu", support_set=CLIPS)
+    episode = {"support_videos": CLIPS, "query_videos": QUERIES}
+    first = steady(QUERIES)
+    assert steady(QUERIES) == first
+    assert steady(episode) == steady(episode)
+    assert_same(steady(episode), first)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_none_of_these_leads_or_ends_the_answer_beside_the_classes(classify, batch_size):
+    plain = classify(QUERIES, top_k=2)
+    with torch.no_grad():
+        embeds = classify.model.get_video_features(classify.processor.process_videos(QUERIES))
+    scores = classify.support_set.score_unknown(classify.model, embeds).tolist()
+    answers = classify([QUERIES[0], MISSING, *QUERIES[1:]], top_k=2, detect_unknown=True, batch_size=batch_size)
+    assert answers.pop(1)[0]["error"]
+    for answer, without, score in zip(answers, plain, scores, strict=True):
+        entry = answer.pop(0 if score >= 0.5 else -1)
+        assert entry == {"label": "none of these", "score": pytest.approx(score, abs=1e-5)}
+        assert_same([answer], [without])
+
+
+def test_a_folder_or_name_without_a_support_set_has_none(parts, tmp_path, monkeypatch):
+    model, processor = tiny_model_and_processor()
+    for name in (str(tmp_path), "someone/without-one", str(tmp_path / "gone")):
+        monkeypatch.setattr(model, "name_or_path", name)
+        monkeypatch.setattr(pipeline_clipfsar, "cached_file", lambda *args, **options: None)
+        assert FewShotVideoClassificationPipeline(model, processor, device="cpu").support_set is None
+
+
+def test_pushed_to_the_hub_a_pipeline_is_all_there_but_the_pictures(classify, tmp_path, monkeypatch):
+    def create_commit(self, repo_id, operations, **options):
+        for operation in operations:
+            (tmp_path / operation.path_in_repo).write_bytes(Path(operation.path_or_fileobj).read_bytes())
+
+    created = SimpleNamespace(repo_id="me/classes")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo_id, **options: created)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
+    card = huggingface_hub.ModelCard("---\nlibrary_name: transformers\n---\n")
+    monkeypatch.setattr(transformers.utils.hub.ModelCard, "load", lambda repo_id, **options: card)
+    classify.push_to_hub("classes")
+    there = {path.name for path in tmp_path.iterdir()}
+    assert {"support_set.json", "support_set.safetensors", "model.safetensors", "processor_config.json"} <= there
+    assert {path.name for path in ROOT.glob("*_clipfsar.py")} <= there
+    assert SupportSet.from_pretrained(tmp_path).classes["boxing"].thumbnails == [b"", b""]
+
+
 # Bad input
 
 
@@ -200,6 +254,12 @@ def test_an_unreadable_query_of_an_episode_costs_no_other(classify, expected):
         (QUERIES[0], {"support_set": {"boxing": [], "diving": CLIPS["diving"]}}, "'boxing' has no clips"),
         (QUERIES[0], {"support_set": 3}, "a SupportSet, a folder or Hub id of one, .* got int"),
         (QUERIES[0], {"support_set": str(ROOT / "train")}, "holds no support set"),
+        (QUERIES[0], {"candidate_labels": ["a", "b"], "detect_unknown": True}, "learns from enrolled clips"),
+        (
+            QUERIES[0],
+            {"support_set": CLIPS | {"none of these": QUERIES[:1]}, "detect_unknown": True},
+            "by another name",
+        ),
         ({"support_videos": CLIPS}, {}, "An episode has 'support_videos'"),
         ({"support_videos": CLIPS, "query_videos": QUERIES, "n_way": 3}, {}, r"unknown: \['n_way'\]"),
         ({"support_videos": {"boxing": CLIPS["boxing"]}, "query_videos": QUERIES}, {}, "at least two are needed"),

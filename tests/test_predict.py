@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from tiny_data import REPOSITORY, save_tiny_clip, tiny_model_and_processor, write_video
+from tiny_data import REPOSITORY, random_clip, save_tiny_clip, tiny_model_and_processor, write_video
 from transformers import HfArgumentParser
 
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
@@ -144,6 +144,18 @@ def test_windows_say_what_happens_when(folders, capsys, tmp_path, output):
         assert "NOT READ" in text
 
 
+def test_frames_without_a_rate_are_marked_and_cost_no_other(folders, capsys, tmp_path):
+    for number, frame in enumerate(random_clip(0)):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    query = (tmp_path, "queries/a.mp4")
+    options = ("--window_seconds", 0.2, "--format", "json")
+    assert predict(folders, *options, query=query) == SOME_UNREADABLE
+    frames, video = json.loads(capsys.readouterr().out)
+    assert "does not say its frames per second" in frames["error"]
+    assert len(video["windows"]) == 4
+    assert predict(folders, *options, "--fps", 25, query=query) == 0
+
+
 def test_windows_of_names_alone(folders, capsys):
     options = ("--labels", "red, green", "--window_seconds", 0.2, "--format", "json")
     assert predict(folders, *options, support=None, query=("queries/a.mp4",)) == 0
@@ -161,6 +173,12 @@ def test_a_plain_clip_works_without_training(tmp_path, folders, capsys):
     assert (first["answer"][0]["label"], second["answer"][0]["label"]) == ("red", "dark_blue")
     model, _ = load_model(str(tmp_path))
     torch.testing.assert_close(model.video_text_scale[0], model.clip.logit_scale.exp())
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path, folders):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="holds a model of type 'bert'; CLIP-FSAR starts from"):
+        predict(folders, "--model", tmp_path)
 
 
 def test_clips_are_videos_and_folders_of_frames(tmp_path):
@@ -185,7 +203,6 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
         (("--stride_seconds", 1), {}, "--stride_seconds needs --window_seconds"),
         (("--window_seconds", 0), {}, "--window_seconds 0.0 must be greater than 0"),
         (("--top_k", 0), {}, "--top_k 0 must be at least 1"),
-        (("--window_seconds", 0.001), {}, "less than a frame"),
         ((), {"support": "queries"}, "holds no folders: give one folder of clips per class"),
         ((), {"support": "."}, "Class 'model' has no clips"),
         ((), {"support": "nowhere"}, "--support .*nowhere: there is no such folder"),

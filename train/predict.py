@@ -33,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 from configuration_clipfsar import INFERENCE_MODES, CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
-from processing_clipfsar import IMAGE_SUFFIXES, CLIPFSARProcessor, VideoReadError
+from processing_clipfsar import IMAGE_SUFFIXES, CLIPFSARProcessor
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
 from train.plots import plot_timeline
 from train.windows import classify_windows, encode_windows
@@ -242,7 +242,7 @@ class Prediction:
                 arguments.fps,
                 show_progress=True,
             )
-        except VideoReadError as error:
+        except ValueError as error:  # unreadable, or of no known rate: the others still come
             return {"query": query, "error": str(error)}
         scores = classify_windows(timeline.embeds, classify).softmax(-1)
         unknown = None
