@@ -378,17 +378,31 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
             (..., Q, N).
         """
         config = self.config
-        with torch.autocast(query_states.device.type, enabled=False):
-            query, prototypes = _at_least_float32(query_states), _at_least_float32(prototypes)
-            if config.alignment == "mean":
+        if config.alignment == "mean":
+            with torch.autocast(query_states.device.type, enabled=False):
+                query, prototypes = _at_least_float32(query_states), _at_least_float32(prototypes)
                 similarity = frame_cosine_similarity(query.mean(-2), prototypes.mean(-2), config.cosine_epsilon)
                 return query.shape[-2] * (1 - similarity)
+        return self.align(self.get_frame_distances(query_states, prototypes))
+
+    def get_frame_distances(self, query_states: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
+        """Distance of each query's frames to each prototype's, (..., Q, L, D) and (..., N, M, D) -> (..., Q, N, L, M).
+
+        1 - cosine, in float32.
+        """
+        with torch.autocast(query_states.device.type, enabled=False):
+            query, prototypes = _at_least_float32(query_states), _at_least_float32(prototypes)
             (n_query, num_rows), (n_way, num_columns) = query.shape[-3:-1], prototypes.shape[-3:-1]
             similarity = frame_cosine_similarity(
-                query.flatten(-3, -2), prototypes.flatten(-3, -2), config.cosine_epsilon
+                query.flatten(-3, -2), prototypes.flatten(-3, -2), self.config.cosine_epsilon
             )  # (..., Q * L, N * M): one matrix product for all pairs
             frame_distances = 1 - similarity.unflatten(-1, (n_way, num_columns)).unflatten(-3, (n_query, num_rows))
-            frame_distances = frame_distances.transpose(-3, -2)  # (..., Q, N, L, M)
+            return frame_distances.transpose(-3, -2)  # (..., Q, N, L, M)
+
+    def align(self, frame_distances: torch.Tensor) -> torch.Tensor:
+        """Distance (...) out of frame distances (..., L, M), by the configuration's `"otam"` or `"bi_mhm"`."""
+        config = self.config
+        with torch.autocast(frame_distances.device.type, enabled=False):
             if config.alignment == "bi_mhm":
                 return bi_mhm_distance(frame_distances)
             return otam_distance(frame_distances, config.otam_smoothing, config.otam_bidirectional)

@@ -15,7 +15,7 @@ import os
 import re
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -212,19 +212,23 @@ class _PyAVReader:
         return streams[0]
 
     def read(self, indices: list[int]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(list(self.stream(indices))))
+
+    def stream(self, indices: list[int]) -> Iterator[np.ndarray]:
         # Sequentially up to the last wanted frame: seeking returned wrong frames. Only wanted ones become RGB.
-        frames, num_decoded, size = [], 0, {}
+        num_wanted, num_decoded, size = 0, 0, {}
         with self._open() as container:
             for frame in container.decode(self._video_stream(container)):
-                if num_decoded == indices[len(frames)]:
+                if num_decoded == indices[num_wanted]:
                     if frame.is_corrupt:
                         raise _Unreadable(f"frame {num_decoded} is damaged")
                     size = size or {"width": frame.width, "height": frame.height}  # it may change within a stream
                     image = frame.to_ndarray(format="rgb24", **size)
                     # degrees counter-clockwise in which the file asks to be shown; PyAV tells since 14.1
-                    frames.append(np.rot90(image, k=round(getattr(frame, "rotation", 0) / 90)))
-                    if len(frames) == len(indices):
-                        return torch.from_numpy(np.stack(frames))
+                    yield np.rot90(image, k=round(getattr(frame, "rotation", 0) / 90))
+                    num_wanted += 1
+                    if num_wanted == len(indices):
+                        return
                 num_decoded += 1
         raise _EndsEarly(num_decoded)
 
@@ -384,6 +388,53 @@ def _open_archive(source: str | bytes) -> FrameArchive:
         return FrameArchive(source)
     except ValueError as error:
         raise _Unreadable(str(error)) from error
+
+
+def stream_video_frames(
+    video: Any, select_indices: Callable[[int, float | None], Sequence[int]], num_threads: int = 1
+) -> Iterator[torch.Tensor]:
+    """The chosen frames of a video of any length one by one, uint8 (H, W, 3), each decoded once, none kept.
+
+    As `read_video_frames`, but the indices must rise, and PyAV reads all files: it passes through them once.
+
+    Raises `VideoReadError`, also after some frames, and `ImportError` without PyAV.
+    """
+    path, source = _locate(video)
+    try:
+        if isinstance(source, (str, bytes)) and not (isinstance(source, str) and os.path.isdir(source)):
+            _check_container(path, source)
+            _installed_decoders("av")
+            reader = _PyAVReader(source, num_threads)
+        else:
+            reader = _FrameFiles(source) if isinstance(source, str) else _FramesInMemory(source)
+        if not reader.num_frames:
+            raise _Unreadable("it holds no frames")
+    except (VideoReadError, ImportError):
+        raise
+    except Exception as error:
+        raise VideoReadError(
+            f"Cannot read video {_quoted(path)}: {_reason(error, 'it does not open')}.", path
+        ) from error
+    indices = _choose(select_indices, reader.num_frames, reader.fps, path)
+    frame, num_done = None, 0
+    try:
+        if isinstance(reader, _PyAVReader):
+            frames = (torch.from_numpy(np.ascontiguousarray(image)) for image in reader.stream(indices))
+        else:
+            frames = (reader.read([index])[0] for index in indices)
+        for frame in frames:
+            yield frame
+            num_done += 1
+    except _EndsEarly as error:
+        # Codecs that pack or hide frames announce a few packets more than frames: the last frame stands for these.
+        missing = reader.num_frames - error.num_decoded
+        if frame is None or missing > max(2, reader.num_frames // 50):
+            reason = f"{error}, {reader.num_frames} were announced"
+            raise VideoReadError(f"Cannot read video {_quoted(path)}: {reason}.", path) from error
+        yield from [frame] * (len(indices) - num_done)
+    except Exception as error:
+        reason = _reason(error, "a wanted frame cannot be decoded")
+        raise VideoReadError(f"Cannot read video {_quoted(path)}: {reason}.", path) from error
 
 
 def _choose(select_indices, num_video_frames: int, fps: float | None, path: str | None) -> list[int]:
@@ -753,16 +804,16 @@ class CLIPFSARProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors={return_tensors!r} is not supported: use 'pt' (the default) or 'np'.")
         if class_names is not None:
             class_names = _check_class_names(class_names)
-        if isinstance(support_videos, Mapping) and not _is_one_video(support_videos):
+        if isinstance(support_videos, Mapping) and not is_one_video(support_videos):
             if support_labels is not None:
                 raise ValueError("support_videos is a dict of classes, so support_labels must be left out.")
             support_videos, support_labels, class_names = _flatten_classes(support_videos, class_names)
         if support_videos is not None:
-            support_videos = _as_list(support_videos)
+            support_videos = as_video_list(support_videos)
         if query_videos is not None:
-            if isinstance(query_videos, Mapping) and not _is_one_video(query_videos):
+            if isinstance(query_videos, Mapping) and not is_one_video(query_videos):
                 raise ValueError("query_videos must be a list of videos, not a dict: pass the classes as query_labels.")
-            query_videos = _as_list(query_videos)
+            query_videos = as_video_list(query_videos)
         support_labels, class_names = _check_support(support_videos, support_labels, class_names)
         if query_labels is not None:
             query_labels = _label_indices("query_labels", query_labels, class_names, "query_videos", query_videos)
@@ -812,7 +863,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         if training and sampling == "segment_center":
             sampling = "segment_random"
         is_random = training or sampling == "segment_random"
-        videos = _as_list(videos)
+        videos = as_video_list(videos)
         if not videos:
             raise ValueError("There are no videos to process: give a list of at least one.")
 
@@ -833,6 +884,26 @@ class CLIPFSARProcessor(ProcessorMixin):
             pixel_values[i] = frames
             self._normalize_(pixel_values[i], augmentation, pixel_generator)
         return pixel_values
+
+    def process_frames(self, frames: torch.Tensor) -> torch.Tensor:
+        """Pixel values (T, C, H, W) of frames already chosen, uint8 (T, H, W, 3)."""
+        pixels = self._resize_and_crop(frames, None).float()
+        self._normalize_(pixels, "none", None)
+        return pixels
+
+    def to_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The frames as the model sees them, resized and cropped: pixel values (..., C, H, W), uint8 (..., H, W, C)."""
+        settings, is_official = self.image_processor, self.preprocessing == "official"
+        pixels = pixel_values.float()
+        if is_official or settings.do_normalize:
+            mean, std = (
+                torch.tensor(value, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
+                for value in (settings.image_mean, settings.image_std)
+            )
+            pixels = pixels * std + mean
+        if is_official or settings.do_rescale:
+            pixels = pixels / (1 / 255 if is_official else settings.rescale_factor)
+        return pixels.clamp(0, 255).round().to(torch.uint8).movedim(-3, -1)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> dict[str, torch.Tensor]:
         """`{"input_ids": (N, L), "attention_mask": (N, L)}`, int64, of the prompts of class names.
@@ -1086,7 +1157,7 @@ def _check_positive_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
-def _is_one_video(value: Any) -> bool:
+def is_one_video(value: Any) -> bool:
     """Whether `value` is one video, rather than a list of videos (or a dict of classes)."""
     if isinstance(value, Mapping):
         return bool(value) and set(value) <= {"path", "bytes"}
@@ -1100,8 +1171,8 @@ def _is_one_video(value: Any) -> bool:
     return hasattr(value, "read") or hasattr(value, "get_frames_at")
 
 
-def _as_list(videos: Any) -> list:
-    if _is_one_video(videos):
+def as_video_list(videos: Any) -> list:
+    if is_one_video(videos):
         return [videos]
     if not isinstance(videos, Iterable):
         raise ValueError(f"A list of videos is needed, got {type(videos).__name__}.")
@@ -1136,7 +1207,7 @@ def _flatten_classes(support_videos: Mapping[str, Any], class_names: list[str] |
         names = class_names
     videos, labels = [], []
     for label, name in enumerate(names):
-        videos_of_class = _as_list(support_videos[name])
+        videos_of_class = as_video_list(support_videos[name])
         videos.extend(videos_of_class)
         labels.extend([label] * len(videos_of_class))
     return videos, labels, names
@@ -1215,4 +1286,5 @@ __all__ = [
     "resize_frames",
     "resize_settings",
     "sample_frame_indices",
+    "stream_video_frames",
 ]

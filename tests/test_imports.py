@@ -20,7 +20,12 @@ MAY_IMPORT = {
     "frame_archive_clipfsar": set(),
     "processing_clipfsar": {"configuration_clipfsar", "frame_archive_clipfsar"},
     "episodes_clipfsar": {"configuration_clipfsar", "processing_clipfsar"},
-    "pipeline_clipfsar": {"configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar"},
+    "explanation_clipfsar": set(),
+    "support_set_clipfsar": {"configuration_clipfsar", "explanation_clipfsar", "processing_clipfsar"},
+    "pipeline_clipfsar": {
+        *("configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar"),
+        *("episodes_clipfsar", "explanation_clipfsar", "support_set_clipfsar"),
+    },
 }
 # pytest puts tests/ on the path: helpers, and folders of them, are imported by these names.
 TEST_MODULES = {"tests"} | {path.stem for path in (ROOT / "tests").iterdir() if path.is_dir() or path.suffix == ".py"}
@@ -29,8 +34,8 @@ PROGRAMS = sorted(
     for folder in ("train", "benchmarks", "metrics", "tests")
     for path in (ROOT / folder).rglob("*.py")
 )
-# What a user of the checkpoint has without installing anything of ours.
-TRAVELLING_DEPENDENCIES = {"torch", "transformers", "numpy", "PIL"}
+# What a user of the checkpoint has without installing anything of ours; the last three come with transformers.
+TRAVELLING_DEPENDENCIES = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "tqdm"}
 DISTRIBUTION_OF_MODULE = {"PIL": "pillow", "yaml": "pyyaml"}
 
 

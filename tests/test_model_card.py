@@ -77,3 +77,24 @@ def test_paths_of_the_machine_do_not_stand_on_the_card(tmp_path, name):
     assert "things" in text
     assert "private" not in text
     assert str(tmp_path) not in text
+
+
+def test_the_base_model_and_its_licence_are_named(tmp_path):
+    card = write_card(tmp_path, "--model", "openai/clip-vit-base-patch16")
+    assert card.data.base_model == "openai/clip-vit-base-patch16"
+    assert card.data.license == "other"
+    assert card.data.license_link == "https://huggingface.co/openai/clip-vit-base-patch16"
+    assert "derived from [`openai/clip-vit-base-patch16`](https://huggingface.co/openai/clip" in card.text
+    assert "whether that covers the weights was never said" in card.text
+
+
+def test_a_base_model_of_this_machine_gets_no_address(tmp_path):
+    (tmp_path / "own").mkdir()
+    card = write_card(tmp_path, "--model", str(tmp_path / "own"))
+    assert (card.data.base_model, getattr(card.data, "license_link", None)) == (None, None)
+    assert "huggingface.co/own" not in (tmp_path / "README.md").read_text()
+
+
+def test_the_card_names_the_repository_it_is_made_for(tmp_path):
+    assert 'model="path/or/hub-id"' in write_card(tmp_path).text
+    assert 'model="me/actions"' in write_card(tmp_path, "--push_to_hub", "me/actions").text

@@ -13,6 +13,7 @@ from tiny_data import (
     run_in_children,
     save_tiny_clip,
     save_tiny_resnet_clip,
+    tiny_model_and_processor,
     training_arguments,
     video_splits,
     write_video_folder,
@@ -29,6 +30,11 @@ HEAD = {
     "temporal_transformer.layers.0.mlp.fc2.bias",
     "video_text_scale",
 }
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_model_and_processor()[1]
 
 
 @pytest.fixture
@@ -156,14 +162,14 @@ def test_adapters_alone_train_and_change_nothing_at_first(vit):
     [("vit", 16, ["q_proj", "v_proj"]), ("vit", 16, ["fc1"]), ("resnet", RESNET_IMAGE_SIZE, ["conv2", "c_proj"])],
 )
 @torch.no_grad()
-def test_merged_weights_give_what_the_adapters_gave(tower, image_size, targets, request, tmp_path):
+def test_merged_weights_give_what_the_adapters_gave(tower, image_size, targets, processor, request, tmp_path):
     model = request.getfixturevalue(tower)
     plain = copy.deepcopy(model)
     model = adapted(model, lora_targets=targets)
     inputs = tiny_episode(image_size=image_size)
     expected = model(**inputs).logits
     assert (expected - plain(**inputs).logits).abs().max() > 1e-3
-    save_model(model, tmp_path / "saved")
+    save_model(model, processor, tmp_path / "saved")
     loaded = CLIPFSARModel.from_pretrained(tmp_path / "saved")
     assert loaded.state_dict().keys() == plain.state_dict().keys()
     torch.testing.assert_close(loaded(**inputs).logits, expected, rtol=0, atol=1e-5)
@@ -172,11 +178,11 @@ def test_merged_weights_give_what_the_adapters_gave(tower, image_size, targets, 
 
 
 @torch.no_grad()
-def test_kept_adapter_turns_the_start_into_what_was_saved(vit, tmp_path):
+def test_kept_adapter_turns_the_start_into_what_was_saved(vit, processor, tmp_path):
     peft = pytest.importorskip("peft")
     start = copy.deepcopy(vit)
     model = adapted(vit, model="somebody/clip")
-    save_model(model, tmp_path, keep_adapter=True)
+    save_model(model, processor, tmp_path, keep_adapter=True)
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (2, 4)
     assert settings["base_model_name_or_path"] == "somebody/clip"
@@ -198,10 +204,10 @@ def test_missing_peft_is_named(vit, monkeypatch):
         choose_trainable(vit, TrainingArguments(lora_rank=2))
 
 
-def test_model_without_adapters_is_saved_as_ever(vit, tmp_path):
+def test_model_without_adapters_is_saved_as_ever(vit, processor, tmp_path):
     assert not has_adapters(vit)
     assert merged_state_dict(vit).keys() == vit.state_dict().keys()
-    save_model(vit, tmp_path, keep_adapter=True)
+    save_model(vit, processor, tmp_path, keep_adapter=True)
     assert not (tmp_path / "adapter").exists()
 
 

@@ -12,14 +12,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from ast import literal_eval
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 from datasets import load_from_disk
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_data import (
@@ -32,6 +34,7 @@ from tiny_data import (
     save_tiny_clip,
     training_arguments,
     video_splits,
+    write_video,
     write_video_folder,
 )
 
@@ -171,7 +174,7 @@ def test_a_run_leaves_models_results_plot_and_no_rubbish(reference):
     for folder in ("best", "last"):
         there = {path.name for path in (reference / folder).iterdir()}
         assert {"config.json", "model.safetensors", "README.md", "training_arguments.json"} <= there
-        assert {"modeling_clipfsar.py", "configuration_clipfsar.py", "processing_clipfsar.py"} <= there
+        assert {"modeling_clipfsar.py", "pipeline_clipfsar.py", "support_set_clipfsar.py"} <= there
         settings = json.loads((reference / folder / "training_arguments.json").read_text())
         assert settings["learning_rate"] == 1e-3
 
@@ -659,49 +662,60 @@ def test_errors_of_the_user_are_one_line_on_the_command_line(tmp_path):
 def catch_upload(hub: Path):
     """In a child: a Hub that is a folder."""
 
-    def create_repo(repo_id, private, exist_ok):
+    def create_repo(self, repo_id, private, exist_ok):
         (hub / repo_id).mkdir(parents=True, exist_ok=exist_ok)
         (hub / "private.json").write_text(json.dumps(private))
+        return SimpleNamespace(repo_id=repo_id)
 
-    def upload_folder(repo_id, folder_path, **kwargs):
+    def create_branch(self, repo_id, branch, exist_ok):
+        (hub / "branch.json").write_text(json.dumps(branch))
+
+    def upload_folder(self, repo_id, folder_path, **kwargs):
         shutil.copytree(folder_path, hub / repo_id, dirs_exist_ok=True)
 
-    program.create_repo, program.upload_folder = create_repo, upload_folder
+    HfApi.create_repo, HfApi.create_branch, HfApi.upload_folder = create_repo, create_branch, upload_folder
 
 
-# What somebody without this repository does.
-LOAD_UPLOADED = """
-import sys, torch, transformers
+# What somebody without this repository does: the program on the model card.
+RUN_CARD = r"""
+import pathlib, re, sys
 
-model = transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-processor = transformers.AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
-frames = [torch.full((4, 16, 16, 3), value, dtype=torch.uint8) for value in (0, 200, 210)]
-inputs = processor(support_videos={"black": frames[:1], "white": frames[1:2]}, query_videos=frames[2:])
-print(type(model).__module__, type(processor).__module__)
-print(model(**inputs).logits.softmax(-1).flatten().tolist())
+card = (pathlib.Path(sys.argv[1]) / "README.md").read_text()
+(program,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+assert 'model="someone/colours"' in program
+exec(program.replace("someone/colours", sys.argv[1]))
+print(type(classify).__module__, type(classify.model).__module__)
 """
 
 
-def test_the_uploaded_model_loads_without_this_repository(train, tmp_path):
+def test_the_program_on_an_uploaded_models_card_runs_without_this_repository(train, tmp_path):
     hub = tmp_path / "hub"
-    train(push_to_hub="someone/colours", episodes=8, prepare=(catch_upload, hub)).check()
+    train(push_to_hub="someone/colours", hub_revision="v2", episodes=8, prepare=(catch_upload, hub)).check()
     assert json.loads((hub / "private.json").read_text()) is True
+    assert json.loads((hub / "branch.json").read_text()) == "v2"
     uploaded = hub / "someone" / "colours"
     assert "few_shot" in ModelCard.load(uploaded / "README.md").text
+    assert str(tmp_path) not in "".join(file.read_text() for file in uploaded.glob("*.json"))
+    for number, name in enumerate(("a", "b", "c", "query", "one", "two")):
+        write_video(tmp_path / f"{name}.mp4", (40 * number, 200 - 40 * number, 90), seed=number)
     environment = child_environment(HF_MODULES_CACHE=str(tmp_path / "modules"))
     del environment["PYTHONPATH"]
-    command = [sys.executable, "-c", LOAD_UPLOADED, str(uploaded)]
+    command = [sys.executable, "-I", "-c", RUN_CARD, str(uploaded)]
     result = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
-    modules, probabilities = result.stdout.splitlines()[-2:]
+    one, several, by_names, modules = result.stdout.splitlines()[-4:]
+    assert sum(entry["score"] for entry in literal_eval(one)) == pytest.approx(1, abs=1e-5)
+    assert [len(answer) for answer in literal_eval(several)] == [2, 2]
+    assert {entry["label"] for entry in literal_eval(by_names)} == {"jumping", "running"}
     assert all(module.startswith("transformers_modules.") for module in modules.split())
-    assert sum(json.loads(probabilities)) == pytest.approx(1, abs=1e-5)
+    assert (tmp_path / "my_classes" / "support_set.json").is_file()
 
 
 def test_settings_of_a_run_are_kept_with_its_model(reference, dataset, tiny_clip):
     expected = asdict(parse_arguments(training_arguments(dataset, tiny_clip, reference)))
+    expected |= {"dataset": dataset.name, "model": tiny_clip.name, "output_dir": reference.name}
     assert json.loads((reference / "best" / "training_arguments.json").read_text()) == expected
 
 

@@ -13,9 +13,12 @@ import av
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from golden.formula_model import tiny_clip_config, tiny_config, tiny_model
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from configuration_clipfsar import CLIPResNetConfig
+from modeling_clipfsar import CLIPFSARModel
+from processing_clipfsar import CLIPFSARProcessor
 from resnet_clipfsar import CLIPResNetModel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -100,6 +103,22 @@ def save_tiny_resnet_clip(folder: Path) -> Path:
     crop_size = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop_size).save_pretrained(folder)
     return folder
+
+
+def tiny_model_and_processor(**overrides) -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
+    """A CLIP-FSAR model, its weights by a formula, and a processor for it; `overrides` are of its configuration."""
+    tokenizer = tiny_tokenizer()
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text_config = {"vocab_size": len(tokenizer), "max_position_embeddings": 32} | special
+    model = tiny_model(tiny_config(tiny_clip_config(text_config=text_config), **overrides))
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return model, CLIPFSARProcessor(image_processor, tokenizer, num_frames=4)
+
+
+def random_clip(seed: int) -> np.ndarray:
+    """Eight frames of noise around a colour of its own, uint8 (8, 20, 24, 3): clips whose features differ."""
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.integers(0, 200, 3) + rng.integers(0, 56, (8, 20, 24, 3)), 0, 255).astype(np.uint8)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -130,7 +130,8 @@ class TrainingArguments:
     num_workers: int = option(2, "Processes that read videos, per training process.")
     report_to: str = option("auto", "Trackers: tensorboard, wandb, ..., none; auto is tensorboard if installed.")
     push_to_hub: str | None = option(None, "Upload the best model to this Hub repository at the end.")
-    hub_private: bool = option(True, "Make a new Hub repository private.")
+    hub_private: bool = option(True, "Make a new Hub repository private; an old one stays as it is.")
+    hub_revision: str | None = option(None, "Branch of the Hub repository to upload to; made if need be.")
     print_config: bool = option(False, "Print the resolved settings and stop.")
 
     def __post_init__(self):
@@ -219,6 +220,7 @@ class TrainingArguments:
             "report_to",
             "push_to_hub",
             "hub_private",
+            "hub_revision",
             "print_config",
             "test_episodes",
             "inference_modes",

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, HfArgumentParser
 
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
+from pipeline_clipfsar import save_with_pipeline
 from processing_clipfsar import CLIPFSARProcessor
 from train.openai_weights import (
     Place,
@@ -149,11 +150,11 @@ def official_checkpoint(model: CLIPFSARModel) -> dict:
 
 def save_with_processor(model: CLIPFSARModel, output_dir: str, tokenizer: str | None, **saving):
     """The folder: weights, code, and a processor with official preprocessing if there is a tokenizer for it."""
-    model.save_pretrained(output_dir, **saving)
     config = model.config
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{output_dir}: {num_parameters:,} parameters, {config.temporal_num_layers} temporal layer(s).")
     if tokenizer is None:
+        model.save_pretrained(output_dir, **saving)
         print("No tokenizer was given (--tokenizer), so no processor is saved: class texts must come as token ids.")
         return
     size = config.clip_config.vision_config.image_size
@@ -163,7 +164,7 @@ def save_with_processor(model: CLIPFSARModel, output_dir: str, tokenizer: str | 
         num_frames=config.num_frames,
         preprocessing="official",
     )
-    processor.save_pretrained(output_dir)
+    save_with_pipeline(model, processor, output_dir, **saving)
 
 
 def main(arguments: Arguments):

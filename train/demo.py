@@ -21,7 +21,6 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 from accelerate import Accelerator
-from einops import rearrange
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
@@ -159,24 +158,15 @@ def classify_single_clips(model_folder: Path, clips: Path, picture: Path, seed: 
         verdict = "right" if best == label else f"wrong, it is {class_names[label]!r}"
         print(f"  {clip}: {class_names[best]!r} with probability {scores[best]:.2f} ({verdict})")
 
-    def visible(pixel_values: torch.Tensor):
-        mean, std = (torch.tensor(values)[:, None, None] for values in _normalisation(processor))
-        pixels = ((pixel_values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-        return rearrange(pixels, "v t c h w -> v t h w c").numpy()
-
     plot_episode(
         class_names,
-        visible(inputs["support_pixel_values"][0]),
-        visible(inputs["query_pixel_values"][0]),
+        processor.to_frames(inputs["support_pixel_values"][0]).numpy(),
+        processor.to_frames(inputs["query_pixel_values"][0]).numpy(),
         probabilities.numpy(),
         episode["labels"],
         picture,
         "One 5-way 1-shot episode of novel classes",
     )
-
-
-def _normalisation(processor: CLIPFSARProcessor) -> tuple[list[float], list[float]]:
-    return processor.image_processor.image_mean, processor.image_processor.image_std
 
 
 def main(arguments: Arguments):

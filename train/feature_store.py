@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
+from support_set_clipfsar import preprocessing_settings, unseen_settings, weights_digest
 
 _FORMAT = 1
 
@@ -89,14 +90,10 @@ def store_manifest(
     draw_seed: tuple[int, ...] | None = None,
 ) -> dict:
     """What the features of a store depend on; two stores of equal manifests hold the same features."""
-    settings = processor.to_dict()
-    # Saving a processor writes there where its code lies.
-    settings["image_processor"] = {k: v for k, v in settings["image_processor"].items() if k != "auto_map"}
-    relevant = ("num_frames", "frame_sampling", "sampling_rate", "target_fps", "preprocessing", "image_processor")
     manifest = {
         "format": _FORMAT,
         "visual tower": _digest_of_weights(model),
-        "preprocessing": {name: settings[name] for name in relevant},
+        "preprocessing": preprocessing_settings(processor),
         "arithmetic": f"{str(model.dtype).removeprefix('torch.')}, mixed precision: {accelerator.mixed_precision}",
         "videos": digest_of_videos(dataset, video_column),
         "num_videos": len(dataset),
@@ -187,15 +184,9 @@ def _save_at_once(tensors: dict[str, torch.Tensor], path: Path):
 
 def _digest_of_weights(model: CLIPFSARModel) -> str:
     """Of the visual tower alone: a temporal transformer trained further leaves frame features as they are."""
-    vision_config = model.config.clip_config.vision_config
-    # what shapes the features without showing in names and shapes of weights
-    unseen = [getattr(vision_config, name, None) for name in ("hidden_act", "num_attention_heads", "layer_norm_eps")]
-    digest = hashlib.sha256(json.dumps(unseen).encode())
-    for name, tensor in sorted(model.clip.state_dict().items()):
-        if name.startswith(VISION_MODULES):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    names = [name.rstrip(".") for name in VISION_MODULES]
+    towers = [getattr(model.clip, name) for name in names if hasattr(model.clip, name)]
+    return weights_digest(towers, unseen_settings(model.config.clip_config.vision_config))
 
 
 def digest_of_videos(dataset, video_column: str) -> str:

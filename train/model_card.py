@@ -19,19 +19,23 @@ Recognition" (Wang et al., IJCV 2023, [arXiv:2303.02982](https://arxiv.org/abs/2
 
 ## Use
 
-```python
-import torch
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained("path/or/hub-id", trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained("path/or/hub-id", trust_remote_code=True)
-inputs = processor(
-    support_videos={{"first class": ["a.mp4"], "second class": ["b.mp4"]}},
-    query_videos=["c.mp4"],
-)
-with torch.no_grad():
-    probabilities = model(**inputs).logits.softmax(-1)  # (1, 1, 2)
+```bash
+pip install "transformers>=5.10,<6" torch datasets pillow av
 ```
+
+```python
+from transformers import pipeline
+
+classify = pipeline("few-shot-video-classification", model="{model_id}", trust_remote_code=True)
+classify.enroll({{"first class": ["a.mp4", "b.mp4"], "second class": ["c.mp4"]}})  # any number of clips per class
+print(classify("query.mp4"))  # [{{"label": ..., "score": ...}}, ...], most probable first
+print(classify(["one.mp4", "two.mp4"], inference_mode="ensemble"))  # clips and class names together
+print(classify("query.mp4", candidate_labels=["jumping", "running"]))  # class names alone
+classify.support_set.save_pretrained("my_classes")  # for support_set="my_classes" the next time
+```
+
+`trust_remote_code=True` runs the Python files of this repository: read them first. `AutoModel` and `AutoProcessor` load
+the two parts for programs of your own.
 
 ## Results
 
@@ -44,10 +48,25 @@ classes, seed {seed}; all settings are in `training_arguments.json`.{selection}
 
 ## Limits
 
-The numbers hold for the data set above and its kind of video. Class names matter: they modulate the prototypes. The
-weights are derived from `{base_model}` and stand under its licence; the model card of CLIP says what it should not be
-used for.
+- The numbers hold for the data set above and its kind of video.
+- A video is always taken for one of the enrolled classes, unless `detect_unknown=True` asks for "none of these".
+- {num_frames} frames stand for a whole clip: cut clips to the action; what lasts a moment in a long one is missed.
+- Class names matter: they modulate the prototypes. CLIP reads English.
+- Scores are comparable among the classes of one question; they are not calibrated probabilities.
+- CLIP learned from pictures and texts of the web, with their biases about people. Do not use it to identify or judge
+  people, nor for surveillance; OpenAI's model card of CLIP calls every deployed use out of scope that was not tested
+  for its purpose.
+
+## Licence
+
+The code files are Apache-2.0. The weights are derived from {base_model_link} and stand under its licence. {licence}
 """
+
+MODEL_PLACEHOLDER = "path/or/hub-id"
+_OPENAI_LICENCE = (
+    "OpenAI's repository of CLIP carries the MIT licence; whether that covers the weights was never said there, so "
+    "read its model card and decide."
+)
 
 
 def write_model_card(folder: Path, args, best: dict | None, results: list, num_base_classes: int):
@@ -61,11 +80,18 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
         num_base_classes: Classes trained on.
     """
     # Names, not paths of the machine it was trained on.
-    dataset_name, base_model = _public_name(args.dataset), _public_name(args.model)
+    dataset_name, base_model = public_name(args.dataset), public_name(args.model)
+    is_on_hub = not Path(args.model).exists()
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="video-classification",
-        tags=["few-shot-learning", "action-recognition", "clip-fsar", "custom_code"],
+        tags=["few-shot-learning", "action-recognition", "clip-fsar", "clip", "video", "custom_code"],
+        base_model=base_model if is_on_hub else None,
+        # The code's licence is not that of the weights, and CLIP's weights have none by a name that the Hub knows.
+        license="other",
+        license_name="licence-of-the-base-model",
+        license_link=f"https://huggingface.co/{base_model}" if is_on_hub else None,
+        language="en",
         # Together they make the Hub's `model-index`.
         model_name="CLIP-FSAR",
         eval_results=_eval_results(results, dataset_name),
@@ -97,6 +123,10 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
     content = _TEXT.format(
         dataset_name=dataset_name,
         base_model=base_model,
+        base_model_link=f"[`{base_model}`](https://huggingface.co/{base_model})" if is_on_hub else f"`{base_model}`",
+        licence=_OPENAI_LICENCE if base_model.startswith("openai/clip-") else "",
+        model_id=args.push_to_hub or MODEL_PLACEHOLDER,
+        num_frames=args.num_frames,
         results=text,
         selection=selection,
         num_base_classes=num_base_classes,
@@ -109,7 +139,8 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
     ModelCard(f"---\n{data.to_yaml()}\n---\n{content}").save(folder / "README.md")
 
 
-def _public_name(source: str) -> str:
+def public_name(source: str) -> str:
+    """A Hub id as it is; of a path of this machine the last part."""
     return Path(source).resolve().name if Path(source).exists() else source
 
 
@@ -131,4 +162,4 @@ def _eval_results(results: list, dataset_name: str) -> list[EvalResult] | None:
     ] or None
 
 
-__all__ = ["SELECTED_ON_TEST", "write_model_card"]
+__all__ = ["MODEL_PLACEHOLDER", "SELECTED_ON_TEST", "public_name", "write_model_card"]

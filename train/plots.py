@@ -126,4 +126,58 @@ def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
     plt.close(figure)
 
 
-__all__ = ["plot_confusion", "plot_episode", "plot_per_class", "plot_training", "plot_training_comparison"]
+def plot_timeline(
+    seconds: np.ndarray,
+    scores: np.ndarray,
+    class_names: list[str],
+    labels: list[str],
+    duration_seconds: float,
+    path: Path,
+    title: str,
+    thumbnails: np.ndarray,
+):
+    """What happens when: frames above, the answer of each window as a coloured strip, class scores over time below.
+
+    Args:
+        seconds: (W, 2), start and end of windows.
+        scores: (W, N).
+        class_names: N names; the nine that score highest anywhere are drawn.
+        labels: Answers of the W windows; another name than the classes' is drawn in grey.
+        thumbnails: (n, H, W, 3), uint8, spread evenly over the video.
+    """
+    colours = {name: plt.cm.tab10(i) for i, name in enumerate([class_names[n] for n in np.argsort(-scores.max(0))[:9]])}
+    figure, (film, strip, lines) = plt.subplots(
+        3, 1, figsize=(13, 6), height_ratios=(1.1, 0.35, 3), sharex=True, layout="constrained"
+    )
+    width = duration_seconds / len(thumbnails)
+    for i, image in enumerate(thumbnails):
+        film.imshow(image, extent=((i + 0.01) * width, (i + 0.99) * width, 0, 1), aspect="auto")
+    film.set(ylim=(0, 1), title=title)
+    film.axis("off")
+
+    # Where windows overlap, each moment belongs to the window whose middle is nearest.
+    middles = seconds.mean(1)
+    edges = np.concatenate([[0.0], (middles[1:] + middles[:-1]) / 2, [duration_seconds]])
+    for start, end, label in zip(edges[:-1], edges[1:], labels, strict=True):
+        strip.axvspan(start, end, color=colours.get(label, "0.8"), linewidth=0)
+    strip.set(yticks=[], ylim=(0, 1))
+    strip.set_ylabel("answer", rotation=0, ha="right", va="center")
+    for name, colour in colours.items():
+        lines.plot(middles, scores[:, class_names.index(name)], "o-", color=colour, label=name, markersize=3)
+    for other in sorted(set(labels) - set(colours)):
+        lines.plot([], [], color="0.8", linewidth=8, label=other)
+    lines.set(xlabel="seconds (middle of the window)", ylabel="score", ylim=(-0.02, 1.02), xlim=(0, duration_seconds))
+    lines.grid(alpha=0.3)
+    lines.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+__all__ = [
+    "plot_confusion",
+    "plot_episode",
+    "plot_per_class",
+    "plot_timeline",
+    "plot_training",
+    "plot_training_comparison",
+]

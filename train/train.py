@@ -23,7 +23,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import is_tensorboard_available, set_seed
-from huggingface_hub import create_repo, upload_folder
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
@@ -35,9 +34,10 @@ from train.arguments import TrainingArguments, parse_arguments
 from train.evaluation import EpisodicAccuracy, encode_classes, encode_videos, evaluate
 from train.feature_store import stored_features
 from train.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
-from train.model_card import SELECTED_ON_TEST, write_model_card
+from train.model_card import SELECTED_ON_TEST, public_name, write_model_card
 from train.plots import plot_training
 from train.presets import learning_rate_at
+from train.push_to_hub import push_folder
 from train.trainable import ADAPTER_FOLDER, choose_trainable, save_model, trainable_report
 from train.video_dataset import check_disjoint_classes, load_video_splits
 
@@ -454,11 +454,18 @@ class Run:
         """A complete folder for `from_pretrained` and the Hub: weights, code, processor, settings, model card."""
         folder, new = self.output_dir / name, self.output_dir / f"{name}.new"
         shutil.rmtree(new, ignore_errors=True)
-        save_model(self.model, new, self.args.keep_adapter)
+        save_model(self.model, self.processor, new, self.args.keep_adapter)
         if (folder / ADAPTER_FOLDER).is_dir() and results:  # the same model again, now with the test's numbers
             shutil.copytree(folder / ADAPTER_FOLDER, new / ADAPTER_FOLDER, dirs_exist_ok=True)
-        self.processor.save_pretrained(new)
-        (new / "training_arguments.json").write_text(json.dumps(asdict(self.args), indent=2) + "\n")
+        settings = asdict(self.args)
+        for option in (
+            "dataset",
+            "model",
+            "output_dir",
+            "features_dir",
+        ):  # the folder travels: no paths of this machine
+            settings[option] = settings[option] and public_name(settings[option])
+        (new / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
         write_model_card(new, self.args, self.best, list(results), len(self.episodes.class_names))
         replace_folder(new, folder)
 
@@ -504,8 +511,7 @@ def main(args: TrainingArguments) -> list[EpisodicAccuracy]:
     run.train()
     results = run.test()
     if args.push_to_hub and run.is_main_process:
-        create_repo(args.push_to_hub, private=args.hub_private, exist_ok=True)
-        upload_folder(repo_id=args.push_to_hub, folder_path=run.output_dir / "best")
+        push_folder(run.output_dir / "best", args.push_to_hub, args.hub_private, args.hub_revision)
     # The wrapped model goes first: were it the last to hold the process group, its end would wait for the group's
     # threads while holding Python's lock, which these want, too. Now and then two processes never ended.
     accelerator = run.accelerator

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
+from pipeline_clipfsar import save_with_pipeline
 
 ADAPTER_FOLDER = "adapter"
 
@@ -117,16 +118,16 @@ def merged_state_dict(model: CLIPFSARModel) -> dict[str, torch.Tensor]:
     return state
 
 
-def save_model(model: CLIPFSARModel, folder: Path, keep_adapter: bool = False):
-    """`save_pretrained`, adapters merged into the weights; the same adapters beside them when they are to be kept.
+def save_model(model: CLIPFSARModel, processor, folder: Path, keep_adapter: bool = False):
+    """`save_with_pipeline`, adapters merged into the weights; the same adapters beside them when they are to be kept.
 
     `folder/adapter` is in peft's format, for the visual tower that the training began with:
     `PeftModel.from_pretrained(start.clip.vision_model, folder / "adapter")`.
     """
     if not has_adapters(model):
-        model.save_pretrained(folder)
+        save_with_pipeline(model, processor, folder)
         return
-    model.save_pretrained(folder, state_dict=merged_state_dict(model))
+    save_with_pipeline(model, processor, folder, state_dict=merged_state_dict(model))
     if keep_adapter:
         peft, tower = _import_peft(), model.clip.vision_model
         state = peft.get_peft_model_state_dict(tower, save_embedding_layers=False)

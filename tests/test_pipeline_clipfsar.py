@@ -1,0 +1,363 @@
+"""The pipeline: every kind of input and of classes, batches, marked errors, and the same scores in a fresh Python."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+import pipeline_clipfsar
+from pipeline_clipfsar import FewShotVideoClassificationPipeline
+from processing_clipfsar import VideoReadError
+from support_set_clipfsar import SupportSet
+
+ROOT = Path(__file__).resolve().parents[1]
+TASK = "few-shot-video-classification"
+CLIPS = {"boxing": [random_clip(0), random_clip(1)], "diving": [random_clip(3)], "running": [random_clip(4)]}
+QUERIES = [random_clip(10), random_clip(11), random_clip(12)]
+MISSING = "no/such/clip.mp4"
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return tiny_model_and_processor()
+
+
+@pytest.fixture(scope="module")
+def classify(parts):
+    model, processor = parts
+    return pipeline(TASK, model=model, processor=processor, device="cpu", support_set=CLIPS)
+
+
+@pytest.fixture(scope="module")
+def expected(parts):
+    """Answers of the model itself, per mode."""
+    model, processor = parts
+    inputs = processor(support_videos=CLIPS, query_videos=QUERIES)
+    with torch.no_grad():
+        outputs = {mode: model(**inputs, inference_mode=mode) for mode in ("few_shot", "zero_shot", "ensemble")}
+    return {mode: processor.post_process_video_classification(out, list(CLIPS)) for mode, out in outputs.items()}
+
+
+def assert_same(answers, expected):
+    assert len(answers) == len(expected)
+    for answer, wanted in zip(answers, expected, strict=True):
+        assert [entry["label"] for entry in answer] == [entry["label"] for entry in wanted]
+        assert [entry["score"] for entry in answer] == pytest.approx([entry["score"] for entry in wanted], abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["few_shot", "zero_shot", "ensemble"])
+def test_scores_are_those_of_the_model(classify, expected, mode):
+    assert_same([classify(query, inference_mode=mode) for query in QUERIES], expected[mode])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_lists_generators_and_data_sets_give_the_same(classify, expected, tmp_path, batch_size):
+    folders = []
+    for number, query in enumerate(QUERIES):
+        folders.append(tmp_path / str(number))
+        folders[-1].mkdir()
+        for frame, image in enumerate(query):
+            Image.fromarray(image).save(folders[-1] / f"{frame}.png")
+    paths = [str(folder) for folder in folders]
+    rows = datasets.Dataset.from_dict({"clip": paths})
+    options = {"batch_size": batch_size}
+    assert_same(classify(QUERIES, **options), expected["few_shot"])
+    assert_same(classify(tuple(paths), **options), expected["few_shot"])
+    assert_same(classify([list(map(Image.fromarray, query)) for query in QUERIES], **options), expected["few_shot"])
+    for lazy in (
+        (query for query in QUERIES),
+        iter(folders),
+        KeyDataset(rows, "clip"),
+    ):
+        answers = classify(lazy, **options)
+        assert not isinstance(answers, list)
+        assert_same(list(answers), expected["few_shot"])
+    assert_same(list(classify(rows, video_column="clip", **options)), expected["few_shot"])
+    streamed = rows.to_iterable_dataset()
+    assert_same(list(classify(streamed, video_column="clip", **options)), expected["few_shot"])
+
+
+def test_one_video_as_a_list_of_images_is_one_video(classify, expected):
+    assert_same([classify([Image.fromarray(frame) for frame in QUERIES[0]])], expected["few_shot"][:1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_an_episode_carries_its_own_classes(parts, expected, batch_size):
+    model, processor = parts
+    alone = pipeline(TASK, model=model, processor=processor, device="cpu")
+    episode = {"support_videos": CLIPS, "query_videos": QUERIES}
+    assert_same(alone(episode), expected["few_shot"])
+    assert_same(alone(episode, inference_mode="ensemble"), expected["ensemble"])
+    for answers in alone([episode, episode], batch_size=batch_size):
+        assert_same(answers, expected["few_shot"])
+    flat = {"support_videos": [clip for clips in CLIPS.values() for clip in clips], "query_videos": QUERIES}
+    assert_same(alone(flat | {"support_labels": ["boxing", "boxing", "diving", "running"]}), expected["few_shot"])
+    assert_same(alone({"class_names": list(CLIPS), "query_videos": QUERIES}), expected["zero_shot"])
+
+
+def test_class_names_alone_are_zero_shot(parts, classify, expected):
+    assert_same(classify(QUERIES, candidate_labels=list(CLIPS)), expected["zero_shot"])
+    model, processor = parts
+    by_names = pipeline(
+        TASK, model=model, processor=processor, device="cpu", candidate_labels="boxing, diving, running"
+    )
+    assert_same([by_names(QUERIES[0])], expected["zero_shot"][:1])
+    by_names.enroll(CLIPS)
+    assert_same([by_names(QUERIES[0])], expected["few_shot"][:1])
+
+
+def test_enrolling_adds_to_what_is_there(parts, expected):
+    model, processor = parts
+    growing = pipeline(TASK, model=model, processor=processor, device="cpu")
+    growing.enroll({"boxing": CLIPS["boxing"][0]})
+    growing.enroll({"boxing": CLIPS["boxing"][1], "diving": CLIPS["diving"], "running": CLIPS["running"]})
+    assert growing.support_set.num_clips == {"boxing": 2, "diving": 1, "running": 1}
+    assert_same(growing(QUERIES), expected["few_shot"])
+
+
+def test_a_support_set_of_a_call_leaves_the_pipelines_own(classify, expected, parts, tmp_path):
+    SupportSet.from_videos(*parts, {"a": QUERIES[0], "b": QUERIES[1]}).save_pretrained(tmp_path)
+    assert classify(QUERIES[0], support_set=str(tmp_path))[0]["label"] == "a"
+    assert_same([classify(QUERIES[0])], expected["few_shot"][:1])
+
+
+def test_top_k_keeps_the_best(classify, expected):
+    assert_same(classify(QUERIES, top_k=1), [answer[:1] for answer in expected["few_shot"]])
+    assert len(classify(QUERIES[0], top_k=99)) == 3
+    for top_k in (0, True, 1.5):
+        with pytest.raises(ValueError, match=r"top_k=.* must be a whole number of at least 1"):
+            classify(QUERIES[0], top_k=top_k)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_arithmetic_gives_nearly_the_same(expected, dtype):
+    model, processor = tiny_model_and_processor()
+    half = pipeline(TASK, model=model.to(dtype), processor=processor, device="cpu", support_set=CLIPS)
+    scores = {entry["label"]: entry["score"] for entry in half(QUERIES[0])}
+    for entry in expected["few_shot"][0]:
+        assert scores[entry["label"]] == pytest.approx(entry["score"], abs=0.03)
+
+
+def test_random_frames_do_not_make_random_answers():
+    model, processor = tiny_model_and_processor()
+    processor.frame_sampling = "segment_random"
+    steady = FewShotVideoClassificationPipeline(model, processor, device="cpu", support_set=CLIPS)
+    episode = {"support_videos": CLIPS, "query_videos": QUERIES}
+    first = steady(QUERIES)
+    assert steady(QUERIES) == first
+    assert steady(episode) == steady(episode)
+    assert_same(steady(episode), first)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_none_of_these_leads_or_ends_the_answer_beside_the_classes(classify, batch_size):
+    plain = classify(QUERIES, top_k=2)
+    with torch.no_grad():
+        embeds = classify.model.get_video_features(classify.processor.process_videos(QUERIES))
+    scores = classify.support_set.score_unknown(classify.model, embeds).tolist()
+    answers = classify([QUERIES[0], MISSING, *QUERIES[1:]], top_k=2, detect_unknown=True, batch_size=batch_size)
+    assert answers.pop(1)[0]["error"]
+    for answer, without, score in zip(answers, plain, scores, strict=True):
+        entry = answer.pop(0 if score >= 0.5 else -1)
+        assert entry == {"label": "none of these", "score": pytest.approx(score, abs=1e-5)}
+        assert_same([answer], [without])
+
+
+def test_a_folder_or_name_without_a_support_set_has_none(parts, tmp_path, monkeypatch):
+    model, processor = tiny_model_and_processor()
+    for name in (str(tmp_path), "someone/without-one", str(tmp_path / "gone")):
+        monkeypatch.setattr(model, "name_or_path", name)
+        monkeypatch.setattr(pipeline_clipfsar, "cached_file", lambda *args, **options: None)
+        assert FewShotVideoClassificationPipeline(model, processor, device="cpu").support_set is None
+
+
+def test_pushed_to_the_hub_a_pipeline_is_all_there_but_the_pictures(classify, tmp_path, monkeypatch):
+    def create_commit(self, repo_id, operations, **options):
+        for operation in operations:
+            (tmp_path / operation.path_in_repo).write_bytes(Path(operation.path_or_fileobj).read_bytes())
+
+    created = SimpleNamespace(repo_id="me/classes")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo_id, **options: created)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
+    card = huggingface_hub.ModelCard("---\nlibrary_name: transformers\n---\n")
+    monkeypatch.setattr(transformers.utils.hub.ModelCard, "load", lambda repo_id, **options: card)
+    classify.push_to_hub("classes")
+    there = {path.name for path in tmp_path.iterdir()}
+    assert {"support_set.json", "support_set.safetensors", "model.safetensors", "processor_config.json"} <= there
+    assert {path.name for path in ROOT.glob("*_clipfsar.py")} <= there
+    assert SupportSet.from_pretrained(tmp_path).classes["boxing"].thumbnails == [b"", b""]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_an_unreadable_video_in_a_list_costs_no_other(classify, expected, batch_size, tmp_path):
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    first, missing, second, nothing, third = classify(
+        [QUERIES[0], MISSING, QUERIES[1], empty, QUERIES[2]], batch_size=batch_size
+    )
+    assert_same([first, second, third], expected["few_shot"])
+    assert missing == [
+        {"label": None, "score": 0.0, "error": f"Cannot read video {MISSING!r}: No such file or directory."}
+    ]
+    assert nothing[0]["label"] is None
+    assert "empty.mp4" in nothing[0]["error"]
+
+
+def test_a_list_of_unreadable_videos_comes_back_whole(classify):
+    assert [answer[0]["label"] for answer in classify([MISSING, MISSING], batch_size=2)] == [None, None]
+    assert classify([]) == []
+
+
+def test_an_unreadable_video_alone_is_an_error(classify):
+    with pytest.raises(VideoReadError, match=MISSING):
+        classify(MISSING)
+
+
+def test_an_unreadable_query_of_an_episode_costs_no_other(classify, expected):
+    answers = classify({"support_videos": CLIPS, "query_videos": [QUERIES[0], MISSING, QUERIES[2]]})
+    assert_same([answers[0], answers[2]], [expected["few_shot"][0], expected["few_shot"][2]])
+    assert answers[1][0]["error"].startswith(f"Cannot read video {MISSING!r}")
+    answers = classify({"support_videos": CLIPS, "query_videos": [MISSING]})
+    assert answers[0][0]["label"] is None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "reason"),
+    [
+        (None, {}, "There is no video"),
+        (QUERIES[0], {"inference_mode": "no_shot"}, "'no_shot' is not one of few_shot, zero_shot, ensemble"),
+        (QUERIES[0], {"candidate_labels": ["a"]}, "at least two names"),
+        (QUERIES[0], {"candidate_labels": ["a", "a"]}, "all different"),
+        (QUERIES[0], {"candidate_labels": ["a", "b"], "support_set": CLIPS}, "not both"),
+        (
+            QUERIES[0],
+            {"candidate_labels": ["a", "b"], "inference_mode": "ensemble"},
+            "candidate_labels are names alone",
+        ),
+        (QUERIES[0], {"support_set": {"boxing": CLIPS["boxing"]}}, "At least two classes are needed"),
+        (QUERIES[0], {"support_set": {"boxing": [], "diving": CLIPS["diving"]}}, "'boxing' has no clips"),
+        (QUERIES[0], {"support_set": 3}, "a SupportSet, a folder or Hub id of one, .* got int"),
+        (QUERIES[0], {"support_set": str(ROOT / "train")}, "holds no support set"),
+        (QUERIES[0], {"candidate_labels": ["a", "b"], "detect_unknown": True}, "learns from enrolled clips"),
+        (
+            QUERIES[0],
+            {"support_set": CLIPS | {"none of these": QUERIES[:1]}, "detect_unknown": True},
+            "by another name",
+        ),
+        ({"support_videos": CLIPS}, {}, "An episode has 'support_videos'"),
+        ({"support_videos": CLIPS, "query_videos": QUERIES, "n_way": 3}, {}, r"unknown: \['n_way'\]"),
+        ({"support_videos": {"boxing": CLIPS["boxing"]}, "query_videos": QUERIES}, {}, "at least two are needed"),
+        (
+            {"support_videos": {"boxing": [], "b": CLIPS["diving"]}, "query_videos": QUERIES},
+            {},
+            "'boxing' has no support",
+        ),
+    ],
+)
+def test_bad_input_is_answered_with_the_remedy(classify, inputs, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        classify(inputs, **options)
+
+
+def test_without_classes_the_error_says_how_to_give_some(parts):
+    model, processor = parts
+    with pytest.raises(ValueError, match=r"There are no classes to choose from: enrol clips with enroll"):
+        pipeline(TASK, model=model, processor=processor, device="cpu")(QUERIES[0])
+
+
+def test_a_support_set_of_another_model_is_refused(classify):
+    other, processor = tiny_model_and_processor()
+    with torch.no_grad():
+        other.clip.visual_projection.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"enrolled with .* but this model is .* features do not compare"):
+        classify(QUERIES[0], support_set=SupportSet.from_videos(other, processor, CLIPS))
+
+
+def test_a_model_that_is_no_clip_fsar_is_refused(tmp_path):
+    folder = save_tiny_clip(tmp_path)
+    with pytest.raises(ValueError, match=r"needs a CLIP-FSAR model, but .* is of type 'clip'"):
+        pipeline(TASK, model=str(folder), device="cpu")
+
+
+def test_a_model_without_its_processor_is_refused(parts):
+    with pytest.raises(ValueError, match="needs the model's processor"):
+        FewShotVideoClassificationPipeline(parts[0], device="cpu")
+
+
+# Saved folders
+
+CHILD = """
+import json, sys
+import numpy as np, torch
+from transformers import AutoModel, AutoProcessor, pipeline
+
+folder, videos, again = sys.argv[1:4]
+for name in sys.argv[4:]:
+    sys.modules[name] = None  # must not be imported from the checkout
+torch.set_num_threads(1)
+queries = list(np.load(videos).values())
+classify = pipeline("few-shot-video-classification", model=folder, trust_remote_code=True, device="cpu")
+assert type(classify).__module__.startswith("transformers_modules."), type(classify)
+answers = [classify(query) for query in queries]
+assert classify(queries) == answers
+classify.save_pretrained(again)
+classify = pipeline("few-shot-video-classification", model=again, trust_remote_code=True, device="cpu")
+assert [classify(query) for query in queries] == answers
+for auto_class in (AutoModel, AutoProcessor):
+    assert type(auto_class.from_pretrained(again, trust_remote_code=True)).__name__.startswith("CLIPFSAR")
+print(json.dumps(answers))
+"""
+
+
+def run_elsewhere(folder: Path, elsewhere: Path) -> list:
+    """Answers of a fresh Python that sees neither the network nor this checkout."""
+    np.savez(elsewhere / "queries.npz", *QUERIES)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_"))}
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(elsewhere / "home"),
+        "HF_MODULES_CACHE": str(elsewhere / "code"),
+    }
+    blocked = [*(path.stem for path in ROOT.glob("*_clipfsar.py")), "train"]
+    command = [sys.executable, "-I", "-c", CHILD, folder, elsewhere / "queries.npz", elsewhere / "again", *blocked]
+    result = subprocess.run(
+        list(map(str, command)), cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_a_saved_pipeline_gives_the_same_scores_in_a_fresh_python(classify, tmp_path):
+    folder = tmp_path / "saved"
+    classify.save_pretrained(folder)
+    answers = [classify(query) for query in QUERIES]
+    (tmp_path / "elsewhere").mkdir()
+    assert run_elsewhere(folder, tmp_path / "elsewhere") == answers
+    code = {path.name for path in ROOT.glob("*_clipfsar.py")}
+    for saved in (folder, tmp_path / "elsewhere" / "again"):
+        assert {path.name for path in saved.glob("*.py")} == code
+        for name in code:
+            assert (saved / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+def test_a_saved_pipeline_holds_neither_paths_nor_pictures(classify, tmp_path):
+    classify.save_pretrained(tmp_path)
+    for file in tmp_path.glob("*.json"):
+        assert str(tmp_path) not in file.read_text()
+    assert SupportSet.from_pretrained(tmp_path).classes["boxing"].thumbnails == [b"", b""]

@@ -1,0 +1,241 @@
+"""The command line: classes from folders and kept sets, every output, windows, and what happens to bad input."""
+
+import csv
+import io
+import json
+import runpy
+import shutil
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tiny_data import REPOSITORY, random_clip, save_tiny_clip, tiny_model_and_processor, write_video
+from transformers import HfArgumentParser
+
+from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
+from train.predict import SOME_UNREADABLE, Arguments, find_clips, find_queries, load_model, main
+
+COLOURS = {"red": (230, 30, 30), "dark_blue": (20, 20, 160)}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """`model`, `examples/CLASS/*.mp4` and `queries`, of which two cannot be read."""
+    folder = tmp_path_factory.mktemp("predict")
+    save_with_pipeline(*tiny_model_and_processor(), folder / "model")
+    for name, colour in COLOURS.items():
+        (folder / "examples" / name).mkdir(parents=True)
+        for number in range(3):
+            write_video(folder / "examples" / name / f"{number}.mp4", colour, seed=number)
+    (folder / "queries").mkdir()
+    write_video(folder / "queries" / "a.mp4", COLOURS["red"], seed=10)
+    write_video(folder / "queries" / "b.mp4", COLOURS["dark_blue"], seed=11)
+    (folder / "empty.mp4").touch()
+    return folder
+
+
+def predict(folders, *options, support="examples", query=("queries",)) -> int:
+    command = ["--model", str(folders / "model"), "--device", "cpu"]
+    command += ["--support", str(folders / support)] if support else []
+    command += ["--query", *(str(folders / name) for name in query)] if query else []
+    return main(HfArgumentParser(Arguments).parse_args_into_dataclasses([*command, *map(str, options)])[0])
+
+
+@pytest.fixture(scope="module")
+def expected(folders):
+    """Answers of the pipeline in Python."""
+    model, processor = load_model(str(folders / "model"))
+    classify = FewShotVideoClassificationPipeline(model, processor, device="cpu")
+    classify.enroll({name: find_clips(folders / "examples" / name) for name in sorted(COLOURS)})
+    return {name: classify(str(folders / "queries" / f"{name}.mp4")) for name in ("a", "b")}
+
+
+def test_json_holds_the_answers_of_the_pipeline(folders, expected, capsys):
+    assert predict(folders, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"query": str(folders / "queries" / f"{name}.mp4"), "answer": expected[name]} for name in ("a", "b")
+    ]
+
+
+def test_the_table_is_a_line_per_video(folders, expected, capsys):
+    assert predict(folders, "--top_k", 1) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folders / 'queries' / name}.mp4  {expected[name][0]['label']} {expected[name][0]['score']:.2f}"
+        for name in ("a", "b")
+    ]
+
+
+def test_csv_has_a_column_per_class(folders, expected, tmp_path):
+    assert predict(folders, "--format", "csv", "--output", tmp_path / "new" / "answers.csv") == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "new" / "answers.csv").read_text())))
+    for row, name in zip(rows, ("a", "b"), strict=True):
+        assert row["label"] == expected[name][0]["label"]
+        for entry in expected[name]:
+            assert float(row[f"score of {entry['label']}"]) == pytest.approx(entry["score"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_unreadable_queries_are_marked_and_told_by_the_exit_code(folders, expected, capsys, batch_size):
+    query = ("queries/a.mp4", "empty.mp4", "queries/b.mp4", "nothing.mp4")
+    code = predict(folders, "--format", "json", "--batch_size", batch_size, query=query)
+    assert code == SOME_UNREADABLE
+    printed = capsys.readouterr()
+    first, empty, second, missing = json.loads(printed.out)
+    for result, name in ((first, "a"), (second, "b")):
+        for entry, wanted in zip(result["answer"], expected[name], strict=True):
+            assert entry == {"label": wanted["label"], "score": pytest.approx(wanted["score"], abs=1e-5)}
+    assert "the file is empty" in empty["error"]
+    assert "nothing.mp4" in missing["error"]
+    assert "2 of 4 queries could not be read." in printed.err
+
+
+def test_classes_are_encoded_once_and_kept(folders, capsys, tmp_path):
+    assert predict(folders, "--save_support", tmp_path / "kept", query=()) == 0
+    predict(folders, "--format", "json")
+    first = capsys.readouterr().out
+    shutil.move(folders / "examples", folders / "gone")
+    try:
+        assert predict(folders, "--format", "json", support=tmp_path / "kept") == 0
+    finally:
+        shutil.move(folders / "gone", folders / "examples")
+    assert capsys.readouterr().out == first
+
+
+def test_names_alone_are_zero_shot(folders, capsys):
+    options = ("--labels", "red, dark_blue, green", "--format", "json")
+    assert predict(folders, *options, support=None, query=("queries/a.mp4",)) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert {entry["label"] for entry in result["answer"]} == {"red", "dark_blue", "green"}
+
+
+def test_pictures_come_with_the_numbers_behind_them(folders, capsys, tmp_path):
+    query = ("queries/a.mp4", "queries/a.mp4")
+    options = ("--pictures", tmp_path, "--format", "json", "--inference_mode", "ensemble", "--detect_unknown", True)
+    assert predict(folders, *options, query=query) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [result["picture"] for result in results] == [str(tmp_path / "a.png"), str(tmp_path / "a_2.png")]
+    for result in results:
+        assert Image.open(result["picture"]).size[0] > 600
+        assert {"alignment", "text_share", "unknown_score"} <= set(result["why"])
+        assert "none of these" in {entry["label"] for entry in result["answer"]}
+
+
+@pytest.mark.parametrize("output", ["table", "json", "csv"])
+def test_windows_say_what_happens_when(folders, capsys, tmp_path, output):
+    options = ("--window_seconds", 0.2, "--stride_seconds", 0.12, "--pictures", tmp_path, "--format", output)
+    assert predict(folders, *options, "--detect_unknown", True, query=("queries/a.mp4", "empty.mp4")) == SOME_UNREADABLE
+    text = capsys.readouterr().out
+    times = [(0.0, 0.2), (0.12, 0.32), (0.24, 0.44), (0.28, 0.48)]
+    assert Image.open(tmp_path / "a.png").size[0] > 600
+    if output == "json":
+        result, empty = json.loads(text)
+        assert [(window["start_seconds"], window["end_seconds"]) for window in result["windows"]] == times
+        assert sum(result["windows"][0]["scores"].values()) == pytest.approx(1, abs=1e-6)
+        assert 0 <= result["windows"][0]["unknown_score"] <= 1
+        assert "the file is empty" in empty["error"]
+    elif output == "csv":
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert [(float(row["start_seconds"]), float(row["end_seconds"])) for row in rows[:4]] == times
+        assert rows[0]["score of none of these"]
+        assert "the file is empty" in rows[4]["error"]
+    else:
+        assert "0.12 -     0.32 s" in text
+        assert "NOT READ" in text
+
+
+def test_frames_without_a_rate_are_marked_and_cost_no_other(folders, capsys, tmp_path):
+    for number, frame in enumerate(random_clip(0)):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    query = (tmp_path, "queries/a.mp4")
+    options = ("--window_seconds", 0.2, "--format", "json")
+    assert predict(folders, *options, query=query) == SOME_UNREADABLE
+    frames, video = json.loads(capsys.readouterr().out)
+    assert "does not say its frames per second" in frames["error"]
+    assert len(video["windows"]) == 4
+    assert predict(folders, *options, "--fps", 25, query=query) == 0
+
+
+def test_windows_of_names_alone(folders, capsys):
+    options = ("--labels", "red, green", "--window_seconds", 0.2, "--format", "json")
+    assert predict(folders, *options, support=None, query=("queries/a.mp4",)) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert {window["label"] for window in result["windows"]} <= {"red", "green"}
+
+
+def test_a_plain_clip_works_without_training(tmp_path, folders, capsys):
+    save_tiny_clip(tmp_path)
+    options = ("--format", "json", "--model", tmp_path)
+    assert predict(folders, *options) == 0
+    printed = capsys.readouterr()
+    assert "is a plain CLIP: classifying by its frame features, without training." in printed.err
+    first, second = json.loads(printed.out)
+    assert (first["answer"][0]["label"], second["answer"][0]["label"]) == ("red", "dark_blue")
+    model, _ = load_model(str(tmp_path))
+    torch.testing.assert_close(model.video_text_scale[0], model.clip.logit_scale.exp())
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path, folders):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="holds a model of type 'bert'; CLIP-FSAR starts from"):
+        predict(folders, "--model", tmp_path)
+
+
+def test_clips_are_videos_and_folders_of_frames(tmp_path):
+    for name in ("b.mp4", "A.MKV", "notes.txt", ".hidden.mp4", "frames/0.png", "frames/1.jpg", "deep/er/c.avi"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "poster.jpg").touch()  # an image beside videos is no clip
+    names = [clip.relative_to(tmp_path).as_posix() for clip in find_clips(tmp_path)]
+    assert names == ["A.MKV", "b.mp4", "deep/er/c.avi", "frames"]
+    assert find_queries([str(tmp_path / "frames"), "nothing.mp4"]) == [str(tmp_path / "frames"), "nothing.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "others", "reason"),
+    [
+        ((), {"query": ()}, "There is nothing to do"),
+        ((), {"support": None}, "There are no classes: give --support"),
+        (("--labels", "a, b"), {}, "Give --support or --labels, not both"),
+        (("--labels", "a, b", "--pictures", "x"), {"support": None}, "--pictures needs example clips"),
+        (("--labels", "a, b", "--detect_unknown", True), {"support": None}, "--detect_unknown needs example clips"),
+        (("--labels", "a"), {"support": None}, "at least two names"),
+        (("--stride_seconds", 1), {}, "--stride_seconds needs --window_seconds"),
+        (("--window_seconds", 0), {}, "--window_seconds 0.0 must be greater than 0"),
+        (("--top_k", 0), {}, "--top_k 0 must be at least 1"),
+        ((), {"support": "queries"}, "holds no folders: give one folder of clips per class"),
+        ((), {"support": "."}, "Class 'model' has no clips"),
+        ((), {"support": "nowhere"}, "--support .*nowhere: there is no such folder"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_with_the_remedy(folders, options, others, reason):
+    with pytest.raises((ValueError, FileNotFoundError), match=reason):
+        predict(folders, *options, **others)
+
+
+def test_one_class_is_too_few(folders, tmp_path):
+    shutil.copytree(folders / "examples" / "red", tmp_path / "red")
+    with pytest.raises(ValueError, match="At least two classes are needed"):
+        predict(folders, support=tmp_path)
+
+
+def test_an_unreadable_example_is_an_error_unless_it_may_be_skipped(folders, tmp_path, capsys):
+    shutil.copytree(folders / "examples", tmp_path / "examples")
+    (tmp_path / "examples" / "red" / "broken.mp4").touch()
+    with pytest.raises(ValueError, match=r"broken\.mp4'?: the file is empty"):
+        predict(folders, support=tmp_path / "examples")
+    with pytest.warns(UserWarning, match=r"Left out of the support set: .*broken\.mp4"):
+        assert predict(folders, "--skip_unreadable", True, support=tmp_path / "examples") == 0
+
+
+def test_run_by_path_errors_are_one_line_and_help_teaches(monkeypatch, capsys):
+    program = str(REPOSITORY / "train" / "predict.py")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", [program, "--model", "x", "--labels", "a, b"])
+    with pytest.raises(SystemExit, match="error: There is nothing to do: give videos as --query"):
+        runpy.run_path(program, run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_path(program, run_name="__main__")
+    assert leaving.value.code == 0
+    assert "--support EXAMPLES --query new.mp4" in capsys.readouterr().out

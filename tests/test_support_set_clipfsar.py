@@ -1,0 +1,440 @@
+"""Enrolled classes: equal to the model's own episodes, changed without encoding again, kept, refused where unfit."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_data import REPOSITORY, random_clip, tiny_model_and_processor
+
+import support_set_clipfsar
+from processing_clipfsar import VideoReadError
+from support_set_clipfsar import EnrolledClass, SupportSet
+from train.predict import load_model
+from train.synthetic_actions import render_clip
+
+MODES = ("few_shot", "zero_shot", "ensemble")
+CLIPS = {
+    "boxing": [random_clip(0), random_clip(1), random_clip(2)],
+    "diving": [random_clip(3)],
+    "running": [random_clip(4)],
+}
+QUERIES = [random_clip(10), random_clip(11)]
+# Recorded from this program (torch 2.13, CPU): 9 known and 9 unknown clips.
+GOLDEN_AUROC = 0.778
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return tiny_model_and_processor()
+
+
+@pytest.fixture
+def support_set(parts):
+    return SupportSet.from_videos(*parts, CLIPS)
+
+
+@pytest.fixture(scope="module")
+def query_embeds(parts):
+    model, processor = parts
+    with torch.no_grad():
+        return model.get_video_features(processor.process_videos(QUERIES))
+
+
+def count_encoded_videos(model, monkeypatch) -> list[int]:
+    """Videos of each call of the visual tower from now on."""
+    calls, encode = [], model.get_video_features
+
+    def counted(pixel_values):
+        calls.append(len(pixel_values))
+        return encode(pixel_values)
+
+    monkeypatch.setattr(model, "get_video_features", counted)
+    return calls
+
+
+@pytest.mark.parametrize("support_pooling", ["before", "after"])
+@pytest.mark.parametrize("mode", MODES)
+def test_logits_are_those_of_the_same_episode(mode, support_pooling):
+    model, processor = tiny_model_and_processor(support_pooling=support_pooling)
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    inputs = processor(support_videos=CLIPS, query_videos=QUERIES)
+    with torch.no_grad():
+        expected = model(**inputs, inference_mode=mode).logits[0]
+        logits = support_set.classify(model, model.get_video_features(inputs["query_pixel_values"][0]), mode)
+    assert support_set.num_clips == {"boxing": 3, "diving": 1, "running": 1}
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_the_batch_size_changes_nothing(parts, support_set, query_embeds, batch_size):
+    other = SupportSet.from_videos(*parts, CLIPS, batch_size=batch_size)
+    torch.testing.assert_close(
+        other.classify(parts[0], query_embeds), support_set.classify(parts[0], query_embeds), rtol=0, atol=1e-6
+    )
+
+
+def test_adding_encodes_only_what_is_new(parts, query_embeds, monkeypatch):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, {"boxing": CLIPS["boxing"][:1], "diving": CLIPS["diving"]})
+    support_set.classify(model, query_embeds)
+    calls = count_encoded_videos(model, monkeypatch)
+    support_set.add(model, processor, {"boxing": CLIPS["boxing"][1:], "running": CLIPS["running"]})
+    assert calls == [3]
+    whole = SupportSet.from_videos(model, processor, CLIPS)
+    assert support_set.num_clips == whole.num_clips
+    torch.testing.assert_close(
+        support_set.classify(model, query_embeds), whole.classify(model, query_embeds), rtol=0, atol=1e-6
+    )
+
+
+def test_removing_encodes_nothing_and_leaves_the_rest(parts, support_set, query_embeds, monkeypatch):
+    model, processor = parts
+    fewer = SupportSet.from_videos(model, processor, {"boxing": CLIPS["boxing"][::2], "diving": CLIPS["diving"]})
+    calls = count_encoded_videos(model, monkeypatch)
+    support_set.classify(model, query_embeds)
+    support_set.remove_clip("boxing", "clip 2")
+    support_set.remove_class("running")
+    assert calls == []
+    assert support_set.classes["boxing"].clip_names == ["clip 1", "clip 3"]
+    torch.testing.assert_close(
+        support_set.classify(model, query_embeds), fewer.classify(model, query_embeds), rtol=0, atol=1e-6
+    )
+
+
+def test_prototypes_are_made_once(parts, support_set, query_embeds, monkeypatch):
+    model, _ = parts
+    calls, get_prototypes = [], model.get_prototypes
+    monkeypatch.setattr(model, "get_prototypes", lambda *inputs: calls.append(1) or get_prototypes(*inputs))
+    for _ in range(3):
+        support_set.classify(model, query_embeds)
+    assert len(calls) == 1
+
+
+def test_a_model_in_training_mode_classifies_as_in_evaluation_mode(parts, support_set, query_embeds):
+    model, _ = parts
+    expected = support_set.classify(model, query_embeds)
+    model.train()
+    try:
+        assert torch.equal(support_set.classify(model, query_embeds), expected)
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_clips_are_named_after_their_files(parts, tmp_path):
+    folders = [tmp_path / "one" / "a", tmp_path / "two" / "a"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        Image.fromarray(random_clip(1)[0]).save(folder / "0.png")
+    clips = [str(folders[0]), folders[1], random_clip(2), {"path": str(folders[0]), "bytes": None}]
+    support_set = SupportSet.from_videos(*parts, {"boxing": clips})
+    assert support_set.classes["boxing"].clip_names == ["a", "a (2)", "clip 3", "a (3)"]
+
+
+# None of these
+
+
+def clusters(n_way: int, n_shot: int, spread: float, seed: int = 0) -> torch.Tensor:
+    """Frame features (N, K, T, D) of clips around a centre per class."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(n_way, 1, 4, 16, generator=generator)
+    return centres + spread * torch.randn(n_way, n_shot, 4, 16, generator=generator)
+
+
+def enrolled_features(support_set: SupportSet, embeds: torch.Tensor) -> SupportSet:
+    """A set of the same fingerprint with features (N, K, T, D) that came from nowhere."""
+    texts = embeds.mean((1, 2))  # the class's name says what its clips show
+    return SupportSet(
+        support_set.fingerprint,
+        {
+            f"class {n}": EnrolledClass(texts[n], list("abcdefgh"[: len(clips)]), clips)
+            for n, clips in enumerate(embeds)
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def bare_parts():
+    """Prototypes are plain means of features."""
+    return tiny_model_and_processor(temporal_num_layers=0, prototype_modulation=False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_videos_of_no_class_are_told_from_the_others(bare_parts, mode):
+    embeds = clusters(n_way=6, n_shot=8, spread=0.5)
+    support_set = enrolled_features(SupportSet.from_videos(*bare_parts, CLIPS), embeds[:4, :4])
+    known = support_set.score_unknown(bare_parts[0], embeds[:4, 4:].flatten(0, 1), mode)
+    unknown = support_set.score_unknown(bare_parts[0], embeds[4:].flatten(0, 1), mode)
+    assert known.max() < 0.5 < unknown.min()
+
+
+def test_calibration_leaves_each_clip_out(bare_parts):
+    model, _ = bare_parts
+    embeds = clusters(n_way=3, n_shot=3, spread=0.7)
+    support_set = enrolled_features(SupportSet.from_videos(*bare_parts, CLIPS), embeds)
+    left_out, distances, _ = support_set._left_out_comparisons(model)
+    rest = embeds[1, [0, 2]].mean(0)
+    with torch.no_grad():
+        expected = model.get_distances(embeds[1, 1][None], rest[None])
+    assert float(left_out[4, 1]) == pytest.approx(float(expected), abs=1e-5)  # the fifth clip is class 1's second
+    assert float(distances[4, 1]) < float(left_out[4, 1])  # its own prototype has seen it
+    assert torch.equal(left_out[4, [0, 2]], distances[4, [0, 2]])
+
+
+def test_the_limit_follows_the_set(bare_parts):
+    model, _ = bare_parts
+    embeds = clusters(n_way=4, n_shot=4, spread=0.7)
+    support_set = enrolled_features(SupportSet.from_videos(*bare_parts, CLIPS), embeds[:3])
+    query = embeds[3, :1]
+    assert support_set.score_unknown(model, query) > 0.5
+    support_set.classes["class 3"] = enrolled_features(support_set, embeds).classes["class 3"]
+    support_set._derived.clear()
+    assert support_set.score_unknown(model, query) < 0.5
+
+
+def test_one_clip_per_class_shows_nothing_of_known_videos(bare_parts):
+    model, _ = bare_parts
+    support_set = enrolled_features(SupportSet.from_videos(*bare_parts, CLIPS), clusters(3, 1, 0.7))
+    query = clusters(1, 1, 0.7, seed=1)[0]
+    for mode in ("few_shot", "ensemble"):
+        with pytest.raises(ValueError, match="no class has two clips: enrol more, or use inference_mode='zero_shot'"):
+            support_set.score_unknown(model, query, mode)
+    assert 0 <= float(support_set.score_unknown(model, query, "zero_shot")) <= 1
+
+
+def test_a_set_that_cannot_tell_says_so(bare_parts):
+    model, _ = bare_parts
+    embeds = torch.randn(2, 2, 4, 16, generator=torch.Generator().manual_seed(0))
+    embeds[1] = embeds[0].flip(0)  # both classes hold the same two clips: left out, a clip is nearer to the other class
+    support_set = enrolled_features(SupportSet.from_videos(*bare_parts, CLIPS), embeds)
+    with pytest.raises(ValueError, match="Nothing tells unknown videos from known ones here"):
+        support_set.score_unknown(model, embeds[0])
+
+
+def test_unknown_videos_are_told_on_the_embedded_default():
+    model, processor = load_model(str(REPOSITORY / "train" / "tiny_clip"))
+    enrolled = ("red star growing", "red circle draining", "two green rings meeting")
+    others = ("red star shrinking", "red circle filling", "two green rings parting")  # the same, backwards
+    clips = {name: [render_clip(name, 0, index)[0] for index in range(6)] for name in (*enrolled, *others)}
+    support_set = SupportSet.from_videos(model, processor, {name: clips[name][:3] for name in enrolled})
+    queries = [clip for name in (*enrolled, *others) for clip in clips[name][3:]]
+    with torch.no_grad():
+        scores = support_set.score_unknown(model, model.get_video_features(processor.process_videos(queries)))
+    known, unknown = scores[:9], scores[9:]
+    auroc = float((unknown[:, None] > known).float().mean())
+    assert auroc == pytest.approx(GOLDEN_AUROC, abs=0.02)
+
+
+# Keeping
+
+
+def test_saved_and_loaded_it_is_the_same(parts, support_set, query_embeds, tmp_path):
+    support_set.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["support_set.json", "support_set.safetensors"]
+    loaded = SupportSet.from_pretrained(tmp_path)
+    loaded.check(*parts)
+    assert loaded.num_clips == support_set.num_clips
+    for name, enrolled in support_set.classes.items():
+        assert loaded.classes[name].clip_names == enrolled.clip_names
+        assert loaded.classes[name].thumbnails == enrolled.thumbnails
+    for mode in MODES:
+        expected = support_set.classify(parts[0], query_embeds, mode)
+        assert torch.equal(loaded.classify(parts[0], query_embeds, mode), expected)
+
+
+def test_thumbnails_are_left_out_on_request(parts, support_set, tmp_path):
+    assert support_set.classes["boxing"].thumbnails[0].startswith(b"\xff\xd8")  # JPEG
+    support_set.save_pretrained(tmp_path, thumbnails=False)
+    assert SupportSet.from_pretrained(tmp_path).classes["boxing"].thumbnails == [b"", b"", b""]
+
+
+def test_nothing_of_this_machine_is_saved(parts, tmp_path):
+    clip = tmp_path / "private" / "clip.npy"
+    clip.mkdir(parents=True)
+    Image.fromarray(random_clip(1)[0]).save(clip / "0.png")
+    SupportSet.from_videos(*parts, {"boxing": [clip], "diving": [clip]}).save_pretrained(tmp_path / "saved")
+    assert "private" not in (tmp_path / "saved" / "support_set.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "support_set.json").write_text("{"), "is damaged .JSONDecodeError"),
+        (lambda folder: (folder / "support_set.json").write_text('{"format": 1}'), "is damaged .KeyError"),
+        (lambda folder: (folder / "support_set.json").write_text('{"format": 99}'), "format 99, this program reads 1"),
+        (lambda folder: (folder / "support_set.safetensors").write_bytes(b"x"), "not of the same save"),
+        (lambda folder: (folder / "support_set.json").unlink(), "holds no support set"),
+    ],
+)
+def test_a_damaged_set_is_refused_with_the_reason(support_set, tmp_path, damage, reason):
+    support_set.save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        SupportSet.from_pretrained(tmp_path)
+
+
+def test_pushed_to_the_hub_and_pulled_it_is_the_same(parts, support_set, query_embeds, tmp_path, monkeypatch):
+    requests = []
+
+    def upload_folder(self, *, repo_id, folder_path, **options):
+        requests.append((repo_id, options))
+        for path in Path(folder_path).iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        return "a commit"
+
+    def create_repo(self, repo_id, **options):
+        requests.append((repo_id, options))
+        return SimpleNamespace(repo_id="me/classes")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "create_branch", lambda self, repo_id, **options: requests.append((repo_id, options))
+    )
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    assert support_set.push_to_hub("classes", revision="v2") == "a commit"
+    assert requests == [
+        ("classes", {"private": True, "exist_ok": True}),
+        ("me/classes", {"branch": "v2", "exist_ok": True}),
+        ("me/classes", {"revision": "v2", "commit_message": "Upload support set"}),
+    ]
+
+    monkeypatch.setattr(
+        support_set_clipfsar,
+        "cached_file",
+        lambda name, file, **options: requests.append((name, options)) or tmp_path / file,
+    )
+    pulled = SupportSet.from_pretrained("me/classes", revision="v2")
+    assert requests[-1] == ("me/classes", {"revision": "v2"})
+    assert pulled.classes["boxing"].thumbnails == [b"", b"", b""]  # pictures of people stay here unless asked for
+    assert torch.equal(pulled.classify(parts[0], query_embeds), support_set.classify(parts[0], query_embeds))
+
+
+# Refusing
+
+
+def test_another_model_is_refused_and_both_are_named(support_set, query_embeds):
+    other, _ = tiny_model_and_processor()
+    support_set.check(other)  # the same weights
+    with torch.no_grad():
+        other.temporal_transformer.layers[0].mlp.fc1.bias[0] += 1
+    other.name_or_path = "someone/other-model"
+    with pytest.raises(
+        ValueError, match=r"enrolled with 'a model made in memory' \(weights \w{8}, float32\), but this "
+    ):
+        support_set.classify(other, query_embeds)
+    with pytest.raises(ValueError, match=r"this model is 'someone/other-model' \(weights \w{8}, float32\)"):
+        support_set.check(other)
+
+
+def test_weights_changed_after_enrolling_are_noticed(query_embeds):
+    model, processor = tiny_model_and_processor()
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    support_set.classify(model, query_embeds)
+    with torch.no_grad():
+        model.clip.visual_projection.weight.mul_(1.5)
+    with pytest.raises(ValueError, match="their features do not compare"):
+        support_set.classify(model, query_embeds)
+
+
+def test_another_arithmetic_is_refused(support_set, query_embeds):
+    other, _ = tiny_model_and_processor()
+    with pytest.raises(ValueError, match=r"float32\), but this model is .* bfloat16\)"):
+        support_set.classify(other.to(torch.bfloat16), query_embeds)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "difference"),
+    [
+        ("num_frames", 6, r"num_frames 4 \(now 6\)"),
+        ("preprocessing", "official", r"preprocessing clip \(now official\)"),
+        ("prompt_template", "{} it is", r"prompt_template a photo of {} \(now {} it is\)"),
+    ],
+)
+def test_other_preprocessing_is_refused_and_the_difference_named(parts, support_set, setting, value, difference):
+    _, processor = tiny_model_and_processor()
+    setattr(processor, setting, value)
+    with pytest.raises(ValueError, match=difference):
+        support_set.check(parts[0], processor)
+    with pytest.raises(ValueError, match=difference):
+        support_set.add(parts[0], processor, {"new": [random_clip(7)]})
+
+
+def test_settings_that_change_no_feature_are_accepted(parts, support_set):
+    _, processor = tiny_model_and_processor()
+    processor.decoder, processor.num_threads, processor.query_augmentation = "av", 4, "kinetics"
+    support_set.check(parts[0], processor)
+
+
+@pytest.mark.parametrize(
+    ("videos", "reason"),
+    [
+        ({}, "at least one class"),
+        ([random_clip(0)], "at least one class"),
+        ({"boxing": []}, "Class 'boxing' has no clips"),
+        ({" ": [random_clip(0)]}, "not blank"),
+        (
+            {"brush_hair": [random_clip(0)], "brush hair": [random_clip(1)]},
+            "'brush_hair' and 'brush hair' mean the same",
+        ),
+    ],
+)
+def test_classes_that_cannot_be_enrolled_are_refused(parts, videos, reason):
+    with pytest.raises(ValueError, match=reason):
+        SupportSet.from_videos(*parts, videos)
+
+
+def test_unreadable_clips_are_all_named_and_cost_nothing(parts, support_set, tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    before = support_set.num_clips
+    clips = {"boxing": [random_clip(5), tmp_path / "empty.mp4"], "diving": [tmp_path / "missing.mp4"]}
+    with pytest.raises(VideoReadError, match=r"2 of 3 clips cannot be read:\n.*empty.mp4.*\n.*missing.mp4"):
+        support_set.add(*parts, clips)
+    assert support_set.num_clips == before
+    with pytest.warns(UserWarning, match=r"Left out of the support set: .*empty.mp4"):
+        support_set.add(*parts, {"boxing": clips["boxing"]}, skip_unreadable=True)
+    assert support_set.num_clips == before | {"boxing": 4}
+    unreadable = pytest.warns(UserWarning, match="missing.mp4")
+    with unreadable, pytest.raises(ValueError, match="'diving': none of its 1 clips can be read"):
+        support_set.add(*parts, {"diving": clips["diving"]}, skip_unreadable=True)
+
+
+def test_one_class_is_too_few_to_choose_from(parts, query_embeds):
+    support_set = SupportSet.from_videos(*parts, {"boxing": CLIPS["boxing"]})
+    with pytest.raises(ValueError, match=r"'boxing'. At least two classes are needed"):
+        support_set.classify(parts[0], query_embeds)
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (
+            lambda one, model, embeds: one.remove_class("swimming"),
+            "no class 'swimming'; enrolled are 'boxing', 'diving'",
+        ),
+        (lambda one, model, embeds: one.remove_clip("boxing", "x.mp4"), "no clip 'x.mp4'; it has 'clip 1', 'clip 2'"),
+        (lambda one, model, embeds: one.remove_clip("boxing", 3), "no clip 3"),
+        (lambda one, model, embeds: one.remove_clip("diving", 0), "the only clip of class 'diving'"),
+        (lambda one, model, embeds: one.classify(model, embeds, "no_shot"), "'no_shot' is not one of few_shot, zero"),
+        (lambda one, model, embeds: SupportSet().classify(model, embeds), "Enrolled: nothing. At least two"),
+        (lambda one, model, embeds: SupportSet().save_pretrained("never"), "nothing to save"),
+    ],
+)
+def test_what_is_not_there_or_makes_no_sense_is_said(parts, support_set, query_embeds, act, reason):
+    with pytest.raises(ValueError, match=reason):
+        act(support_set, parts[0], query_embeds)
+    assert json.dumps(support_set.num_clips) == '{"boxing": 3, "diving": 1, "running": 1}'
+
+
+def test_thumbnails_show_what_the_model_saw(parts, support_set):
+    _, processor = parts
+    frames = processor.to_frames(processor.process_videos([CLIPS["diving"][0]])[0])
+    picture = Image.open(io.BytesIO(support_set.classes["diving"].thumbnails[0]))
+    assert picture.size == (4 * 16, 16)
+    strip = np.concatenate(list(frames.numpy()), axis=1).astype(float)
+    assert np.abs(np.asarray(picture) - strip).mean() < 16  # JPEG of noise

@@ -1,0 +1,124 @@
+"""What happens when: a long video is decoded once, and every window of it is classified."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from modeling_clipfsar import CLIPFSARModel
+from processing_clipfsar import CLIPFSARProcessor, sample_frame_indices, stream_video_frames
+
+THUMBNAILS_PER_TIMELINE = 9
+
+
+@dataclass
+class Timeline:
+    """Windows of a video: W of them, in order.
+
+    Args:
+        seconds: (W, 2), start and end of each window.
+        embeds: Frame features of each window, (W, T, D).
+        duration_seconds: Of the video.
+        thumbnails: Frames spread evenly over the video, uint8 (n, H, W, 3), as the model saw them.
+    """
+
+    seconds: torch.Tensor
+    embeds: torch.Tensor
+    duration_seconds: float
+    thumbnails: torch.Tensor
+
+
+def window_bounds(num_video_frames: int, fps: float, window_seconds: float, stride_seconds: float) -> list[tuple]:
+    """First frame and number of frames of each window. The last one ends with the video; a short video is one window.
+
+    Raises:
+        ValueError: For lengths that are not positive, or a window of less than a frame.
+    """
+    if not window_seconds > 0 or not stride_seconds > 0:
+        raise ValueError(f"window_seconds={window_seconds} and stride_seconds={stride_seconds} must be greater than 0.")
+    length = round(window_seconds * fps)
+    if length < 1:
+        raise ValueError(f"window_seconds={window_seconds} is less than a frame at {fps:.3g} frames per second.")
+    if length >= num_video_frames:
+        return [(0, num_video_frames)]
+    last = num_video_frames - length
+    starts = [round(number * stride_seconds * fps) for number in range(int(last / (stride_seconds * fps)) + 1)]
+    starts = sorted({start for start in starts if start <= last} | {last})
+    return [(start, length) for start in starts]
+
+
+@torch.no_grad()
+def encode_windows(
+    model: CLIPFSARModel,
+    processor: CLIPFSARProcessor,
+    video: Any,
+    window_seconds: float,
+    stride_seconds: float,
+    fps: float | None = None,
+    frames_per_batch: int = 64,
+    show_progress: bool = False,
+) -> Timeline:
+    """Frame features of all windows. Every frame is decoded and encoded once, however many windows share it.
+
+    Within a window frames are chosen as the processor does for a whole video, segment centres instead of random ones.
+
+    Args:
+        fps: Frames per second where the video does not say.
+
+    Raises:
+        VideoReadError: When the video cannot be read.
+        ValueError: When its frames per second are not known, or for impossible lengths.
+    """
+    sampling = "interval" if processor.frame_sampling == "interval" else "segment_center"
+    plan: dict[str, Any] = {}
+
+    def select_indices(num_video_frames: int, video_fps: float | None) -> list[int]:
+        rate = video_fps or fps
+        if not rate:
+            raise ValueError("This video does not say its frames per second, which windows need: give fps.")
+        plan.update(fps=rate, num_video_frames=num_video_frames)
+        plan["bounds"] = window_bounds(num_video_frames, rate, window_seconds, stride_seconds)
+        settings = {"fps": rate, "sampling_rate": processor.sampling_rate, "target_fps": processor.target_fps}
+        plan["windows"] = [
+            [start + index for index in sample_frame_indices(length, processor.num_frames, sampling, **settings)]
+            for start, length in plan["bounds"]
+        ]
+        plan["frames"] = sorted({index for window in plan["windows"] for index in window})
+        return plan["frames"]
+
+    embeds, thumbnails, waiting = [], [], []
+    progress = None
+    for frame in stream_video_frames(video, select_indices, processor.num_threads):
+        if progress is None:
+            frames = plan["frames"]
+            progress = tqdm(total=len(frames), desc="encoding frames", unit="frame", disable=not show_progress)
+            shown = {len(frames) * (2 * i + 1) // (2 * THUMBNAILS_PER_TIMELINE) for i in range(THUMBNAILS_PER_TIMELINE)}
+        position = len(embeds) * frames_per_batch + len(waiting)
+        waiting.append(processor.process_frames(frame[None])[0])
+        if position in shown:
+            thumbnails.append(processor.to_frames(waiting[-1]))
+        if len(waiting) == frames_per_batch or position == len(frames) - 1:
+            embeds.append(model.get_video_features(torch.stack(waiting)[None].to(model.device))[0].float())
+            progress.update(len(waiting))
+            waiting = []
+    progress.close()
+    row_of_frame = {index: row for row, index in enumerate(plan["frames"])}
+    rows = torch.tensor([[row_of_frame[index] for index in window] for window in plan["windows"]])
+    bounds = torch.tensor(plan["bounds"], dtype=torch.float64)
+    return Timeline(
+        seconds=torch.stack([bounds[:, 0], bounds.sum(1)], dim=1) / plan["fps"],
+        embeds=torch.cat(embeds)[rows],
+        duration_seconds=plan["num_video_frames"] / plan["fps"],
+        thumbnails=torch.stack(thumbnails),
+    )
+
+
+@torch.no_grad()
+def classify_windows(embeds: torch.Tensor, classify: Callable, windows_per_batch: int = 256) -> torch.Tensor:
+    """What `classify` makes of frame features (W, T, D), on the CPU, a batch of windows at a time."""
+    return torch.cat([classify(batch).float().cpu() for batch in embeds.split(windows_per_batch)])
+
+
+__all__ = ["Timeline", "classify_windows", "encode_windows", "window_bounds"]
