@@ -1,11 +1,11 @@
 """Seconds per training episode: the whole model on pixels, a frozen visual tower on pixels, and on features.
 
-    python benchmarks/frozen_training.py                                    # rendered clips, the tiny CLIP of train/
-    python benchmarks/frozen_training.py --dataset DATA --model openai/clip-vit-base-patch16 --pixel_episodes 4
+    python benchmarks/frozen_training.py           # CLIP ViT-B/16 with random weights, which do not change the cost
+    python benchmarks/frozen_training.py --model train/tiny_clip --whole_model --warmup_episodes 4 --pixel_episodes 24
 
 Runs the training program itself, without its validations: 5-way 1-shot episodes with 5 queries per class unless said
-otherwise, one episode at a time, videos decoded by worker processes. Encoding the training videos comes once before the
-first episode on features and is given apart.
+otherwise, one episode at a time, videos (rendered, or those of --dataset) decoded by worker processes. Encoding the
+training videos comes once before the first episode on features and is given apart.
 """
 
 import platform
@@ -21,7 +21,7 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 import transformers
-from transformers import HfArgumentParser
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, HfArgumentParser
 
 from train.arguments import parse_arguments
 from train.synthetic_actions import render_dataset
@@ -33,10 +33,13 @@ TINY_CLIP = Path(__file__).resolve().parents[1] / "train" / "tiny_clip"
 @dataclass
 class Arguments:
     dataset: str | None = field(default=None, metadata={"help": "Video data set; by default clips are rendered."})
-    model: str = field(default=str(TINY_CLIP), metadata={"help": "CLIP to start from."})
+    model: str | None = field(default=None, metadata={"help": "CLIP to start from; by default a random ViT-B/16."})
+    whole_model: bool = field(default=False, metadata={"help": "Time training all but the text tower, too."})
     train_n_query: int = field(default=5, metadata={"help": "Query videos per class."})
-    pixel_episodes: int = field(default=24, metadata={"help": "Episodes timed on pixels, after 4 to warm up."})
-    feature_episodes: int = field(default=400, metadata={"help": "Episodes timed on features, after 4 to warm up."})
+    train_videos_per_class: int = field(default=10, metadata={"help": "Of 24 rendered classes."})
+    warmup_episodes: int = field(default=1, metadata={"help": "Episodes before those that are timed."})
+    pixel_episodes: int = field(default=1, metadata={"help": "Episodes timed on pixels."})
+    feature_episodes: int = field(default=200, metadata={"help": "Episodes timed on features."})
     num_workers: int = field(default=1, metadata={"help": "Processes that decode videos."})
 
 
@@ -52,14 +55,26 @@ class TimedRun(Run):
     def _validate_and_save(self):
         self.start, self.episodes_before = time.perf_counter(), self.episodes_done
 
-    def seconds_per_episode(self, num_episodes: int) -> float:
-        """Of the episodes after the first check, which comes after 4."""
+    def seconds_per_episode(self) -> float:
+        """Of the episodes after the first check."""
         check = self._validate_and_save
-        self._validate_and_save = lambda: check() if self.episodes_done == 4 else None
+        self._validate_and_save = lambda: check() if self.episodes_done == self.args.eval_every else None
         self.train()
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - self.start) / num_episodes
+        return (time.perf_counter() - self.start) / (self.episodes_done - self.episodes_before)
+
+
+def save_random_vit_b16(folder: Path):
+    """The tokenizer is that of the tiny CLIP: texts are not what is timed."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY_CLIP)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = special | {"vocab_size": len(tokenizer)}
+    # the other sizes of CLIP ViT-B/16 are transformers' defaults
+    config = CLIPConfig(vision_config={"patch_size": 16, "image_size": 224}, text_config=text, projection_dim=512)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
 
 
 def measure(arguments: Arguments, dataset: str, num_episodes: int, output_dir: str, *options: str) -> TimedRun:
@@ -67,8 +82,9 @@ def measure(arguments: Arguments, dataset: str, num_episodes: int, output_dir: s
         "dataset": dataset,
         "model": arguments.model,
         "output_dir": output_dir,
-        "episodes": num_episodes + 4,
-        "eval_every": 4,
+        "episodes": arguments.warmup_episodes + num_episodes,
+        "eval_every": arguments.warmup_episodes,
+        "episodes_per_update": min(4, arguments.warmup_episodes),
         "log_every": 1_000_000,
         "test_episodes": 0,
         "train_n_query": arguments.train_n_query,
@@ -77,7 +93,7 @@ def measure(arguments: Arguments, dataset: str, num_episodes: int, output_dir: s
     }
     command_line = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     run = TimedRun(parse_arguments([*command_line, *options]))
-    run.seconds = run.seconds_per_episode(num_episodes)
+    run.seconds = run.seconds_per_episode()
     run.accelerator.free_memory()
     return run
 
@@ -87,15 +103,19 @@ def main(arguments: Arguments):
         dataset = arguments.dataset
         if dataset is None:
             dataset = f"{folder}/clips"
-            render_dataset(Path(dataset), {"train": 10, "validation": 8, "test": 8}, seed=0)
+            videos = {"train": arguments.train_videos_per_class, "validation": 8, "test": 8}
+            render_dataset(Path(dataset), videos, seed=0)
+        name = "ViT-B/16 with random weights" if arguments.model is None else Path(arguments.model).name
+        if arguments.model is None:
+            arguments.model = f"{folder}/vit_b16"
+            save_random_vit_b16(Path(arguments.model))
         pixels, features = arguments.pixel_episodes, arguments.feature_episodes
-        rows = {
-            "all but the text tower, on pixels": measure(arguments, dataset, pixels, f"{folder}/all"),
-            "the head, on pixels": measure(
-                arguments, dataset, pixels, f"{folder}/pixels", "--freeze_vision", "--feature_draws", "0"
-            ),
-            "the head, on features": measure(arguments, dataset, features, f"{folder}/features", "--freeze_vision"),
-        }
+        rows = {}
+        if arguments.whole_model:
+            rows["all but the text tower, on pixels"] = measure(arguments, dataset, pixels, f"{folder}/all")
+        options = ("--freeze_vision", "--feature_draws", "0")
+        rows["the head, on pixels"] = measure(arguments, dataset, pixels, f"{folder}/pixels", *options)
+        rows["the head, on features"] = measure(arguments, dataset, features, f"{folder}/features", "--freeze_vision")
     on_features = rows["the head, on features"]
     device = on_features.accelerator.device
     is_cuda = device.type == "cuda"
@@ -105,13 +125,13 @@ def main(arguments: Arguments):
     print(f"{date.today()}, {machine}, torch {torch.__version__}, transformers {transformers.__version__}")
     vision = on_features.model.config.clip_config.vision_config
     print(
-        f"{Path(arguments.model).name}, {vision.image_size} px; 5-way 1-shot, {arguments.train_n_query} queries per "
+        f"{name}, {vision.image_size} px; 5-way 1-shot, {arguments.train_n_query} queries per "
         f"class, {on_features.args.num_frames} frames; {arguments.num_workers} worker(s)"
     )
     print("| what trains | seconds per episode | times the last row |")
     print("|---|---|---|")
-    for name, run in rows.items():
-        print(f"| {name} | {run.seconds:.4f} | {run.seconds / on_features.seconds:.1f} |")
+    for row, run in rows.items():
+        print(f"| {row} | {run.seconds:.4f} | {run.seconds / on_features.seconds:.1f} |")
     print(
         f"Encoding the {len(on_features.splits['train'])} training videos, once: {on_features.encoding_seconds:.1f} s."
     )

