@@ -26,7 +26,7 @@ CLIPS = {
 }
 QUERIES = [random_clip(10), random_clip(11)]
 # Recorded from this program (torch 2.13, CPU): 9 known and 9 unknown clips.
-GOLDEN_AUROC = 0.778
+GOLDEN_AUROC = 0.741
 
 
 @pytest.fixture(scope="module")
