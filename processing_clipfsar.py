@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoProcessor, CLIPImageProcessor, PretrainedConfig
+from transformers import AutoProcessor, PretrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -1124,6 +1124,8 @@ def _fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
         return {}
     settings = processor.image_processor
     if model_type == "siglip2" and getattr(settings, "max_num_patches", None):
+        from transformers import CLIPImageProcessor  # says without torchvision that it does without, so not at the top
+
         edge = int(settings.max_num_patches**0.5) * settings.patch_size
         processor.image_processor = CLIPImageProcessor(
             size={"height": edge, "width": edge},

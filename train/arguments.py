@@ -23,6 +23,12 @@ def option(default, text: str, choices=None):
     return field(default=default, metadata=metadata)
 
 
+def parse_options(options: type, description: str | None):
+    """The command line as an instance of a dataclass of options."""
+    parser = HfArgumentParser(options, description=description, formatter_class=HelpFormatter)
+    return parser.parse_args_into_dataclasses()[0]
+
+
 @dataclass
 class TrainingArguments:
     """Options of `train/train.py`. Episodes are counted over all processes together."""
@@ -268,4 +274,4 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainingArguments:
     return parser.parse_args_into_dataclasses(arguments)[0]
 
 
-__all__ = ["HelpFormatter", "TrainingArguments", "option", "parse_arguments"]
+__all__ = ["HelpFormatter", "TrainingArguments", "option", "parse_arguments", "parse_options"]

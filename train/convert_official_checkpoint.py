@@ -19,12 +19,13 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from transformers import AutoTokenizer, CLIPImageProcessor, HfArgumentParser
+from transformers import AutoTokenizer, CLIPImageProcessor
 
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from pipeline_clipfsar import save_with_pipeline
 from processing_clipfsar import CLIPFSARProcessor
+from train.arguments import parse_options
 from train.openai_weights import (
     Place,
     check_image_features,
@@ -188,6 +189,6 @@ def main(arguments: Arguments):
 
 if __name__ == "__main__":
     try:
-        main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+        main(parse_options(Arguments, __doc__))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

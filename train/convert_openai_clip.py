@@ -15,10 +15,10 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from transformers import HfArgumentParser
 
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
+from train.arguments import parse_options
 from train.convert_official_checkpoint import save_with_processor
 from train.openai_weights import load_clip
 
@@ -56,6 +56,6 @@ def main(arguments: Arguments):
 
 if __name__ == "__main__":
     try:
-        main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+        main(parse_options(Arguments, __doc__))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -21,13 +21,12 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 from accelerate import Accelerator
-from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from episodes_clipfsar import EpisodeDataset, read_labels
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
-from train.arguments import parse_arguments
+from train.arguments import parse_arguments, parse_options
 from train.evaluation import encode_classes, encode_videos, evaluate
 from train.plots import plot_episode, plot_training_comparison
 from train.synthetic_actions import render_dataset
@@ -209,6 +208,10 @@ def main(arguments: Arguments):
     without_effect = rows_without_effect(results)
     if without_effect:
         note += f" Not told apart from the row before by these intervals: {', '.join(without_effect)}."
+    note += (
+        " The visual tower is frozen, so the video-text contrast, which trains that tower, cannot show here what it is "
+        "worth."
+    )
     (output_dir / "results.md").write_text(f"{table}\n\n{note}\n")
     print(f"\n{table}\n\n{note}")
     print(
@@ -218,4 +221,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from einops import rearrange
-from transformers import HfArgumentParser
 
 from configuration_clipfsar import ALIGNMENTS, INFERENCE_MODES
 from episodes_clipfsar import EpisodeSampler, read_labels
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
+from train.arguments import parse_options
 from train.episode_list import EpisodeList, read_episodes, write_episodes
 from train.exact_accuracy import exact_accuracy_of_videos
 from train.feature_store import digest_of_videos, encode_batches, stored_features
@@ -430,6 +430,6 @@ def _file_name(model_name: str) -> str:
 
 if __name__ == "__main__":
     try:
-        main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+        main(parse_options(Arguments, __doc__))
     except (ValueError, FileNotFoundError, ConnectionError) as error:
         sys.exit(f"error: {error}")

@@ -36,12 +36,9 @@ from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
 from processing_clipfsar import IMAGE_SUFFIXES, CLIPFSARProcessor
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
 from train.plots import plot_timeline
+from train.video_sources import VIDEO_SUFFIXES
 from train.windows import classify_windows, encode_windows
 
-VIDEO_SUFFIXES = (
-    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
-)
 FORMATS = ("table", "json", "csv")
 SOME_UNREADABLE = 3
 

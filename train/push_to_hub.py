@@ -17,9 +17,9 @@ if __name__ == "__main__" and not __package__:
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import HfArgumentParser
 from transformers.dynamic_module_utils import get_relative_imports
 
+from train.arguments import parse_options
 from train.model_card import MODEL_PLACEHOLDER
 
 # What may lie about in a folder that was used: caches, files half written, states of a training.
@@ -87,7 +87,7 @@ def push_folder(
 
 
 if __name__ == "__main__":
-    arguments = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0]
+    arguments = parse_options(Arguments, __doc__)
     try:
         print(push_folder(**vars(arguments)))
     except (ValueError, OSError, HFValidationError, HfHubHTTPError) as error:

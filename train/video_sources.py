@@ -19,8 +19,8 @@ from processing_clipfsar import IMAGE_SUFFIXES
 
 # In the order in which a file is looked for that a list names with another suffix.
 VIDEO_SUFFIXES = (
-    *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg"),
-    *(".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".ogv"),
+    *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"),
+    *(".3gp", ".asf", ".m2ts", ".mts", ".ogv", ".ts"),
 )
 SPLITS = ("train", "validation", "test")
 _SPLIT_FOLDERS = {
@@ -428,6 +428,7 @@ def to_dataset(splits: dict[str, list[Clip]]) -> DatasetDict:
 
 __all__ = [
     "SPLITS",
+    "VIDEO_SUFFIXES",
     "Clip",
     "class_name_of_folder",
     "folder_splits",
