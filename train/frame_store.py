@@ -89,8 +89,9 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
 
     if is_missing(video):
         return ReadVideo(error=MISSING)
-    if settings.frame_format == "file" and os.path.isdir(_path_of(video) or ""):
-        return ReadVideo(error=f"{_path_of(video)!r} is a folder of images, no file to embed: use --frame_store jpeg.")
+    if settings.frame_format == "file" and not _has_bytes(video) and not os.path.isfile(_path_of(video)):
+        kind = "an address" if "://" in _path_of(video) else "a folder of images"
+        return ReadVideo(error=f"{_path_of(video)!r} is {kind}, no file to embed: use --frame_store jpeg.")
     try:
         frames = read_video_frames(video, select_indices, settings.decoder)
     except VideoReadError as error:
@@ -295,7 +296,7 @@ def _key(row: int, video: dict, label: str) -> str:
     if video["bytes"] is not None:
         return json.dumps([row, video["path"], label])
     try:
-        status = os.stat(video["path"])
+        status = os.stat(video["path"] or "")
     except OSError:
         return json.dumps([video["path"], label])
     return json.dumps([video["path"], status.st_size, status.st_mtime_ns, label])
@@ -310,15 +311,19 @@ def _save_quietly(dataset: Dataset, folder: Path):
 
 
 def is_missing(video: Any) -> bool:
-    """Whether a value of a video column is the path of a file that is not there."""
-    path = None if isinstance(video, dict) and video.get("bytes") is not None else _path_of(video)
-    return path is not None and "://" not in path and not os.path.exists(path)
+    """Whether a value of a video column is empty, or the path of a file that is not there."""
+    if _has_bytes(video):
+        return False
+    path = _path_of(video)
+    return path is None or ("://" not in path and not os.path.exists(path))
 
 
 def _file_of(video: Any) -> bytes:
-    if isinstance(video, dict) and video.get("bytes") is not None:
-        return video["bytes"]
-    return Path(_path_of(video)).read_bytes()
+    return video["bytes"] if _has_bytes(video) else Path(_path_of(video)).read_bytes()
+
+
+def _has_bytes(video: Any) -> bool:
+    return isinstance(video, dict) and video.get("bytes") is not None
 
 
 def _path_of(video: Any) -> str | None:

@@ -135,7 +135,7 @@ class Arguments:
 
     def that_shape_the_result(self) -> dict:
         """Options on which a preparation that goes on must agree with the one that was interrupted."""
-        others = {"output_dir", "num_workers", "skip_bad_videos", "push_to_hub", "hub_private", "format"}
+        others = {"output_dir", "num_workers", "skip_bad_videos", "push_to_hub", "hub_private"}
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 
@@ -165,7 +165,10 @@ def read_source(arguments: Arguments) -> DatasetDict:
     else:
         splits = load_video_splits(arguments.source, arguments.video_column, arguments.label_column)
         columns = arguments.video_column, arguments.label_column
-        splits = DatasetDict({split: with_class_names(dataset, *columns) for split, dataset in splits.items()})
+        labelled = {split: with_class_names(dataset, *columns) for split, dataset in splits.items()}
+        splits = DatasetDict({split: dataset for split, dataset in labelled.items() if len(dataset)})
+        if not splits:
+            raise ValueError(f"{arguments.source} has no class of any video in its column {arguments.label_column!r}.")
     if arguments.class_split or set(splits) == {"all"}:
         splits = resplit(splits, arguments.class_split or DEFAULT_CLASS_SPLIT, arguments.seed)
     return DatasetDict({split: splits[split] for split in sorted(splits, key=[*SPLITS, *splits].index)})
@@ -214,7 +217,7 @@ class Preparation:
             self._read_videos()
         self._write_bad_videos()
         print("\n".join(self.summary()))
-        if len(self.bad) == sum(num_videos for _, num_videos in self.listed.values()):
+        if not any(len(dataset) for dataset in self.splits.values()):
             first = self.bad[0]
             raise ValueError(
                 f"Not one of the {len(self.bad)} videos can be read; the first is {first['path']} "
@@ -257,7 +260,9 @@ class Preparation:
             description = f"reading {split} videos"
             read, problems = read_split(dataset, self.work_dir / split, settings, num_workers, description)
             self._leave_out(split, problems)
-            self.splits[split] = read.cast_column("video", Video(decode=False)) if self.arguments.embed_videos else read
+            if self.arguments.embed_videos and len(read):
+                read = read.cast_column("video", Video(decode=False))
+            self.splits[split] = read
 
     def _leave_out(self, split: str, problems: dict[int, str]):
         """Takes rows out of a split and notes what is wrong with them."""

@@ -1,5 +1,6 @@
 """Reads a video data set with class-disjoint splits from wherever it is."""
 
+import re
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_disk
@@ -64,6 +65,11 @@ def _looks_like_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or source.count("/") != 1 or "\\" in source
 
 
+def spelling_aside(class_name: str) -> str:
+    """The same for brush_hair, brush-hair and Brush Hair."""
+    return re.sub(r"[\s_-]", "", class_name.casefold())
+
+
 def check_disjoint_classes(
     splits: DatasetDict,
     label_column: str = "label",
@@ -75,7 +81,7 @@ def check_disjoint_classes(
         ValueError: When two splits share classes; the message names them.
     """
     names = {
-        split: {"".join(filter(str.isalnum, name.casefold())): name for name in read_labels(dataset, label_column)[1]}
+        split: {spelling_aside(name): name for name in read_labels(dataset, label_column)[1]}
         for split, dataset in splits.items()
     }
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -87,4 +93,4 @@ def check_disjoint_classes(
             )
 
 
-__all__ = ["check_disjoint_classes", "load_video_splits"]
+__all__ = ["check_disjoint_classes", "load_video_splits", "spelling_aside"]

@@ -16,6 +16,7 @@ import yaml
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
 from processing_clipfsar import IMAGE_SUFFIXES
+from train.video_dataset import spelling_aside
 
 # In the order in which a file is looked for that a list names with another suffix.
 VIDEO_SUFFIXES = (
@@ -396,9 +397,15 @@ def split_classes(class_names: Sequence[str], shares: Sequence[float], seed: int
 
 
 def resplit(splits: DatasetDict, shares: Sequence[float], seed: int = 0) -> DatasetDict:
-    """All videos of a data set with class names for labels, shared out anew by `split_classes`."""
+    """All videos of a data set with class names for labels, shared out anew by `split_classes`.
+
+    A class that is spelled in several ways gets the first of them, or it would be two classes of two splits.
+    """
     pooled = concatenate_datasets(list(splits.values()))
-    labels = np.array(pooled["label"])
+    names, first = list(pooled["label"]), {}
+    labels = np.array([first.setdefault(spelling_aside(name), name) for name in names])
+    if labels.tolist() != names:
+        pooled = pooled.remove_columns("label").add_column("label", labels.tolist())
     return DatasetDict(
         {
             split: pooled.select(np.flatnonzero(np.isin(labels, names)))
