@@ -766,6 +766,7 @@ def test_a_file_that_is_another_one_now_is_read_again(table, tmp_path):
     ("changed", "message"),
     [
         ({"frame_size": 32}, "--frame_size 16:"),
+        ({"format": "parquet"}, "--format disk:"),
         ({"frame_store": "raw"}, "--frame_store jpeg:"),
         ({"frames_per_video": 24, "seed": 1}, "--seed 0, --frames_per_video 72:"),
     ],
@@ -778,7 +779,7 @@ def test_an_unfinished_preparation_does_not_go_on_with_other_settings(changed, m
     message = f"An unfinished preparation in .*/data was started with {message} go on with the same settings, delete"
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "data", **(options | changed))
-    prepare(tmp_path / "data", **options, num_workers=2, format="parquet", skip_bad_videos=True)  # these may change
+    prepare(tmp_path / "data", **options, num_workers=2, skip_bad_videos=True)  # these may change
 
 
 def test_a_folder_with_anything_else_in_it_is_left_alone(table, tmp_path):
