@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from golden import formula_model
+from tiny_data import save_tiny_clip
+
+from processing_clipfsar import CLIPFSARProcessor
 
 # Tests run in as many processes as there are cores (pytest -n 2); torch's own threads would only get in their way.
 torch.set_num_threads(1)
@@ -24,3 +28,21 @@ def tiny_model():
 def tiny_episode():
     """Makes the inputs of one episode for the small model, by a formula too."""
     return formula_model.tiny_episode
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    """Folder of a plain CLIP with random weights."""
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_clip):
+    return CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4)
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Accelerate keeps its settings for the whole process."""
+    yield
+    AcceleratorState._reset_state(True)

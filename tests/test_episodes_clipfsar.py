@@ -9,12 +9,11 @@ from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
 from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, Features, Value, Video
-from tiny_data import COLOURS, save_tiny_clip, video_splits, write_video_folder
+from tiny_data import COLOURS, video_splits, write_video_folder
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler, read_labels
 from modeling_clipfsar import CLIPFSARModel
-from processing_clipfsar import CLIPFSARProcessor
 
 LABELS = [class_id for class_id in range(6) for _ in range(7 + class_id)]  # 6 classes of 7 to 12 videos
 
@@ -41,16 +40,6 @@ def video_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def splits(video_folder):
     return video_splits(video_folder)
-
-
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_clip):
-    return CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4)
 
 
 @pytest.fixture(scope="module")

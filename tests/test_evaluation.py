@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from datasets import DatasetDict
-from tiny_data import run_in_children, save_tiny_clip, video_splits, write_video_folder
+from tiny_data import model_of_tiny_clip, run_in_children, video_splits, write_video_folder
 
 from configuration_clipfsar import INFERENCE_MODES
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
@@ -32,6 +31,9 @@ from train.report import EpisodePredictions, half_interval
 from train.split_features import SplitFeatures
 
 VIDEOS_PER_CLASS = 5
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture(scope="module")
@@ -65,27 +67,6 @@ def hard_data(hard_split, video_folder, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_clip):
-    return CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(True)
-
-
-def make_model(tiny_clip, **config) -> CLIPFSARModel:
-    torch.manual_seed(0)
-    return CLIPFSARModel.from_pretrained(tiny_clip, num_frames=4, **config).eval()
-
-
 # --- cached features and pixels ---------------------------------------------------------------------------------------
 
 
@@ -103,7 +84,7 @@ def make_model(tiny_clip, **config) -> CLIPFSARModel:
     ids=lambda config: "-".join(map(str, config.values())),
 )
 def test_cached_features_give_the_accuracies_of_the_whole_model(tiny_clip, processor, hard_split, config, n_shot):
-    model = make_model(tiny_clip, **config)
+    model = model_of_tiny_clip(tiny_clip, **config)
     episodes = EpisodeDataset(hard_split, n_way=3, n_shot=n_shot, n_query=2, n_episodes=12, seed=6)
     video_embeds = encode_videos(model, processor, hard_split, Accelerator(cpu=True), batch_size=4)
     class_embeds = encode_classes(model, processor, episodes.class_names)
@@ -122,7 +103,7 @@ def test_cached_features_give_the_accuracies_of_the_whole_model(tiny_clip, proce
 
 
 def test_features_of_videos_and_classes_are_the_models(tiny_clip, processor, test_split):
-    model = make_model(tiny_clip)
+    model = model_of_tiny_clip(tiny_clip)
     embeds = encode_videos(model, processor, test_split, Accelerator(cpu=True), batch_size=4)
     assert embeds.shape == (3 * VIDEOS_PER_CLASS, 4, 16)
     assert (embeds.dtype, embeds.device.type) == (torch.float32, "cpu")
@@ -134,14 +115,14 @@ def test_features_of_videos_and_classes_are_the_models(tiny_clip, processor, tes
 
 
 def test_workers_do_not_change_features(tiny_clip, processor, test_split):
-    model, accelerator = make_model(tiny_clip), Accelerator(cpu=True)
+    model, accelerator = model_of_tiny_clip(tiny_clip), Accelerator(cpu=True)
     alone, with_workers = (encode_videos(model, processor, test_split, accelerator, num_workers=n) for n in (0, 2))
     assert torch.equal(alone, with_workers)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_runs_without_dropout_and_restores_the_mode(tiny_clip, processor, test_split, training):
-    model, accelerator = make_model(tiny_clip), Accelerator(cpu=True)
+    model, accelerator = model_of_tiny_clip(tiny_clip), Accelerator(cpu=True)
     episodes = EpisodeDataset(test_split, n_way=3, n_query=2)
 
     def measure():
@@ -161,7 +142,7 @@ def test_evaluation_runs_without_dropout_and_restores_the_mode(tiny_clip, proces
 
 
 def test_the_interval_is_that_of_a_mean_over_episodes(tiny_clip, processor, test_split):
-    model = make_model(tiny_clip)
+    model = model_of_tiny_clip(tiny_clip)
     episodes = EpisodeDataset(test_split, n_way=3, n_query=2, seed=3)
     video_embeds = encode_videos(model, processor, test_split, Accelerator(cpu=True))
     class_embeds = encode_classes(model, processor, episodes.class_names)
@@ -177,7 +158,7 @@ def test_the_interval_is_that_of_a_mean_over_episodes(tiny_clip, processor, test
 
 
 def test_all_modes_are_measured_on_the_same_seeded_episodes(tiny_clip, processor, test_split):
-    model = make_model(tiny_clip)
+    model = model_of_tiny_clip(tiny_clip)
     episodes = EpisodeDataset(test_split, n_way=3, n_query=2)
     video_embeds = encode_videos(model, processor, test_split, Accelerator(cpu=True))
     class_embeds = encode_classes(model, processor, episodes.class_names)
@@ -197,7 +178,7 @@ def test_a_result_reads_as_a_sentence():
 
 
 def test_perfect_features_are_all_right_and_useless_ones_are_at_chance(tiny_clip):
-    model = make_model(tiny_clip, temporal_num_layers=0, prototype_modulation=False)
+    model = model_of_tiny_clip(tiny_clip, temporal_num_layers=0, prototype_modulation=False)
     labels = torch.arange(4).repeat_interleave(50)
     class_embeds = torch.eye(4, 16)
     perfect = class_embeds[labels].unsqueeze(1).expand(-1, 4, -1)
@@ -235,7 +216,7 @@ def test_an_interval_out_of_reach_is_said_to_be_so():
 
 
 def test_answers_until_an_interval_are_those_to_as_many_episodes(tiny_clip, processor, hard_split):
-    model = make_model(tiny_clip)
+    model = model_of_tiny_clip(tiny_clip)
     episodes = EpisodeDataset(hard_split, n_way=3, n_query=2)
     video_embeds = encode_videos(model, processor, hard_split, Accelerator(cpu=True))
     class_embeds = encode_classes(model, processor, episodes.class_names)
@@ -260,7 +241,7 @@ def encode_in_process(tiny_clip, saved_splits, output):
     accelerator = Accelerator(cpu=True)
     split = load_video_splits(str(saved_splits))["test"]
     processor = CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4)
-    embeds = encode_videos(make_model(tiny_clip), processor, split, accelerator, batch_size=4)
+    embeds = encode_videos(model_of_tiny_clip(tiny_clip), processor, split, accelerator, batch_size=4)
     torch.save((accelerator.num_processes, embeds), output / f"embeds_{accelerator.process_index}.pt")
     accelerator.end_training()
 
@@ -270,7 +251,7 @@ def test_two_processes_encode_the_same_features_as_one(tiny_clip, saved_splits, 
     run_in_children(
         encode_in_process, tiny_clip, saved_splits, tmp_path, folder=tmp_path / "output", num_processes=2
     ).check()
-    expected = encode_videos(make_model(tiny_clip), processor, test_split, Accelerator(cpu=True), batch_size=4)
+    expected = encode_videos(model_of_tiny_clip(tiny_clip), processor, test_split, Accelerator(cpu=True), batch_size=4)
     for rank in range(2):
         num_processes, embeds = torch.load(tmp_path / f"embeds_{rank}.pt")
         assert num_processes == 2
@@ -289,7 +270,7 @@ def accuracy_of(result: dict) -> EpisodicAccuracy:
 @pytest.fixture(scope="module")
 def checkpoint(tiny_clip, processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    make_model(tiny_clip).save_pretrained(folder)
+    model_of_tiny_clip(tiny_clip).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
@@ -386,7 +367,7 @@ def test_the_program_draws_until_the_interval_is_narrow_enough(checkpoint, hard_
 @pytest.fixture(scope="module")
 def other_checkpoint(tiny_clip, processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("other_checkpoint")
-    model = make_model(tiny_clip)
+    model = model_of_tiny_clip(tiny_clip)
     with torch.no_grad():
         for layer in model.temporal_transformer.layers:
             layer.mlp.fc2.weight.mul_(30)
@@ -456,7 +437,7 @@ def test_the_exact_accuracy_is_about_episodes_like_those_read(checkpoint, hard_d
 
 
 def test_another_alignment_than_the_models_can_be_asked_for(checkpoint, tiny_clip, processor, hard_data, tmp_path):
-    make_model(tiny_clip, alignment="mean").save_pretrained(tmp_path)
+    model_of_tiny_clip(tiny_clip, alignment="mean").save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     given = {"n_episodes": 200, "inference_modes": ["few_shot", "zero_shot"]}
     own, overridden, expected = (

@@ -9,9 +9,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_data import run_in_children, save_tiny_clip, write_video
+from tiny_data import model_of_tiny_clip, run_in_children, write_video
 
-from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 from train import feature_store
 from train.evaluation import encode_videos
@@ -19,6 +18,9 @@ from train.feature_store import stored_features
 
 NUM_VIDEOS = 7
 BATCHES = [[0, 1], [2, 3], [4, 5], [6]]  # of two videos
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture(scope="module")
@@ -34,32 +36,11 @@ def videos(video_paths):
     return Dataset.from_dict({"video": video_paths})
 
 
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_clip):
-    return CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(True)
-
-
-def make_model(tiny_clip, **config) -> CLIPFSARModel:
-    torch.manual_seed(0)
-    return CLIPFSARModel.from_pretrained(tiny_clip, num_frames=4, **config).eval()
-
-
 class Encoder:
     """A model that counts the videos it encodes and, if asked to, is killed in its n-th forward."""
 
     def __init__(self, tiny_clip, killed_in: int | None = None, **config):
-        self.model = make_model(tiny_clip, **config)
+        self.model = model_of_tiny_clip(tiny_clip, **config)
         self.encoded, self.forwards, self.killed_in = 0, 0, killed_in
         encode = self.model.get_video_features
 
@@ -79,7 +60,7 @@ class Encoder:
 
 @pytest.fixture(scope="module")
 def expected(tiny_clip, processor, videos):
-    embeds = encode_videos(make_model(tiny_clip), processor, videos, Accelerator(cpu=True), batch_size=2)
+    embeds = encode_videos(model_of_tiny_clip(tiny_clip), processor, videos, Accelerator(cpu=True), batch_size=2)
     AcceleratorState._reset_state(True)
     return embeds
 

@@ -6,7 +6,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from tiny_data import save_tiny_clip
 from transformers import CLIPImageProcessor
 
 from frame_archive_clipfsar import FrameArchive, pack_frames
@@ -20,11 +19,6 @@ from processing_clipfsar import (
 )
 
 NUM_VIDEO_FRAMES = 100
-
-
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def smooth_video(num_frames: int = NUM_VIDEO_FRAMES, height: int = 24, width: int = 40) -> torch.Tensor:
