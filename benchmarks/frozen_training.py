@@ -36,7 +36,7 @@ class Arguments:
     model: str | None = field(default=None, metadata={"help": "CLIP to start from; by default a random ViT-B/16."})
     whole_model: bool = field(default=False, metadata={"help": "Time training all but the text tower, too."})
     train_n_query: int = field(default=5, metadata={"help": "Query videos per class."})
-    train_videos_per_class: int = field(default=10, metadata={"help": "Of 24 rendered classes."})
+    train_videos_per_class: int = field(default=6, metadata={"help": "Of 72 rendered classes."})
     warmup_episodes: int = field(default=1, metadata={"help": "Episodes before those that are timed."})
     pixel_episodes: int = field(default=1, metadata={"help": "Episodes timed on pixels."})
     feature_episodes: int = field(default=200, metadata={"help": "Episodes timed on features."})

@@ -1,0 +1,107 @@
+"""OTAM against a plain loop over cells: forward, and forward with backward, for whole batches of distance matrices.
+
+    python benchmarks/alignment.py                 # 25 queries x 5 classes, 8 x 8 and 32 x 32 frames, one thread
+    python benchmarks/alignment.py --num_threads 2 --rounds 20
+
+The loop is the recurrence as the paper has it, a tensor operation per cell for all matrices at once, one direction
+after the other. Both take turns within one process; a cell is the median over rounds, and the two are checked against
+each other first.
+"""
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.nn.functional as F
+from transformers import HfArgumentParser
+
+from modeling_clipfsar import otam_distance
+
+
+@dataclass
+class Arguments:
+    n_queries: int = field(default=25, metadata={"help": "Query videos."})
+    n_way: int = field(default=5, metadata={"help": "Classes."})
+    num_frames: list[int] = field(default_factory=lambda: [8, 32], metadata={"help": "Frames per video, several."})
+    rounds: int = field(default=15, metadata={"help": "Turns that each takes."})
+    num_threads: int = field(default=1, metadata={"help": "Threads on a CPU."})
+
+
+def otam_distance_by_cells(frame_distances: torch.Tensor, smoothing: float = 0.5) -> torch.Tensor:
+    """`otam_distance`, both directions, written as its recurrence: (..., L, M) -> (...)."""
+
+    def softmin(*costs: torch.Tensor) -> torch.Tensor:
+        return -smoothing * torch.stack(costs).div(-smoothing).logsumexp(0)
+
+    def one_direction(distances: torch.Tensor) -> torch.Tensor:
+        distances = F.pad(distances, (1, 1))
+        num_rows, num_columns = distances.shape[-2:]
+        above = [distances[..., 0, 0]]
+        for m in range(1, num_columns):
+            above.append(above[-1] + distances[..., 0, m])
+        for row in range(1, num_rows):
+            cost = [torch.zeros_like(above[0])]
+            for m in range(1, num_columns):
+                ways = [above[m - 1], cost[m - 1]]
+                if m in (1, num_columns - 1):
+                    ways.append(above[m])
+                cost.append(distances[..., row, m] + softmin(*ways))
+            above = cost
+        return above[-1]
+
+    return one_direction(frame_distances) + one_direction(frame_distances.transpose(-2, -1))
+
+
+def milliseconds(functions: list[Callable], rounds: int, device: torch.device) -> list[float]:
+    """Median duration of each, in turns, after one turn to warm up."""
+    times = [[] for _ in functions]
+    for turn in range(rounds + 1):
+        for function, durations in zip(functions, times, strict=True):
+            start = _now(device)
+            function()
+            if turn:
+                durations.append(1000 * (_now(device) - start))
+    return [statistics.median(durations) for durations in times]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main(arguments: Arguments):
+    torch.set_num_threads(arguments.num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
+    print(f"{date.today()}, {name}, {arguments.num_threads} thread(s), torch {torch.__version__}, milliseconds")
+    print("| queries x classes x frames | pass | loop over cells | otam_distance | ratio |\n|---|---|---|---|---|")
+    for num_frames in arguments.num_frames:
+        shape = (arguments.n_queries, arguments.n_way, num_frames, num_frames)
+        distances = torch.rand(shape, device=device, requires_grad=True)
+        torch.testing.assert_close(otam_distance(distances), otam_distance_by_cells(distances), rtol=1e-5, atol=1e-4)
+        ways = (otam_distance_by_cells, otam_distance)
+
+        def forward(way):
+            with torch.no_grad():
+                way(distances)  # noqa: B023
+
+        def forward_and_backward(way):
+            torch.autograd.grad(way(distances).sum(), distances)  # noqa: B023
+
+        for title, work in (("forward", forward), ("forward + backward", forward_and_backward)):
+            loop, ours = milliseconds([lambda way=way: work(way) for way in ways], arguments.rounds, device)  # noqa: B023
+            print(f"| {' x '.join(map(str, shape))} | {title} | {loop:.2f} | {ours:.2f} | {loop / ours:.0f} x |")
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
