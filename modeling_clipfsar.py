@@ -44,35 +44,67 @@ def frame_cosine_similarity(x: torch.Tensor, y: torch.Tensor, epsilon: float = 0
     return x @ y.transpose(-2, -1) / (norms + epsilon)
 
 
-def _otam_one_direction(frame_distances: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """OTAM distance (..., L, M) -> (...) that lets a path start and end at any row; see `otam_distance`.
+class _OtamSweep(torch.autograd.Function):
+    """Total score of all OTAM paths in one direction, (M, L, batch) -> (batch), column by column, with exact gradients.
 
-    With E = exp(-C / smoothing) for the cumulative cost C, a soft minimum is a plain sum, and each cell of an inner
-    column needs only its left and upper left neighbours. So one step handles a whole column of all matrices, and only
-    the first column, where a cell needs the one above it, is a running sum over rows. All in logarithms: stable for
-    long videos and small temperatures.
+    With E = exp(-C / smoothing) for the cumulative cost C, a soft minimum is a plain sum. An inner cell needs only its
+    left and upper left neighbours, E[l, m] = a[l, m] * (E[l, m-1] + E[l-1, m-1]), so one step handles a whole column of
+    all matrices; only in the first column a cell needs the one above it. All in logarithms: stable for long videos and
+    small temperatures. Columns and rows lead, so that every step runs over memory as it lies. Autograd would record
+    each step and work out anew what the columns tell at once; here the backward pass is a second sweep.
     """
-    scores = frame_distances / -smoothing
-    num_rows = scores.shape[-2]
-    first_column, inner_columns = scores[..., 0], scores[..., 1:].unbind(-1)
 
-    # First column: E[l] = a[l] * (2 + E[l-1]), where the 2 are the two ways in from the padding column left of it and
-    # the first row has one. Unrolled: E[l] = sum over start rows j of ways[j] * a[j] * ... * a[l].
-    row = torch.arange(num_rows, device=scores.device)
-    log_ways_in = (row > 0).to(scores.dtype) * math.log(2)
-    until = first_column.cumsum(-1)
-    from_start = until.unsqueeze(-1) - (until - first_column).unsqueeze(-2) + log_ways_in
-    column = from_start.masked_fill(row > row.unsqueeze(-1), -torch.inf).logsumexp(-1)
+    @staticmethod
+    def forward(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        num_columns, num_rows, batch = scores.shape
+        columns = scores.new_empty(num_columns, num_rows + 1, batch)  # log E below a row of zeros (log 0)
+        columns[:, 0] = -torch.inf
+        # First column: E[l] = a[l] * (2 + E[l-1]), where the 2 are the two ways in from the padding column left of it;
+        # the first row has one.
+        log_two = scores.new_full((batch,), math.log(2))
+        columns[0, 1] = scores[0, 0]
+        rows = columns[0, 1:].unbind()
+        for above, row, score in zip(rows, rows[1:], scores[0, 1:], strict=False):
+            torch.logaddexp(above, log_two, out=row).add_(score)
+        left, upper_left = columns[:, 1:].unbind(), columns[:, :-1].unbind()
+        for number in range(1, num_columns):
+            torch.logaddexp(left[number - 1], upper_left[number - 1], out=left[number]).add_(scores[number])
+        # The padding column at the right costs nothing: every row of the last column reaches the end by two ways,
+        # straight and down, except the bottom row, which has only the first.
+        ends = columns[-1, 1:] + math.log(2)
+        ends[-1] = columns[-1, -1]
+        total = ends.logsumexp(0)
+        return total, columns, (ends - total).exp_()
 
-    # Inner columns: E[l, m] = a[l, m] * (E[l-1, m-1] + E[l, m-1]).
-    for score in inner_columns:
-        upper_left = F.pad(column[..., :-1], (1, 0), value=-torch.inf)
-        column = score + torch.logaddexp(column, upper_left)
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
 
-    # The padding column at the right has zero cost: every row of the last column reaches the end by two ways, straight
-    # and down, except the bottom row, which has only the first.
-    log_ways_out = (row < num_rows - 1).to(scores.dtype) * math.log(2)
-    return -smoothing * (column + log_ways_out).logsumexp(-1)
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_total: torch.Tensor, *_) -> torch.Tensor:
+        columns, share_of_end = ctx.saved_tensors
+        grad_scores = columns.new_empty(len(columns), *share_of_end.shape)
+        share_of_left = (columns[:-1, 1:] - columns[:-1, :-1]).sigmoid_()  # the rest is the upper left one's
+        grad = share_of_end * grad_total
+        for number in range(len(columns) - 1, 0, -1):
+            grad_scores[number] = grad
+            from_left = grad * share_of_left[number - 1]
+            from_left[:-1] += (grad - from_left)[1:]
+            grad = from_left
+        share_of_above = (columns[0, 1:-1] - math.log(2)).sigmoid_()
+        for row in range(len(grad) - 2, -1, -1):
+            grad[row] += grad[row + 1] * share_of_above[row]
+        grad_scores[0] = grad
+        return grad_scores
+
+
+def _otam_one_direction(frame_distances: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """OTAM distance (..., L, M) -> (...) that lets a path start and end at any row; see `otam_distance`."""
+    scores = (frame_distances.flatten(0, -3) if frame_distances.dim() > 2 else frame_distances[None]) / -smoothing
+    total = _OtamSweep.apply(scores.permute(2, 1, 0).contiguous())[0]
+    return -smoothing * total.view(frame_distances.shape[:-2])
 
 
 def otam_distance(frame_distances: torch.Tensor, smoothing: float = 0.5, bidirectional: bool = True) -> torch.Tensor:
