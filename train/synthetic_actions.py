@@ -786,8 +786,11 @@ def write_clip(path: str | Path, frames: np.ndarray, fps: int) -> None:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread: the pool below uses the cores, and x264's output depends on the number of its threads.
-        stream.options = {"preset": "veryfast", "crf": "20", "g": "12", "threads": "1"}
+        # One thread: the pool below uses the cores, and x264's output depends on the number of its threads. Its
+        # lookahead takes another that only x264's own parameters name; with it the same frames gave other bytes now
+        # and then.
+        one_thread = "threads=1:lookahead-threads=1:sliced-threads=0"
+        stream.options = {"preset": "veryfast", "crf": "20", "g": "12", "threads": "1", "x264-params": one_thread}
         for array in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
         container.mux(stream.encode(None))
