@@ -91,9 +91,15 @@ class Explanation:
             raise ValueError(f"There is no class {label!r}; explained are {', '.join(map(repr, self.class_names))}.")
         return self.class_names.index(label)
 
-    def plot(self, path: str | os.PathLike | None = None, label: str | None = None, title: str | None = None):
+    def plot(
+        self,
+        path: str | os.PathLike | None = None,
+        label: str | None = None,
+        title: str | None = None,
+        probabilities: bool = True,
+    ):
         """Draws the alignment with one class, by default the most probable: query frames at the left, the example's
-        frames at the top, their alignment between, class probabilities beside.
+        frames at the top, their alignment between, class probabilities beside (without them, no heading either).
 
         Returns matplotlib's figure; with `path` it is written there and closed.
         """
@@ -103,13 +109,16 @@ class Explanation:
             raise ImportError("Pictures need matplotlib: `pip install matplotlib`.") from error
         number = self._number(label)
         shown = min(len(self.class_names), 8)
-        figure = Figure(figsize=(12.5, 7.2), layout="constrained")
-        grid, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
-        self._draw_alignment(grid, number)
-        self._draw_probabilities(bars, number, shown)
-        name, score = self.class_names[number], float(self.probabilities[number])
-        heading = f"{title}: " if title else ""
-        figure.suptitle(f"{heading}{name!r}, probability {score:.2f}", fontsize=15, fontweight="bold")
+        figure = Figure(figsize=(12.5, 7.2) if probabilities else (5.6, 6), layout="constrained")
+        if probabilities:
+            grid, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
+            self._draw_alignment(grid, number)
+            self._draw_probabilities(bars, number, shown)
+            name, score = self.class_names[number], float(self.probabilities[number])
+            heading = f"{title}: " if title else ""
+            figure.suptitle(f"{heading}{name!r}, probability {score:.2f}", fontsize=15, fontweight="bold")
+        else:
+            self._draw_alignment(figure.subplots(), number)
         if path is not None:
             figure.savefig(path, dpi=110)
         return figure
