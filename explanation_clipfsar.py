@@ -116,7 +116,9 @@ class Explanation:
             self._draw_probabilities(bars, number, shown)
             name, score = self.class_names[number], float(self.probabilities[number])
             heading = f"{title}: " if title else ""
-            figure.suptitle(f"{heading}{name!r}, probability {score:.2f}", fontsize=15, fontweight="bold")
+            figure.suptitle(
+                f"{heading}{name!r}, probability {score:.2f}", fontsize=15, fontweight="bold", parse_math=False
+            )
         else:
             self._draw_alignment(figure.subplots(), number)
         if path is not None:
@@ -156,7 +158,8 @@ class Explanation:
         example = (
             f"example clip {clip!r}" if num_clips == 1 else f"{num_clips} example clips; shown: {clip!r}, the nearest"
         )
-        axes.text(num_columns / 2, -0.35 - height, f"{self.class_names[number]!r}: {example}", ha="center", va="bottom")
+        heading = textwrap.fill(f"{self.class_names[number]!r}: {example}", 60)
+        axes.text(num_columns / 2, -0.35 - height, heading, ha="center", va="bottom", parse_math=False)
         meaning = "Bluer: the two frames look more alike (scale over all classes).\n"
         if self.alignment is None:
             meaning += "This model compares the mean of the frames and ignores their order."
@@ -183,7 +186,7 @@ class Explanation:
         for position, (score, end) in enumerate(zip(scores, ends, strict=True)):
             axes.text(end + 0.03, position, f"{score:.2f}", va="center", fontsize=10)
         axes.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), yticks=range(len(order)), ylim=(max(len(order), 4) - 0.4, -0.6))
-        axes.set_yticklabels([self.class_names[n] for n in order], fontsize=10)
+        axes.set_yticklabels([self.class_names[n] for n in order], fontsize=10, parse_math=False)
         axes.set_title("probability", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
         text = "\n".join(line for sentence in self._sentences() for line in textwrap.wrap(sentence, 46))
