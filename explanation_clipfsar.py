@@ -158,7 +158,7 @@ class Explanation:
         example = (
             f"example clip {clip!r}" if num_clips == 1 else f"{num_clips} example clips; shown: {clip!r}, the nearest"
         )
-        heading = textwrap.fill(f"{self.class_names[number]!r}: {example}", 60)
+        heading = "\n".join(textwrap.fill(line, 60) for line in (repr(self.class_names[number]), example))
         axes.text(num_columns / 2, -0.35 - height, heading, ha="center", va="bottom", parse_math=False)
         meaning = "Bluer: the two frames look more alike (scale over all classes).\n"
         if self.alignment is None:

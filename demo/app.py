@@ -34,7 +34,7 @@ from transformers import HfArgumentParser
 from demo.visitor import Examples, Visitor, render_examples
 from explanation_clipfsar import Explanation
 from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
-from train.predict import load_model
+from train.predict import VIDEO_SUFFIXES, load_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY_CLIP = REPOSITORY / "train" / "tiny_clip"
@@ -74,6 +74,11 @@ CSS = """
 .done { border-left: 4px solid #16a34a; padding: 6px 12px; }
 .hint { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 14px 16px; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 12px; gap: 8px; }
+.gradio-container .html-container { padding: 0; }
+/* Else a loaded video lies over the choice between file and camera below it. */
+#query .video-container .wrap, #query .video-container video { height: 258px !important; margin: 0; top: 0; }
+.line { align-items: center !important; flex-wrap: nowrap !important; }
+.tight { gap: 8px; }
 .message:not(:has([role])) { display: none; }
 .verdict { font-size: 1.6rem; font-weight: 650; line-height: 1.25; overflow-wrap: anywhere; }
 .bars { display: grid; grid-template-columns: minmax(0, 11em) 1fr 3em; gap: 7px 10px; align-items: center;
@@ -228,40 +233,39 @@ def build_page(pipeline: FewShotVideoClassificationPipeline, examples: Examples,
             with gr.Column(min_width=320):
                 gr.Markdown("## 1. Classes")
 
-                def remove(class_name: str, here: Visitor, clip: str | None = None) -> int:
+                def remove(class_name: str, here: Visitor, clip: str | None = None):
                     here.remove(class_name, clip)
-                    return here.revision
+                    return "", here.revision
 
                 @gr.render([visitor, revision], [page.load, revision.change], show_progress="hidden")
-                def enrolled_classes(visitor: Visitor, _):
-                    _draw_classes(visitor)
-
-                def _draw_classes(here: Visitor):
+                def show_classes(here: Visitor, _):
+                    removed = [classes_message, revision]
                     if not len(here.support_set):
-                        gr.HTML(
-                            message("No class yet. Add at least two below, or try the example classes.", "hint"),
-                            padding=False,
-                        )
+                        hint = "No class yet. Add at least two below, or try the example classes."
+                        gr.HTML(message(hint, "hint"))
                     for name, enrolled in here.support_set.classes.items():
                         with gr.Column(elem_classes="card"):
-                            with gr.Row(equal_height=True):
+                            with gr.Row(elem_classes="line"):
                                 gr.HTML(f'<span class="class-title">{html.escape(name)}</span>')
-                                remove_class = gr.Button("Remove class", size="sm", min_width=110, scale=0)
-                                remove_class.click(partial(remove, name), visitor, revision, **at_once)
+                                button = gr.Button("Remove class", size="sm", min_width=110, scale=0)
+                                button.click(partial(remove, name), visitor, removed, **at_once)
                             for clip, thumbnail in zip(enrolled.clip_names, enrolled.thumbnails, strict=True):
-                                with gr.Row(equal_height=True):
+                                with gr.Row(elem_classes="line"):
                                     gr.HTML(clip_strip(thumbnail, clip))
-                                    if len(enrolled.clip_names) == 1:
-                                        continue  # the only clip goes with its class
-                                    remove_clip = gr.Button("✕", size="sm", min_width=40, scale=0)
-                                    remove_clip.click(partial(remove, name, clip=clip), visitor, revision, **at_once)
+                                    if len(enrolled.clip_names) > 1:  # an only clip goes with its class
+                                        button = gr.Button("✕", size="sm", min_width=36, scale=0)
+                                        button.click(partial(remove, name, clip=clip), visitor, removed, **at_once)
 
                 gr.Markdown("### Add clips")
                 class_name = gr.Textbox(
                     label="Class", placeholder="opening a door", info="A new one, or one from above.", max_lines=1
                 )
                 files = gr.File(
-                    label="Clips", file_count="multiple", file_types=["video"], height=130, elem_classes="clips"
+                    label="Clips",
+                    file_count="multiple",
+                    file_types=["video", *VIDEO_SUFFIXES],
+                    height=150,
+                    elem_id="clips",
                 )
                 with gr.Accordion("Record a clip", open=False):
                     recording = gr.Video(
@@ -281,17 +285,14 @@ def build_page(pipeline: FewShotVideoClassificationPipeline, examples: Examples,
                 gr.Markdown("## 2. Clip in question")
                 query = gr.Video(
                     sources=["upload", "webcam"],
-                    label="Clip in question",
+                    label="Clip",
                     height=300,
                     elem_id="query",
                     include_audio=True,
                     webcam_options=gr.WebcamOptions(mirror=False, constraints=CAMERA),
                 )
                 query_message = gr.HTML(elem_classes="message")
-                gr.HTML(
-                    '<span class="quiet">Or an example; the last one is of none of the example classes:</span>',
-                    padding=False,
-                )
+                gr.HTML('<div class="quiet">Or an example; the last one is of none of the example classes:</div>')
                 with gr.Row(elem_classes="tight"):
                     example_queries = [
                         (gr.Button(description, size="sm", min_width=120), path)
@@ -305,9 +306,7 @@ def build_page(pipeline: FewShotVideoClassificationPipeline, examples: Examples,
                         label="Decide by",
                     )
                     detect_unknown = gr.Checkbox(label=f"Allow “{UNKNOWN_LABEL}”")
-                answer_html = gr.HTML(
-                    message("The answer will stand here.", "hint"), elem_classes="answer", padding=False
-                )
+                answer_html = gr.HTML(elem_id="answer")
                 with gr.Column(visible=False) as why_part:
                     gr.Markdown("### Why")
                     frames_html = gr.HTML()
