@@ -77,6 +77,8 @@ CSS = """
 .gradio-container .html-container { padding: 0; }
 /* Else a loaded video lies over the choice between file and camera below it. */
 #query .video-container .wrap, #query .video-container video { height: 258px !important; margin: 0; top: 0; }
+/* What is reset or trimmed there is another file, and the one before is deleted. */
+#query [aria-label^="Reset"], #query [aria-label^="Trim"] { display: none; }
 .line { align-items: center !important; flex-wrap: nowrap !important; }
 .tight { gap: 8px; }
 .message:not(:has([role])) { display: none; }
@@ -181,14 +183,18 @@ class Uploads:
         self.paths.setdefault(visitor_id, set()).update(paths)
 
     def release(self, visitor_id: str, *paths: str):
-        """Deletes these files, or all of the visitor's if none are named."""
+        """Deletes files that nobody else holds."""
         held = self.paths.get(visitor_id, set())
-        for path in paths or tuple(held):
+        for path in paths:
             held.discard(path)
             if not any(path in others for others in self.paths.values()):
                 Path(path).unlink(missing_ok=True)
         if not held:
             self.paths.pop(visitor_id, None)
+
+    def forget(self, visitor_id: str):
+        """Releases all that a visitor holds."""
+        self.release(visitor_id, *self.paths.get(visitor_id, ()))
 
 
 class NothingFromElsewhere:
@@ -339,7 +345,7 @@ def build_page(pipeline: FewShotVideoClassificationPipeline, examples: Examples,
             show_progress_on=answer_html,
         )
         why_class.input(
-            lambda here, name: alignment_picture(here.explanation, name),
+            lambda here, name: alignment_picture(here.explanation, name) if here.explanation else "",
             [visitor, why_class],
             why_html,
             **one_at_a_time,
@@ -359,7 +365,7 @@ def build_page(pipeline: FewShotVideoClassificationPipeline, examples: Examples,
                 done = here.add(pipeline, name, clips)
             except ValueError as error:
                 return message(str(error)), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-            uploads.release(request.session_hash, *clips)
+            uploads.release(request.session_hash, *(clip for clip in clips if clip != here.query_path))
             return message(done, "done"), "", None, None, here.revision
 
         gr.on(
@@ -370,8 +376,15 @@ def build_page(pipeline: FewShotVideoClassificationPipeline, examples: Examples,
             **one_at_a_time,
             show_progress_on=add_button,
         )
+
+        def add_examples(here: Visitor):
+            try:
+                return message(examples.add_to(here, pipeline), "done"), here.revision
+            except ValueError as error:
+                return message(str(error)), here.revision
+
         example_button.click(
-            lambda here: (message(examples.add_to(here, pipeline), "done"), here.revision),
+            add_examples,
             visitor,
             [classes_message, revision],
             **one_at_a_time,
@@ -402,7 +415,7 @@ def build_page(pipeline: FewShotVideoClassificationPipeline, examples: Examples,
             button.click(lambda path=path: path, None, query, **at_once)
 
         def forget(request: gr.Request):
-            uploads.release(request.session_hash)
+            uploads.forget(request.session_hash)
 
         page.unload(forget)
     return page
@@ -423,7 +436,7 @@ def main(arguments: Arguments):
     else:
         note = (
             "This page runs a tiny model for demonstration: it knows rendered coloured shapes and nothing of the real "
-            "world, so begin with the examples. Start it with --model to have another."
+            "world, so begin with the examples. Whoever starts the page can name another model."
         )
     # SIGTERM would leave the folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

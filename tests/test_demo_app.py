@@ -202,7 +202,9 @@ def test_uploads_go_with_the_last_visitor_who_holds_them(app, tmp_path):
     uploads = app.Uploads()
     uploads.keep("one", str(shared), str(own))
     uploads.keep("two", str(shared))
-    uploads.release("one")
+    uploads.release("one")  # nothing named, nothing deleted
+    assert own.exists()
+    uploads.forget("one")
     assert (shared.exists(), own.exists()) == (True, False)
     uploads.release("two", str(shared))
     assert not shared.exists()
