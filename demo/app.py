@@ -3,9 +3,9 @@
     python demo/app.py                                  # the model of `make demo`, or else the tiny CLIP
     python demo/app.py --model runs/mine/best           # a folder or Hub id: CLIP-FSAR, or a plain CLIP
 
-Needs `pip install -e '.[demo]'`. Clips go to the machine that serves the page and nowhere else: no analytics, no public
-link, nothing loaded from other hosts (the browser is told to refuse it). A clip is deleted once its frames are encoded,
-the one in question when it is replaced or its visitor leaves. Nobody sees the classes of others.
+`make page` sets it up and starts it. Clips go to the machine that serves the page and nowhere else: no analytics, no
+public link, nothing loaded from other hosts (the browser is told to refuse it). A clip is deleted once its frames are
+encoded, the one in question when it is replaced or its visitor leaves. Nobody sees the classes of others.
 """
 
 import argparse
@@ -25,10 +25,15 @@ if __name__ == "__main__" and not __package__:
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
-import gradio as gr
+try:
+    import gradio as gr
+    from starlette.middleware import Middleware
+except ImportError:
+    if __name__ != "__main__":
+        raise
+    sys.exit("error: the page needs gradio: `make page` sets up an environment with it, `pip install gradio` adds it.")
 import torch
 from PIL import Image
-from starlette.middleware import Middleware
 from transformers import HfArgumentParser
 
 from demo.visitor import Examples, Visitor, render_examples
@@ -429,6 +434,8 @@ def main(arguments: Arguments):
     # One core is left for reading clips and serving the page; more threads than free cores are very slow.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
     model_name = arguments.model or default_model()
+    if not Path(model_name).is_dir() and (model_name.startswith((".", "/")) or model_name.count("/") > 1):
+        raise FileNotFoundError(f"--model {model_name}: there is no such folder.")
     model, processor = load_model(model_name)
     pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=arguments.device)
     if arguments.model:
