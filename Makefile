@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PAGE_VENV ?= .venv-demo
 # Quiet, offline and repeatable: nothing here may ask the Hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quality format clean
+.PHONY: help install demo page test quality format clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,6 +25,14 @@ install: $(BIN)/.installed  ## make .venv with the project and its development t
 demo: install  ## render clips, train on base classes, test on novel ones, draw the results (under 10 minutes on 2 cores)
 	$(BIN)/python train/demo.py --output_dir demo_output
 
+$(PAGE_VENV)/.installed: demo/requirements.txt
+	$(PYTHON) -m venv $(PAGE_VENV)
+	$(PAGE_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement demo/requirements.txt
+	touch $@
+
+page: $(PAGE_VENV)/.installed  ## open the demo page, in an environment of its own; other models: demo/README.md
+	$(PAGE_VENV)/bin/python demo/app.py
+
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -36,4 +45,4 @@ format: install  ## mend style
 	$(BIN)/ruff format .
 
 clean:  ## remove what was made here
-	rm -rf $(VENV) demo_output *.egg-info build .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PAGE_VENV) demo_output *.egg-info build .pytest_cache .ruff_cache

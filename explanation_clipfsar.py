@@ -91,9 +91,15 @@ class Explanation:
             raise ValueError(f"There is no class {label!r}; explained are {', '.join(map(repr, self.class_names))}.")
         return self.class_names.index(label)
 
-    def plot(self, path: str | os.PathLike | None = None, label: str | None = None, title: str | None = None):
+    def plot(
+        self,
+        path: str | os.PathLike | None = None,
+        label: str | None = None,
+        title: str | None = None,
+        probabilities: bool = True,
+    ):
         """Draws the alignment with one class, by default the most probable: query frames at the left, the example's
-        frames at the top, their alignment between, class probabilities beside.
+        frames at the top, their alignment between, class probabilities beside (without them, no heading either).
 
         Returns matplotlib's figure; with `path` it is written there and closed.
         """
@@ -103,13 +109,18 @@ class Explanation:
             raise ImportError("Pictures need matplotlib: `pip install matplotlib`.") from error
         number = self._number(label)
         shown = min(len(self.class_names), 8)
-        figure = Figure(figsize=(12.5, 7.2), layout="constrained")
-        grid, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
-        self._draw_alignment(grid, number)
-        self._draw_probabilities(bars, number, shown)
-        name, score = self.class_names[number], float(self.probabilities[number])
-        heading = f"{title}: " if title else ""
-        figure.suptitle(f"{heading}{name!r}, probability {score:.2f}", fontsize=15, fontweight="bold")
+        figure = Figure(figsize=(12.5, 7.2) if probabilities else (5.6, 6), layout="constrained")
+        if probabilities:
+            grid, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
+            self._draw_alignment(grid, number)
+            self._draw_probabilities(bars, number, shown)
+            name, score = self.class_names[number], float(self.probabilities[number])
+            heading = f"{title}: " if title else ""
+            figure.suptitle(
+                f"{heading}{name!r}, probability {score:.2f}", fontsize=15, fontweight="bold", parse_math=False
+            )
+        else:
+            self._draw_alignment(figure.subplots(), number)
         if path is not None:
             figure.savefig(path, dpi=110)
         return figure
@@ -147,7 +158,8 @@ class Explanation:
         example = (
             f"example clip {clip!r}" if num_clips == 1 else f"{num_clips} example clips; shown: {clip!r}, the nearest"
         )
-        axes.text(num_columns / 2, -0.35 - height, f"{self.class_names[number]!r}: {example}", ha="center", va="bottom")
+        heading = "\n".join(textwrap.fill(line, 60) for line in (repr(self.class_names[number]), example))
+        axes.text(num_columns / 2, -0.35 - height, heading, ha="center", va="bottom", parse_math=False)
         meaning = "Bluer: the two frames look more alike (scale over all classes).\n"
         if self.alignment is None:
             meaning += "This model compares the mean of the frames and ignores their order."
@@ -174,7 +186,7 @@ class Explanation:
         for position, (score, end) in enumerate(zip(scores, ends, strict=True)):
             axes.text(end + 0.03, position, f"{score:.2f}", va="center", fontsize=10)
         axes.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), yticks=range(len(order)), ylim=(max(len(order), 4) - 0.4, -0.6))
-        axes.set_yticklabels([self.class_names[n] for n in order], fontsize=10)
+        axes.set_yticklabels([self.class_names[n] for n in order], fontsize=10, parse_math=False)
         axes.set_title("probability", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
         text = "\n".join(line for sentence in self._sentences() for line in textwrap.wrap(sentence, 46))

@@ -138,6 +138,14 @@ def test_the_picture_needs_neither_frames_nor_order(tmp_path):
     assert (tmp_path / "why.png").stat().st_size > 10_000
 
 
+def test_the_alignment_can_be_drawn_alone_and_names_are_no_formulas(pipe, tmp_path):
+    explanation = example(class_names=["$a^$", "a name of several words " * 5])
+    explanation.plot(tmp_path / "why.png", label="$a^$")
+    explanation.plot(tmp_path / "alone.png", label="$a^$", probabilities=False)
+    with Image.open(tmp_path / "why.png") as picture, Image.open(tmp_path / "alone.png") as alone:
+        assert alone.size[0] < picture.size[0] / 2
+
+
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 TEST_MODULES = {"tests"} | {path.stem for path in (ROOT / "tests").iterdir() if path.is_dir() or path.suffix == ".py"}
 PROGRAMS = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in ("train", "benchmarks", "metrics", "tests")
+    for folder in ("train", "benchmarks", "metrics", "demo", "tests")
     for path in (ROOT / folder).rglob("*.py")
 )
 # What a user of the checkpoint has without installing anything of ours; the last three come with transformers.
@@ -57,7 +57,7 @@ def imports_of(path: Path) -> list[tuple[str, bool, bool]]:
 
 def is_third_party(module: str) -> bool:
     top = module.split(".")[0]
-    own = {*LIBRARY, *TEST_MODULES, "train", "benchmarks", "metrics"}
+    own = {*LIBRARY, *TEST_MODULES, "train", "benchmarks", "metrics", "demo"}
     return top not in own and top not in sys.stdlib_module_names
 
 
@@ -103,7 +103,7 @@ def test_library_modules_import_each_other_in_one_direction(module):
 @pytest.mark.parametrize("module", LIBRARY)
 def test_library_never_imports_a_program(module):
     imported = {name.split(".")[0] for name, _, _ in imports_of(ROOT / f"{module}.py")}
-    assert not imported & {"train", "benchmarks", "metrics", *TEST_MODULES}
+    assert not imported & {"train", "benchmarks", "metrics", "demo", *TEST_MODULES}
 
 
 @pytest.mark.parametrize("module", LIBRARY)
@@ -136,7 +136,7 @@ def test_dependencies_of_the_library_are_declared(module):
 
 @pytest.mark.parametrize("path", PROGRAMS)
 def test_dependencies_of_programs_and_tests_are_declared(path):
-    extras = ("train", "dev") if path.startswith("tests/") else ("train",)
+    extras = {"tests": ("train", "dev"), "demo": ("train", "demo")}.get(path.split("/")[0], ("train",))
     assert undeclared(ROOT / path, extras) == set()
 
 

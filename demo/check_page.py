@@ -1,0 +1,218 @@
+"""Uses the page as a visitor would, in a real Chromium without a network, and takes pictures of it.
+
+    python demo/check_page.py --output_dir page_pictures
+    python demo/check_page.py --output_dir page_pictures --model runs/mine/best --chromium /usr/bin/chromium
+
+Needs `pip install playwright` and a Chromium (the system's, or `playwright install chromium`). Enrols two classes by
+upload and one by the camera (a fake one), asks about clips, takes things out again, gives bad files, looks in as
+somebody else. Ends with an error where the page does something else than it should, where it asks anything of another
+host, where the browser reports an error, or where an upload is left behind.
+"""
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from transformers import HfArgumentParser
+
+from demo.visitor import render_examples
+
+try:
+    from playwright.sync_api import Page, expect, sync_playwright
+except ImportError:
+    sys.exit("error: this check needs playwright: `pip install playwright`.")
+
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+FIRST, SECOND = "red star growing", "green star bouncing"
+
+
+@dataclass
+class Arguments:
+    output_dir: str = field(metadata={"help": "Folder for the pictures."})
+    model: str | None = field(default=None, metadata={"help": "Passed to the page."})
+    chromium: str | None = field(
+        default=shutil.which("chromium"), metadata={"help": "Browser; default: the system's, or else playwright's own."}
+    )
+
+
+def start_page(folder: Path, model: str | None) -> tuple[subprocess.Popen, str]:
+    """The page as a process that keeps its files in `folder`, and its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(Path(__file__).with_name("app.py")), "--port", str(port)]
+    page = subprocess.Popen(command + (["--model", model] if model else []), env=os.environ | {"TMPDIR": str(folder)})
+    address = f"http://127.0.0.1:{port}/"
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return page, address
+        except OSError:
+            if page.poll() is not None:
+                break
+            time.sleep(0.5)
+    page.kill()
+    raise RuntimeError("The page did not start; what it said stands above.")
+
+
+def enrol(page: Page, class_name: str, clips: list[Path | str]):
+    page.get_by_placeholder("opening a door").fill(class_name)
+    page.locator("#clips input[type=file]").set_input_files(clips)
+    expect(page.locator("#clips")).to_contain_text(Path(clips[-1]).suffix)
+    page.get_by_role("button", name="Add to class").click()
+
+
+def ask(page: Page, clip: Path | str):
+    clear = page.locator("#query").get_by_label("Clear")
+    if clear.count():
+        clear.click()
+    page.locator("#query input[type=file]").set_input_files(clip)
+
+
+def uploads_in(folder: Path) -> list[Path]:
+    # Beside them gradio leaves an empty file for each time that it hands one over.
+    files = folder.glob("clipfsar_page_*/uploads/**/*")
+    return [path for path in files if path.is_file() and path.stat().st_size]
+
+
+def wait_for_uploads(folder: Path, number: int):
+    for _ in range(100):
+        if len(uploads_in(folder)) == number:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{number} uploads should be left, these are: {uploads_in(folder)}")
+
+
+def check(page: Page, address: str, clips, folder: Path, pictures: Path):
+    """One visitor's way through the page, at the width it has."""
+    name = "wide" if page.viewport_size["width"] > 600 else "narrow"
+
+    def picture(step: str):
+        page.wait_for_timeout(700)  # for transitions
+        page.screenshot(path=pictures / f"{name}_{step}.png", full_page=True)
+
+    page.goto(address)
+    expect(page.get_by_text("No class yet")).to_be_visible()
+    expect(page.locator("#answer")).to_contain_text("at least two classes")
+    picture("1_start")
+
+    page.get_by_role("button", name="Add to class").click()
+    expect(page.locator(".problem")).to_contain_text("The class has no name yet")
+    broken = folder / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    enrol(page, FIRST, [broken])
+    expect(page.locator(".problem")).to_contain_text("Cannot read video 'broken.mp4'")
+    picture("2_problem")
+    page.locator("#clips").get_by_label("Clear").click()
+
+    enrol(page, FIRST, clips.classes[FIRST])
+    expect(page.get_by_text(f"Added 2 clips to “{FIRST}”.")).to_be_visible()
+    expect(page.locator("#answer")).to_contain_text("So far there is only")
+    enrol(page, SECOND, clips.classes[SECOND][:1])
+    expect(page.locator(".class-title")).to_have_text([FIRST, SECOND])
+    expect(page.locator("#answer")).to_contain_text("Now show a clip")
+    ask(page, clips.queries[SECOND])
+    expect(page.locator(".verdict")).to_have_text(SECOND)
+    expect(page.get_by_alt_text(f"alignment with {SECOND}")).to_be_visible()
+    expect(page.locator(".frames img").first).to_be_visible()
+    picture("3_answer")
+
+    page.get_by_label("both").check()
+    expect(page.locator("#answer")).to_contain_text("their names had")
+    page.get_by_label("class names").check()
+    expect(page.locator("#answer")).to_contain_text("Decided by the class names alone")
+    expect(page.locator(".why")).to_have_count(0)
+    page.get_by_label("example clips").check()
+    expect(page.get_by_alt_text(f"alignment with {SECOND}")).to_be_visible()
+
+    page.get_by_label("Allow “none of these”").check()
+    page.get_by_role("button", name="yellow moon hopping").click()
+    expect(page.locator(".verdict")).to_have_text("none of these")
+    picture("4_none_of_these")
+    ask(page, broken)
+    expect(page.locator(".problem")).to_contain_text("Cannot read video 'broken.mp4'")
+    expect(page.locator("#answer")).to_contain_text("Now show a clip")
+    expect(page.locator(".verdict")).to_have_count(0)
+
+    page.get_by_role("button", name="Remove class").last.click()
+    expect(page.locator(".class-title")).to_have_text([FIRST])
+    page.get_by_role("button", name="✕").first.click()
+    expect(page.get_by_role("button", name="✕")).to_have_count(0)
+
+    page.get_by_text("Record a clip").click()
+    page.get_by_placeholder("opening a door").fill("sitting at the computer")
+    recorder = page.locator("#recording")
+    recorder.get_by_text("Click to Access Webcam").click()
+    recorder.get_by_text("Record").click()
+    page.wait_for_timeout(2500)
+    picture("5_recording")
+    recorder.get_by_text("Stop").click()
+    expect(recorder.locator("video[src]")).to_be_visible()
+    page.get_by_role("button", name="Add to class").click()
+    expect(page.get_by_text("Added 1 clip to “sitting at the computer”.")).to_be_visible()
+    picture("6_end")
+
+
+def main(arguments: Arguments):
+    pictures = Path(arguments.output_dir)
+    pictures.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        folder = Path(folder)
+        clips = render_examples(folder / "clips")
+        process, address = start_page(folder, arguments.model)
+        try:
+            options = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--no-sandbox"]
+            browser = playwright.chromium.launch(executable_path=arguments.chromium, args=options)
+            problems = []
+
+            def visit(size):
+                context = browser.new_context(viewport=size, permissions=["camera"])
+                page = context.new_page()
+                page.set_default_timeout(20_000)
+                page.on("pageerror", lambda error: problems.append(str(error)))
+                page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+                page.on(
+                    "request",
+                    lambda request: (
+                        None
+                        if request.url.startswith((address, "data:", "blob:"))
+                        else problems.append(f"asked for {request.url}")
+                    ),
+                )
+                return page
+
+            expect.set_options(timeout=30_000)
+            for size in (WIDE, NARROW):
+                page = visit(size)
+                check(page, address, clips, folder, pictures)
+                overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+                assert overflow <= 0, f"The page is {overflow} pixels wider than the window of {size['width']}."
+                other = visit(size)
+                other.goto(address)
+                expect(other.get_by_text("No class yet")).to_be_visible()  # what the first visitor has is not theirs
+                other.context.close()
+                page.context.close()
+                wait_for_uploads(folder, 0)
+            browser.close()
+        finally:
+            process.terminate()
+            process.wait(30)
+        assert not problems, "\n".join(problems)
+        assert not list(folder.glob("clipfsar_page_*")), "The page left its folder behind."
+    print(f"The page did all it should. Look at the pictures in {pictures}.")
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    main(parser.parse_args_into_dataclasses()[0])

@@ -1,0 +1,45 @@
+"""Puts together the folder of a Hugging Face Space that shows the page: code, tiny CLIP, README and requirements.
+
+python demo/make_space.py --output_dir space
+hf upload NAME/SPACE space --repo-type space
+"""
+
+import argparse
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from transformers import HfArgumentParser
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Arguments:
+    output_dir: str = field(metadata={"help": "Folder of the Space; must be empty or not there yet."})
+
+
+def make_space(folder: Path):
+    """Raises `ValueError` where something lies in the folder already."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: name a new folder, or clear this one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for module in [*REPOSITORY.glob("*_clipfsar.py"), REPOSITORY / "LICENSE"]:
+        shutil.copy(module, folder)
+    for package in ("demo", "train"):
+        shutil.copytree(REPOSITORY / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    # A Space reads these two at its root.
+    for name in ("README.md", "requirements.txt"):
+        shutil.move(folder / "demo" / name, folder / name)
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    try:
+        make_space(Path(parser.parse_args_into_dataclasses()[0].output_dir))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

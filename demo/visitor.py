@@ -1,0 +1,160 @@
+"""What the page does for one visitor: enrol classes, take things out again, ask about a clip. No browser needed.
+
+What goes wrong is a `ValueError` whose message is meant for the visitor: file names without folders, no options' names.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from explanation_clipfsar import Explanation
+from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
+from processing_clipfsar import VideoReadError
+from support_set_clipfsar import SupportSet
+from train.synthetic_actions import render_clip, write_clip
+
+MAX_CLIPS = 100  # per visitor: some 50 kB of features and pictures each
+MAX_NAME_LENGTH = 80
+
+
+class Visitor:
+    """The classes and the clip in question of one visitor."""
+
+    def __init__(self):
+        self.support_set = SupportSet()
+        self.query_path: str | None = None
+        self.query_embeds: torch.Tensor | None = None  # (T, D), of the visual tower
+        self.query_frames: torch.Tensor | None = None  # (T, H, W, 3), uint8, as the model saw them
+        self.explanation: Explanation | None = None  # of the last answer
+        self.revision = 0  # grows with every change of classes or clip
+
+    def add(self, pipeline: FewShotVideoClassificationPipeline, class_name: str, clips: list[str]) -> str:
+        """Encodes clips, given as paths, and adds them to a class; what was done, in a sentence.
+
+        Clips that cannot be read are named and do not cost the others. Raises `ValueError` when none was added.
+        """
+        name = " ".join((class_name or "").split())
+        if not name:
+            raise ValueError("The class has no name yet: type one, such as “opening a door”.")
+        if len(name) > MAX_NAME_LENGTH:
+            raise ValueError(f"The name has {len(name)} characters; at most {MAX_NAME_LENGTH} are possible.")
+        if name.casefold() == UNKNOWN_LABEL:
+            raise ValueError(f"“{UNKNOWN_LABEL}” is the answer to clips of no class: choose another name.")
+        if not clips:
+            raise ValueError(f"“{name}” has no clip yet: drop video files or record one.")
+        num_clips = sum(self.support_set.num_clips.values())
+        if num_clips + len(clips) > MAX_CLIPS:
+            raise ValueError(
+                f"You have {num_clips} clips, and {len(clips)} more would pass the limit of {MAX_CLIPS}: remove some."
+            )
+        # Whoever types a name a second time means the same class, whatever its capitals.
+        name = next((known for known in self.support_set.class_names if known.casefold() == name.casefold()), name)
+        unreadable = []
+        for clip in clips:
+            try:
+                self.support_set.add(pipeline.model, pipeline.processor, {name: [clip]})
+            except VideoReadError as error:
+                unreadable.append(_without_folders(error, clip))
+        num_added = len(clips) - len(unreadable)
+        if not num_added:
+            raise ValueError(" ".join(unreadable))
+        self.revision += 1
+        added = f"Added {num_added} {'clip' if num_added == 1 else 'clips'} to “{name}”."
+        return " ".join([added, *unreadable])
+
+    def remove(self, class_name: str, clip: str | None = None):
+        """Takes out a clip by its name, or the whole class."""
+        if clip is None:
+            self.support_set.remove_class(class_name)
+        else:
+            self.support_set.remove_clip(class_name, clip)
+        self.revision += 1
+
+    def set_query(self, pipeline: FewShotVideoClassificationPipeline, clip: str | None):
+        """Encodes the clip in question, given as a path; None takes it away. An unreadable one does, too."""
+        self.query_path, self.query_embeds, self.query_frames = clip, None, None
+        self.revision += 1
+        if clip is None:
+            return
+        try:
+            pixel_values = pipeline.processor.process_videos([clip], role="query")  # (1, T, C, H, W)
+        except VideoReadError as error:
+            raise ValueError(_without_folders(error, clip)) from error
+        with torch.no_grad():
+            (self.query_embeds,) = pipeline.model.get_video_features(pixel_values.to(pipeline.device)).float().cpu()
+        self.query_frames = pipeline.processor.to_frames(pixel_values[0])
+
+    def answer(
+        self, pipeline: FewShotVideoClassificationPipeline, inference_mode: str, detect_unknown: bool
+    ) -> tuple[Explanation | None, str]:
+        """The explanation, if there can be one, and what remains to be said or done."""
+        self.explanation = None
+        names = self.support_set.class_names
+        if len(names) < 2:
+            have = f"So far there is only “{names[0]}”. " if names else ""
+            return None, f"{have}Name at least two classes and show a clip of each."
+        if self.query_embeds is None:
+            return None, "Now show a clip that is in question."
+        if detect_unknown and inference_mode != "zero_shot" and max(self.support_set.num_clips.values()) < 2:
+            detect_unknown = False
+            note = f"To recognise “{UNKNOWN_LABEL}”, one class at least needs a second clip."
+        else:
+            note = ""
+        try:
+            self.explanation = self._explain(pipeline, inference_mode, detect_unknown)
+        except ValueError as error:  # of the calibration alone: everything else was checked
+            if not detect_unknown:
+                raise
+            self.explanation, note = self._explain(pipeline, inference_mode, False), str(error)
+        return self.explanation, note
+
+    def _explain(self, pipeline, inference_mode: str, detect_unknown: bool) -> Explanation:
+        explanation = self.support_set.explain(pipeline.model, self.query_embeds, inference_mode, detect_unknown)
+        explanation.query_frames = self.query_frames
+        return explanation
+
+
+def _without_folders(error: Exception, clip: str) -> str:
+    """Paths of the server say nothing to a visitor."""
+    return str(error).replace(str(clip), Path(clip).name)
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+EXAMPLE_CLASSES = ("red star growing", "red star shrinking", "green star bouncing")
+EXAMPLE_QUERIES = (*EXAMPLE_CLASSES, "yellow moon hopping")  # the last one is of no class
+_CLIPS_PER_CLASS = 2
+_QUERY_INDEX = 5
+
+
+@dataclass
+class Examples:
+    """Paths of rendered clips: those of each class, and one query per description."""
+
+    classes: dict[str, list[str]]
+    queries: dict[str, str]
+
+    def add_to(self, visitor: Visitor, pipeline: FewShotVideoClassificationPipeline) -> str:
+        """Enrols the example classes that the visitor does not have yet."""
+        missing = {name: clips for name, clips in self.classes.items() if name not in visitor.support_set}
+        for name, clips in missing.items():
+            visitor.add(pipeline, name, clips)
+        return f"Added {len(missing)} example classes." if missing else "The example classes are here already."
+
+
+def render_examples(folder: str | Path) -> Examples:
+    """Renders the example clips into a folder; takes about a second."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def render(class_name: str, index: int, file_name: str) -> str:
+        write_clip(folder / file_name, *render_clip(class_name, 0, index))
+        return str(folder / file_name)
+
+    classes = {
+        name: [render(name, index, f"{name} {index + 1}.mp4") for index in range(_CLIPS_PER_CLASS)]
+        for name in EXAMPLE_CLASSES
+    }
+    queries = {name: render(name, _QUERY_INDEX, f"{name}.mp4") for name in EXAMPLE_QUERIES}
+    return Examples(classes, queries)

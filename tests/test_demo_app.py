@@ -1,0 +1,217 @@
+"""The demo page: what stands behind it, without a browser or gradio; and, where gradio is installed, that it is built.
+
+`demo/check_page.py` uses the page in a real browser.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_data import COLOURS, REPOSITORY, tiny_model_and_processor, write_video
+
+from demo import visitor as visitor_module
+from demo.make_space import make_space
+from demo.visitor import EXAMPLE_QUERIES, Visitor, render_examples
+from pipeline_clipfsar import FewShotVideoClassificationPipeline
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    model, processor = tiny_model_and_processor()
+    return FewShotVideoClassificationPipeline(model, processor, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Two clips each of `red`, `green` and `dark_blue`, and one that is none: `{name: [path, path]}`."""
+    folder = tmp_path_factory.mktemp("clips")
+    for name in ("red", "green", "dark_blue"):
+        for number in (1, 2):
+            write_video(folder / f"{name} {number}.mp4", COLOURS["train"][name], seed=number)
+    (folder / "broken.mp4").write_bytes(b"not a video")
+    return {
+        name: [str(path) for path in sorted(folder.glob(f"{name}*.mp4"))]
+        for name in ("red", "green", "dark_blue", "broken")
+    }
+
+
+@pytest.fixture
+def visitor(pipe, clips):
+    """Somebody with two classes of two clips and a clip in question."""
+    visitor = Visitor()
+    visitor.add(pipe, "red", clips["red"])
+    visitor.add(pipe, "green", clips["green"])
+    visitor.set_query(pipe, clips["red"][0])
+    return visitor
+
+
+def test_a_visitor_enrols_classes_and_gets_the_answer_of_the_pipeline(pipe, clips, visitor):
+    explanation, note = visitor.answer(pipe, "few_shot", detect_unknown=False)
+    assert note == ""
+    expected = pipe(
+        clips["red"][0], support_set={"red": clips["red"], "green": clips["green"]}, inference_mode="few_shot"
+    )
+    assert explanation.label == expected[0]["label"]
+    assert float(explanation.probabilities.max()) == pytest.approx(expected[0]["score"], abs=1e-6)
+    assert explanation.query_frames.shape == (4, 16, 16, 3)
+    assert explanation.query_frames.dtype == torch.uint8
+
+
+def test_adding_says_what_was_done_and_clips_of_a_known_class_join_it(pipe, clips):
+    visitor = Visitor()
+    assert visitor.add(pipe, " red  ball ", clips["red"]) == "Added 2 clips to “red ball”."
+    assert visitor.add(pipe, "Red Ball", clips["green"][:1]) == "Added 1 clip to “red ball”."
+    assert visitor.support_set.num_clips == {"red ball": 3}
+
+
+def test_an_unreadable_clip_is_named_without_its_folder_and_does_not_cost_the_others(pipe, clips):
+    visitor = Visitor()
+    done = visitor.add(pipe, "red", [*clips["broken"], *clips["red"]])
+    assert re.fullmatch(r"Added 2 clips to “red”\. Cannot read video 'broken\.mp4': .+\.", done)
+    assert visitor.support_set.num_clips == {"red": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "videos", "problem"),
+    [
+        ("  ", ["red"], "The class has no name yet"),
+        (None, ["red"], "The class has no name yet"),
+        ("x" * 81, ["red"], "The name has 81 characters; at most 80"),
+        ("None of these", ["red"], "choose another name"),
+        ("red", [], "“red” has no clip yet"),
+        ("red", ["broken"], "Cannot read video 'broken.mp4'"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_changes_nothing(pipe, clips, visitor, name, videos, problem):
+    before = visitor.support_set.num_clips, visitor.revision
+    with pytest.raises(ValueError, match=problem):
+        visitor.add(pipe, name, [clip for video in videos for clip in clips[video]])
+    assert (visitor.support_set.num_clips, visitor.revision) == before
+
+
+def test_there_is_a_limit_of_clips(pipe, clips, visitor, monkeypatch):
+    monkeypatch.setattr(visitor_module, "MAX_CLIPS", 5)
+    with pytest.raises(ValueError, match="You have 4 clips, and 2 more would pass the limit of 5: remove some"):
+        visitor.add(pipe, "blue", clips["dark_blue"])
+
+
+def test_without_two_classes_or_a_clip_the_page_says_what_is_missing(pipe, clips):
+    visitor = Visitor()
+    assert visitor.answer(pipe, "few_shot", False) == (None, "Name at least two classes and show a clip of each.")
+    visitor.add(pipe, "red", clips["red"])
+    assert visitor.answer(pipe, "few_shot", False)[1].startswith("So far there is only “red”. Name at least two")
+    visitor.add(pipe, "green", clips["green"])
+    assert visitor.answer(pipe, "few_shot", False) == (None, "Now show a clip that is in question.")
+
+
+def test_an_unreadable_clip_in_question_takes_the_old_answer_away(pipe, clips, visitor):
+    with pytest.raises(ValueError, match=r"^Cannot read video 'broken\.mp4'"):
+        visitor.set_query(pipe, clips["broken"][0])
+    assert visitor.answer(pipe, "few_shot", False) == (None, "Now show a clip that is in question.")
+
+
+def test_unknown_clips_need_a_second_example_and_the_page_says_so(pipe, clips, visitor):
+    for name in ("red", "green"):
+        visitor.remove(name, f"{name} 2.mp4")
+    explanation, note = visitor.answer(pipe, "few_shot", detect_unknown=True)
+    assert note == "To recognise “none of these”, one class at least needs a second clip."
+    assert explanation.unknown_score is None
+    visitor.add(pipe, "red", clips["red"][1:])
+    explanation, note = visitor.answer(pipe, "few_shot", detect_unknown=True)
+    assert (0 < explanation.unknown_score < 1, note) == (True, "")
+
+
+def test_classes_and_clips_can_be_taken_out(pipe, clips, visitor):
+    visitor.remove("red", "red 1.mp4")
+    assert visitor.support_set.num_clips == {"red": 1, "green": 2}
+    with pytest.raises(ValueError, match="only clip of class 'red'"):
+        visitor.remove("red", "red 2.mp4")
+    visitor.remove("red")
+    assert visitor.support_set.class_names == ["green"]
+
+
+def test_visitors_do_not_see_each_others_classes(visitor):
+    assert Visitor().support_set.class_names == []
+    assert visitor.support_set.class_names == ["red", "green"]
+
+
+def test_examples_are_added_once_and_beside_what_is_there(pipe, clips, tmp_path, visitor):
+    examples = render_examples(tmp_path)
+    assert list(examples.queries) == list(EXAMPLE_QUERIES)
+    assert examples.add_to(visitor, pipe) == "Added 3 example classes."
+    assert examples.add_to(visitor, pipe) == "The example classes are here already."
+    assert list(visitor.support_set.num_clips.values()) == [2, 2, 2, 2, 2]
+
+
+def test_a_space_has_the_code_and_what_spaces_read(tmp_path):
+    make_space(tmp_path / "space")
+    readme = (tmp_path / "space" / "README.md").read_text(encoding="utf-8")
+    settings = dict(line.split(": ", 1) for line in readme.split("---\n")[1].splitlines())
+    requirements = (tmp_path / "space" / "requirements.txt").read_text()
+    assert (tmp_path / "space" / settings["app_file"]).is_file()
+    assert f"gradio=={settings['sdk_version']}\n" in requirements
+    assert (tmp_path / "space" / "train" / "tiny_clip" / "model.safetensors").is_file()
+    modules = {path.name for path in REPOSITORY.glob("*_clipfsar.py")}
+    assert modules <= {path.name for path in (tmp_path / "space").iterdir()}
+    with pytest.raises(ValueError, match="is not empty"):
+        make_space(tmp_path / "space")
+
+
+# --- with gradio ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def app():
+    return pytest.importorskip("demo.app", reason="gradio is not installed", exc_type=ImportError)
+
+
+def test_names_are_shown_as_they_are_and_never_run(app, pipe, clips):
+    visitor = Visitor()
+    visitor.add(pipe, "<b>red</b>", clips["red"])
+    visitor.add(pipe, "$green^$", clips["green"])
+    visitor.set_query(pipe, clips["red"][0])
+    explanation, _ = visitor.answer(pipe, "few_shot", False)
+    assert "&lt;b&gt;red&lt;/b&gt;" in app.probability_bars(explanation)
+    assert "<b>" not in app.probability_bars(explanation) + app.alignment_picture(explanation, "<b>red</b>")
+    assert "data:image/png;base64," in app.alignment_picture(explanation, "$green^$")
+    assert app.message("<script>") == '<div class="problem" role="status">&lt;script&gt;</div>'
+
+
+@pytest.mark.parametrize("mode", ["few_shot", "zero_shot", "ensemble"])
+def test_the_answer_says_what_decided_it(app, pipe, visitor, mode):
+    explanation, _ = visitor.answer(pipe, mode, False)
+    bars = app.probability_bars(explanation)
+    words = {"few_shot": "by the example clips", "zero_shot": "class names alone", "ensemble": "% of the say"}
+    assert words[mode] in bars
+    assert bars.count('class="track"') == 2
+
+
+def test_none_of_these_is_the_answer_from_one_half_on(app, pipe, visitor):
+    explanation, _ = visitor.answer(pipe, "few_shot", False)
+    explanation.unknown_score = 0.5
+    assert '<div class="verdict">none of these</div>' in app.probability_bars(explanation)
+    explanation.unknown_score = 0.49
+    assert f'<div class="verdict">{explanation.label}</div>' in app.probability_bars(explanation)
+
+
+def test_uploads_go_with_the_last_visitor_who_holds_them(app, tmp_path):
+    shared, own = tmp_path / "shared.mp4", tmp_path / "own.mp4"
+    shared.touch()
+    own.touch()
+    uploads = app.Uploads()
+    uploads.keep("one", str(shared), str(own))
+    uploads.keep("two", str(shared))
+    uploads.release("one")  # nothing named, nothing deleted
+    assert own.exists()
+    uploads.forget("one")
+    assert (shared.exists(), own.exists()) == (True, False)
+    uploads.release("two", str(shared))
+    assert not shared.exists()
+    assert uploads.paths == {}
+
+
+def test_the_page_is_built_without_analytics(app, pipe, tmp_path):
+    page = app.build_page(pipe, render_examples(tmp_path))
+    assert not page.analytics_enabled
+    assert Path(app.default_model()).is_dir()
