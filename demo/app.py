@@ -347,6 +347,7 @@ def build_page(pipeline: FewShotVideoClassificationPipeline, examples: Examples,
             [visitor, mode, detect_unknown],
             [answer_html, frames_html, why_class, why_html, why_part],
             **one_at_a_time,
+            trigger_mode="always_last",  # or what is asked while an answer is under way would be dropped
             show_progress="minimal",
             show_progress_on=answer_html,
         )
@@ -355,6 +356,7 @@ def build_page(pipeline: FewShotVideoClassificationPipeline, examples: Examples,
             [visitor, why_class],
             why_html,
             **one_at_a_time,
+            trigger_mode="always_last",
         )
 
         # What visitors do
