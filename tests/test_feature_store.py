@@ -14,7 +14,7 @@ from tiny_data import model_of_tiny_clip, run_in_children, write_video
 from processing_clipfsar import CLIPFSARProcessor
 from train import feature_store
 from train.evaluation import encode_videos
-from train.feature_store import stored_features
+from train.feature_store import digest_of_videos, stored_features
 
 NUM_VIDEOS = 7
 BATCHES = [[0, 1], [2, 3], [4, 5], [6]]  # of two videos
@@ -111,6 +111,19 @@ def test_videos_in_the_dataset_itself_are_known_by_their_bytes(tiny_clip, proces
     other = Dataset.from_dict({"video": [*contents[:-1], contents[0]]})
     with pytest.raises(ValueError, match="was made of something else: videos: "):
         again.store(tmp_path, processor, other)
+
+
+def test_a_moved_data_set_is_still_the_same(tmp_path):
+    digests = []
+    for place in ("here", "there"):
+        folder = tmp_path / place / "jumping"
+        folder.mkdir(parents=True)
+        (folder / "0.mp4").write_bytes(b"12345")
+        digests.append(digest_of_videos(Dataset.from_dict({"video": [str(folder / "0.mp4")]}), "video"))
+    assert digests[0] == digests[1]
+    (tmp_path / "there" / "jumping" / "0.mp4").write_bytes(b"123456")
+    changed = digest_of_videos(Dataset.from_dict({"video": [str(tmp_path / "there" / "jumping" / "0.mp4")]}), "video")
+    assert changed != digests[0]
 
 
 def test_another_column_of_videos_can_be_named(tiny_clip, processor, videos, expected, tmp_path):

@@ -172,7 +172,9 @@ def _open_store(folder: Path, manifest: dict, rebuild: bool):
         raise ValueError(f"{folder} is no feature store, but not empty either: name another folder.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    path.write_text(json.dumps(manifest, indent=2) + "\n")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(manifest, indent=2) + "\n")
+    os.replace(partial, path)
 
 
 def _save_at_once(tensors: dict[str, torch.Tensor], path: Path):
@@ -190,11 +192,14 @@ def _digest_of_weights(model: CLIPFSARModel) -> str:
 
 
 def digest_of_videos(dataset, video_column: str) -> str:
-    """Of the order, paths and sizes of files, or of the bytes of videos that lie in the dataset."""
+    """Of the order, names and sizes of files, or of the bytes of videos that lie in the dataset.
+
+    The name is CLASS/FILE: a data set that was moved is still the same.
+    """
     digest = hashlib.sha256()
     for video in dataset[video_column]:
         path, data = (video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None)
-        digest.update(str(path).encode())
+        digest.update("/".join(Path(path).parts[-2:]).encode() if path else b"")
         if data is not None:
             digest.update(hashlib.sha256(data).digest())
         elif path is not None and os.path.isfile(path):
