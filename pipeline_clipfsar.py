@@ -38,11 +38,11 @@ except ImportError:
     from explanation_clipfsar import Explanation
 
 try:
-    from .processing_clipfsar import VideoReadError, as_video_list, is_one_video
+    from .processing_clipfsar import as_video_list, is_one_video
 except ImportError:
     if __package__:
         raise
-    from processing_clipfsar import VideoReadError, as_video_list, is_one_video
+    from processing_clipfsar import as_video_list, is_one_video
 
 try:
     from .support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling
@@ -86,7 +86,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
         if model_type != CLIPFSARConfig.model_type:
             raise ValueError(
                 f"The {TASK} pipeline needs a CLIP-FSAR model, but {model.name_or_path!r} is of type {model_type!r}. "
-                "Out of a plain CLIP, CLIPFSARModel.from_pretrained(...) makes one: pass that, and its processor."
+                "Out of a plain CLIP, CLIPFSARModel.from_pretrained(..., temporal_num_layers=0, "
+                "prototype_modulation=False) makes one without untrained layers: pass that, and its processor."
             )
         if processor is None:
             raise ValueError(f"The {TASK} pipeline needs the model's processor: pass processor=.")
@@ -230,7 +231,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             sampling = repeatable_sampling(self.processor)
             pixel_values = self.processor.process_videos([inputs], frame_sampling=sampling)  # (1, T, C, H, W)
             error = None
-        except VideoReadError as unreadable:
+        except self.processor.unreadable_error as unreadable:
             if raise_unreadable:
                 raise
             # Something of the right shape, so that the batch can be made.

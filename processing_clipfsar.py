@@ -709,6 +709,10 @@ class CLIPFSARProcessor(ProcessorMixin):
     keyword arguments.
     """
 
+    # What this processor raises. The files of a saved folder are loaded as packages of their own, so a neighbour's
+    # `VideoReadError` may be another class of the same name.
+    unreadable_error = VideoReadError
+
     def __init__(
         self,
         image_processor,

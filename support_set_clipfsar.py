@@ -46,11 +46,11 @@ except ImportError:
     from explanation_clipfsar import Explanation, explain_classification
 
 try:
-    from .processing_clipfsar import VideoReadError, as_video_list
+    from .processing_clipfsar import as_video_list
 except ImportError:
     if __package__:
         raise
-    from processing_clipfsar import VideoReadError, as_video_list
+    from processing_clipfsar import as_video_list
 
 SUPPORT_SET_NAME = "support_set.json"
 SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
@@ -249,7 +249,7 @@ class SupportSet:
                     video = processor.process_videos([job[1]], frame_sampling=repeatable_sampling(processor))
                     pixel_values.append(video[0])
                     readable.append(job)
-                except VideoReadError as error:
+                except processor.unreadable_error as error:
                     errors.append(str(error))
             if readable:
                 with _evaluating(model):
@@ -261,7 +261,7 @@ class SupportSet:
         progress.close()
         if errors and not skip_unreadable:
             listed = "\n".join(errors)
-            raise VideoReadError(
+            raise processor.unreadable_error(
                 listed if len(errors) == 1 else f"{len(errors)} of {len(jobs)} clips cannot be read:\n{listed}"
             )
         for error in errors:

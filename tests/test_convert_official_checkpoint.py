@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
-from train.convert_official_checkpoint import Arguments, main
+from train.convert_official_checkpoint import Arguments, convert_official_checkpoint, main
 
 WIDTH = 64  # a head of OpenAI's models is 64 wide, so this is one head
 
@@ -333,3 +333,17 @@ def test_hostile_checkpoint_is_refused_before_it_runs(tmp_path, openai_state):
 def test_program_says_what_it_needs(tmp_path):
     with pytest.raises(ValueError, match="--clip_checkpoint and --output_dir are needed"):
         main(Arguments(checkpoint=str(tmp_path / "official.pyth")))
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path):
+    kept = tmp_path / "official.pyth"
+    kept.write_bytes(b"the only copy")
+    with pytest.raises(ValueError, match=r"official.pyth is there already: name a new file"):
+        main(Arguments(checkpoint=str(kept), model="anything"))
+    assert kept.read_bytes() == b"the only copy"
+
+
+def test_text_is_no_checkpoint(tmp_path):
+    (tmp_path / "text.pyth").write_text("hello")
+    with pytest.raises(ValueError, match=r"text.pyth was not read, because it is no file of weights"):
+        convert_official_checkpoint(tmp_path / "text.pyth", "anything")

@@ -316,6 +316,8 @@ classify = pipeline("few-shot-video-classification", model=folder, trust_remote_
 assert type(classify).__module__.startswith("transformers_modules."), type(classify)
 answers = [classify(query) for query in queries]
 assert classify(queries) == answers
+marked = classify([queries[0], "/nowhere.mp4", queries[1]])  # errors cross the borders of files, too
+assert [marked[0], marked[2]] == answers[:2] and "nowhere" in marked[1][0]["error"]
 classify.save_pretrained(again)
 classify = pipeline("few-shot-video-classification", model=again, trust_remote_code=True, device="cpu")
 assert [classify(query) for query in queries] == answers

@@ -170,6 +170,8 @@ def save_with_processor(model: CLIPFSARModel, output_dir: str, tokenizer: str | 
 
 def main(arguments: Arguments):
     if arguments.model is not None:
+        if Path(arguments.checkpoint).exists():
+            raise ValueError(f"--checkpoint {arguments.checkpoint} is there already: name a new file to write to.")
         model = CLIPFSARModel.from_pretrained(arguments.model, dtype=torch.float32)
         converted = official_checkpoint(model)
         torch.save(converted, arguments.checkpoint)
@@ -190,5 +192,5 @@ def main(arguments: Arguments):
 if __name__ == "__main__":
     try:
         main(parse_options(Arguments, __doc__))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

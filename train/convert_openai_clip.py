@@ -57,5 +57,5 @@ def main(arguments: Arguments):
 if __name__ == "__main__":
     try:
         main(parse_options(Arguments, __doc__))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

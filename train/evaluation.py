@@ -431,5 +431,5 @@ def _file_name(model_name: str) -> str:
 if __name__ == "__main__":
     try:
         main(parse_options(Arguments, __doc__))
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

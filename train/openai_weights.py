@@ -216,10 +216,10 @@ def load_weights_only(path: str | Path):
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         raise ValueError(
             f"{path} was not read, because it is no file of weights and plain values: a file with other things in it "
-            f"could run anything here. ({str(error).splitlines()[0]})"
+            f"could run anything here. ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from None
 
 

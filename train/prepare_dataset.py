@@ -326,6 +326,14 @@ class Preparation:
                 )
         if self.num_twice:
             lines.append(f"note: {_videos(self.num_twice)} listed twice; each stays once.")
+        for split, dataset in self.splits.items():
+            sizes = Counter(dataset["label"])
+            if sizes and (len(sizes) < 5 or min(sizes.values()) < 6):
+                lines.append(
+                    f"note: {split} has {len(sizes)} classes of {min(sizes.values())} or more videos; 5-way 1-shot "
+                    "episodes with 5 queries per class, the defaults of training, need 5 of 6. Lower --n_way and the "
+                    "numbers of queries, or share the classes out otherwise with --class_split."
+                )
         absent = [split for split in SPLITS if split not in self.splits]
         if absent:
             lines.append(f"note: there are no classes for {' and '.join(absent)}; --class_split shares them out.")

@@ -526,5 +526,7 @@ def main(args: TrainingArguments) -> list[EpisodicAccuracy]:
 if __name__ == "__main__":
     try:
         main(parse_arguments())
-    except (ValueError, FileNotFoundError, ConnectionError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command with --resume goes on from the last checkpoint.")
