@@ -85,7 +85,7 @@ class Arguments:
     )
     frame_store: str = option(
         "none",
-        "Keep resized frames in the data set: jpeg is small and near enough, raw is exact and about 20 times larger.",
+        "Keep resized frames in the data set: jpeg is small and near enough, raw is exact and about 14 times larger.",
         ("none", "jpeg", "raw"),
     )
     frame_size: int = option(224, "Input size of the model that the frame store is for.")
