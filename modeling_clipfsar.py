@@ -44,18 +44,25 @@ def frame_cosine_similarity(x: torch.Tensor, y: torch.Tensor, epsilon: float = 0
     return x @ y.transpose(-2, -1) / (norms + epsilon)
 
 
-class _OtamSweep(torch.autograd.Function):
-    """Total score of all OTAM paths in one direction, (M, L, batch) -> (batch), column by column, with exact gradients.
+class _OtamDistance(torch.autograd.Function):
+    """OTAM distance of matrices, (batch, L, M) -> (batch), one way or both, with exact gradients.
 
     With E = exp(-C / smoothing) for the cumulative cost C, a soft minimum is a plain sum. An inner cell needs only its
     left and upper left neighbours, E[l, m] = a[l, m] * (E[l, m-1] + E[l-1, m-1]), so one step handles a whole column of
     all matrices; only in the first column a cell needs the one above it. All in logarithms: stable for long videos and
     small temperatures. Columns and rows lead, so that every step runs over memory as it lies. Autograd would record
-    each step and work out anew what the columns tell at once; here the backward pass is a second sweep.
+    each step and work out anew what the columns tell at once; here the backward pass is a second sweep. A step is two
+    operations either way: a small matrix costs what starting them costs.
     """
 
     @staticmethod
-    def forward(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        frame_distances: torch.Tensor, smoothing: float, bidirectional: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        scores = frame_distances.permute(2, 1, 0)  # (M, L, batch)
+        if bidirectional:  # the transposed matrices in the same sweep
+            scores = torch.cat([scores, frame_distances.permute(1, 2, 0)], dim=-1)
+        scores = scores / -smoothing
         num_columns, num_rows, batch = scores.shape
         columns = scores.new_empty(num_columns, num_rows + 1, batch)  # log E below a row of zeros (log 0)
         columns[:, 0] = -torch.inf
@@ -63,48 +70,52 @@ class _OtamSweep(torch.autograd.Function):
         # the first row has one.
         log_two = scores.new_full((batch,), math.log(2))
         columns[0, 1] = scores[0, 0]
-        rows = columns[0, 1:].unbind()
-        for above, row, score in zip(rows, rows[1:], scores[0, 1:], strict=False):
-            torch.logaddexp(above, log_two, out=row).add_(score)
-        left, upper_left = columns[:, 1:].unbind(), columns[:, :-1].unbind()
-        for number in range(1, num_columns):
-            torch.logaddexp(left[number - 1], upper_left[number - 1], out=left[number]).add_(scores[number])
+        rows, scores_of_rows = columns[0, 1:].unbind(), scores[0].unbind()
+        for row in range(1, num_rows):
+            torch.logaddexp(rows[row - 1], log_two, out=rows[row]).add_(scores_of_rows[row])
+        cells, upper_cells, scores = columns[:, 1:].unbind(), columns[:, :-1].unbind(), scores.unbind()
+        for m in range(1, num_columns):
+            torch.logaddexp(cells[m - 1], upper_cells[m - 1], out=cells[m]).add_(scores[m])
         # The padding column at the right costs nothing: every row of the last column reaches the end by two ways,
         # straight and down, except the bottom row, which has only the first.
         ends = columns[-1, 1:] + math.log(2)
         ends[-1] = columns[-1, -1]
         total = ends.logsumexp(0)
-        return total, columns, (ends - total).exp_()
+        distances = total * -smoothing
+        if bidirectional:
+            distances = distances.view(2, -1).sum(0)
+        return distances, columns, ends.sub_(total).exp_()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
+        ctx.bidirectional = inputs[2]
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_total: torch.Tensor, *_) -> torch.Tensor:
+    def backward(ctx, grad_distances: torch.Tensor, *_) -> tuple[torch.Tensor, None, None]:
         columns, share_of_end = ctx.saved_tensors
-        grad_scores = columns.new_empty(len(columns), *share_of_end.shape)
-        share_of_left = (columns[:-1, 1:] - columns[:-1, :-1]).sigmoid_()  # the rest is the upper left one's
-        grad = share_of_end * grad_total
-        for number in range(len(columns) - 1, 0, -1):
-            grad_scores[number] = grad
-            from_left = grad * share_of_left[number - 1]
-            from_left[:-1] += (grad - from_left)[1:]
-            grad = from_left
-        share_of_above = (columns[0, 1:-1] - math.log(2)).sigmoid_()
-        for row in range(len(grad) - 2, -1, -1):
-            grad[row] += grad[row + 1] * share_of_above[row]
-        grad_scores[0] = grad
-        return grad_scores
-
-
-def _otam_one_direction(frame_distances: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """OTAM distance (..., L, M) -> (...) that lets a path start and end at any row; see `otam_distance`."""
-    scores = (frame_distances.flatten(0, -3) if frame_distances.dim() > 2 else frame_distances[None]) / -smoothing
-    total = _OtamSweep.apply(scores.permute(2, 1, 0).contiguous())[0]
-    return -smoothing * total.view(frame_distances.shape[:-2])
+        if ctx.bidirectional:
+            grad_distances = grad_distances.repeat(2)
+        # Scores are distances over -smoothing and distances totals times -smoothing: the factors cancel.
+        grads = columns.new_empty(len(columns), *share_of_end.shape)  # (M, L, batch)
+        torch.mul(share_of_end, grad_distances, out=grads[-1])
+        from_left = (columns[:-1, 1:] - columns[:-1, :-1]).sigmoid_()  # the rest comes from the upper left
+        from_upper_left = (1 - from_left[:, 1:]).unbind()
+        from_left, columns_of_grads = from_left.unbind(), grads.unbind()
+        upper_rows, lower_rows = grads[:, :-1].unbind(), grads[:, 1:].unbind()
+        for m in reversed(range(1, len(columns))):
+            torch.mul(columns_of_grads[m], from_left[m - 1], out=columns_of_grads[m - 1])
+            upper_rows[m - 1].addcmul_(lower_rows[m], from_upper_left[m - 1])
+        from_above = (columns[0, 1:-1] - math.log(2)).sigmoid_().unbind()
+        rows = grads[0].unbind()
+        for row in reversed(range(1, len(rows))):
+            rows[row - 1].addcmul_(rows[row], from_above[row - 1])
+        if not ctx.bidirectional:
+            return grads.permute(2, 1, 0), None, None
+        forth, back = grads.unflatten(-1, (2, -1)).unbind(-2)
+        return forth.permute(2, 1, 0) + back.permute(2, 0, 1), None, None
 
 
 def otam_distance(frame_distances: torch.Tensor, smoothing: float = 0.5, bidirectional: bool = True) -> torch.Tensor:
@@ -127,12 +138,15 @@ def otam_distance(frame_distances: torch.Tensor, smoothing: float = 0.5, bidirec
     frame_distances = _checked_frame_distances(frame_distances)
     if not smoothing > 0:
         raise ValueError(f"smoothing={smoothing} must be greater than 0.")
-    if not bidirectional:
-        return _otam_one_direction(frame_distances, smoothing)
-    transposed = frame_distances.transpose(-2, -1)
-    if frame_distances.shape == transposed.shape:  # both directions in one sweep
-        return _otam_one_direction(torch.stack([frame_distances, transposed]), smoothing).sum(0)
-    return _otam_one_direction(frame_distances, smoothing) + _otam_one_direction(transposed, smoothing)
+    matrices = frame_distances.flatten(0, -3) if frame_distances.dim() > 2 else frame_distances[None]
+    is_square = matrices.shape[-2] == matrices.shape[-1]
+    # Without a gradient to come, autograd's own bookkeeping would be a quarter of the time of a small matrix.
+    needs_grad = torch.is_grad_enabled() and matrices.requires_grad
+    sweep = _OtamDistance.apply if needs_grad else _OtamDistance.forward
+    distances = sweep(matrices, smoothing, bidirectional and is_square)[0]
+    if bidirectional and not is_square:
+        distances = distances + sweep(matrices.transpose(-2, -1), smoothing, False)[0]
+    return distances.view(frame_distances.shape[:-2])
 
 
 def bi_mhm_distance(frame_distances: torch.Tensor) -> torch.Tensor:

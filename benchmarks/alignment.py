@@ -4,8 +4,9 @@
     python benchmarks/alignment.py --num_threads 2 --rounds 20
 
 The loop is the recurrence as the paper has it, a tensor operation per cell for all matrices at once, one direction
-after the other. Both take turns within one process; a cell is the median over rounds, and the two are checked against
-each other first.
+after the other. Both take turns within one process: a turn repeats one of them for --turn_ms, the figure is the median
+over turns of the mean of a call. With --turn_ms 0 a turn is a single call, which finds cold caches, left behind by the
+other. The two are checked against each other first.
 """
 
 import platform
@@ -33,6 +34,7 @@ class Arguments:
     n_way: int = field(default=5, metadata={"help": "Classes."})
     num_frames: list[int] = field(default_factory=lambda: [8, 32], metadata={"help": "Frames per video, several."})
     rounds: int = field(default=15, metadata={"help": "Turns that each takes."})
+    turn_ms: float = field(default=50, metadata={"help": "Length of a turn in milliseconds; it has at least one call."})
     num_threads: int = field(default=1, metadata={"help": "Threads on a CPU."})
 
 
@@ -61,15 +63,17 @@ def otam_distance_by_cells(frame_distances: torch.Tensor, smoothing: float = 0.5
     return one_direction(frame_distances) + one_direction(frame_distances.transpose(-2, -1))
 
 
-def milliseconds(functions: list[Callable], rounds: int, device: torch.device) -> list[float]:
-    """Median duration of each, in turns, after one turn to warm up."""
+def milliseconds(functions: list[Callable], rounds: int, turn_ms: float, device: torch.device) -> list[float]:
+    """Median over turns of the duration of a call of each, after one turn to warm up."""
     times = [[] for _ in functions]
     for turn in range(rounds + 1):
         for function, durations in zip(functions, times, strict=True):
-            start = _now(device)
-            function()
+            calls, start = 0, _now(device)
+            while not calls or time.perf_counter() - start < turn_ms / 1000:
+                function()
+                calls += 1
             if turn:
-                durations.append(1000 * (_now(device) - start))
+                durations.append(1000 * (_now(device) - start) / calls)
     return [statistics.median(durations) for durations in times]
 
 
@@ -99,7 +103,8 @@ def main(arguments: Arguments):
             torch.autograd.grad(way(distances).sum(), distances)  # noqa: B023
 
         for title, work in (("forward", forward), ("forward + backward", forward_and_backward)):
-            loop, ours = milliseconds([lambda way=way: work(way) for way in ways], arguments.rounds, device)  # noqa: B023
+            calls = [lambda way=way: work(way) for way in ways]  # noqa: B023
+            loop, ours = milliseconds(calls, arguments.rounds, arguments.turn_ms, device)
             print(f"| {' x '.join(map(str, shape))} | {title} | {loop:.2f} | {ours:.2f} | {loop / ours:.0f} x |")
 
 

@@ -139,6 +139,42 @@ def test_otam_of_long_videos_is_finite_and_so_are_its_gradients(smoothing, value
     torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.01, 0.5, 10.0])
+@pytest.mark.parametrize("shape", [(2, 32, 32), (2, 48, 40)])
+def test_gradients_of_long_videos_lose_nothing_in_float32(smoothing, shape):
+    distances = random_distances(*shape, dtype=torch.float32)
+    gradients = []
+    for matrix in (distances, distances.double()):
+        matrix = matrix.clone().requires_grad_()
+        gradients += torch.autograd.grad(otam_distance(matrix, smoothing).sum(), matrix)
+    # A small temperature magnifies the round-off of the costs before they are exponentiated.
+    torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=0, atol=5e-6 + 2e-6 / smoothing)
+
+
+def test_memory_that_the_gradient_needs_is_linear_in_the_matrix():
+    def saved_bytes(num_frames: int) -> int:
+        sizes = []
+        distances = random_distances(2, num_frames, num_frames, dtype=torch.float32).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+            otam_distance(distances)
+        return sum(sizes)
+
+    matrix = 2 * 64 * 64 * 4
+    assert matrix <= saved_bytes(64) <= 2.2 * matrix  # a cumulative cost per cell and direction
+    assert saved_bytes(128) == pytest.approx(4 * saved_bytes(64), rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 5, 7)])
+def test_distances_are_the_same_whether_a_gradient_will_be_asked_for_or_not(shape):
+    distances = random_distances(*shape, dtype=torch.float32)
+    expected = otam_distance(distances.clone().requires_grad_())
+    assert expected.requires_grad
+    with torch.no_grad():
+        assert torch.equal(otam_distance(distances), expected)
+    with torch.inference_mode():
+        assert torch.equal(otam_distance(distances), expected)
+
+
 @pytest.mark.parametrize("distance", [otam_distance, bi_mhm_distance])
 @pytest.mark.parametrize("leading", [(), (1,), (2, 3), (2, 1, 3, 2)])
 @pytest.mark.parametrize("shape", [(4, 4), (3, 5)])
@@ -189,6 +225,13 @@ def test_compiled_otam_is_the_same_with_its_gradient(shape):
     (expected_gradient,) = torch.autograd.grad(expected.sum(), distances)
     (gradient,) = torch.autograd.grad(result.sum(), distances)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-6)
+
+
+def test_otam_compiled_for_inference_is_the_same():
+    distances = random_distances(2, 5, 5, dtype=torch.float32)
+    compiled = torch.compile(otam_distance, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(distances), otam_distance(distances), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
