@@ -169,13 +169,17 @@ class EpisodeCollator:
         processor: A [`CLIPFSARProcessor`].
         training: Draw frames (and crops) at random, by each episode's own seed; otherwise the processor's
             deterministic choice, whatever the seed.
+        only_read: Leave resizing, cropping and normalising to `finish`, which does them where the frames then lie: on
+            a GPU, say, instead of in the loader's processes. Until then `support_videos` and `query_videos`, each a
+            `SampledVideos`, stand in the place of the pixel values.
 
     Episodes with fewer videos than the largest of the list are padded with black videos of label -1.
     """
 
-    def __init__(self, processor, training: bool = False):
+    def __init__(self, processor, training: bool = False, only_read: bool = False):
         self.processor = processor
         self.training = training
+        self.only_read = only_read
 
     def __call__(self, episodes: list[dict]) -> dict[str, torch.Tensor]:
         """Returns `support_pixel_values` (B, S, T, C, H, W), `support_labels` (B, S), `query_pixel_values`, `labels`,
@@ -183,27 +187,35 @@ class EpisodeCollator:
         ways = sorted({len(episode["class_names"]) for episode in episodes})
         if len(ways) != 1:
             raise ValueError(f"Episodes of {ways} classes cannot stand in one batch: use one n_way.")
-        support, query = [], []
-        for episode in episodes:
-            generator = torch.Generator().manual_seed(episode["seed"])
-            for videos, role, pixel_values in (
-                (episode["support_videos"], "support", support),
-                (episode["query_videos"], "query", query),
-            ):
-                pixel_values.append(
-                    self.processor.process_videos(videos, training=self.training, generator=generator, role=role)
-                )
-        batch = {
-            "support_pixel_values": _pad(support, 0.0),
-            "query_pixel_values": _pad(query, 0.0),
-            "class_base_labels": torch.tensor([episode["class_base_labels"] for episode in episodes]),
-        }
+        batch = {"class_base_labels": torch.tensor([episode["class_base_labels"] for episode in episodes])}
+        generators = [torch.Generator().manual_seed(episode["seed"]) for episode in episodes]
+        for role in ("support", "query"):
+            # All episodes in one call, so that their videos lie in one tensor without being copied there.
+            counts = [len(episode[f"{role}_videos"]) for episode in episodes]
+            videos = [video for episode in episodes for video in episode[f"{role}_videos"]]
+            draws = [generator for generator, n in zip(generators, counts, strict=True) for _ in range(n)]
+            settings = {"training": self.training, "generator": draws, "role": role}
+            if self.only_read:
+                batch[f"{role}_videos"] = self.processor.read_videos(videos, **settings)
+                batch[f"num_{role}_videos"] = counts
+            else:
+                pixel_values = self.processor.process_videos(videos, **settings)
+                batch[f"{role}_pixel_values"] = _by_episode(pixel_values, counts)
         for name in ("support_labels", "support_base_labels", "labels", "query_base_labels"):
             batch[name] = _pad([torch.tensor(episode[name]) for episode in episodes], -1)
         texts = self.processor.tokenize_classes([name for episode in episodes for name in episode["class_names"]])
         for name, tokens in texts.items():
             batch[f"class_{name}"] = tokens.unflatten(0, (len(episodes), ways[0]))
         return batch
+
+    def finish(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Model inputs out of a batch that was only read, on the device where it lies; others are left as they are."""
+        finished = dict(batch)
+        for role in ("support", "query"):
+            if f"{role}_videos" in finished:
+                pixel_values = self.processor.make_pixel_values(finished.pop(f"{role}_videos"))
+                finished[f"{role}_pixel_values"] = _by_episode(pixel_values, finished.pop(f"num_{role}_videos"))
+        return finished
 
 
 def undecoded_videos(dataset, video_column: str = "video"):
@@ -241,7 +253,14 @@ def read_labels(dataset, label_column: str = "label") -> tuple[np.ndarray, list[
     return labels, [names[value] if names is not None else str(value) for value in occurring]
 
 
-def _pad(tensors: list[torch.Tensor], value: float) -> torch.Tensor:
+def _by_episode(pixel_values: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Videos of all episodes, one after the other, (V, ...) to (B, largest count, ...)."""
+    if len(set(counts)) == 1:
+        return pixel_values.unflatten(0, (len(counts), counts[0]))
+    return _pad(pixel_values.split(counts), 0.0)
+
+
+def _pad(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
     """Stacks tensors whose first dimensions may differ, filling up with `value`."""
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
 

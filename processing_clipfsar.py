@@ -618,9 +618,16 @@ def _resize_uint8(frames: torch.Tensor, height: int, width: int, mode: str) -> t
     """Antialiased resize of uint8 frames (T, 3, H, W) as PIL does it, all frames at once."""
     if frames.device.type == "cpu":
         return F.interpolate(frames, size=(height, width), mode=mode, antialias=True)
-    # Only the CPU resizes uint8; elsewhere the same through float, since bicubic overshoots 0 and 255.
-    resized = F.interpolate(frames.float(), size=(height, width), mode=mode, antialias=True)
-    return resized.clamp_(0, 255).round_().to(torch.uint8)
+    return _resize_through_float(frames, height, width, mode)
+
+
+def _resize_through_float(frames: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
+    """The same, up to a grey level, where bytes cannot be resized, as on GPUs: rows, then columns, bytes in between."""
+    frames = frames.float()
+    for size in ((frames.shape[-2], width), (height, width)):
+        # bicubic overshoots 0 and 255; halves go up
+        frames = F.interpolate(frames, size=size, mode=mode, antialias=True).add_(0.5).floor_().clamp_(0, 255)
+    return frames.to(torch.uint8)
 
 
 def _crop(frames: torch.Tensor, height: int, width: int, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -685,6 +692,45 @@ def augment_like_kinetics(pixels: torch.Tensor, generator: torch.Generator) -> t
     for step in torch.randperm(len(steps), generator=generator).tolist():
         pixels = steps[step](pixels).clamp(0, 1)
     return _gray(pixels).expand_as(pixels) if to_gray else pixels
+
+
+class SampledVideos:
+    """Videos whose frames were chosen and read, but not yet resized, cropped and normalised.
+
+    What a data loader hands over where a GPU is to do the rest, `CLIPFSARProcessor.make_pixel_values`: bytes instead of
+    floats cross over to it. Moves as a tensor does.
+
+    Args:
+        frames: Of each video, uint8 (T, H, W, 3); sizes may differ.
+        seeds: Of each video, for its crop and augmentation; None where nothing is random.
+        augmentation: As the processor's `query_augmentation`.
+    """
+
+    def __init__(self, frames: list[torch.Tensor], seeds: list[int | None], augmentation: str = "none"):
+        self.frames, self.seeds, self.augmentation = frames, seeds, augmentation
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def to(self, device, non_blocking: bool = False) -> "SampledVideos":
+        frames = [video.to(device, non_blocking=non_blocking) for video in self.frames]
+        return SampledVideos(frames, self.seeds, self.augmentation)
+
+    def pin_memory(self) -> "SampledVideos":
+        return SampledVideos([video.pin_memory() for video in self.frames], self.seeds, self.augmentation)
+
+
+def _mean_and_std(image_processor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the channels, each (3, 1, 1) on a device."""
+    return _per_channel(tuple(image_processor.image_mean), device), _per_channel(
+        tuple(image_processor.image_std), device
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    # kept, because copying it to a GPU each time would make the program wait
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 # --- the processor ----------------------------------------------------------------------------------------------------
@@ -846,7 +892,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         videos: Sequence,
         *,
         training: bool = False,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         frame_sampling: str | None = None,
         role: str = "support",
         fps: float | None = None,
@@ -854,31 +900,70 @@ class CLIPFSARProcessor(ProcessorMixin):
         """Pixel values of videos, float32 (V, T, C, H, W).
 
         `training` draws random frames (`"segment_random"` for both segment samplings, a random start for `"interval"`)
-        and a random crop; otherwise only `"segment_random"` draws. All draws come from `generator`, torch's global one
-        if None, and each video takes the same number of draws from it however long it is and whichever decoder reads
-        it. `role="query"` in training applies the processor's `query_augmentation`. `frame_sampling` overrides the
-        processor's. `fps`: frames per second of videos that do not say (frames in memory or in folders), needed for
-        `"interval"` only.
+        and a random crop; otherwise only `"segment_random"` draws. All draws come from `generator` (or from a list, one
+        per video), torch's global one if None, and each video takes the same number of draws from it however long it
+        is and whichever decoder reads it. `role="query"` in training applies the processor's `query_augmentation`.
+        `frame_sampling` overrides the processor's. `fps`: frames per second of videos that do not say (frames in
+        memory or in folders), needed for `"interval"` only.
         """
+        videos = as_video_list(videos)
+        sampled = self._read_videos(videos, training, generator, frame_sampling, fps)
+        return self._finish_videos(sampled, len(videos), self._augmentation(role, training))
+
+    def read_videos(
+        self,
+        videos: Sequence,
+        *,
+        training: bool = False,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        frame_sampling: str | None = None,
+        role: str = "support",
+        fps: float | None = None,
+    ) -> SampledVideos:
+        """The first half of `process_videos`, for the same arguments: chooses frames and reads them."""
+        frames, seeds = zip(
+            *self._read_videos(as_video_list(videos), training, generator, frame_sampling, fps), strict=True
+        )
+        return SampledVideos(list(frames), list(seeds), self._augmentation(role, training))
+
+    def make_pixel_values(self, sampled: SampledVideos) -> torch.Tensor:
+        """The second half of `process_videos`: resizes, crops and normalises on the device where the frames lie.
+
+        Returns float32 (V, T, C, H, W). On a GPU one resized pixel in a hundred may differ by a grey level from the
+        CPU's, which resizes bytes; frames that have their size already (of a frame store) come out the same.
+        """
+        return self._finish_videos(zip(sampled.frames, sampled.seeds, strict=True), len(sampled), sampled.augmentation)
+
+    def _augmentation(self, role: str, training: bool) -> str:
+        _check_choice("role", role, ("support", "query"))
+        return self.query_augmentation if training and role == "query" else "none"
+
+    def _read_videos(
+        self, videos: list, training: bool, generator, frame_sampling: str | None, fps: float | None
+    ) -> Iterator[tuple[torch.Tensor, int | None]]:
+        """Sampled frames (T, H, W, 3) of one video after the other, and the seed of its crop, None for the centre."""
         sampling = self.frame_sampling if frame_sampling is None else frame_sampling
         _check_choice("frame_sampling", sampling, FRAME_SAMPLINGS)
-        _check_choice("role", role, ("support", "query"))
-        augmentation = self.query_augmentation if training and role == "query" else "none"
         if training and sampling == "segment_center":
             sampling = "segment_random"
-        is_random = training or sampling == "segment_random"
-        videos = as_video_list(videos)
         if not videos:
             raise ValueError("There are no videos to process: give a list of at least one.")
+        is_random = training or sampling == "segment_random"
+        generators = generator if isinstance(generator, Sequence) else [generator] * len(videos)
+        for video, generator in zip(videos, generators, strict=True):
+            frame_seed, pixel_seed = _draw_seeds(generator) if is_random else (None, None)
+            frames = self._read_sampled_frames(video, sampling, training, frame_seed, fps)
+            yield frames, pixel_seed if training else None
 
+    def _finish_videos(
+        self, sampled: Iterable[tuple[torch.Tensor, int | None]], num_videos: int, augmentation: str
+    ) -> torch.Tensor:
         pixel_values = None  # one tensor, filled in place: stacking videos cost as much as resizing them
-        for i, video in enumerate(videos):
-            seeds = _draw_seeds(generator) if is_random else (None, None)
-            frames = self._read_sampled_frames(video, sampling, training, seeds[0], fps)  # (T, H, W, 3)
-            pixel_generator = torch.Generator().manual_seed(seeds[1]) if is_random else None
-            frames = self._resize_and_crop(frames, pixel_generator if training else None)  # (T, C, H, W)
+        for i, (frames, seed) in enumerate(sampled):
+            generator = None if seed is None else torch.Generator().manual_seed(seed)
+            frames = self._resize_and_crop(frames, generator)  # (T, C, H, W)
             if pixel_values is None:
-                pixel_values = torch.empty(len(videos), *frames.shape, device=frames.device)
+                pixel_values = torch.empty(num_videos, *frames.shape, device=frames.device)
             if frames.shape != pixel_values.shape[1:]:
                 raise ValueError(
                     f"The videos come out in different sizes, {tuple(pixel_values.shape[-2:])} and "
@@ -886,7 +971,7 @@ class CLIPFSARProcessor(ProcessorMixin):
                     "width."
                 )
             pixel_values[i] = frames
-            self._normalize_(pixel_values[i], augmentation, pixel_generator)
+            self._normalize_(pixel_values[i], augmentation, generator)
         return pixel_values
 
     def process_frames(self, frames: torch.Tensor) -> torch.Tensor:
@@ -901,8 +986,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         pixels = pixel_values.float()
         if is_official or settings.do_normalize:
             mean, std = (
-                torch.tensor(value, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
-                for value in (settings.image_mean, settings.image_std)
+                _per_channel(tuple(value), pixels.device) for value in (settings.image_mean, settings.image_std)
             )
             pixels = pixels * std + mean
         if is_official or settings.do_rescale:
@@ -994,8 +1078,7 @@ class CLIPFSARProcessor(ProcessorMixin):
             pixels.mul_(1 / 255 if is_official else settings.rescale_factor)
         if is_official or settings.do_normalize:
             mean, std = (
-                torch.tensor(value, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
-                for value in (settings.image_mean, settings.image_std)
+                _per_channel(tuple(value), pixels.device) for value in (settings.image_mean, settings.image_std)
             )
             pixels.sub_(mean).div_(std)
 
@@ -1286,6 +1369,7 @@ if not __package__:
 
 __all__ = [
     "CLIPFSARProcessor",
+    "SampledVideos",
     "VideoReadError",
     "augment_like_kinetics",
     "read_video_frames",

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
 from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
 from datasets import ClassLabel, Dataset, Features, Value, Video
 from tiny_data import COLOURS, video_splits, write_video_folder
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
@@ -353,6 +354,35 @@ def test_a_batch_of_episodes_is_its_single_episodes_stacked(splits, processor, m
             assert torch.equal(batch[name], torch.cat([single[name] for single in singles])), name
     logits = torch.cat([model(**single).logits for single in singles])
     torch.testing.assert_close(model(**batch).logits, logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shots", [(1, 1), (1, 3)])
+def test_videos_that_are_only_read_become_the_same_inputs_later(splits, processor, shots):
+    processor.query_augmentation = "kinetics"
+    episodes = [episodes_of(splits, n_shot=n_shot)[index] for index, n_shot in enumerate(shots)]
+    expected = EpisodeCollator(processor, training=True)(episodes)
+    collator = EpisodeCollator(processor, training=True, only_read=True)
+    (batch,) = DataLoader(episodes, batch_size=2, collate_fn=collator, num_workers=1)  # through another process
+    assert {frames.dtype for frames in batch["query_videos"].frames} == {torch.uint8}
+    finished = collator.finish(send_to_device(batch, torch.device("cpu"), non_blocking=True))
+    assert sorted(finished) == sorted(expected)
+    assert all(torch.equal(finished[name], expected[name]) for name in expected)
+    assert "support_videos" in batch, "the batch itself is left as it was"
+    assert all(torch.equal(collator.finish(expected)[name], expected[name]) for name in expected)
+
+
+def test_pixel_values_of_episodes_are_not_copied_together(splits, processor):
+    made = []
+
+    class Watched(type(processor)):
+        def process_videos(self, *args, **kwargs):
+            made.append(super().process_videos(*args, **kwargs))
+            return made[-1]
+
+    watched = Watched(processor.image_processor, processor.tokenizer, num_frames=4)
+    batch = EpisodeCollator(watched)([episodes_of(splits)[index] for index in range(2)])
+    for pixel_values, name in zip(made, ("support_pixel_values", "query_pixel_values"), strict=True):
+        assert batch[name].data_ptr() == pixel_values.data_ptr()
 
 
 def test_class_texts_are_those_of_the_classes(splits, processor):

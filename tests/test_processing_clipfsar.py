@@ -463,6 +463,25 @@ def test_clip_preprocessing_equals_clips_image_processor(processor, settings, he
     assert difference.mean() < (0.2 if height > width else 0.05)
 
 
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(28, 35), (80, 100)])
+def test_resizing_through_float_as_on_a_gpu_is_that_of_bytes_up_to_rounding(mode, size):
+    frames = random_frames(3, 40, 50).permute(0, 3, 1, 2)
+    ways = (processing_clipfsar._resize_through_float, processing_clipfsar._resize_uint8)
+    through_float, bytewise = (way(frames, *size, mode).int() for way in ways)
+    difference = through_float - bytewise
+    assert difference.abs().max() <= 1
+    assert difference.abs().float().mean() < 0.02
+
+
+def test_sampled_videos_move_with_their_seeds(processor):
+    sampled = processor.read_videos([random_frames(6), random_frames(5, 40, 60)], training=True)
+    moved = sampled.to(torch.device("meta"), non_blocking=True)
+    assert [frames.device.type for frames in moved.frames] == ["meta", "meta"]
+    assert (moved.seeds, moved.augmentation, len(moved)) == (sampled.seeds, sampled.augmentation, 2)
+    assert processor.read_videos([random_frames(6)]).seeds == [None]
+
+
 def test_training_crops_all_frames_of_a_video_alike_and_videos_apart(processor):
     processor.preprocessing = "official"
     processor.image_processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})

@@ -37,6 +37,7 @@ from tiny_data import (
     write_video,
     write_video_folder,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
@@ -502,9 +503,10 @@ def test_batch_norms_are_not_decayed():
 def test_the_optimizer_is_adam_with_coupled_decay_unless_asked(tiny_clip):
     model = CLIPFSARModel.from_pretrained(tiny_clip)
     for arguments, expected in (([], torch.optim.Adam), (["--optimizer", "adamw"], torch.optim.AdamW)):
-        optimizer = program.make_optimizer(model, parse_arguments(arguments), torch.device("cpu"))
+        optimizer = program.make_optimizer(model, parse_arguments(arguments))
         assert type(optimizer) is expected
         assert optimizer.defaults["betas"] == (0.9, 0.999)
+        assert optimizer.defaults["fused"]
 
 
 def test_the_text_tower_is_frozen_and_all_else_is_trained(reference, tiny_clip):
@@ -556,6 +558,59 @@ def test_without_validation_the_last_model_is_the_best_and_the_text_tower_rests(
 def test_gradient_checkpointing_changes_nothing(train, reference, tmp_path):
     train(gradient_checkpointing=True, test_episodes=0).check()
     assert_close_run(tmp_path / "run", reference)
+
+
+def test_preprocessing_where_the_model_computes_changes_nothing_on_a_cpu(train, reference, tmp_path):
+    train(preprocess_on_device=True, episodes_per_forward=1, num_workers=1, test_episodes=0).check()
+    reference_log = (reference / "training_log.jsonl").read_text()
+    assert (tmp_path / "run" / "training_log.jsonl").read_text() == reference_log
+
+
+def count_waits(path: Path):
+    """In a child: writes down where the training loop reads numbers off tensors, which on a GPU is a wait for it."""
+    waits = []
+
+    class ReadsOfNumbers(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                waits.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    def counted(name):
+        original = getattr(torch.Tensor, name)
+
+        def method(tensor, *args, **kwargs):
+            waits.append(name)
+            return original(tensor, *args, **kwargs)
+
+        return method
+
+    train, log_training = program.Run.train, program.Run._log_training
+
+    def noted_log(self, *args):
+        waits.append("LOG")
+        log_training(self, *args)
+
+    def noted_train(self):
+        for name in ("tolist", "cpu", "numpy"):  # not seen by the mode on a CPU
+            setattr(torch.Tensor, name, counted(name))
+        with ReadsOfNumbers():
+            train(self)
+        path.write_text(json.dumps(waits))
+
+    program.Run.train, program.Run._log_training = noted_train, noted_log
+
+
+def test_between_lines_of_the_log_no_step_waits_for_its_device(train, tmp_path):
+    counts = []
+    for episodes in (8, 16):
+        path, name = tmp_path / f"waits_{episodes}.json", f"run_{episodes}"
+        settings = {"episodes": episodes, "eval_every": episodes, "log_every": 1000, "test_episodes": 0}
+        train(name, (count_waits, path), num_workers=1, max_grad_norm=1.0, **settings).check()
+        waits = json.loads(path.read_text())
+        assert "tolist" in waits[waits.index("LOG") :], "the log itself does read numbers, and is noticed"
+        counts.append(len(waits[: waits.index("LOG")]))
+    assert counts[0] == counts[1], "twice the steps, as many waits: those of the start"
 
 
 def test_episodes_per_forward_change_nothing_but_dropout(train, without_dropout, tmp_path):

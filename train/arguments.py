@@ -107,6 +107,11 @@ class TrainingArguments:
     # Cost
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
     torch_compile: bool = option(False, "Compile the model with torch.compile.")
+    preprocess_on_device: bool = option(
+        False,
+        "Resize, crop and normalise training videos where the model computes instead of in the processes that read "
+        "them: for a GPU that waits for its CPUs. Resized pixels may differ by one grey level.",
+    )
 
     # Optimization
     learning_rate: float = option(1e-5, "Full learning rate.")
@@ -220,6 +225,7 @@ class TrainingArguments:
             "keep_adapter",
             "gradient_checkpointing",
             "torch_compile",
+            "preprocess_on_device",
             "mixed_precision",
             "eval_batch_size",
             "num_workers",

@@ -71,10 +71,11 @@ def encode_batches(
     is_quiet = not accelerator.is_main_process
     progress = tqdm(total=len(rows), desc=description, unit="video", leave=False, disable=is_quiet)
     videos = Subset(_Videos(dataset, processor, video_column, draw_seed), rows)
-    loader = DataLoader(videos, batch_size=batch_size, num_workers=num_workers)
+    is_cuda = accelerator.device.type == "cuda"
+    loader = DataLoader(videos, batch_size=batch_size, num_workers=num_workers, pin_memory=is_cuda)
     for position, pixel_values in zip(range(0, len(rows), batch_size), loader, strict=True):
         with accelerator.autocast():
-            embeds = model.get_video_features(pixel_values.to(accelerator.device)).float()
+            embeds = model.get_video_features(pixel_values.to(accelerator.device, non_blocking=True)).float()
         yield list(rows[position : position + batch_size]), embeds
         progress.update(len(pixel_values))
     progress.close()

@@ -22,7 +22,7 @@ if __name__ == "__main__" and not __package__:
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import is_tensorboard_available, set_seed
+from accelerate.utils import DataLoaderConfiguration, is_tensorboard_available, set_seed
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
@@ -61,10 +61,10 @@ def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def make_optimizer(model: torch.nn.Module, args: TrainingArguments, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(model: torch.nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
     groups = optimizer_groups(model, args.weight_decay)
-    return optimizer_class(groups, lr=args.warmup_learning_rate, fused=device.type == "cuda")
+    return optimizer_class(groups, lr=args.warmup_learning_rate, fused=True)
 
 
 class TrainingLog:
@@ -165,7 +165,7 @@ class Run:
         # The text tower is frozen, so the class texts are encoded here and never again.
         self.base_class_embeds = encode_classes(self.model, self.processor, self.episodes.class_names)
         self.wrapped_model, self.optimizer, self.loader = self.accelerator.prepare(
-            self.model, make_optimizer(self.model, args, self.accelerator.device), self._make_loader()
+            self.model, make_optimizer(self.model, args), self._make_loader()
         )
         if saved_state:
             self.accelerator.load_state(str(saved_state))
@@ -188,6 +188,7 @@ class Run:
             mixed_precision=args.mixed_precision,
             log_with=None if report_to == "none" else report_to,
             project_dir=args.output_dir,
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),  # a batch crosses while the GPU computes
             dynamo_backend="inductor" if args.torch_compile else None,
         )
         per_step = accelerator.num_processes * args.episodes_per_forward
@@ -264,8 +265,10 @@ class Run:
         to_come = range(self.episodes_done, args.episodes)
         if args.trains_on_features and len(to_come):
             collator = FeatureCollator(self._encode_training_videos())
+            self.finish_batch = dict
         else:
-            collator = EpisodeCollator(self.processor, training=True)
+            collator = EpisodeCollator(self.processor, training=True, only_read=args.preprocess_on_device)
+            self.finish_batch = collator.finish
         return DataLoader(
             Subset(self.episodes, to_come) if len(to_come) else self.episodes,
             batch_size=args.episodes_per_forward,
@@ -317,6 +320,7 @@ class Run:
             with accelerator.accumulate(self.wrapped_model):
                 # Dropout, too, depends on nothing but the seed and the episode.
                 torch.manual_seed(_mix_seeds(args.seed, next_episode))
+                batch = self.finish_batch(batch)
                 output = self.wrapped_model(**batch, base_class_embeds=self.base_class_embeds)
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients:
