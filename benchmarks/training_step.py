@@ -1,16 +1,21 @@
-"""One training step at real size: time of its forward and backward pass, and peak memory.
+"""One training step beside bare CLIP on the same frames: time, peak memory, and what is not the visual tower.
 
-    python benchmarks/training_step.py                          # ViT-B/16, 224 px, 5-way 1-shot, 5 queries per class
-    python benchmarks/training_step.py --n_query 1 --repeats 3
+    python benchmarks/training_step.py                    # ViT-B/32, 224 px, 5-way 1-shot, 1 query per class
+    python benchmarks/training_step.py --vision vit_b16 --n_query 5 --gradient_checkpointing    # real size, 20 minutes
+    python benchmarks/training_step.py --dtype bfloat16 --torch_compile
 
-Random weights and pixels: neither changes the cost. The last column is the step without the visual tower, on the same
-frame features: what the method adds to CLIP. On the CPU memory is the process's peak, on CUDA the allocator's.
+A step is what the training program does with an episode: forward, backward, Adam. Bare CLIP is `get_image_features` of
+the same frames in one call, forward and backward. Both take turns within one process. "The method" is the forward and
+backward pass on given frame features: all that is added to the visual tower. Random weights and pixels: neither changes
+the cost. On the CPU memory is the process's peak, on CUDA the allocator's.
 """
 
 import platform
 import resource
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -24,23 +29,107 @@ from transformers import CLIPConfig, HfArgumentParser
 
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
+from train.arguments import TrainingArguments
+from train.train import make_optimizer
+
+VISION = {"vit_b32": {}, "vit_b16": {"patch_size": 16}}  # the other sizes are transformers' defaults
 
 
 @dataclass
 class Arguments:
+    vision: str = field(default="vit_b32", metadata={"help": "Visual tower.", "choices": list(VISION)})
     n_way: int = field(default=5, metadata={"help": "Classes."})
     n_shot: int = field(default=1, metadata={"help": "Support videos per class."})
-    n_query: int = field(default=5, metadata={"help": "Query videos per class."})
+    n_query: int = field(default=1, metadata={"help": "Query videos per class."})
     num_frames: int = field(default=8, metadata={"help": "Frames per video."})
     num_base_classes: int = field(default=64, metadata={"help": "Classes of the video-text contrast."})
-    gradient_checkpointing: bool = field(default=True, metadata={"help": "Recompute activations in the backward."})
-    dtype: str = field(default="float32", metadata={"help": "Arithmetic; others than float32 by autocast."})
-    repeats: int = field(default=1, metadata={"help": "Steps; the fastest counts."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in the backward."})
+    dtype: list[str] = field(
+        default_factory=lambda: ["float32"], metadata={"help": "Arithmetic, several; others than float32 by autocast."}
+    )
+    torch_compile: bool = field(default=False, metadata={"help": "Time the compiled model, too."})
+    rounds: int = field(default=3, metadata={"help": "Turns that each takes, after one to warm up if there are more."})
 
 
-def vit_b16() -> CLIPConfig:
-    vision = {"patch_size": 16, "image_size": 224}  # the other sizes of CLIP ViT-B/16 are transformers' defaults
-    return CLIPConfig(vision_config=vision, projection_dim=512)
+class Step:
+    """A model, an episode, and the pieces of a training step on it."""
+
+    def __init__(self, arguments: Arguments, device: torch.device):
+        torch.manual_seed(0)
+        clip_config = CLIPConfig(vision_config={"image_size": 224} | VISION[arguments.vision], projection_dim=512)
+        config = CLIPFSARConfig(clip_config=clip_config, num_frames=arguments.num_frames)
+        self.model = CLIPFSARModel(config).to(device).train()
+        self.model.freeze_text_tower()
+        if arguments.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.runs = self.model  # or compiled
+        self.optimizer = make_optimizer(self.model, TrainingArguments())
+        counts = {"support": arguments.n_way * arguments.n_shot, "query": arguments.n_way * arguments.n_query}
+        classes = torch.arange(arguments.n_way, device=device)
+        self.labels = {
+            "support_labels": classes.repeat_interleave(arguments.n_shot)[None],
+            "labels": classes.repeat_interleave(arguments.n_query)[None],
+            "base_class_embeds": torch.randn(arguments.num_base_classes, 512, device=device),
+            "class_base_labels": classes[None],
+        }
+        self.labels |= {
+            "support_base_labels": self.labels["support_labels"],
+            "query_base_labels": self.labels["labels"],
+        }
+        frames, size = arguments.num_frames, config.hidden_size
+        self.pixels = {
+            f"{role}_pixel_values": torch.randn(1, n, frames, 3, 224, 224, device=device) for role, n in counts.items()
+        }
+        self.all_frames = torch.cat([pixels.flatten(0, 2) for pixels in self.pixels.values()])
+        self.embeds = {
+            f"{role}_embeds": torch.randn(1, n, frames, size, device=device, requires_grad=True)
+            for role, n in counts.items()
+        }
+        self.gradient = torch.randn(len(self.all_frames), size, device=device)
+        self.dtype = torch.float32
+
+    def _autocast(self):
+        device = self.all_frames.device.type
+        return torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
+
+    def bare_clip(self):
+        with self._autocast():
+            features = self.model.clip.get_image_features(self.all_frames).pooler_output
+        features.backward(self.gradient.to(features.dtype))
+        self.optimizer.zero_grad()
+
+    def episode(self):
+        with self._autocast():
+            loss = self.runs(**self.pixels, **self.labels).loss
+        loss.backward()
+        self.optimizer.zero_grad()
+
+    def method(self):
+        with self._autocast():
+            loss = self.model(**self.embeds, **self.labels).loss
+        loss.backward()
+        self.optimizer.zero_grad()
+
+    def adam(self):
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        start = _now(self.all_frames.device)
+        self.optimizer.step()
+        self.adam_seconds = _now(self.all_frames.device) - start
+        self.optimizer.zero_grad()
+
+
+def take_turns(work: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each piece of work in each round."""
+    seconds = {name: [] for name in work}
+    for turn in range(rounds + (rounds > 1)):
+        for name, function in work.items():
+            start = _now(device)
+            function()
+            if turn or rounds == 1:
+                seconds[name].append(_now(device) - start)
+    return seconds
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -49,57 +138,51 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
 
 
+def rows_of(arguments: Arguments, dtype: str, step: Step, device: torch.device) -> list[str]:
+    step.dtype = getattr(torch, dtype)
+    seconds = take_turns({"bare": step.bare_clip, "episode": step.episode}, arguments.rounds, device)
+    memory = peak_memory_gib(device)
+    method = min(take_turns({"method": step.method}, 5, device)["method"])
+    step.adam()  # makes its moments
+    step.adam()
+    ratio = statistics.median(whole / bare for whole, bare in zip(seconds["episode"], seconds["bare"], strict=True))
+    bare, episode = (statistics.median(seconds[name]) for name in ("bare", "episode"))
+    cells = [dtype, f"{bare:.2f}", f"{episode:.2f}", f"{ratio:.3f}"]
+    cells += [f"{part:.3f} ({100 * part / (episode + step.adam_seconds):.1f}%)" for part in (method, step.adam_seconds)]
+    rows = ["| " + " | ".join([*cells, f"{memory:.1f}"]) + " |"]
+    if arguments.torch_compile:
+        step.runs = torch.compile(step.model)
+        start = _now(device)
+        step.episode()
+        compiling = _now(device) - start
+        seconds = take_turns({"bare": step.bare_clip, "episode": step.episode}, arguments.rounds, device)
+        ratio = statistics.median(a / b for a, b in zip(seconds["episode"], seconds["bare"], strict=True))
+        bare, episode = (statistics.median(seconds[name]) for name in ("bare", "episode"))
+        first = f"{dtype}, compiled (first step {compiling:.0f} s)"
+        rows.append(f"| {first} | {bare:.2f} | {episode:.2f} | {ratio:.3f} | - | - | {peak_memory_gib(device):.1f} |")
+        step.runs = step.model
+    return rows
+
+
 def main(arguments: Arguments):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    model = CLIPFSARModel(CLIPFSARConfig(clip_config=vit_b16(), num_frames=arguments.num_frames)).to(device).train()
-    model.freeze_text_tower()
-    if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    n_support, n_query = arguments.n_way * arguments.n_shot, arguments.n_way * arguments.n_query
-    frames = (arguments.num_frames, 3, 224, 224)
-    base_labels = torch.arange(arguments.n_way, device=device)
-    episode = {
-        "support_labels": base_labels.repeat_interleave(arguments.n_shot)[None],
-        "labels": base_labels.repeat_interleave(arguments.n_query)[None],
-        "base_class_embeds": torch.randn(arguments.num_base_classes, 512, device=device),
-        "class_base_labels": base_labels[None],
-    }
-    episode |= {"support_base_labels": episode["support_labels"], "query_base_labels": episode["labels"]}
-    support, query = torch.randn(1, n_support, *frames, device=device), torch.randn(1, n_query, *frames, device=device)
-
-    def step(**videos) -> tuple[float, float]:
-        times = [_now(device)]
-        with torch.autocast(device.type, getattr(torch, arguments.dtype), enabled=arguments.dtype != "float32"):
-            loss = model(**videos, **episode).loss
-        times.append(_now(device))
-        loss.backward()
-        times.append(_now(device))
-        model.zero_grad()
-        return times[1] - times[0], times[2] - times[1]
-
-    forward, backward = min(
-        (step(support_pixel_values=support, query_pixel_values=query) for _ in range(arguments.repeats)), key=sum
-    )
-    memory = peak_memory_gib(device)
-    embeds = [
-        torch.randn(1, n, arguments.num_frames, 512, device=device, requires_grad=True) for n in (n_support, n_query)
-    ]
-    head = min(sum(step(support_embeds=embeds[0], query_embeds=embeds[1])) for _ in range(5))
+    step = Step(arguments, device)
     machine = (
         torch.cuda.get_device_name()
         if device.type == "cuda"
         else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     )
     print(f"{date.today()}, {machine}, torch {torch.__version__}, transformers {transformers.__version__}")
-    print("| episode | forward / s | backward / s | peak memory / GiB | all but the visual tower / s (share) |")
-    print("|---|---|---|---|---|")
     checkpointing = ", gradient checkpointing" if arguments.gradient_checkpointing else ""
     print(
-        f"| ViT-B/16, 224 px, {arguments.n_way}-way {arguments.n_shot}-shot, {n_query} queries, {arguments.num_frames} "
-        f"frames, {arguments.dtype}{checkpointing} | {forward:.1f} | {backward:.1f} | {memory:.1f} | {head:.3f} "
-        f"({100 * head / (forward + backward):.2f}%) |"
+        f"{arguments.vision}, 224 px, {arguments.n_way}-way {arguments.n_shot}-shot, "
+        f"{arguments.n_way * arguments.n_query} queries, {arguments.num_frames} frames{checkpointing}; "
+        f"medians of {arguments.rounds} round(s), seconds"
     )
+    print("| arithmetic | bare CLIP | episode | ratio | the method (share) | Adam (share) | peak memory so far / GiB |")
+    print("|---|---|---|---|---|---|---|")
+    for dtype in arguments.dtype:
+        print("\n".join(rows_of(arguments, dtype, step, device)), flush=True)
 
 
 def _now(device: torch.device) -> float:
