@@ -5,7 +5,8 @@
 
 Training reads 8 random frames of a video. The sources take turns within one process, so that what else the machine does
 hits all alike; a row is the median over rounds. "Reading" ends with frames in memory, "ready" with normalised pixel
-values for the model. The frame stores lie in memory here; on a disk a cold read of their bytes comes on top.
+values for the model. The frame stores lie in memory here; on a disk a cold read of their bytes comes on top. "Cached
+features" are what a frozen visual tower trains on (--freeze_vision): a loader then only gathers.
 """
 
 import os
@@ -32,6 +33,7 @@ from transformers import CLIPImageProcessor, CLIPTokenizer, HfArgumentParser
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset
 from processing_clipfsar import CLIPFSARProcessor, read_video_frames, sample_frame_indices
 from train.frame_store import FrameStoreSettings, read_video
+from train.frozen_features import ROW, FeatureCollator, row_dataset
 from train.video_sources import folder_splits
 
 TINY_CLIP = Path(__file__).resolve().parents[1] / "train" / "tiny_clip"
@@ -102,8 +104,8 @@ def read_random_frames(video, generator: torch.Generator) -> torch.Tensor:
     )
 
 
-def episodes_per_second(videos: list, processor: CLIPFSARProcessor, num_workers: int, n_episodes: int) -> float:
-    """5-way 1-shot 5-query episodes, 30 videos each, drawn from `videos` again and again."""
+def dataset_of(videos: list) -> Dataset:
+    """60 videos of 10 classes, drawn from `videos` again and again."""
     rows = [videos[number % len(videos)] for number in range(60)]
     struct = Features(
         {
@@ -113,13 +115,14 @@ def episodes_per_second(videos: list, processor: CLIPFSARProcessor, num_workers:
     )
     rows = [video if isinstance(video, dict) else {"path": video, "bytes": None} for video in rows]
     dataset = Dataset.from_dict({"video": rows, "label": [number % 10 for number in range(60)]}, features=struct)
-    dataset = dataset.cast_column("video", Video(decode=False))
+    return dataset.cast_column("video", Video(decode=False))
+
+
+def episodes_per_second(dataset: Dataset, column: str, collator: Callable, num_workers: int, n_episodes: int) -> float:
+    """5-way 1-shot 5-query episodes, 30 videos each."""
     warm_up = max(2 * num_workers, 1)
-    loader = DataLoader(
-        EpisodeDataset(dataset, n_way=5, n_shot=1, n_query=5, n_episodes=warm_up + n_episodes),
-        num_workers=num_workers,
-        collate_fn=EpisodeCollator(processor, training=True),
-    )
+    episodes = EpisodeDataset(dataset, 5, 1, 5, n_episodes=warm_up + n_episodes, video_column=column)
+    loader = DataLoader(episodes, num_workers=num_workers, collate_fn=collator)
     for number, _ in enumerate(loader):
         if number == warm_up - 1:  # the workers have started, and all have work
             start = time.perf_counter()
@@ -140,10 +143,21 @@ def main(arguments: Arguments):
             lambda video, generator: processor.process_videos([video], training=True, generator=generator),
             arguments.rounds,
         )
+        collator = EpisodeCollator(processor, training=True)
         loading = {
-            name: [episodes_per_second(videos, processor, n, arguments.episodes) for n in arguments.num_workers]
+            name: [
+                episodes_per_second(dataset_of(videos), "video", collator, number, arguments.episodes)
+                for number in arguments.num_workers
+            ]
             for name, videos in sources.items()
         }
+        # of ViT-B's size, one draw per video; many more episodes, since one takes so little
+        collator = FeatureCollator(torch.randn(60, 1, NUM_FRAMES, 512))
+        rows = row_dataset(dataset_of(next(iter(sources.values()))), "label")
+        cached = [
+            episodes_per_second(rows, ROW, collator, number, 50 * arguments.episodes)
+            for number in arguments.num_workers
+        ]
         sizes = {
             name: sum(len(video["bytes"]) if isinstance(video, dict) else os.path.getsize(video) for video in videos)
             for name, videos in sources.items()
@@ -162,6 +176,7 @@ def main(arguments: Arguments):
         cells += [f"{rates[name]:.0f} ({rates[name] / rates[base]:.1f} x)" for rates in (reading, ready)]
         cells += [f"{rate:.2f}" for rate in loading[name]]
         print(f"| {name} | {' | '.join(cells)} |")
+    print(f"| cached features | {NUM_FRAMES * 512 * 4 / 1e6:.2f} | - | - | {' | '.join(f'{r:.0f}' for r in cached)} |")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,154 @@
+"""Reading sampled frames beside each decoder used bare, and making pixel values of frames beside transformers' own.
+
+    python benchmarks/reading.py                       # rendered clips: 320 x 240, 250 frames, H.264
+    python benchmarks/reading.py --videos FOLDER       # your own: FOLDER/CLASS/VIDEO
+
+"Bare" is the shortest program that gets the same frames out of a decoder: open the file, ask for the number of frames,
+choose, read. Ours also recognises the container, refuses files that are cut off, finds hidden and damaged frames, and
+falls back on another decoder. Both take turns, video by video, within one process and on one thread; the ratio is the
+median over rounds. A decoder that does not import is left out.
+"""
+
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPTokenizer, HfArgumentParser
+
+from benchmarks.data_loading import NUM_FRAMES, TINY_CLIP, render
+from processing_clipfsar import DECODERS, CLIPFSARProcessor, _load_decoder, read_video_frames, sample_frame_indices
+from train.video_sources import folder_splits
+
+
+@dataclass
+class Arguments:
+    videos: str | None = field(default=None, metadata={"help": "Folder CLASS/VIDEO of real clips; else rendered ones."})
+    num_videos: int = field(default=8, metadata={"help": "Videos that are read."})
+    rounds: int = field(default=3, metadata={"help": "Turns that each takes, after one to warm up."})
+
+
+def choose(num_video_frames: int, fps: float | None = None) -> list[int]:
+    return sample_frame_indices(num_video_frames, NUM_FRAMES)
+
+
+def bare_decord(path: str) -> torch.Tensor:
+    import decord
+
+    reader = decord.VideoReader(path, num_threads=1)
+    return torch.from_numpy(reader.get_batch(choose(len(reader))).asnumpy())
+
+
+def bare_torchcodec(path: str) -> torch.Tensor:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
+    return decoder.get_frames_at(indices=choose(decoder.metadata.num_frames)).data
+
+
+def bare_av(path: str) -> torch.Tensor:
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        wanted = choose(stream.frames)
+        frames = []
+        for number, frame in enumerate(container.decode(stream)):
+            if number == wanted[len(frames)]:
+                frames.append(frame.to_ndarray(format="rgb24"))
+                if len(frames) == len(wanted):
+                    break
+    return torch.from_numpy(np.stack(frames))
+
+
+BARE = {"decord": bare_decord, "torchcodec": bare_torchcodec, "av": bare_av}
+
+
+def seconds_in_turns(ways: list[Callable], inputs: list, rounds: int) -> list[list[float]]:
+    """Seconds that each way takes for all inputs, in each round; the ways take turns input by input."""
+    seconds = [[0.0] * rounds for _ in ways]
+    for turn in range(rounds + 1):
+        for item in inputs:
+            for way, durations in zip(ways, seconds, strict=True):
+                start = time.perf_counter()
+                way(item)
+                if turn:  # the first round warms up
+                    durations[turn - 1] += time.perf_counter() - start
+    return seconds
+
+
+def compare_decoders(files: dict[str, list[str]], rounds: int):
+    print(
+        "| files | decoder | bare, sampled frames/s | `read_video_frames` | time, ours to bare |\n|---|---|---|---|---|"
+    )
+    for title, paths in files.items():
+        for decoder in DECODERS:
+            if _load_decoder(decoder)[0] is None:
+                continue
+            ways = [BARE[decoder], lambda path, name=decoder: read_video_frames(path, choose, name)]
+            if not all(torch.equal(*(way(path) for way in ways)) for path in paths):
+                raise RuntimeError(f"{decoder} and ours read different frames of {title}.")
+            bare, ours = seconds_in_turns(ways, paths, rounds)
+            rates = [NUM_FRAMES * len(paths) / statistics.median(seconds) for seconds in (bare, ours)]
+            ratio = statistics.median(b / a for a, b in zip(bare, ours, strict=True))
+            print(f"| {title} | {decoder} | {rates[0]:.0f} | {rates[1]:.0f} | {ratio:.2f} |", flush=True)
+
+
+def compare_preprocessing(rounds: int):
+    size = {"height": 224, "width": 224}
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size=size)
+    tokenizer = CLIPTokenizer.from_pretrained(TINY_CLIP)
+    processors = {
+        name: CLIPFSARProcessor(image_processor, tokenizer, preprocessing=name) for name in ("clip", "official")
+    }
+    rng = np.random.default_rng(0)
+    clips = [torch.from_numpy(rng.integers(0, 256, (NUM_FRAMES, 240, 320, 3), dtype=np.uint8)) for _ in range(30)]
+    ways = {
+        "transformers' image processor (PIL)": lambda clip: image_processor(
+            [Image.fromarray(frame.numpy()) for frame in clip], return_tensors="pt"
+        ),
+        "ours, `clip`": lambda clip: processors["clip"].process_videos([clip]),
+        "ours, `official`": lambda clip: processors["official"].process_videos([clip]),
+    }
+    seconds = seconds_in_turns(list(ways.values()), clips, rounds)
+    print("| 320 x 240 to 224 px: resize, crop, normalise | frames/s on one core | ratio |\n|---|---|---|")
+    for name, durations in zip(ways, seconds, strict=True):
+        rate = NUM_FRAMES * len(clips) / statistics.median(durations)
+        ratio = statistics.median(base / own for base, own in zip(seconds[0], durations, strict=True))
+        print(f"| {name} | {rate:.0f} | {ratio:.1f} x |")
+
+
+def main(arguments: Arguments):
+    torch.set_num_threads(1)
+    print(
+        f"{date.today()}, {platform.machine()} CPU, one thread, torch {torch.__version__}; {NUM_FRAMES} frames a video"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.videos:
+            clips = [clip.path for split in folder_splits(Path(arguments.videos)).values() for clip in split]
+            files = {"as they are": clips[: arguments.num_videos]}
+        else:
+            files = {}
+            for gop_size in (250, 12):
+                paths = [f"{folder}/{gop_size}_{number}.mp4" for number in range(arguments.num_videos)]
+                for number, path in enumerate(paths):
+                    render(Path(path), gop_size, number)
+                files[f"H.264, key frame every {gop_size}"] = paths
+        compare_decoders(files, arguments.rounds)
+    print()
+    compare_preprocessing(arguments.rounds)
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
