@@ -32,6 +32,7 @@ except ImportError:
 
 # Parts of `clip` that make frame features.
 VISION_MODULES = ("vision_model.", "visual_projection.")
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.7 was the first to have it
 
 
 def frame_cosine_similarity(x: torch.Tensor, y: torch.Tensor, epsilon: float = 0.01) -> torch.Tensor:
@@ -100,10 +101,31 @@ class _OtamSweep(torch.autograd.Function):
         return grad_scores
 
 
+def _otam_total(scores: torch.Tensor) -> torch.Tensor:
+    """What `_OtamSweep` gives, (M, L, batch) -> (batch), written for an exported graph.
+
+    A graph keeps no gradient and knows no tensor that is written to piece by piece; and ONNX has no `logaddexp`: the
+    exporter makes log(exp(x) + exp(y)) of it, which long videos and small temperatures take to log(0).
+    """
+
+    def log_add_exp(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x, y]).logsumexp(0)
+
+    rows = [scores[0, 0]]
+    log_two = torch.full_like(rows[0], math.log(2))
+    for score in scores[0, 1:].unbind():
+        rows.append(log_add_exp(rows[-1], log_two) + score)
+    column = torch.stack(rows)
+    for score in scores[1:].unbind():
+        column = torch.cat([column[:1], log_add_exp(column[1:], column[:-1])]) + score
+    return torch.cat([column[:-1] + math.log(2), column[-1:]]).logsumexp(0)
+
+
 def _otam_one_direction(frame_distances: torch.Tensor, smoothing: float) -> torch.Tensor:
     """OTAM distance (..., L, M) -> (...) that lets a path start and end at any row; see `otam_distance`."""
     scores = (frame_distances.flatten(0, -3) if frame_distances.dim() > 2 else frame_distances[None]) / -smoothing
-    total = _OtamSweep.apply(scores.permute(2, 1, 0).contiguous())[0]
+    scores = scores.permute(2, 1, 0).contiguous()
+    total = _otam_total(scores) if _is_exporting() else _OtamSweep.apply(scores)[0]
     return -smoothing * total.view(frame_distances.shape[:-2])
 
 
