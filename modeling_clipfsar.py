@@ -32,6 +32,7 @@ except ImportError:
 
 # Parts of `clip` that make frame features.
 VISION_MODULES = ("vision_model.", "visual_projection.")
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.7 was the first to have it
 
 
 def frame_cosine_similarity(x: torch.Tensor, y: torch.Tensor, epsilon: float = 0.01) -> torch.Tensor:
@@ -118,6 +119,27 @@ class _OtamDistance(torch.autograd.Function):
         return forth.permute(2, 1, 0) + back.permute(2, 0, 1), None, None
 
 
+def _otam_for_graphs(frame_distances: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """One direction of `_OtamDistance`, (batch, L, M) -> (batch), written for an exported graph.
+
+    A graph keeps no gradient and knows no tensor that is written to piece by piece; and ONNX has no `logaddexp`: the
+    exporter makes log(exp(x) + exp(y)) of it, which long videos and small temperatures take to log(0).
+    """
+
+    def log_add_exp(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x, y]).logsumexp(0)
+
+    scores = frame_distances.permute(2, 1, 0) / -smoothing  # (M, L, batch)
+    rows = [scores[0, 0]]
+    log_two = torch.full_like(rows[0], math.log(2))
+    for score in scores[0, 1:].unbind():
+        rows.append(log_add_exp(rows[-1], log_two) + score)
+    column = torch.stack(rows)
+    for score in scores[1:].unbind():
+        column = torch.cat([column[:1], log_add_exp(column[1:], column[:-1])]) + score
+    return -smoothing * torch.cat([column[:-1] + math.log(2), column[-1:]]).logsumexp(0)
+
+
 def otam_distance(frame_distances: torch.Tensor, smoothing: float = 0.5, bidirectional: bool = True) -> torch.Tensor:
     """Soft ordered temporal alignment distance (OTAM, Cao et al., CVPR 2020) of query and prototype frames.
 
@@ -139,6 +161,9 @@ def otam_distance(frame_distances: torch.Tensor, smoothing: float = 0.5, bidirec
     if not smoothing > 0:
         raise ValueError(f"smoothing={smoothing} must be greater than 0.")
     matrices = frame_distances.flatten(0, -3) if frame_distances.dim() > 2 else frame_distances[None]
+    if _is_exporting():
+        ways = [matrices, matrices.transpose(-2, -1)] if bidirectional else [matrices]
+        return sum(_otam_for_graphs(way, smoothing) for way in ways).view(frame_distances.shape[:-2])
     is_square = matrices.shape[-2] == matrices.shape[-1]
     # Without a gradient to come, autograd's own bookkeeping would be a quarter of the time of a small matrix.
     needs_grad = torch.is_grad_enabled() and matrices.requires_grad

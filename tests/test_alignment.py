@@ -234,6 +234,18 @@ def test_otam_compiled_for_inference_is_the_same():
         torch.testing.assert_close(compiled(distances), otam_distance(distances), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("shape", "smoothing"), [*((shape, 0.5) for shape in SHAPES), ((8, 8), 0.01)])
+def test_an_exported_graph_gives_the_same_otam(shape, smoothing):
+    class Otam(torch.nn.Module):
+        def forward(self, distances):
+            return otam_distance(distances, smoothing)
+
+    distances = random_distances(2, 3, *shape)
+    graph = torch.export.export(Otam(), (distances,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)).module()
+    more = random_distances(5, 3, *shape, seed=1)
+    torch.testing.assert_close(graph(more), otam_distance(more, smoothing), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bi_mhm_is_the_two_means_of_smallest_distances(shape):
     distances = random_distances(*shape)

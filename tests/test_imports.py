@@ -136,7 +136,7 @@ def test_dependencies_of_the_library_are_declared(module):
 
 @pytest.mark.parametrize("path", PROGRAMS)
 def test_dependencies_of_programs_and_tests_are_declared(path):
-    extras = {"tests": ("train", "dev"), "demo": ("train", "demo")}.get(path.split("/")[0], ("train",))
+    extras = {"tests": ("train", "export", "dev"), "demo": ("train", "demo")}.get(path.split("/")[0], ("train",))
     assert undeclared(ROOT / path, extras) == set()
 
 

@@ -1,0 +1,275 @@
+"""Exported query classifiers: the model's logits for any number of queries and classes, from files alone."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from golden.formula_model import formula_tensor, tiny_clip_config, tiny_config, tiny_model, tiny_resnet_clip_config
+from test_backbones import CONFIGS, OURS
+from tiny_data import REPOSITORY, random_clip, tiny_model_and_processor, write_video
+
+from modeling_clipfsar import CLIPFSARModel
+from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
+from support_set_clipfsar import SupportSet
+from train import export_model
+from train.export_model import Arguments, QueryClassifier, export, main
+
+NUM_FRAMES = 3
+SIZES = ((1, 2), (4, 3), (2, 7))  # queries and classes
+
+
+def shapes_of(model, inference_mode, image_size=16):
+    shapes = {"pixel_values": ["num_queries", NUM_FRAMES, 3, image_size, image_size]}
+    if inference_mode != "zero_shot":
+        shapes["prototypes"] = ["num_classes", NUM_FRAMES, model.config.hidden_size]
+    if inference_mode != "few_shot":
+        shapes["class_embeds"] = ["num_classes", model.config.hidden_size]
+    return shapes
+
+
+@torch.no_grad()
+def episode(model, inference_mode, n_query, n_way, image_size=16):
+    """Inputs of an exported file, and the logits that a forward of the whole model gives."""
+    size = model.config.hidden_size
+    pixel_values = formula_tensor((n_query, NUM_FRAMES, 3, image_size, image_size), phase=n_query)
+    support_embeds = formula_tensor((1, n_way, NUM_FRAMES, size), phase=1.0)
+    support_labels, class_embeds = torch.arange(n_way)[None], formula_tensor((1, n_way, size), phase=2.0)
+    output = model(
+        support_embeds=support_embeds,
+        support_labels=support_labels,
+        query_pixel_values=pixel_values[None],
+        class_embeds=class_embeds,
+        inference_mode=inference_mode,
+    )
+    inputs = {"pixel_values": pixel_values, "prototypes": output.prototypes[0], "class_embeds": class_embeds[0]}
+    wanted = shapes_of(model, inference_mode)
+    return {name: inputs[name] for name in wanted}, output.logits[0]
+
+
+def run_onnx(path, inputs):
+    session = onnxruntime.InferenceSession(path)
+    return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+
+
+def small_model(**config):
+    """Of one layer: an export takes as long as there are layers."""
+    clip_config = tiny_clip_config(vision_config={"num_hidden_layers": 1})
+    return tiny_model(tiny_config(clip_config, num_frames=NUM_FRAMES, **config))
+
+
+def check_files(model, inference_mode, folder, formats=("onnx", "torch"), image_size=16):
+    shapes = shapes_of(model, inference_mode, image_size)
+    export(QueryClassifier(model, inference_mode), shapes, folder, formats)
+    for n_query, n_way in SIZES:
+        inputs, expected = episode(model, inference_mode, n_query, n_way, image_size)
+        assert expected.shape == (n_query, n_way)
+        assert expected.std() > 1e-3  # or equality would show little
+        if "onnx" in formats:
+            logits = run_onnx(folder / "query_classifier.onnx", inputs)
+            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        if "torch" in formats:
+            logits = torch.export.load(folder / "query_classifier.pt2").module()(**inputs)
+            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+# --- equal to the model -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("config", "inference_mode"), [({}, "ensemble"), ({"alignment": "bi_mhm"}, "few_shot")])
+def test_both_files_give_the_models_logits_for_any_number_of_queries_and_classes(tmp_path, config, inference_mode):
+    check_files(small_model(**config), inference_mode, tmp_path)
+
+
+def test_mean_pooling_is_exported(tmp_path):
+    check_files(small_model(alignment="mean"), "few_shot", tmp_path, ["torch"])
+
+
+def test_zero_shot_takes_names_alone(tmp_path):
+    check_files(small_model(), "zero_shot", tmp_path, ["torch"])
+
+
+def test_distances_that_exp_cannot_hold_are_right_in_onnx(tmp_path):
+    # exp(-distance / smoothing) is 0 in float32 from 104 on
+    model = small_model(otam_bidirectional=False, otam_smoothing=0.005)
+    assert all((-episode(model, "few_shot", *sizes)[1] / 0.005).max() > 104 for sizes in SIZES)
+    check_files(model, "few_shot", tmp_path, ["onnx"])
+
+
+def test_a_resnet_is_exported(tmp_path):
+    clip_config = tiny_resnet_clip_config(depths=[1, 1, 1, 1], image_size=32)
+    model = tiny_model(tiny_config(clip_config, num_frames=NUM_FRAMES, alignment="mean"))
+    check_files(model, "few_shot", tmp_path, ["torch"], image_size=32)
+
+
+def test_siglip_is_exported_and_siglip_2_refused(tmp_path):
+    torch.manual_seed(0)
+    models = {
+        name: CLIPFSARModel(tiny_config(CONFIGS[name], **OURS | {"num_frames": NUM_FRAMES})).eval()
+        for name in ("siglip", "siglip2")
+    }
+    check_files(models["siglip"], "few_shot", tmp_path, ["torch"])
+    with pytest.raises(ValueError, match=r"SigLIP 2's visual tower .* export a model on CLIP"):
+        QueryClassifier(models["siglip2"], "few_shot")
+
+
+@pytest.mark.parametrize(("deviation", "largest"), [(1.1e-4, 0.5), (2e-3, 10.0), (math.nan, 1.0)])
+def test_a_file_that_deviates_is_refused_and_removed(tmp_path, monkeypatch, deviation, largest):
+    model = small_model()
+    monkeypatch.setattr(export_model, "_largest_deviation", lambda *_: (deviation, largest))
+    with pytest.raises(ValueError, match=f"deviates by {deviation:.2g} from the model's logits of up to {largest:.2g}"):
+        export(QueryClassifier(model, "zero_shot"), shapes_of(model, "zero_shot"), tmp_path, ["torch"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deviation_is_seen(tmp_path):
+    model, other = small_model(), small_model()
+    other.video_text_scale.data += 0.25
+    shapes = shapes_of(model, "zero_shot")
+    export(QueryClassifier(model, "zero_shot"), shapes, tmp_path, ["torch"])
+    path = tmp_path / "query_classifier.pt2"
+    with torch.no_grad():
+        deviation, largest = export_model._largest_deviation(QueryClassifier(other, "zero_shot"), shapes, path)
+    assert deviation == pytest.approx(largest / (1.5 + 0.25) * 0.25, rel=1e-4)
+
+
+def test_the_model_itself_stays_as_it_is():
+    model = small_model()
+    names = set(model.state_dict())
+    classifier = QueryClassifier(model, "few_shot")
+    assert set(model.state_dict()) == names
+    assert not any("text_model" in name for name in classifier.state_dict())
+    shared = {parameter.data_ptr() for parameter in model.parameters()}
+    assert all(parameter.data_ptr() in shared for parameter in classifier.parameters())
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """`model`, support sets `two` and `three` of it, and `exported` with the classes of `two`."""
+    folder = tmp_path_factory.mktemp("export")
+    model, processor = tiny_model_and_processor(inference_mode="ensemble")
+    save_with_pipeline(model, processor, folder / "model")
+    clips = {name: [random_clip(3 * number), random_clip(3 * number + 1)] for number, name in enumerate("abc")}
+    SupportSet.from_videos(model, processor, clips).save_pretrained(folder / "three")
+    SupportSet.from_videos(model, processor, {name: clips[name] for name in "ab"}).save_pretrained(folder / "two")
+    run(folder, "two")
+    return folder
+
+
+def run(folder, support_set=None, **options):
+    main(
+        Arguments(
+            model=str(folder / "model"),
+            output_dir=str(folder / "exported"),
+            support_set=support_set and str(folder / support_set),
+            **options,
+        )
+    )
+
+
+def answer_with_the_readme(folder) -> dict[str, float]:
+    """Runs the program of the README, in a process that could not import this library or PyTorch."""
+    (program,) = re.findall(r"```python\n([^`]*?onnxruntime[^`]*?)```", (REPOSITORY / "README.md").read_text())
+    forbid = "import sys\nsys.modules['torch'] = sys.modules['modeling_clipfsar'] = None\n"
+    command = [sys.executable, "-I", "-c", forbid + program]
+    printed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    return {name: float(score) for name, score in re.findall(r"(\w): (\d\.\d+)", printed)}
+
+
+def test_the_readmes_program_answers_as_the_pipeline_and_takes_other_classes_without_a_new_export(exported):
+    write_video(exported / "query.mp4", (200, 60, 30), seed=3)
+    model, processor = tiny_model_and_processor(inference_mode="ensemble")
+    written = (exported / "exported" / "query_classifier.onnx").read_bytes()
+    for support_set, class_names in (("two", ["a", "b"]), ("three", ["a", "b", "c"])):
+        run(exported, support_set, only_classes=True)
+        classify = FewShotVideoClassificationPipeline(
+            model, processor, support_set=str(exported / support_set), device="cpu"
+        )
+        expected = {answer["label"]: answer["score"] for answer in classify(str(exported / "query.mp4"))}
+        answers = answer_with_the_readme(exported)
+        assert sorted(answers) == sorted(expected) == class_names
+        # two digits are printed, and its frames are resized by other code
+        assert answers == pytest.approx(expected, abs=0.02)
+        description = json.loads((exported / "exported" / "query_classifier.json").read_text())
+        assert description["class_names"] == class_names
+    assert (exported / "exported" / "query_classifier.onnx").read_bytes() == written
+
+
+def test_files_hold_neither_the_text_tower_nor_paths_of_this_machine(exported):
+    folder = exported / "exported"
+    kept = torch.export.load(folder / "query_classifier.pt2").state_dict
+    assert any("vision_model" in name for name in kept)
+    assert not any("text_model" in name for name in kept)
+    with zipfile.ZipFile(folder / "query_classifier.pt2") as archive:
+        written = [archive.read(name) for name in archive.namelist()]
+    for data in (*written, (folder / "query_classifier.onnx").read_bytes()):
+        assert str(REPOSITORY).encode() not in data
+        assert sys.prefix.encode() not in data
+
+
+def test_the_description_says_what_goes_in_and_how_frames_become_pixels(exported):
+    description = json.loads((exported / "exported" / "query_classifier.json").read_text())
+    assert {name: entry["shape"] for name, entry in description["inputs"].items()} == {
+        "pixel_values": ["num_queries", 4, 3, 16, 16],
+        "prototypes": ["num_classes", 4, 16],
+        "class_embeds": ["num_classes", 16],
+    }
+    session = onnxruntime.InferenceSession(exported / "exported" / "query_classifier.onnx")
+    assert {entry.name: entry.shape for entry in session.get_inputs()} == {
+        name: entry["shape"] for name, entry in description["inputs"].items()
+    }
+    assert [(output.name, output.shape) for output in session.get_outputs()] == [
+        ("logits", ["num_queries", "num_classes"])
+    ]
+    assert description["inference_mode"] == "ensemble"
+    assert description["num_frames"] == 4
+    assert description["preprocessing"]["image_processor"]["crop_size"] == {"height": 16, "width": 16}
+
+
+def test_classes_are_those_of_the_support_set(exported):
+    run(exported, "three", only_classes=True)
+    classes = np.load(exported / "exported" / "classes.npz")
+    model, _ = tiny_model_and_processor()
+    support_set = SupportSet.from_pretrained(exported / "three")
+    assert classes["class_names"].tolist() == ["a", "b", "c"]
+    torch.testing.assert_close(torch.from_numpy(classes["prototypes"]), support_set.get_prototypes(model))
+    for row, name in enumerate("abc"):
+        torch.testing.assert_close(
+            torch.from_numpy(classes["class_embeds"][row]), support_set.classes[name].class_embeds
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"formats": ["onnx", "tflite"]}, "--formats tflite: there are onnx, torch"),
+        ({"only_classes": True}, "--only_classes writes the classes of a support set: give --support_set"),
+        ({"support_set": "model"}, "holds no support set"),
+        ({"support_set": "two", "only_classes": True, "output_dir": "nothing"}, "holds no query_classifier.json"),
+        ({"support_set": "two", "model": "other"}, "enrolled with .* but this model is"),
+        ({"support_set": "of other", "model": "other", "only_classes": True}, "holds another model than"),
+        ({"model": "nothing"}, "nothing"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_with_the_remedy(exported, options, reason):
+    if not (exported / "other").exists():
+        model, processor = tiny_model_and_processor()
+        model.temporal_transformer.layers[0].mlp.fc1.bias.data += 1
+        save_with_pipeline(model, processor, exported / "other")
+        clips = {"a": random_clip(0), "b": random_clip(1)}
+        SupportSet.from_videos(model, processor, clips).save_pretrained(exported / "of other")
+    paths = {"model": "model", "output_dir": "exported"} | options
+    for name in ("model", "output_dir", "support_set"):
+        if name in paths:
+            paths[name] = str(exported / paths[name])
+    with pytest.raises((ValueError, OSError), match=reason):
+        main(Arguments(**paths))
