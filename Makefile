@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo page test quality format clean
+.PHONY: help install demo page test benchmark quality format clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ page: $(PAGE_VENV)/.installed  ## open the demo page, in an environment of its o
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+benchmark: install  ## measure everything and write benchmarks/results.md (about ten minutes on 2 cores)
+	$(BIN)/python benchmarks/run_all.py
 
 quality: install  ## check style
 	$(BIN)/ruff check .

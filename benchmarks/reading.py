@@ -45,16 +45,13 @@ def choose(num_video_frames: int, fps: float | None = None) -> list[int]:
 
 
 def bare_decord(path: str) -> torch.Tensor:
-    import decord
-
-    reader = decord.VideoReader(path, num_threads=1)
+    reader = _load_decoder("decord")[0].VideoReader(path, num_threads=1)
     return torch.from_numpy(reader.get_batch(choose(len(reader))).asnumpy())
 
 
 def bare_torchcodec(path: str) -> torch.Tensor:
-    from torchcodec.decoders import VideoDecoder
-
-    decoder = VideoDecoder(path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
+    decoders = _load_decoder("torchcodec")[0]
+    decoder = decoders.VideoDecoder(path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
     return decoder.get_frames_at(indices=choose(decoder.metadata.num_frames)).data
 
 

@@ -1,0 +1,93 @@
+"""Runs every benchmark and writes their tables into one page.
+
+    python benchmarks/run_all.py                          # `make benchmark`: some ten minutes on two CPU cores
+    python benchmarks/run_all.py --only alignment reading --output look.md
+
+Each runs in a process of its own, one after the other, with settings that take a minute or so; the command above each
+table is how to repeat it, and a table's own --help says what else it can measure. Run it on a machine that does nothing
+else.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+FOLDER = Path(__file__).resolve().parent
+# Title and command line of each table, in the order of the page.
+TABLES = {
+    "alignment": ("Alignment", []),
+    "training_step": ("A training step beside bare CLIP", ["--rounds", "2", "--dtype", "float32", "bfloat16"]),
+    "memory": ("Memory of a training step, computed", ["--backbones", "b32", "b16"]),
+    "frozen_training": (
+        "Training with a frozen visual tower",
+        ["--model", "train/tiny_clip", "--whole_model", "--warmup_episodes", "4", "--pixel_episodes", "24"],
+    ),
+    "reading": ("Reading sampled frames, and preprocessing", []),
+    "data_loading": ("Loaders", ["--num_videos", "8", "--rounds", "2", "--episodes", "6"]),
+    "evaluation": ("Evaluation", ["--loop_episodes", "40"]),
+    "inference": ("A query against enrolled classes", []),
+    "latency": ("One clip through the pipeline", []),
+    "startup": ("Import and loading", []),
+    "precision": ("bfloat16 and int8 on a CPU", []),
+    "scaling": ("Cost as work grows", []),
+}
+
+
+@dataclass
+class Arguments:
+    only: list[str] = field(
+        default_factory=lambda: list(TABLES),
+        metadata={"help": f"Some of {', '.join(TABLES)}.", "choices": list(TABLES)},
+    )
+    output: str = field(default=str(FOLDER / "results.md"), metadata={"help": "The page."})
+
+
+def processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main(arguments: Arguments):
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "datasets", "numpy", "av"))
+    page = [
+        "# What things cost",
+        f"Written by `make benchmark` on {date.today()}: {processor_name()} ({os.cpu_count()} cores), {device}, "
+        f"{platform.system()}, Python {platform.python_version()}, {versions}. Figures of one table stand beside each "
+        "other in one process, taking turns; across tables, and between machines, compare ratios only.",
+    ]
+    failed, start = [], time.perf_counter()
+    for name in (progress := tqdm(arguments.only, unit="table")):
+        progress.set_description(name)
+        title, options = TABLES[name]
+        command = [sys.executable, str(FOLDER / f"{name}.py"), *options]
+        run = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
+        page += [f"## {title}", f"`{' '.join(['python', f'benchmarks/{name}.py', *options])}`"]
+        if run.returncode:
+            failed.append(name)
+            tqdm.write(run.stderr, file=sys.stderr)
+            page.append(f"Failed, exit status {run.returncode}.")
+        else:
+            page.append(run.stdout.strip())
+    page.append(f"All of it took {(time.perf_counter() - start) / 60:.0f} minutes.")
+    Path(arguments.output).write_text("\n\n".join(page) + "\n")
+    print(f"The tables are in {arguments.output}.")
+    if failed:
+        sys.exit(f"error: {', '.join(failed)} failed; what they said stands above.")
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
