@@ -44,6 +44,7 @@ class Arguments:
     num_classes: int = field(default=5, metadata={"help": "Enrolled classes."})
     n_shot: int = field(default=5, metadata={"help": "Clips per class."})
     gop_sizes: list[int] = field(default_factory=lambda: [250, 25], metadata={"help": "Frames from key frame to key."})
+    num_threads: int | None = field(default=None, metadata={"help": "Threads on a CPU; by default torch's choice."})
     rounds: int = field(default=20, metadata={"help": "Rounds; one more at the start is not counted."})
 
 
@@ -90,6 +91,8 @@ def _now() -> float:
 
 
 def main(arguments: Arguments):
+    if arguments.num_threads is not None:
+        torch.set_num_threads(arguments.num_threads)
     classify = make_pipeline(arguments)
     with tempfile.TemporaryDirectory() as folder:
         clips = {gop_size: f"{folder}/{gop_size}.mp4" for gop_size in arguments.gop_sizes}
