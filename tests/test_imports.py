@@ -1,7 +1,8 @@
-"""Who may import whom, and what must be installed: read off the source, nothing is imported."""
+"""Who may import whom, and what must be installed: read off the source. What an import loads: in a fresh process."""
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -132,6 +133,21 @@ def test_what_transformers_reads_out_of_travelling_code_is_what_stands_there(mod
 @pytest.mark.parametrize("module", LIBRARY)
 def test_dependencies_of_the_library_are_declared(module):
     assert undeclared(ROOT / f"{module}.py", extras=()) == set()
+
+
+def test_importing_the_library_loads_no_package_that_transformers_clip_does_not():
+    # data sets, decoders and matplotlib come with the first use: an import takes as long as that of CLIPModel
+    program = f"""
+import sys
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+before = set(sys.modules)
+import {", ".join(LIBRARY)}
+print(*{{name.split(".")[0] for name in set(sys.modules) - before}})
+"""
+    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(child.stdout.split())
+    assert set(LIBRARY) <= loaded
+    assert {name for name in loaded if is_third_party(name)} <= {"transformers"}
 
 
 @pytest.mark.parametrize("path", PROGRAMS)
