@@ -70,10 +70,26 @@ def weights_digest(modules: Iterable[torch.nn.Module], settings: Any = None) -> 
     """SHA-256 of the weights of modules, by name, and of `settings` (anything JSON takes)."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for name, value in sorted(module.state_dict().items()):
+            for tensor in _plain_tensors(value):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _plain_tensors(value: Any) -> list[torch.Tensor]:
+    """A weight as tensors that bytes can be read of; a quantised layer has its weight and bias in a tuple."""
+    if isinstance(value, tuple):
+        return [tensor for part in value for tensor in _plain_tensors(part)]
+    if not isinstance(value, torch.Tensor):  # no bias, or the name of an arithmetic
+        return []
+    return [value.int_repr(), value.q_per_channel_scales()] if value.is_quantized else [value]
+
+
+def arithmetic(model) -> str:
+    """`"float32"`, `"bfloat16"`, ..., or `"int8"` where layers are quantised: features of two of them differ."""
+    is_quantized = any(".quantized." in type(module).__module__ for module in model.modules())
+    return "int8" if is_quantized else str(model.dtype).removeprefix("torch.")
 
 
 def unseen_settings(tower_config) -> list:
@@ -652,7 +668,7 @@ def _fingerprint(model, processor=None) -> dict:
     fingerprint = {
         "model": _public_name(model),
         "weights": model_digest(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": arithmetic(model),
     }
     if processor is not None:
         settings = preprocessing_settings(processor)
@@ -731,6 +747,7 @@ def _listed(names: list[str]) -> str:
 __all__ = [
     "EnrolledClass",
     "SupportSet",
+    "arithmetic",
     "encode_class_names",
     "preprocessing_settings",
     "repeatable_sampling",

@@ -33,6 +33,7 @@ from train.episode_list import EpisodeList, read_episodes, write_episodes
 from train.exact_accuracy import exact_accuracy_of_videos
 from train.feature_store import digest_of_videos, encode_batches, stored_features
 from train.plots import plot_confusion, plot_per_class
+from train.quantized import DTYPES, quantize_int8
 from train.report import (
     EpisodePredictions,
     compare,
@@ -229,8 +230,16 @@ class Arguments:
     output_json: str | None = field(default=None, metadata={"help": "Write the results to this file."})
     batch_size: int = field(default=16, metadata={"help": "Videos per forward."})
     num_workers: int = field(default=2, metadata={"help": "Processes that decode videos."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Arithmetic of the whole model, as in train/predict.py; int8: of the visual tower, on a CPU.",
+            "choices": list(DTYPES),
+        },
+    )
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "Arithmetic of the visual tower.", "choices": ["no", "fp16", "bf16"]}
+        default=None,
+        metadata={"help": "Arithmetic of the visual tower on float32 weights.", "choices": ["no", "fp16", "bf16"]},
     )
     video_column: str = field(default="video", metadata={"help": "Column with the videos."})
     label_column: str = field(default="label", metadata={"help": "Column with the classes."})
@@ -250,12 +259,18 @@ class Evaluation:
             raise ValueError(f"--n_episodes {arguments.n_episodes} must be at least 1.")
         if arguments.until_interval is not None and not arguments.until_interval > 0:
             raise ValueError(f"--until_interval {arguments.until_interval} must be greater than 0.")
+        if arguments.dtype != "float32" and arguments.mixed_precision not in (None, "no"):
+            raise ValueError(
+                f"--dtype {arguments.dtype} and --mixed_precision {arguments.mixed_precision} both say in what "
+                "arithmetic the visual tower runs: give one of them."
+            )
         for name in ("write_episodes", "until_interval"):
             if arguments.read_episodes is not None and getattr(arguments, name) is not None:
                 raise ValueError(f"--read_episodes takes the episodes as they are: leave --{name} out.")
         # also several processes without a GPU
         self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(), mixed_precision=arguments.mixed_precision
+            cpu=not torch.accelerator.is_available() or arguments.dtype == "int8",
+            mixed_precision="no" if arguments.dtype != "float32" else arguments.mixed_precision,
         )
         splits = load_video_splits(arguments.dataset, arguments.video_column, arguments.label_column)
         if arguments.split not in splits:
@@ -285,7 +300,10 @@ class Evaluation:
         """
         arguments, accelerator = self.arguments, self.accelerator
         settings = {} if arguments.alignment is None else {"alignment": arguments.alignment}
-        model = CLIPFSARModel.from_pretrained(model_name, dtype=torch.float32, **settings).to(accelerator.device).eval()
+        dtype = torch.float32 if arguments.dtype == "int8" else getattr(torch, arguments.dtype)
+        model = CLIPFSARModel.from_pretrained(model_name, dtype=dtype, **settings).to(accelerator.device).eval()
+        if arguments.dtype == "int8":
+            quantize_int8(model)
         processor = CLIPFSARProcessor.from_pretrained(model_name)
         encoding = {
             "video_column": arguments.video_column,

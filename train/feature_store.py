@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
-from support_set_clipfsar import preprocessing_settings, unseen_settings, weights_digest
+from support_set_clipfsar import arithmetic, preprocessing_settings, unseen_settings, weights_digest
 
 _FORMAT = 1
 
@@ -95,7 +95,7 @@ def store_manifest(
         "format": _FORMAT,
         "visual tower": _digest_of_weights(model),
         "preprocessing": preprocessing_settings(processor),
-        "arithmetic": f"{str(model.dtype).removeprefix('torch.')}, mixed precision: {accelerator.mixed_precision}",
+        "arithmetic": f"{arithmetic(model)}, mixed precision: {accelerator.mixed_precision}",
         "videos": digest_of_videos(dataset, video_column),
         "num_videos": len(dataset),
     }

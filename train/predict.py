@@ -36,6 +36,7 @@ from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
 from processing_clipfsar import IMAGE_SUFFIXES, CLIPFSARProcessor
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
 from train.plots import plot_timeline
+from train.quantized import DTYPES, quantize_int8
 from train.video_sources import VIDEO_SUFFIXES
 from train.windows import classify_windows, encode_windows
 
@@ -90,19 +91,24 @@ class Arguments:
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: a GPU if there is one."})
     dtype: str = field(
         default="auto",
-        metadata={"help": "Arithmetic; auto: as saved.", "choices": ["auto", "float32", "float16", "bfloat16"]},
+        metadata={
+            "help": "Arithmetic; auto: as saved; int8: of the visual tower, on a CPU.",
+            "choices": ["auto", *DTYPES],
+        },
     )
 
 
 def load_model(name: str, dtype: str = "float32") -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
     """A CLIP-FSAR model and its processor, or a plain CLIP as it is: untrained layers of ours would only do harm.
 
+    `dtype` is `"auto"`, as saved, or one of `DTYPES`.
+
     Raises:
         ValueError: For a model of another kind.
         OSError: When there is none.
     """
     config = PretrainedConfig.get_config_dict(name)[0]
-    settings = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    settings = {"dtype": {"auto": "auto", "int8": torch.float32}.get(dtype) or getattr(torch, dtype)}
     is_plain = config.get("model_type") != CLIPFSARConfig.model_type
     if is_plain:
         print(f"{name} is a plain CLIP: classifying by its frame features, without training.", file=sys.stderr)
@@ -111,6 +117,8 @@ def load_model(name: str, dtype: str = "float32") -> tuple[CLIPFSARModel, CLIPFS
     if is_plain:
         # CLIP's own factor on the cosines of zero-shot classification; ours would have to be trained.
         model.video_text_scale.data.fill_(model.clip.logit_scale.detach().exp())
+    if dtype == "int8":
+        quantize_int8(model)
     return model, CLIPFSARProcessor.from_pretrained(name)
 
 
@@ -163,7 +171,8 @@ class Prediction:
         for folder in filter(None, (arguments.pictures, arguments.output and Path(arguments.output).parent)):
             Path(folder).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
         model, processor = load_model(arguments.model, arguments.dtype)
-        self.pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=arguments.device)
+        device = "cpu" if arguments.dtype == "int8" else arguments.device
+        self.pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)
         self.candidate_labels = None
         if arguments.labels is not None:
             self.candidate_labels = tuple(label.strip() for label in arguments.labels.split(","))
@@ -292,6 +301,8 @@ def _check(arguments: Arguments):
         for option in ("pictures", "detect_unknown", "save_support"):
             if getattr(arguments, option) and not (option == "pictures" and arguments.window_seconds):
                 raise ValueError(f"--{option} needs example clips: give --support instead of --labels.")
+    if arguments.dtype == "int8" and arguments.device not in (None, "cpu"):
+        raise ValueError(f"--dtype int8 is for CPUs: leave --device {arguments.device} out, or use --dtype bfloat16.")
     if arguments.window_seconds is None and arguments.stride_seconds is not None:
         raise ValueError("--stride_seconds needs --window_seconds.")
     for name in ("window_seconds", "stride_seconds", "fps"):
