@@ -201,6 +201,22 @@ def test_batch_of_episodes_equals_single_episodes(model, tiny_episode, mode):
 
 
 @torch.no_grad()
+def test_all_frames_of_all_episodes_go_through_the_visual_tower_in_one_call(model, tiny_episode, monkeypatch):
+    batch = batch_of(*(tiny_episode(n_shot=2, phase=phase) for phase in (0.0, 1.0)))
+    numbers_of_frames = []
+    forward = model.clip.vision_model.forward
+
+    def counted(pixel_values, *args, **kwargs):
+        numbers_of_frames.append(len(pixel_values))
+        return forward(pixel_values, *args, **kwargs)
+
+    monkeypatch.setattr(model.clip.vision_model, "forward", counted)
+    model(**batch)
+    videos = (batch["support_pixel_values"], batch["query_pixel_values"])
+    assert numbers_of_frames == [sum(pixel_values.shape[:3].numel() for pixel_values in videos)]
+
+
+@torch.no_grad()
 def test_video_text_contrast_of_a_batch_sees_each_episode_with_its_own_labels(model, tiny_episode):
     episodes = [with_base_classes(model, tiny_episode(phase=phase)) for phase in (0.0, 1.0)]
     episodes[1]["query_base_labels"] = 4 - episodes[1]["query_base_labels"]
