@@ -10,6 +10,7 @@ else.
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -26,20 +27,23 @@ FOLDER = Path(__file__).resolve().parent
 # Title and command line of each table, in the order of the page.
 TABLES = {
     "alignment": ("Alignment", []),
-    "training_step": ("A training step beside bare CLIP", ["--rounds", "2", "--dtype", "float32", "bfloat16"]),
+    "training_step": (
+        "A training step beside bare CLIP",
+        ["--num_frames", "2", "--rounds", "6", "--dtype", "float32", "bfloat16"],
+    ),
     "memory": ("Memory of a training step, computed", ["--backbones", "b32", "b16"]),
     "frozen_training": (
         "Training with a frozen visual tower",
         ["--model", "train/tiny_clip", "--whole_model", "--warmup_episodes", "4", "--pixel_episodes", "24"],
     ),
-    "reading": ("Reading sampled frames, and preprocessing", []),
+    "reading": ("Reading sampled frames, and preprocessing", ["--num_videos", "5"]),
     "data_loading": ("Loaders", ["--num_videos", "8", "--rounds", "2", "--episodes", "6"]),
     "evaluation": ("Evaluation", ["--loop_episodes", "40"]),
     "inference": ("A query against enrolled classes", []),
-    "latency": ("One clip through the pipeline", []),
+    "latency": ("One clip through the pipeline", ["--rounds", "10"]),
     "startup": ("Import and loading", []),
     "precision": ("bfloat16 and int8 on a CPU", []),
-    "scaling": ("Cost as work grows", []),
+    "scaling": ("Cost as work grows", ["--rounds", "2"]),
 }
 
 
@@ -58,6 +62,12 @@ def processor_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _with_tables_apart(text: str) -> str:
+    """Markdown wants an empty line before and after a table."""
+    text = re.sub(r"(?m)^([^|\n].*)\n(?=\|)", r"\1\n\n", text)
+    return re.sub(r"(?m)^(\|.*)\n(?=[^|\n])", r"\1\n\n", text)
 
 
 def main(arguments: Arguments):
@@ -81,7 +91,10 @@ def main(arguments: Arguments):
             tqdm.write(run.stderr, file=sys.stderr)
             page.append(f"Failed, exit status {run.returncode}.")
         else:
-            page.append(run.stdout.strip())
+            page.append(_with_tables_apart(run.stdout.strip()))
+        picture = FOLDER / f"{name}.png"
+        if picture.is_file() and not run.returncode:
+            page.append(f"![{title}]({os.path.relpath(picture, Path(arguments.output).parent)})")
     page.append(f"All of it took {(time.perf_counter() - start) / 60:.0f} minutes.")
     Path(arguments.output).write_text("\n\n".join(page) + "\n")
     print(f"The tables are in {arguments.output}.")
