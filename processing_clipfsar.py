@@ -39,6 +39,7 @@ QUERY_AUGMENTATIONS = ("none", "kinetics")
 DECODERS = ("decord", "torchcodec", "av")  # the order in which decoder="auto" tries them
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DOWNLOAD_TIMEOUT_SECONDS = 60
+KEPT_PACKET_BYTES = 2**25  # of a video that PyAV has looked through, until its frames are read
 
 
 # --- which frames -----------------------------------------------------------------------------------------------------
@@ -194,11 +195,20 @@ class _PyAVReader:
     def __init__(self, source, num_threads: int, can_seek: bool = True):
         self._source = source
         self._num_threads = num_threads
-        with self._open() as container:
-            stream = self._video_stream(container)
-            self.fps = float(stream.average_rate) if stream.average_rate else None
-            # stream.frames is 0 for webm and fragmented mp4, and counts frames that an edit list hides: count packets.
-            self.num_frames = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+        container = self._open()
+        stream = self._video_stream(container)
+        self.fps = float(stream.average_rate) if stream.average_rate else None
+        # stream.frames is 0 for webm and fragmented mp4, and counts frames that an edit list hides: count packets.
+        # A clip's are kept to be decoded, which saves opening it a second time.
+        self.num_frames, self._kept, num_bytes = 0, [], 0
+        for packet in container.demux(stream):
+            self.num_frames += packet.size > 0 and not packet.is_discard
+            num_bytes += packet.size
+            if num_bytes <= KEPT_PACKET_BYTES:
+                self._kept.append(packet)
+        self._container = container
+        if num_bytes > KEPT_PACKET_BYTES:
+            self._kept, self._container = None, None
 
     def _open(self):
         av, _ = _load_decoder("av")
@@ -217,8 +227,13 @@ class _PyAVReader:
     def stream(self, indices: list[int]) -> Iterator[np.ndarray]:
         # Sequentially up to the last wanted frame: seeking returned wrong frames. Only wanted ones become RGB.
         num_wanted, num_decoded, size = 0, 0, {}
-        with self._open() as container:
-            for frame in container.decode(self._video_stream(container)):
+        packets, container = self._kept, self._container
+        self._kept = self._container = None  # a decoder that has seen the end decodes nothing more
+        if packets is None:
+            container = self._open()
+            packets = container.demux(self._video_stream(container))
+        with container:
+            for frame in (frame for packet in packets for frame in packet.decode()):
                 if num_decoded == indices[num_wanted]:
                     if frame.is_corrupt:
                         raise _Unreadable(f"frame {num_decoded} is damaged")

@@ -6,7 +6,8 @@
 The loop is the recurrence as the paper has it, a tensor operation per cell for all matrices at once, one direction
 after the other. Both take turns within one process: a turn repeats one of them for --turn_ms, the figure is the median
 over turns of the mean of a call. With --turn_ms 0 a turn is a single call, which finds cold caches, left behind by the
-other. The two are checked against each other first.
+other. The two are checked against each other first. "Operations" are those that touch data, views not counted: about
+the kernels that a GPU would have to start, which is what small matrices cost there.
 """
 
 import platform
@@ -23,6 +24,7 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import HfArgumentParser
 
 from modeling_clipfsar import otam_distance
@@ -77,6 +79,25 @@ def milliseconds(functions: list[Callable], rounds: int, turn_ms: float, device:
     return [statistics.median(durations) for durations in times]
 
 
+class CountOperations(TorchDispatchMode):
+    """Counts operations that read or write data."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        allocates = function.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.new_empty)
+        self.count += not (function.is_view or allocates)
+        return function(*args, **(kwargs or {}))
+
+
+def operations(function: Callable) -> int:
+    with CountOperations() as operations:
+        function()
+    return operations.count
+
+
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -88,7 +109,8 @@ def main(arguments: Arguments):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
     print(f"{date.today()}, {name}, {arguments.num_threads} thread(s), torch {torch.__version__}, milliseconds")
-    print("| queries x classes x frames | pass | loop over cells | otam_distance | ratio |\n|---|---|---|---|---|")
+    print("| queries x classes x frames | pass | loop over cells | otam_distance | ratio | operations, loop / ours |")
+    print("|---|---|---|---|---|---|")
     for num_frames in arguments.num_frames:
         shape = (arguments.n_queries, arguments.n_way, num_frames, num_frames)
         distances = torch.rand(shape, device=device, requires_grad=True)
@@ -105,7 +127,9 @@ def main(arguments: Arguments):
         for title, work in (("forward", forward), ("forward + backward", forward_and_backward)):
             calls = [lambda way=way: work(way) for way in ways]  # noqa: B023
             loop, ours = milliseconds(calls, arguments.rounds, arguments.turn_ms, device)
-            print(f"| {' x '.join(map(str, shape))} | {title} | {loop:.2f} | {ours:.2f} | {loop / ours:.0f} x |")
+            counts = " / ".join(str(operations(call)) for call in calls)
+            cells = [" x ".join(map(str, shape)), title, f"{loop:.2f}", f"{ours:.2f}", f"{loop / ours:.0f} x", counts]
+            print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

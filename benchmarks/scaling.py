@@ -197,9 +197,8 @@ def main(arguments: Arguments):
         f"{device}, {platform.machine()}, threads: {arguments.num_threads}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, {date.today()}"
     )
-    print(
-        f"\nOthers at {', '.join(f'{n} {TITLES[factor]}' for factor, n in BASE.items())}; {machine}; picture: {path.name}."
-    )
+    others = ", ".join(f"{number} {TITLES[factor]}" for factor, number in BASE.items())
+    print(f"\nOthers at {others}; {machine}; picture: {path.name}.")
     plot(times, factors, path, f"Cost of an episode as one number grows; the others stay at the grey line\n{machine}")
 
 

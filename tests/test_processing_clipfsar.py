@@ -402,6 +402,19 @@ def test_a_decoder_that_is_not_installed_says_how_to_get_it(videos, monkeypatch)
         read_video_frames(videos / "h264.mp4", [0])
 
 
+@pytest.mark.parametrize("name", ["h264.mp4", "vp9.webm"])
+def test_pyav_reads_the_same_frames_whether_a_videos_packets_were_kept_or_not(videos, monkeypatch, name):
+    reader = processing_clipfsar._PyAVReader(str(videos / name), 1)
+    indices = [0, 2, reader.num_frames - 1]
+    assert reader._kept
+    kept, again = reader.read(indices), reader.read(indices)  # the second time there is nothing kept any more
+    monkeypatch.setattr(processing_clipfsar, "KEPT_PACKET_BYTES", 0)
+    reader = processing_clipfsar._PyAVReader(str(videos / name), 1)
+    assert reader._kept is None
+    assert torch.equal(kept, again)
+    assert torch.equal(kept, reader.read(indices))
+
+
 @pytest.mark.parametrize(
     ("video", "message"),
     [
