@@ -9,6 +9,8 @@ import runpy
 import shutil
 import sys
 from collections import Counter
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import datasets
@@ -593,6 +595,26 @@ def test_a_job_that_kills_its_process_costs_nobody_elses_result(num_workers):
     assert [result if isinstance(result, int) else type(result).__name__ for result in results] == [
         *(0, 1, 4, "BrokenProcessPool", "BrokenProcessPool", 25, 36, 49, 64, 81, 100, "BrokenProcessPool")
     ]
+
+
+def test_a_death_that_the_pool_sleeps_through_is_noticed():
+    class SleepingPool:
+        """Its manager looks after its processes only when there is something to do."""
+
+        future = Future()
+
+        def submit(self, job):
+            self.future.set_exception(BrokenProcessPool("a process died"))
+
+    with pytest.raises(BrokenProcessPool, match="a process died"):
+        frame_store._result(SleepingPool.future, SleepingPool(), seconds=0.01)
+
+
+def test_a_job_may_itself_run_out_of_time():
+    future = Future()
+    future.set_exception(TimeoutError("the job's own"))
+    with pytest.raises(TimeoutError, match="the job's own"):
+        frame_store._result(future, None)
 
 
 def test_a_video_that_kills_the_decoder_is_listed_and_the_others_are_read(table, tmp_path, monkeypatch):

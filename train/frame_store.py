@@ -147,7 +147,7 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
                 return
             job, future = under_way.popleft()
             try:
-                result = future.result() if future is not None else None
+                result = _result(future, pool) if future is not None else None
                 is_broken = future is None
             except BrokenProcessPool:
                 is_broken = True
@@ -159,6 +159,21 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future, pool: ProcessPoolExecutor, seconds: float = 1.0):
+    """`future.result()` that hears of every process's death.
+
+    The pool's manager looks after the processes that there are when it begins to wait, but a process may be started
+    just after (Python 3.11): if that one dies, nobody notices before something else happens. So something does.
+    """
+    while True:
+        try:
+            return future.result(timeout=seconds)
+        except TimeoutError:
+            if future.done():  # the job's own
+                return future.result()
+            pool.submit(int)
 
 
 def _start_server(context):
