@@ -265,7 +265,7 @@ class Run:
         to_come = range(self.episodes_done, args.episodes)
         if args.trains_on_features and len(to_come):
             collator = FeatureCollator(self._encode_training_videos())
-            self.finish_batch = dict
+            self.finish_batch = dict  # features are model inputs already
         else:
             collator = EpisodeCollator(self.processor, training=True, only_read=args.preprocess_on_device)
             self.finish_batch = collator.finish
