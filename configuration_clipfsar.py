@@ -10,9 +10,12 @@ from transformers import (
     SiglipConfig,
 )
 
-ALIGNMENTS = ("otam", "bi_mhm", "mean")
-SUPPORT_POOLINGS = ("before", "after")
-INFERENCE_MODES = ("few_shot", "zero_shot", "ensemble")
+try:
+    from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS
+except ImportError:
+    if __package__:
+        raise
+    from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS
 
 
 class CLIPResNetVisionConfig(PretrainedConfig):

@@ -17,11 +17,18 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import cached_file
 
 try:
-    from .configuration_clipfsar import INFERENCE_MODES, CLIPFSARConfig
+    from .choices_clipfsar import INFERENCE_MODES
 except ImportError:
     if __package__:
         raise
-    from configuration_clipfsar import INFERENCE_MODES, CLIPFSARConfig
+    from choices_clipfsar import INFERENCE_MODES
+
+try:
+    from .configuration_clipfsar import CLIPFSARConfig
+except ImportError:
+    if __package__:
+        raise
+    from configuration_clipfsar import CLIPFSARConfig
 
 try:
     from .episodes_clipfsar import undecoded_videos
@@ -38,11 +45,11 @@ except ImportError:
     from explanation_clipfsar import Explanation
 
 try:
-    from .processing_clipfsar import as_video_list, is_one_video
+    from .video_clipfsar import as_video_list, is_one_video
 except ImportError:
     if __package__:
         raise
-    from processing_clipfsar import as_video_list, is_one_video
+    from video_clipfsar import as_video_list, is_one_video
 
 try:
     from .support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling

@@ -16,7 +16,6 @@ import re
 import tempfile
 import urllib.parse
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +31,11 @@ from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 try:
-    from .configuration_clipfsar import INFERENCE_MODES
+    from .choices_clipfsar import INFERENCE_MODES
 except ImportError:
     if __package__:
         raise
-    from configuration_clipfsar import INFERENCE_MODES
+    from choices_clipfsar import INFERENCE_MODES
 
 try:
     from .explanation_clipfsar import Explanation, explain_classification
@@ -46,104 +45,49 @@ except ImportError:
     from explanation_clipfsar import Explanation, explain_classification
 
 try:
-    from .processing_clipfsar import as_video_list
+    from .fingerprint_clipfsar import (
+        _SETTINGS_OF_COMPARISONS,
+        _differences,
+        _fingerprint,
+        _weights_state,
+        arithmetic,
+        preprocessing_settings,
+        unseen_settings,
+        weights_digest,
+    )
 except ImportError:
     if __package__:
         raise
-    from processing_clipfsar import as_video_list
+    from fingerprint_clipfsar import (
+        _SETTINGS_OF_COMPARISONS,
+        _differences,
+        _fingerprint,
+        _weights_state,
+        arithmetic,
+        preprocessing_settings,
+        unseen_settings,
+        weights_digest,
+    )
+
+try:
+    from .video_clipfsar import as_video_list
+except ImportError:
+    if __package__:
+        raise
+    from video_clipfsar import as_video_list
 
 SUPPORT_SET_NAME = "support_set.json"
 SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
 _FORMAT = 1
 THUMBNAIL_HEIGHT = 96
-# Of the configuration: change one, and prototypes, distances or text logits change with the same weights.
-_SETTINGS_OF_COMPARISONS = (
-    *("support_pooling", "prototype_modulation", "alignment"),
-    *("otam_smoothing", "otam_bidirectional", "cosine_epsilon"),
-)
 
 
 # --- what features depend on ------------------------------------------------------------------------------------------
 
 
-def weights_digest(modules: Iterable[torch.nn.Module], settings: Any = None) -> str:
-    """SHA-256 of the weights of modules, by name, and of `settings` (anything JSON takes)."""
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for module in modules:
-        for name, value in sorted(module.state_dict().items()):
-            for tensor in _plain_tensors(value):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _plain_tensors(value: Any) -> list[torch.Tensor]:
-    """A weight as tensors that bytes can be read of; a quantised layer has its weight and bias in a tuple."""
-    if isinstance(value, tuple):
-        return [tensor for part in value for tensor in _plain_tensors(part)]
-    if not isinstance(value, torch.Tensor):  # no bias, or the name of an arithmetic
-        return []
-    return [value.int_repr(), value.q_per_channel_scales()] if value.is_quantized else [value]
-
-
-def arithmetic(model) -> str:
-    """`"float32"`, `"bfloat16"`, ..., or `"int8"` where layers are quantised: features of two of them differ."""
-    is_quantized = any(".quantized." in type(module).__module__ for module in model.modules())
-    return "int8" if is_quantized else str(model.dtype).removeprefix("torch.")
-
-
-def unseen_settings(tower_config) -> list:
-    """What shapes a tower's features without showing in the names and shapes of its weights."""
-    return [getattr(tower_config, name, None) for name in ("hidden_act", "num_attention_heads", "layer_norm_eps")]
-
-
-_IMAGE_SETTINGS = (
-    *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
-    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
-)
-
-
-def preprocessing_settings(processor) -> dict:
-    """The settings of a processor that frame features depend on, as JSON would give them back."""
-    settings = processor.to_dict()
-    names = ("num_frames", "frame_sampling", "sampling_rate", "target_fps", "preprocessing")
-    relevant = {name: settings[name] for name in names}
-    # Not all of it: which class it is, and where its code lies, depends on what is installed and where it was loaded.
-    images = settings["image_processor"]
-    relevant["image_processor"] = {name: images[name] for name in _IMAGE_SETTINGS if images.get(name) is not None}
-    return json.loads(json.dumps(relevant))
-
-
 def repeatable_sampling(processor) -> str | None:
     """For `process_videos`: segment centres in place of random frames, so that the same clip gives the same answer."""
     return "segment_center" if processor.frame_sampling == "segment_random" else None
-
-
-_digests = weakref.WeakKeyDictionary()  # model -> (state of its weights, digest): hashing costs a second per 2 GB
-
-
-def _weights_state(model) -> tuple:
-    """Changes whenever weights are changed in place or replaced; far cheaper than reading them."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
-
-
-def model_digest(model) -> str:
-    """SHA-256 of all weights of a CLIP-FSAR model."""
-    state = _weights_state(model)
-    if model not in _digests or _digests[model][0] != state:
-        clip_config = model.config.clip_config
-        towers = [unseen_settings(clip_config.vision_config), unseen_settings(clip_config.text_config)]
-        _digests[model] = state, weights_digest([model], towers)
-    return _digests[model][1]
-
-
-def _public_name(model) -> str:
-    """A Hub id, or the last part of a path: paths of this machine are nobody's business."""
-    name = str(getattr(model, "name_or_path", "") or "")
-    if not name:
-        return "a model made in memory"
-    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 
 @contextlib.contextmanager
@@ -661,31 +605,6 @@ def encode_class_names(model, processor, class_names: Iterable[str]) -> torch.Te
     tokens = processor.tokenize_classes(list(class_names))
     with _evaluating(model):
         return model.get_class_features(**{name: ids.to(model.device) for name, ids in tokens.items()}).float()
-
-
-def _fingerprint(model, processor=None) -> dict:
-    """What the features of a support set depend on, ready for JSON."""
-    fingerprint = {
-        "model": _public_name(model),
-        "weights": model_digest(model),
-        "dtype": arithmetic(model),
-    }
-    if processor is not None:
-        settings = preprocessing_settings(processor)
-        fingerprint["preprocessing"] = {**settings, "prompt_template": processor.prompt_template}
-    return fingerprint
-
-
-def _differences(enrolled: dict, now: dict) -> list[str]:
-    """`["num_frames 8 (now 16)", ...]`, of nested settings too."""
-    different = []
-    for name in now.keys() | enrolled.keys():
-        before, after = enrolled.get(name), now.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            different += _differences(before, after)
-        elif before != after:
-            different.append(f"{name} {before} (now {after})")
-    return sorted(different)
 
 
 def _film_strip(frames: torch.Tensor) -> bytes:

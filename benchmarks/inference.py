@@ -25,8 +25,9 @@ import transformers
 from transformers import CLIPConfig, HfArgumentParser
 
 from configuration_clipfsar import CLIPFSARConfig
+from fingerprint_clipfsar import model_digest
 from modeling_clipfsar import CLIPFSARModel
-from support_set_clipfsar import EnrolledClass, SupportSet, model_digest
+from support_set_clipfsar import EnrolledClass, SupportSet
 
 VISION = {"vit_b32": {}, "vit_b16": {"patch_size": 16}}  # the other sizes are transformers' defaults
 

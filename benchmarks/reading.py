@@ -29,8 +29,10 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPTokenizer, HfArgumentParser
 
 from benchmarks.data_loading import NUM_FRAMES, TINY_CLIP, render
-from processing_clipfsar import DECODERS, CLIPFSARProcessor, _load_decoder, read_video_frames, sample_frame_indices
+from choices_clipfsar import DECODERS
+from processing_clipfsar import CLIPFSARProcessor
 from train.video_sources import folder_splits
+from video_clipfsar import _load_decoder, read_video_frames, sample_frame_indices
 
 
 @dataclass

@@ -15,17 +15,26 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LIBRARY = sorted(path.stem for path in ROOT.glob("*_clipfsar.py"))
 # Siblings that each module of the library may import; a new module gets its line here.
 MAY_IMPORT = {
-    "configuration_clipfsar": set(),
+    "choices_clipfsar": set(),
+    "configuration_clipfsar": {"choices_clipfsar"},
     "resnet_clipfsar": {"configuration_clipfsar"},
-    "modeling_clipfsar": {"configuration_clipfsar", "resnet_clipfsar"},
+    "alignment_clipfsar": set(),
+    "modeling_clipfsar": {"alignment_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"},
     "frame_archive_clipfsar": set(),
-    "processing_clipfsar": {"configuration_clipfsar", "frame_archive_clipfsar"},
-    "episodes_clipfsar": {"configuration_clipfsar", "processing_clipfsar"},
+    "video_clipfsar": {"choices_clipfsar", "frame_archive_clipfsar"},
+    "pixels_clipfsar": set(),
+    "processing_clipfsar": {
+        *("choices_clipfsar", "configuration_clipfsar", "frame_archive_clipfsar", "pixels_clipfsar", "video_clipfsar"),
+    },
+    "episodes_clipfsar": set(),
     "explanation_clipfsar": set(),
-    "support_set_clipfsar": {"configuration_clipfsar", "explanation_clipfsar", "processing_clipfsar"},
+    "fingerprint_clipfsar": set(),
+    "support_set_clipfsar": {
+        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "video_clipfsar"),
+    },
     "pipeline_clipfsar": {
-        *("configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar"),
-        *("episodes_clipfsar", "explanation_clipfsar", "support_set_clipfsar"),
+        *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),
+        *("episodes_clipfsar", "explanation_clipfsar", "support_set_clipfsar", "fingerprint_clipfsar"),
     },
 }
 # pytest puts tests/ on the path: helpers, and folders of them, are imported by these names.

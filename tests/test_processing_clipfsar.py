@@ -23,7 +23,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
+import pixels_clipfsar
 import processing_clipfsar
+import video_clipfsar
 from processing_clipfsar import (
     CLIPFSARProcessor,
     VideoReadError,
@@ -269,12 +271,12 @@ def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path):
 
 
 def test_a_few_announced_frames_that_do_not_come_are_taken_off_the_count(videos, monkeypatch):
-    class Optimist(processing_clipfsar._PyAVReader):
+    class Optimist(video_clipfsar._PyAVReader):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             self.num_frames += 2
 
-    monkeypatch.setitem(processing_clipfsar._READERS, "av", Optimist)
+    monkeypatch.setitem(video_clipfsar._READERS, "av", Optimist)
     frames = read_video_frames(videos / "h264.mp4", lambda n, fps: [0, n - 1], decoder="av")
     assert shown_indices(frames) == [0, 39]
     monkeypatch.setattr(Optimist, "num_frames", property(lambda self: 60, lambda self, value: None), raising=False)
@@ -283,12 +285,12 @@ def test_a_few_announced_frames_that_do_not_come_are_taken_off_the_count(videos,
 
 
 def test_auto_turns_to_the_next_decoder_when_one_fails_on_the_frames(videos, monkeypatch):
-    class Broken(processing_clipfsar._PyAVReader):
+    class Broken(video_clipfsar._PyAVReader):
         def read(self, indices):
             raise RuntimeError("no")
 
-    monkeypatch.setitem(processing_clipfsar._READERS, "decord", Broken)
-    monkeypatch.setitem(processing_clipfsar._READERS, "torchcodec", Broken)
+    monkeypatch.setitem(video_clipfsar._READERS, "decord", Broken)
+    monkeypatch.setitem(video_clipfsar._READERS, "torchcodec", Broken)
     assert shown_indices(read_video_frames(videos / "h264.mp4", [3, 4])) == [3, 4]
 
 
@@ -395,7 +397,7 @@ def test_the_error_survives_the_way_out_of_a_worker_process():
 
 
 def test_a_decoder_that_is_not_installed_says_how_to_get_it(videos, monkeypatch):
-    monkeypatch.setattr(processing_clipfsar, "_load_decoder", lambda name: (None, f"No module named {name!r}"))
+    monkeypatch.setattr(video_clipfsar, "_load_decoder", lambda name: (None, f"No module named {name!r}"))
     with pytest.raises(ImportError, match=r"decoder='torchcodec' cannot be imported .*pip install torchcodec"):
         read_video_frames(videos / "h264.mp4", [0], decoder="torchcodec")
     with pytest.raises(ImportError, match=r"No video decoder can be imported.*pip install av"):
@@ -404,12 +406,12 @@ def test_a_decoder_that_is_not_installed_says_how_to_get_it(videos, monkeypatch)
 
 @pytest.mark.parametrize("name", ["h264.mp4", "vp9.webm"])
 def test_pyav_reads_the_same_frames_whether_a_videos_packets_were_kept_or_not(videos, monkeypatch, name):
-    reader = processing_clipfsar._PyAVReader(str(videos / name), 1)
+    reader = video_clipfsar._PyAVReader(str(videos / name), 1)
     indices = [0, 2, reader.num_frames - 1]
     assert reader._kept
     kept, again = reader.read(indices), reader.read(indices)  # the second time there is nothing kept any more
-    monkeypatch.setattr(processing_clipfsar, "KEPT_PACKET_BYTES", 0)
-    reader = processing_clipfsar._PyAVReader(str(videos / name), 1)
+    monkeypatch.setattr(video_clipfsar, "KEPT_PACKET_BYTES", 0)
+    reader = video_clipfsar._PyAVReader(str(videos / name), 1)
     assert reader._kept is None
     assert torch.equal(kept, again)
     assert torch.equal(kept, reader.read(indices))
@@ -480,7 +482,7 @@ def test_clip_preprocessing_equals_clips_image_processor(processor, settings, he
 @pytest.mark.parametrize("size", [(28, 35), (80, 100)])
 def test_resizing_through_float_as_on_a_gpu_is_that_of_bytes_up_to_rounding(mode, size):
     frames = random_frames(3, 40, 50).permute(0, 3, 1, 2)
-    ways = (processing_clipfsar._resize_through_float, processing_clipfsar._resize_uint8)
+    ways = (pixels_clipfsar._resize_through_float, pixels_clipfsar._resize_uint8)
     through_float, bytewise = (way(frames, *size, mode).int() for way in ways)
     difference = through_float - bytewise
     assert difference.abs().max() <= 1
@@ -557,13 +559,13 @@ def test_videos_that_come_out_in_different_sizes_are_refused(processor):
 
 def test_hue_shifts_go_around_the_colour_circle():
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
-    shifted = [processing_clipfsar._shift_hue(red, turns).flatten().tolist() for turns in (0.0, 1 / 3, 2 / 3, -1 / 3)]
+    shifted = [pixels_clipfsar._shift_hue(red, turns).flatten().tolist() for turns in (0.0, 1 / 3, 2 / 3, -1 / 3)]
     expected = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
     np.testing.assert_allclose(shifted, expected, atol=1e-5)
     pixels = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(processing_clipfsar._shift_hue(pixels, 0.0), pixels)
+    torch.testing.assert_close(pixels_clipfsar._shift_hue(pixels, 0.0), pixels)
     gray = pixels.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(processing_clipfsar._shift_hue(gray, 0.2), gray)
+    torch.testing.assert_close(pixels_clipfsar._shift_hue(gray, 0.2), gray)
 
 
 def test_kinetics_augmentation_treats_frames_alike_and_stays_in_range():

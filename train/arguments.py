@@ -6,8 +6,15 @@ from dataclasses import asdict, dataclass, field, fields
 
 from transformers import HfArgumentParser
 
-from configuration_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS
-from processing_clipfsar import DECODERS, FRAME_SAMPLINGS, PREPROCESSINGS, QUERY_AUGMENTATIONS
+from choices_clipfsar import (
+    ALIGNMENTS,
+    DECODERS,
+    FRAME_SAMPLINGS,
+    INFERENCE_MODES,
+    PREPROCESSINGS,
+    QUERY_AUGMENTATIONS,
+    SUPPORT_POOLINGS,
+)
 from train.presets import PRESETS, dataset_folder
 
 

@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from einops import rearrange
 
-from configuration_clipfsar import ALIGNMENTS, INFERENCE_MODES
+from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES
 from episodes_clipfsar import EpisodeSampler, read_labels
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor

@@ -25,9 +25,10 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from configuration_clipfsar import INFERENCE_MODES
+from choices_clipfsar import INFERENCE_MODES
+from fingerprint_clipfsar import model_digest, preprocessing_settings
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
-from support_set_clipfsar import SupportSet, model_digest, preprocessing_settings
+from support_set_clipfsar import SupportSet
 from train.arguments import option, parse_options
 from train.predict import load_model
 

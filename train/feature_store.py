@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
+from fingerprint_clipfsar import arithmetic, preprocessing_settings, unseen_settings, weights_digest
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
-from support_set_clipfsar import arithmetic, preprocessing_settings, unseen_settings, weights_digest
 
 _FORMAT = 1
 

@@ -25,7 +25,8 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is
 from tqdm.auto import tqdm
 
 from frame_archive_clipfsar import FRAME_FORMATS, pack_frames
-from processing_clipfsar import VideoReadError, read_video_frames, resize_frames, resize_settings, sample_frame_indices
+from pixels_clipfsar import resize_frames, resize_settings
+from video_clipfsar import VideoReadError, read_video_frames, sample_frame_indices
 
 MISSING = "missing"
 VIDEOS_PER_SHARD = 256

@@ -30,15 +30,17 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from configuration_clipfsar import INFERENCE_MODES, CLIPFSARConfig
+from choices_clipfsar import INFERENCE_MODES
+from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
-from processing_clipfsar import IMAGE_SUFFIXES, CLIPFSARProcessor
+from processing_clipfsar import CLIPFSARProcessor
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
 from train.plots import plot_timeline
 from train.quantized import DTYPES, quantize_int8
 from train.video_sources import VIDEO_SUFFIXES
 from train.windows import classify_windows, encode_windows
+from video_clipfsar import IMAGE_SUFFIXES
 
 FORMATS = ("table", "json", "csv")
 SOME_UNREADABLE = 3

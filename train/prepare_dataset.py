@@ -28,8 +28,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Value, Video
 from transformers import HfArgumentParser
 
+from choices_clipfsar import DECODERS, PREPROCESSINGS
 from episodes_clipfsar import read_labels
-from processing_clipfsar import DECODERS, PREPROCESSINGS
 from train.arguments import HelpFormatter, option
 from train.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
 from train.presets import PRESETS, dataset_folder

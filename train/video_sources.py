@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
-from processing_clipfsar import IMAGE_SUFFIXES
 from train.video_dataset import spelling_aside
+from video_clipfsar import IMAGE_SUFFIXES
 
 # In the order in which a file is looked for that a list names with another suffix.
 VIDEO_SUFFIXES = (

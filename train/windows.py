@@ -8,7 +8,8 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_clipfsar import CLIPFSARModel
-from processing_clipfsar import CLIPFSARProcessor, sample_frame_indices, stream_video_frames
+from processing_clipfsar import CLIPFSARProcessor
+from video_clipfsar import sample_frame_indices, stream_video_frames
 
 THUMBNAILS_PER_TIMELINE = 9
 

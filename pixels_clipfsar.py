@@ -1,0 +1,158 @@
+"""Frames to pixel values: resizing, cropping, augmentation. T frames, H and W pixels."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+
+def _resize_uint8(frames: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
+    """Antialiased resize of uint8 frames (T, 3, H, W) as PIL does it, all frames at once."""
+    if frames.device.type == "cpu":
+        return F.interpolate(frames, size=(height, width), mode=mode, antialias=True)
+    return _resize_through_float(frames, height, width, mode)
+
+
+def _resize_through_float(frames: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
+    """The same, up to a grey level, where bytes cannot be resized, as on GPUs: rows, then columns, bytes in between."""
+    frames = frames.float()
+    for size in ((frames.shape[-2], width), (height, width)):
+        # bicubic overshoots 0 and 255; halves go up
+        frames = F.interpolate(frames, size=size, mode=mode, antialias=True).add_(0.5).floor_().clamp_(0, 255)
+    return frames.to(torch.uint8)
+
+
+def _crop(frames: torch.Tensor, height: int, width: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """The same crop of all frames (T, 3, H, W): random, x and y drawn apart, or central without `generator`."""
+    missing_height, missing_width = max(height - frames.shape[-2], 0), max(width - frames.shape[-1], 0)
+    if missing_height or missing_width:
+        # as transformers' center_crop: zeros around frames that are too small
+        top, left = (missing_height + 1) // 2, (missing_width + 1) // 2
+        frames = F.pad(frames, (left, missing_width - left, top, missing_height - top))
+    slack_height, slack_width = frames.shape[-2] - height, frames.shape[-1] - width
+    if generator is None:
+        top, left = slack_height // 2, slack_width // 2
+    else:
+        top = int(torch.randint(slack_height + 1, (), generator=generator))
+        left = int(torch.randint(slack_width + 1, (), generator=generator))
+    return frames[..., top : top + height, left : left + width]
+
+
+def _gray(pixels: torch.Tensor) -> torch.Tensor:
+    """Luma (ITU-R BT.601) of pixels (T, 3, H, W), (T, 1, H, W)."""
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
+    return (pixels * weights).sum(dim=-3, keepdim=True)
+
+
+def _shift_hue(pixels: torch.Tensor, turns: float) -> torch.Tensor:
+    """Turns the hue of pixels (T, 3, H, W) in [0, 1] around the colour circle; value and saturation stay."""
+    value, chroma = pixels.amax(dim=-3), pixels.amax(dim=-3) - pixels.amin(dim=-3)
+    red, green, blue = pixels.unbind(dim=-3)
+    divisor = chroma.clamp_min(1e-12)  # gray has no hue, and its chroma of 0 undoes whatever comes out here
+    hue = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )  # (T, H, W), in sixths of a turn
+    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
+    sector = (offsets + (hue + 6 * turns).unsqueeze(-3)) % 6  # (T, 3, H, W)
+    return value.unsqueeze(-3) - chroma.unsqueeze(-3) * torch.minimum(sector, 4 - sector).clamp(0, 1)
+
+
+def augment_like_kinetics(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """What the official program does to Kinetics-100's query videos in training.
+
+    Horizontal flip (p = 0.5); colour jitter in random order: brightness, contrast and saturation times a factor from
+    [0.5, 1.5], hue turned by up to a quarter circle either way; grayscale (p = 0.3). One draw serves all frames.
+    `pixels`: float (T, 3, H, W) in [0, 1], and so is the result. The order of the draws is ours.
+    """
+    brightness, contrast, saturation = torch.empty(3).uniform_(0.5, 1.5, generator=generator).tolist()
+    turns = torch.empty(()).uniform_(-0.25, 0.25, generator=generator).item()
+    flip, to_gray = (torch.rand(2, generator=generator) < torch.tensor([0.5, 0.3])).tolist()
+
+    def towards(anchor, factor):
+        return lambda pixels: torch.lerp(anchor(pixels), pixels, factor)
+
+    steps = (
+        lambda pixels: pixels * brightness,
+        towards(lambda pixels: _gray(pixels).mean(dim=(-3, -2, -1), keepdim=True).expand_as(pixels), contrast),
+        towards(lambda pixels: _gray(pixels).expand_as(pixels), saturation),
+        lambda pixels: _shift_hue(pixels, turns),
+    )
+    if flip:
+        pixels = pixels.flip(-1)
+    for step in torch.randperm(len(steps), generator=generator).tolist():
+        pixels = steps[step](pixels).clamp(0, 1)
+    return _gray(pixels).expand_as(pixels) if to_gray else pixels
+
+
+@functools.lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    # kept, because copying it to a GPU each time would make the program wait
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+def resize_settings(image_processor, preprocessing: str) -> dict:
+    """What `resize_frames` does, as plain values: frames resized for equal settings can stand for each other."""
+    if preprocessing == "official":
+        height, width = _official_size(image_processor)
+        return {"preprocessing": "official", "size": {"height": height, "width": width}}
+    if not image_processor.do_resize:
+        return {"preprocessing": "clip", "size": None}
+    size = {name: int(value) for name, value in dict(image_processor.size).items() if value}
+    return {"preprocessing": "clip", "size": size, "resample": int(image_processor.resample)}
+
+
+def resize_frames(frames: torch.Tensor, image_processor, preprocessing: str = "clip") -> torch.Tensor:
+    """The resizing alone that `process_videos` does before it crops: uint8 (T, H, W, 3) -> uint8 (T, H', W', 3).
+
+    For `"official"` the result is rounded, which `process_videos` does not do.
+    """
+    resized = _resize(frames.permute(0, 3, 1, 2), image_processor, preprocessing)
+    if resized.dtype != torch.uint8:
+        resized = resized.round().to(torch.uint8)
+    return resized.permute(0, 2, 3, 1).contiguous()
+
+
+def _resize(frames: torch.Tensor, image_processor, preprocessing: str) -> torch.Tensor:
+    """uint8 (T, 3, H, W) to the size that is cropped from; float for the official preprocessing, from 0 to 255."""
+    if preprocessing == "official":
+        size = _official_size(image_processor)
+        if tuple(frames.shape[-2:]) == size:
+            return frames.float()
+        return F.interpolate(frames.float(), size=size, mode="bilinear", align_corners=False)
+    if not image_processor.do_resize:
+        return frames
+    mode = {2: "bilinear", 3: "bicubic"}.get(int(image_processor.resample))
+    if mode is None:
+        raise ValueError(f"The image processor's resample={image_processor.resample!r} is not supported: use 2 or 3.")
+    size = image_processor.size
+    if size.get("shortest_edge"):
+        target = _shortest_edge_size(frames.shape[-2:], size.get("shortest_edge"))
+    else:
+        target = size.get("height"), size.get("width")
+    if None in target or size.get("longest_edge"):
+        raise ValueError(f"The image processor's size={size} is not supported: use shortest_edge, or height and width.")
+    return frames if tuple(frames.shape[-2:]) == target else _resize_uint8(frames, *target, mode)
+
+
+def _official_crop_size(image_processor) -> tuple[int, int]:
+    size = getattr(image_processor, "crop_size", None) or image_processor.size
+    if size.get("shortest_edge"):
+        return size.get("shortest_edge"), size.get("shortest_edge")
+    return size.get("height"), size.get("width")
+
+
+def _official_size(image_processor) -> tuple[int, int]:
+    """Officially frames are squashed to 256 x 256 for a crop of 224 x 224."""
+    height, width = _official_crop_size(image_processor)
+    return round(height * 8 / 7), round(width * 8 / 7)
+
+
+def _shortest_edge_size(frame_size: tuple[int, int], edge: int) -> tuple[int, int]:
+    height, width = frame_size
+    shortest = min(height, width)
+    return edge * height // shortest, edge * width // shortest  # rounded down, as transformers does
+
+
+__all__ = ["augment_like_kinetics", "resize_frames", "resize_settings"]
