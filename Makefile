@@ -23,7 +23,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 install: $(BIN)/.installed  ## make .venv with the project and its development tools in it
 
 demo: install  ## render clips, train on base classes, test on novel ones, draw the results (under 10 minutes on 2 cores)
-	$(BIN)/python train/demo.py --output_dir demo_output
+	$(BIN)/python -m demo.synthetic.run --output_dir demo_output
 
 $(PAGE_VENV)/.installed: demo/requirements.txt
 	$(PYTHON) -m venv $(PAGE_VENV)
@@ -31,13 +31,13 @@ $(PAGE_VENV)/.installed: demo/requirements.txt
 	touch $@
 
 page: $(PAGE_VENV)/.installed  ## open the demo page, in an environment of its own; other models: demo/README.md
-	$(PAGE_VENV)/bin/python demo/app.py
+	$(PAGE_VENV)/bin/python -m demo.app
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 benchmark: install  ## measure everything and write benchmarks/results.md (about ten minutes on 2 cores)
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python -m benchmarks.run_all
 
 quality: install  ## check style
 	$(BIN)/ruff check .

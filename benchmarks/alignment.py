@@ -1,7 +1,7 @@
 """OTAM against a plain loop over cells: forward, and forward with backward, for whole batches of distance matrices.
 
-    python benchmarks/alignment.py                 # 25 queries x 5 classes, 8 x 8 and 32 x 32 frames, one thread
-    python benchmarks/alignment.py --num_threads 2 --rounds 20
+    python -m benchmarks.alignment                 # 25 queries x 5 classes, 8 x 8 and 32 x 32 frames, one thread
+    python -m benchmarks.alignment --num_threads 2 --rounds 20
 
 The loop is the recurrence as the paper has it, a tensor operation per cell for all matrices at once, one direction
 after the other. Both take turns within one process: a turn repeats one of them for --turn_ms, the figure is the median
@@ -12,15 +12,10 @@ the kernels that a GPU would have to start, which is what small matrices cost th
 
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,7 @@
 """Reading sampled frames from video files and from a frame store, and episodes per second of a data loader.
 
-    python benchmarks/data_loading.py                                     # rendered clips: 320 x 240, 250 frames, H.264
-    python benchmarks/data_loading.py --videos FOLDER --num_workers 0 2   # your own: FOLDER/CLASS/VIDEO
+    python -m benchmarks.data_loading                                     # rendered clips: 320 x 240, 250 frames, H.264
+    python -m benchmarks.data_loading --videos FOLDER --num_workers 0 2   # your own: FOLDER/CLASS/VIDEO
 
 Training reads 8 random frames of a video. The sources take turns within one process, so that what else the machine does
 hits all alike; a row is the median over rounds. "Reading" ends with frames in memory, "ready" with normalised pixel
@@ -12,16 +12,12 @@ features" are what a frozen visual tower trains on (--freeze_vision): a loader t
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import av
 import numpy as np
@@ -30,13 +26,13 @@ from datasets import ClassLabel, Dataset, Features, Value, Video
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor, CLIPTokenizer, HfArgumentParser
 
+from clipfsar.data.frame_store import FrameStoreSettings, read_video
+from clipfsar.data.sources import folder_splits
+from clipfsar.training.frozen_features import ROW, FeatureCollator, row_dataset
+from demo.synthetic import TINY_CLIP
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset
 from processing_clipfsar import CLIPFSARProcessor, read_video_frames, sample_frame_indices
-from train.frame_store import FrameStoreSettings, read_video
-from train.frozen_features import ROW, FeatureCollator, row_dataset
-from train.video_sources import folder_splits
 
-TINY_CLIP = Path(__file__).resolve().parents[1] / "train" / "tiny_clip"
 NUM_FRAMES = 8
 
 

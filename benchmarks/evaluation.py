@@ -1,8 +1,8 @@
-"""Evaluation over many episodes: the plain loop beside what train/evaluation.py does, as a Markdown table.
+"""Evaluation over many episodes: the plain loop beside what clipfsar evaluate does, as a Markdown table.
 
-    python benchmarks/evaluation.py                              # 10,000 episodes over 2,400 videos, some minutes
-    python benchmarks/evaluation.py --vision vit_b16             # the loop on pixels with CLIP's real visual tower
-    python benchmarks/evaluation.py --num_classes 8 --videos_per_class 20 --n_episodes 500       # a quick look
+    python -m benchmarks.evaluation                              # 10,000 episodes over 2,400 videos, some minutes
+    python -m benchmarks.evaluation --vision vit_b16             # the loop on pixels with CLIP's real visual tower
+    python -m benchmarks.evaluation --num_classes 8 --videos_per_class 20 --n_episodes 500       # a quick look
 
 Four ways to the same number, accuracy over episodes of a fixed set of videos:
 
@@ -23,23 +23,19 @@ import sys
 import time
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch
 import transformers
 from transformers import CLIPConfig, HfArgumentParser
 
+from clipfsar.evaluation.episodes import predict_episodes
+from clipfsar.evaluation.exact_accuracy import exact_accuracy_of_videos
+from clipfsar.evaluation.report import EpisodePredictions
+from clipfsar.evaluation.split_features import SplitFeatures
 from configuration_clipfsar import CLIPFSARConfig
 from episodes_clipfsar import EpisodeSampler
 from modeling_clipfsar import CLIPFSARModel
-from train.evaluation import predict_episodes
-from train.exact_accuracy import exact_accuracy_of_videos
-from train.report import EpisodePredictions
-from train.split_features import SplitFeatures
 
 # Visual towers that the loop on pixels may run; the frame features have 512 values in both, as CLIP's ViT-B's.
 VISION = {

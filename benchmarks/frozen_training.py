@@ -1,7 +1,8 @@
 """Seconds per training episode: the whole model on pixels, a frozen visual tower on pixels, and on features.
 
-    python benchmarks/frozen_training.py           # CLIP ViT-B/16 with random weights, which do not change the cost
-    python benchmarks/frozen_training.py --model train/tiny_clip --whole_model --warmup_episodes 4 --pixel_episodes 24
+    python -m benchmarks.frozen_training           # CLIP ViT-B/16 with random weights, which do not change the cost
+    python -m benchmarks.frozen_training --model demo/synthetic/tiny_clip --whole_model --warmup_episodes 4 \\
+        --pixel_episodes 24
 
 Runs the training program itself, without its validations: 5-way 1-shot episodes with 5 queries per class unless said
 otherwise, one episode at a time, videos (rendered, or those of --dataset) decoded by worker processes. Encoding the
@@ -9,25 +10,20 @@ training videos comes once before the first episode on features and is given apa
 """
 
 import platform
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import torch
 import transformers
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, HfArgumentParser
 
-from train.arguments import parse_arguments
-from train.synthetic_actions import render_dataset
-from train.train import Run
-
-TINY_CLIP = Path(__file__).resolve().parents[1] / "train" / "tiny_clip"
+from clipfsar.training.arguments import parse_arguments
+from clipfsar.training.trainer import Run
+from demo.synthetic import TINY_CLIP
+from demo.synthetic.render import render_dataset
 
 
 @dataclass

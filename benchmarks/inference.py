@@ -1,7 +1,7 @@
 """What it costs to classify a query against enrolled classes, beside encoding the query, as a Markdown table.
 
-    python benchmarks/inference.py                          # ViT-B/32, 100 classes of 5 clips, some minutes on a CPU
-    python benchmarks/inference.py --num_classes 1000
+    python -m benchmarks.inference                          # ViT-B/32, 100 classes of 5 clips, some minutes on a CPU
+    python -m benchmarks.inference --num_classes 1000
 
 Random weights and features: they change no cost. In every round the two stand side by side, query encoded and query
 encoded and classified, so that a machine that slows down slows both; printed are medians, and the median of the rounds'
@@ -11,14 +11,9 @@ the weights.
 
 import platform
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 import transformers

@@ -1,7 +1,7 @@
 """Where the time of one answer goes: a clip through the pipeline, and through its parts, as a Markdown table.
 
-    python benchmarks/latency.py                        # ViT-B/32, a clip of 10 s, 5 classes of 5 clips
-    python benchmarks/latency.py --vision vit_b16 --rounds 30
+    python -m benchmarks.latency                        # ViT-B/32, a clip of 10 s, 5 classes of 5 clips
+    python -m benchmarks.latency --vision vit_b16 --rounds 30
 
 The parts: decoding the sampled frames; resizing, cropping and normalising them; the visual tower; and all that comes
 after it: temporal transformer, distances to the prototypes, logits, the sorted answer. In every round parts and whole
@@ -13,22 +13,19 @@ import itertools
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import torch
 import transformers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer, HfArgumentParser
 
-from benchmarks.data_loading import TINY_CLIP, render
+from benchmarks.data_loading import render
 from configuration_clipfsar import CLIPFSARConfig
+from demo.synthetic import TINY_CLIP
 from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import CLIPFSARProcessor, read_video_frames, sample_frame_indices

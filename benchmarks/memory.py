@@ -1,21 +1,16 @@
 """Memory of a training step, computed without a GPU: the step runs on tensors without data, and each is counted.
 
-    python benchmarks/memory.py
-    python benchmarks/memory.py --backbones b16 --n_query 5 --n_way 10
+    python -m benchmarks.memory
+    python -m benchmarks.memory --backbones b16 --n_query 5 --n_way 10
 
 Counted are weights, gradients, Adam's two moments, and the largest sum of whatever else lives at one time in the
 forward and backward pass. Not counted: CUDA's context and libraries (about 0.5 GiB), kernels' workspaces,
 fragmentation.
 """
 
-import sys
 import weakref
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode

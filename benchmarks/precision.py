@@ -1,7 +1,7 @@
 """What float32, bfloat16 and int8 cost on this CPU, and whether they answer differently, as a Markdown table.
 
-    python benchmarks/precision.py                                       # tiny CLIP, untrained OTAM; time of ViT-B/32
-    python benchmarks/precision.py --model demo_output/runs/4/best --vision vit_b16
+    python -m benchmarks.precision                                       # tiny CLIP, untrained OTAM; time of ViT-B/32
+    python -m benchmarks.precision --model demo_output/runs/4/best --vision vit_b16
 
 Accuracy is that of `--model` on the novel synthetic clips, rendered here: 5-way 1-shot, the same episodes for all
 arithmetics, so that differences are paired. "Videos that change their answer" counts queries. Time is that of encoding
@@ -12,15 +12,11 @@ process, a cell is the median, the ratio the median of the rounds' ratios. Weigh
 import io
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch
@@ -29,17 +25,18 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
+from clipfsar.data.splits import load_video_splits
+from clipfsar.evaluation.episodes import predict_episodes
+from clipfsar.evaluation.report import EpisodePredictions, compare, half_interval
+from clipfsar.evaluation.split_features import SplitFeatures
+from clipfsar.inference.load_model import load_model
+from clipfsar.inference.quantized import quantize_int8
 from configuration_clipfsar import INFERENCE_MODES, CLIPFSARConfig
+from demo.synthetic import TINY_CLIP
+from demo.synthetic.render import render_dataset
 from episodes_clipfsar import EpisodeSampler, read_labels
 from modeling_clipfsar import CLIPFSARModel
 from support_set_clipfsar import encode_class_names
-from train.evaluation import predict_episodes
-from train.predict import load_model
-from train.quantized import quantize_int8
-from train.report import EpisodePredictions, compare, half_interval
-from train.split_features import SplitFeatures
-from train.synthetic_actions import render_dataset
-from train.video_dataset import load_video_splits
 
 DTYPES = ("float32", "bfloat16", "int8")
 VISION = {"vit_b32": {}, "vit_b16": {"patch_size": 16}}  # the other sizes are transformers' defaults
@@ -47,7 +44,7 @@ VISION = {"vit_b32": {}, "vit_b16": {"patch_size": 16}}  # the other sizes are t
 
 @dataclass
 class Arguments:
-    model: str = field(default="train/tiny_clip", metadata={"help": "CLIP-FSAR model or plain CLIP, for accuracy."})
+    model: str = field(default=str(TINY_CLIP), metadata={"help": "CLIP-FSAR model or plain CLIP, for accuracy."})
     vision: str = field(default="vit_b32", metadata={"help": "Visual tower, for time.", "choices": list(VISION)})
     inference_mode: str = field(default="few_shot", metadata={"help": "Of accuracy.", "choices": list(INFERENCE_MODES)})
     n_episodes: int = field(default=5000, metadata={"help": "5-way 1-shot episodes."})

@@ -1,7 +1,7 @@
 """Reading sampled frames beside each decoder used bare, and making pixel values of frames beside transformers' own.
 
-    python benchmarks/reading.py                       # rendered clips: 320 x 240, 250 frames, H.264
-    python benchmarks/reading.py --videos FOLDER       # your own: FOLDER/CLASS/VIDEO
+    python -m benchmarks.reading                       # rendered clips: 320 x 240, 250 frames, H.264
+    python -m benchmarks.reading --videos FOLDER       # your own: FOLDER/CLASS/VIDEO
 
 "Bare" is the shortest program that gets the same frames out of a decoder: open the file, ask for the number of frames,
 choose, read. Ours also recognises the container, refuses files that are cut off, finds hidden and damaged frames, and
@@ -11,7 +11,6 @@ median over rounds. A decoder that does not import is left out.
 
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,19 +18,17 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import av
 import numpy as np
 import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPTokenizer, HfArgumentParser
 
-from benchmarks.data_loading import NUM_FRAMES, TINY_CLIP, render
+from benchmarks.data_loading import NUM_FRAMES, render
 from choices_clipfsar import DECODERS
+from clipfsar.data.sources import folder_splits
+from demo.synthetic import TINY_CLIP
 from processing_clipfsar import CLIPFSARProcessor
-from train.video_sources import folder_splits
 from video_clipfsar import _load_decoder, read_video_frames, sample_frame_indices
 
 

@@ -1,7 +1,7 @@
 """Runs every benchmark and writes their tables into one page.
 
-    python benchmarks/run_all.py                          # `make benchmark`: some ten minutes on two CPU cores
-    python benchmarks/run_all.py --only alignment reading --output look.md
+    python -m benchmarks.run_all                          # `make benchmark`: some ten minutes on two CPU cores
+    python -m benchmarks.run_all --only alignment reading --output look.md
 
 Each runs in a process of its own, one after the other, with settings that take a minute or so; the command above each
 table is how to repeat it, and a table's own --help says what else it can measure. Run it on a machine that does nothing
@@ -23,6 +23,8 @@ import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from demo.synthetic import TINY_CLIP
+
 FOLDER = Path(__file__).resolve().parent
 # Title and command line of each table, in the order of the page.
 TABLES = {
@@ -34,7 +36,15 @@ TABLES = {
     "memory": ("Memory of a training step, computed", ["--backbones", "b32", "b16"]),
     "frozen_training": (
         "Training with a frozen visual tower",
-        ["--model", "train/tiny_clip", "--whole_model", "--warmup_episodes", "4", "--pixel_episodes", "24"],
+        [
+            "--model",
+            str(TINY_CLIP.relative_to(FOLDER.parent)),
+            "--whole_model",
+            "--warmup_episodes",
+            "4",
+            "--pixel_episodes",
+            "24",
+        ],
     ),
     "reading": ("Reading sampled frames, and preprocessing", ["--num_videos", "5"]),
     "data_loading": ("Loaders", ["--num_videos", "8", "--rounds", "2", "--episodes", "6"]),
@@ -83,9 +93,9 @@ def main(arguments: Arguments):
     for name in (progress := tqdm(arguments.only, unit="table")):
         progress.set_description(name)
         title, options = TABLES[name]
-        command = [sys.executable, str(FOLDER / f"{name}.py"), *options]
+        command = [sys.executable, "-m", f"{FOLDER.name}.{name}", *options]
         run = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
-        page += [f"## {title}", f"`{' '.join(['python', f'benchmarks/{name}.py', *options])}`"]
+        page += [f"## {title}", f"`{' '.join(['python', '-m', f'benchmarks.{name}', *options])}`"]
         if run.returncode:
             failed.append(name)
             tqdm.write(run.stderr, file=sys.stderr)

@@ -1,7 +1,7 @@
 """How the cost of an episode grows with its ways, shots, frames and queries: a Markdown table and a picture.
 
-    python benchmarks/scaling.py                                    # one thread, some 90 s; benchmarks/scaling.png
-    python benchmarks/scaling.py --rounds 15 --output_dir results
+    python -m benchmarks.scaling                                    # one thread, some 90 s; benchmarks/scaling.png
+    python -m benchmarks.scaling --rounds 15 --output_dir results
 
 One of the four numbers grows at a time, the others stay at 5-way 5-shot, 8 frames, 25 query videos in all. Timed on
 frame features, in rounds through all settings, each cell the median:
@@ -21,14 +21,10 @@ change no cost.
 
 import platform
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import matplotlib
 
@@ -40,11 +36,11 @@ import transformers
 from transformers import HfArgumentParser
 
 from benchmarks.memory import LiveBytes
+from clipfsar.evaluation.episodes import predict_episodes
+from clipfsar.evaluation.split_features import SplitFeatures
 from configuration_clipfsar import CLIPFSARConfig
 from episodes_clipfsar import EpisodeSampler
 from modeling_clipfsar import CLIPFSARModel
-from train.evaluation import predict_episodes
-from train.split_features import SplitFeatures
 
 TITLES = {"n_way": "ways", "n_shot": "shots", "num_frames": "frames per video", "n_queries": "query videos"}
 BASE = {"n_way": 5, "n_shot": 5, "num_frames": 8, "n_queries": 25}

@@ -1,7 +1,7 @@
 """Time until a model can be used: imports and loading, beside those of transformers' own CLIP, as a Markdown table.
 
-    python benchmarks/startup.py                 # ViT-B/32, some 90 s
-    python benchmarks/startup.py --rounds 10 --clock process_time    # on a busy machine
+    python -m benchmarks.startup                 # ViT-B/32, some 90 s
+    python -m benchmarks.startup --rounds 10 --clock process_time    # on a busy machine
 
 The counterpart in transformers gives the same: a model, or a model and what feeds it. "Import" and "first load" are
 what a fresh Python process pays once; in each round all take their turn in a process of their own. "Loading again" is
@@ -20,16 +20,13 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(ROOT)
-
 import torch
 import transformers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, HfArgumentParser
 from transformers.utils import logging
 
 from configuration_clipfsar import CLIPFSARConfig
+from demo.synthetic import TINY_CLIP
 from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import save_with_pipeline
 from processing_clipfsar import CLIPFSARProcessor
@@ -109,7 +106,6 @@ def run(program: str, cases: list[str], folder: Path, clock: str, rounds: int = 
     inputs = [CASES[name] for name in cases], [str(folder / "clip"), str(folder / "fsar")], rounds, clock
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "HF_MODULES_CACHE": str(folder / "modules"),  # where custom code is copied to
         "HF_HUB_OFFLINE": "1",
     }
@@ -127,7 +123,7 @@ def save_models(folder: Path) -> None:
     logging.disable_progress_bar()
     CLIPModel(CLIPConfig()).save_pretrained(folder / "clip")
     image_processor = CLIPImageProcessor()
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "train" / "tiny_clip")  # of few words: there is no other offline
+    tokenizer = CLIPTokenizer.from_pretrained(TINY_CLIP)  # of few words: there is no other offline
     for part in (image_processor, tokenizer):
         part.save_pretrained(folder / "clip")
     processor = CLIPFSARProcessor(image_processor, tokenizer)

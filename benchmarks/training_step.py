@@ -1,8 +1,8 @@
 """One training step beside bare CLIP on the same frames: time, peak memory, and what is not the visual tower.
 
-    python benchmarks/training_step.py                    # ViT-B/32, 224 px, 5-way 1-shot, 1 query per class
-    python benchmarks/training_step.py --vision vit_b16 --n_query 5 --gradient_checkpointing    # real size, 20 minutes
-    python benchmarks/training_step.py --dtype bfloat16 --torch_compile
+    python -m benchmarks.training_step                    # ViT-B/32, 224 px, 5-way 1-shot, 1 query per class
+    python -m benchmarks.training_step --vision vit_b16 --n_query 5 --gradient_checkpointing    # real size, 20 minutes
+    python -m benchmarks.training_step --dtype bfloat16 --torch_compile
 
 A step is what the training program does with an episode: forward, backward, Adam. Bare CLIP is `get_image_features` of
 the same frames in one call, forward and backward. Both take turns within one process. "The method" is the forward and
@@ -13,24 +13,19 @@ the cost. On the CPU memory is the process's peak, on CUDA the allocator's.
 import platform
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 import transformers
 from transformers import CLIPConfig, HfArgumentParser
 
+from clipfsar.training.arguments import TrainingArguments
+from clipfsar.training.trainer import make_optimizer
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
-from train.arguments import TrainingArguments
-from train.train import make_optimizer
 
 VISION = {"vit_b32": {}, "vit_b16": {"patch_size": 16}}  # the other sizes are transformers' defaults
 

@@ -1,7 +1,7 @@
 """How well "none of these" is told on the embedded synthetic actions, as a Markdown table.
 
-    python benchmarks/unknown_videos.py                                   # the tiny CLIP as it is, novel classes
-    python benchmarks/unknown_videos.py --model demo_output/runs/4/best   # a trained model
+    python -m benchmarks.unknown_videos                                   # the tiny CLIP as it is, novel classes
+    python -m benchmarks.unknown_videos --model demo_output/runs/4/best   # a trained model
 
 Again and again half of the split's classes are enrolled by a few clips each. Asked are the other clips of these classes
 (known) and all clips of the other half (unknown). AUROC: the chance that an unknown video scores higher than a known
@@ -10,31 +10,27 @@ classes of the novel split come in time-reversed pairs, and all are red or green
 resemble known ones here far more than an arbitrary video would.
 """
 
-import sys
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
+from clipfsar.data.splits import load_video_splits
+from clipfsar.inference.load_model import load_model
+from demo.synthetic import TINY_CLIP
+from demo.synthetic.render import render_dataset
 from episodes_clipfsar import read_labels
 from support_set_clipfsar import SupportSet
-from train.predict import load_model
-from train.synthetic_actions import render_dataset
-from train.video_dataset import load_video_splits
 
 MODES = ("few_shot", "zero_shot", "ensemble")
 
 
 @dataclass
 class Arguments:
-    model: str = field(default="train/tiny_clip", metadata={"help": "CLIP-FSAR model or plain CLIP."})
+    model: str = field(default=str(TINY_CLIP), metadata={"help": "CLIP-FSAR model or plain CLIP."})
     split: str = field(default="test", metadata={"help": "Classes to draw from: test are the novel ones."})
     videos_per_class: int = field(default=20, metadata={"help": "Clips of each class."})
     n_shot: list[int] = field(default_factory=lambda: [2, 5, 10], metadata={"help": "Clips enrolled per class."})

@@ -1,7 +1,7 @@
 """A page to try CLIP-FSAR on: name classes, show a few clips of each, ask about another clip, see why.
 
-    python demo/app.py                                  # the model of `make demo`, or else the tiny CLIP
-    python demo/app.py --model runs/mine/best           # a folder or Hub id: CLIP-FSAR, or a plain CLIP
+    python -m demo.app                                  # the model of `make demo`, or else the tiny CLIP
+    python -m demo.app --model runs/mine/best           # a folder or Hub id: CLIP-FSAR, or a plain CLIP
 
 `make page` sets it up and starts it. Clips go to the machine that serves the page and nowhere else: no analytics, no
 public link, nothing loaded from other hosts (the browser is told to refuse it). A clip is deleted once its frames are
@@ -20,9 +20,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 try:
@@ -36,14 +33,14 @@ import torch
 from PIL import Image
 from transformers import HfArgumentParser
 
+from clipfsar.data.sources import VIDEO_SUFFIXES
+from clipfsar.inference.load_model import load_model
+from demo.synthetic import TINY_CLIP
 from demo.visitor import Examples, Visitor, render_examples
 from explanation_clipfsar import Explanation
 from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
-from train.predict import load_model
-from train.video_sources import VIDEO_SUFFIXES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TINY_CLIP = REPOSITORY / "train" / "tiny_clip"
 TRAINED_IN_DEMO = REPOSITORY / "demo_output" / "runs" / "4" / "best"
 
 MAX_FILE_SIZE = "100mb"

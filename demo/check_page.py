@@ -1,7 +1,7 @@
 """Uses the page as a visitor would, in a real Chromium without a network, and takes pictures of it.
 
-    python demo/check_page.py --output_dir page_pictures
-    python demo/check_page.py --output_dir page_pictures --model runs/mine/best --chromium /usr/bin/chromium
+    python -m demo.check_page --output_dir page_pictures
+    python -m demo.check_page --output_dir page_pictures --model runs/mine/best --chromium /usr/bin/chromium
 
 Needs `pip install playwright` and a Chromium (the system's, or `playwright install chromium`). Enrols two classes by
 upload and one by the camera (a fake one), asks about clips, takes things out again, gives bad files, looks in as
@@ -20,9 +20,6 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from transformers import HfArgumentParser
 

@@ -1,6 +1,6 @@
 """Puts together the folder of a Hugging Face Space that shows the page: code, tiny CLIP, README and requirements.
 
-python demo/make_space.py --output_dir space
+python -m demo.make_space --output_dir space
 hf upload NAME/SPACE space --repo-type space
 """
 
@@ -9,9 +9,6 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from transformers import HfArgumentParser
 
@@ -30,7 +27,7 @@ def make_space(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     for module in [*REPOSITORY.glob("*_clipfsar.py"), REPOSITORY / "LICENSE"]:
         shutil.copy(module, folder)
-    for package in ("demo", "train"):
+    for package in ("demo", "clipfsar"):
         shutil.copytree(REPOSITORY / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     # A Space reads these two at its root.
     for name in ("README.md", "requirements.txt"):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from demo.synthetic.render import render_clip, write_clip
 from explanation_clipfsar import Explanation
 from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
 from processing_clipfsar import VideoReadError
 from support_set_clipfsar import SupportSet
-from train.synthetic_actions import render_clip, write_clip
 
 MAX_CLIPS = 100  # per visitor: some 50 kB of features and pictures each
 MAX_NAME_LENGTH = 80

@@ -180,8 +180,8 @@ def test_plain_clip_pads_to_the_longest_prompt(tmp_path):
 
 
 def train(arguments):
-    from train.arguments import parse_arguments
-    from train.train import main
+    from clipfsar.training.arguments import parse_arguments
+    from clipfsar.training.trainer import main
 
     main(parse_arguments(arguments))
 

@@ -14,6 +14,8 @@ def test_every_benchmark_is_on_the_page():
 
 
 def test_the_page_holds_each_table_its_command_and_what_failed(tmp_path, monkeypatch, capsys):
+    tmp_path = tmp_path / "measured"
+    tmp_path.mkdir()
     (tmp_path / "good.py").write_text("import sys; print('today\\n| a |', *sys.argv[1:]); print('done')")
     (tmp_path / "bad.py").write_text("raise SystemExit('error: no clips')")
     monkeypatch.setattr(run_all, "FOLDER", tmp_path)
@@ -21,6 +23,6 @@ def test_the_page_holds_each_table_its_command_and_what_failed(tmp_path, monkeyp
     with pytest.raises(SystemExit, match="error: bad failed"):
         main(Arguments(only=["bad", "good"], output=str(tmp_path / "page.md")))
     page = (tmp_path / "page.md").read_text()
-    assert "## Bad\n\n`python benchmarks/bad.py`\n\nFailed, exit status 1." in page
-    assert "## Good\n\n`python benchmarks/good.py --rounds 2`\n\ntoday\n\n| a | --rounds 2\n\ndone\n" in page
+    assert "## Bad\n\n`python -m benchmarks.bad`\n\nFailed, exit status 1." in page
+    assert "## Good\n\n`python -m benchmarks.good --rounds 2`\n\ntoday\n\n| a | --rounds 2\n\ndone\n" in page
     assert "error: no clips" in capsys.readouterr().err

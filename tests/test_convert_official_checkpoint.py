@@ -13,9 +13,9 @@ from golden.formula_model import (
 )
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
+from clipfsar.checkpoints.convert_official import Arguments, convert_official_checkpoint, main
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
-from train.convert_official_checkpoint import Arguments, convert_official_checkpoint, main
 
 WIDTH = 64  # a head of OpenAI's models is 64 wide, so this is one head
 

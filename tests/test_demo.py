@@ -5,7 +5,7 @@ import re
 import pytest
 from PIL import Image
 
-from train.demo import UNTRAINED, VARIANTS, Arguments, main
+from demo.synthetic.run import UNTRAINED, VARIANTS, Arguments, main
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def test_a_space_has_the_code_and_what_spaces_read(tmp_path):
     requirements = (tmp_path / "space" / "requirements.txt").read_text()
     assert (tmp_path / "space" / settings["app_file"]).is_file()
     assert f"gradio=={settings['sdk_version']}\n" in requirements
-    assert (tmp_path / "space" / "train" / "tiny_clip" / "model.safetensors").is_file()
+    assert (tmp_path / "space" / "demo" / "synthetic" / "tiny_clip" / "model.safetensors").is_file()
     modules = {path.name for path in REPOSITORY.glob("*_clipfsar.py")}
     assert modules <= {path.name for path in (tmp_path / "space").iterdir()}
     with pytest.raises(ValueError, match="is not empty"):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clipfsar.evaluation.episode_list import read_episodes, write_episodes
 from episodes_clipfsar import EpisodeSampler
-from train.episode_list import read_episodes, write_episodes
 
 LABELS = np.arange(40) % 5
 

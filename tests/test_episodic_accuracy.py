@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from metrics.episodic_accuracy.episodic_accuracy import mean_and_interval, per_class_accuracy
-from train.report import half_interval
+from clipfsar.evaluation.report import half_interval
+from clipfsar.metrics.episodic_accuracy.episodic_accuracy import mean_and_interval, per_class_accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "metrics" / "episodic_accuracy"
+FOLDER = ROOT / "clipfsar" / "metrics" / "episodic_accuracy"
 
 # Three episodes of two queries; 2, 1 and 1 of them right: mean 2/3, standard deviation 1/sqrt(12).
 PREDICTIONS, REFERENCES, EPISODES = [0, 1, 1, 1, 2, 0], [0, 1, 1, 0, 2, 2], [7, 7, 3, 3, 5, 5]

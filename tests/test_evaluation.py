@@ -13,22 +13,15 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from tiny_data import model_of_tiny_clip, run_in_children, video_splits, write_video_folder
 
+from clipfsar.evaluation.encoding import encode_classes, encode_videos
+from clipfsar.evaluation.episodes import EpisodicAccuracy, evaluate, predict_episodes, predict_until_interval
+from clipfsar.evaluation.evaluate_model import Arguments, main
+from clipfsar.evaluation.report import EpisodePredictions, half_interval
+from clipfsar.evaluation.split_features import SplitFeatures
 from configuration_clipfsar import INFERENCE_MODES
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
-from train.evaluation import (
-    Arguments,
-    EpisodicAccuracy,
-    encode_classes,
-    encode_videos,
-    evaluate,
-    main,
-    predict_episodes,
-    predict_until_interval,
-)
-from train.report import EpisodePredictions, half_interval
-from train.split_features import SplitFeatures
 
 VIDEOS_PER_CLASS = 5
 
@@ -236,7 +229,7 @@ def test_answers_until_an_interval_are_those_to_as_many_episodes(tiny_clip, proc
 
 def encode_in_process(tiny_clip, saved_splits, output):
     """What one of the processes of a distributed evaluation does; an odd number of videos, two processes."""
-    from train.video_dataset import load_video_splits
+    from clipfsar.data.splits import load_video_splits
 
     accelerator = Accelerator(cpu=True)
     split = load_video_splits(str(saved_splits))["test"]

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from configuration_clipfsar import INFERENCE_MODES
-from episodes_clipfsar import EpisodeSampler
-from train.evaluation import predict_episodes
-from train.exact_accuracy import (
+from clipfsar.evaluation.episodes import predict_episodes
+from clipfsar.evaluation.exact_accuracy import (
     elementary_symmetric_polynomial,
     exact_accuracy_of_videos,
     exact_one_shot_accuracies,
 )
-from train.report import half_interval
-from train.split_features import SplitFeatures
+from clipfsar.evaluation.report import half_interval
+from clipfsar.evaluation.split_features import SplitFeatures
+from configuration_clipfsar import INFERENCE_MODES
+from episodes_clipfsar import EpisodeSampler
 
 LABELS = np.array([2, 0, 1, 1, 2, 3, 0, 2, 3, 3, 1, 3])  # classes of 2, 3, 3 and 4 videos, not in order
 

@@ -15,11 +15,11 @@ from golden.formula_model import formula_tensor, tiny_clip_config, tiny_config, 
 from test_backbones import CONFIGS, OURS
 from tiny_data import REPOSITORY, random_clip, tiny_model_and_processor, write_video
 
+from clipfsar.inference import export as export_model
+from clipfsar.inference.export import Arguments, QueryClassifier, export, main
 from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
 from support_set_clipfsar import SupportSet
-from train import export_model
-from train.export_model import Arguments, QueryClassifier, export, main
 
 NUM_FRAMES = 3
 SIZES = ((1, 2), (4, 3), (2, 7))  # queries and classes

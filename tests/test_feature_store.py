@@ -11,10 +11,10 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from tiny_data import model_of_tiny_clip, run_in_children, write_video
 
+from clipfsar.evaluation import feature_store
+from clipfsar.evaluation.encoding import encode_videos
+from clipfsar.evaluation.feature_store import digest_of_videos, stored_features
 from processing_clipfsar import CLIPFSARProcessor
-from train import feature_store
-from train.evaluation import encode_videos
-from train.feature_store import digest_of_videos, stored_features
 
 NUM_VIDEOS = 7
 BATCHES = [[0, 1], [2, 3], [4, 5], [6]]  # of two videos

@@ -5,12 +5,12 @@ import torch
 from accelerate import Accelerator
 from tiny_data import save_tiny_clip, video_splits, write_video_folder
 
+from clipfsar.evaluation import feature_store
+from clipfsar.training.arguments import TrainingArguments
+from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
-from train import feature_store
-from train.arguments import TrainingArguments
-from train.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 
 SHAPE = {"n_way": 3, "n_shot": 2, "n_query": 2, "n_episodes": 4, "seed": 3}
 

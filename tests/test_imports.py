@@ -39,10 +39,20 @@ MAY_IMPORT = {
 }
 # pytest puts tests/ on the path: helpers, and folders of them, are imported by these names.
 TEST_MODULES = {"tests"} | {path.stem for path in (ROOT / "tests").iterdir() if path.is_dir() or path.suffix == ".py"}
+OURS = ("clipfsar", "train", "demo", "benchmarks")
 PROGRAMS = sorted(
-    path.relative_to(ROOT).as_posix()
-    for folder in ("train", "benchmarks", "metrics", "demo", "tests")
-    for path in (ROOT / folder).rglob("*.py")
+    path.relative_to(ROOT).as_posix() for folder in (*OURS, "tests") for path in (ROOT / folder).rglob("*.py")
+)
+# From the ground up: what lies on a floor imports from its own folder and from the floors below it.
+FLOORS = (
+    LIBRARY,
+    ("clipfsar.metrics", "clipfsar.options", "clipfsar.presets", "clipfsar.plots"),
+    ("clipfsar.data", "clipfsar.checkpoints"),
+    ("clipfsar.inference",),
+    ("clipfsar.evaluation",),
+    ("clipfsar.training",),
+    ("train", "demo"),
+    ("benchmarks",),
 )
 # What a user of the checkpoint has without installing anything of ours; the last three come with transformers.
 TRAVELLING_DEPENDENCIES = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "tqdm"}
@@ -67,7 +77,7 @@ def imports_of(path: Path) -> list[tuple[str, bool, bool]]:
 
 def is_third_party(module: str) -> bool:
     top = module.split(".")[0]
-    own = {*LIBRARY, *TEST_MODULES, "train", "benchmarks", "metrics", "demo"}
+    own = {*LIBRARY, *TEST_MODULES, *OURS}
     return top not in own and top not in sys.stdlib_module_names
 
 
@@ -113,7 +123,7 @@ def test_library_modules_import_each_other_in_one_direction(module):
 @pytest.mark.parametrize("module", LIBRARY)
 def test_library_never_imports_a_program(module):
     imported = {name.split(".")[0] for name, _, _ in imports_of(ROOT / f"{module}.py")}
-    assert not imported & {"train", "benchmarks", "metrics", "demo", *TEST_MODULES}
+    assert not imported & {*OURS, *TEST_MODULES}
 
 
 @pytest.mark.parametrize("module", LIBRARY)
@@ -161,7 +171,7 @@ print(*{{name.split(".")[0] for name in set(sys.modules) - before}})
 
 @pytest.mark.parametrize("path", PROGRAMS)
 def test_dependencies_of_programs_and_tests_are_declared(path):
-    extras = {"tests": ("train", "export", "dev"), "demo": ("train", "demo")}.get(path.split("/")[0], ("train",))
+    extras = {"tests": ("export", "dev"), "demo": ("demo",)}.get(path.split("/")[0], ())
     assert undeclared(ROOT / path, extras) == set()
 
 
@@ -170,9 +180,39 @@ def test_programs_do_not_import_tests(path):
     assert not {name.split(".")[0] for name, _, _ in imports_of(ROOT / path)} & TEST_MODULES
 
 
-def test_the_wheel_holds_the_library_and_nothing_else():
+def floor_of(module: str) -> int | None:
+    """The floor a module lies on; None for a module that is not ours."""
+    floors = [floor for floor, rooms in enumerate(FLOORS) if any(_lies_in(module, room) for room in rooms)]
+    return max(floors, default=None)
+
+
+def _lies_in(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+@pytest.mark.parametrize("path", [path for path in PROGRAMS if path.split("/")[0] in OURS])
+def test_imports_only_point_down(path):
+    importer = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    floor = floor_of(importer)
+    for name, relative, _ in imports_of(ROOT / path):
+        assert not relative, f"{path} imports {name} relatively"
+        other = floor_of(name)
+        if other is None:
+            continue
+        assert floor is not None, f"{importer} lies on no floor"
+        room = importer.rpartition(".")[0]
+        assert other < floor or _lies_in(name, room), f"{importer} (floor {floor}) imports {name} (floor {other})"
+
+
+def test_nothing_changes_where_modules_are_looked_for():
+    changes = re.compile(r"sys\.path(\[|\.(append|insert|extend)| *\+?= )")
+    paths = [ROOT / path for path in PROGRAMS if path != "tests/test_imports.py"]
+    assert [str(path) for path in paths if changes.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_wheel_holds_the_library_and_the_package():
     assert sorted(PYPROJECT["tool"]["setuptools"]["py-modules"]) == LIBRARY
-    assert "packages" not in PYPROJECT["tool"]["setuptools"]
+    assert PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"] == ["clipfsar*"]
 
 
 def test_no_package_file_stands_where_it_breaks_test_collection():

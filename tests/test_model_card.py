@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from train.arguments import parse_arguments
-from train.evaluation import EpisodicAccuracy
-from train.model_card import write_model_card
+from clipfsar.checkpoints.model_card import write_model_card
+from clipfsar.evaluation.episodes import EpisodicAccuracy
+from clipfsar.training.arguments import parse_arguments
 
 RESULTS = [
     EpisodicAccuracy("few_shot", 5, 1, 1, 10_000, 61.234, 0.456),

@@ -8,9 +8,9 @@ import torch
 from golden.formula_model import fill_by_formula, tiny_clip_config, tiny_resnet_clip_config
 from safetensors.torch import save_file
 
+from clipfsar.checkpoints.convert_openai import Arguments, main
+from clipfsar.checkpoints.openai_weights import load_clip, model_of_config, openai_place, read_openai_state, to_places
 from modeling_clipfsar import CLIPFSARModel
-from train.convert_openai_clip import Arguments, main
-from train.openai_weights import load_clip, model_of_config, openai_place, read_openai_state, to_places
 
 TOWER = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1}  # one head of OpenAI's width
 
@@ -135,7 +135,9 @@ def test_two_weights_in_each_others_place_show_in_the_features(clip, openai_stat
     if one not in clip.state_dict():
         pytest.skip("the other tower's")
     torch.save(openai_state, tmp_path / "clip.pt")
-    monkeypatch.setattr("train.openai_weights.openai_place", lambda name: openai_place(exchanged.get(name, name)))
+    monkeypatch.setattr(
+        "clipfsar.checkpoints.openai_weights.openai_place", lambda name: openai_place(exchanged.get(name, name))
+    )
     with pytest.raises(ValueError, match="features of a test input differ from those of the original weights by"):
         load_clip(str(tmp_path / "clip.pt"))
 

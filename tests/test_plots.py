@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.plots import plot_confusion, plot_episode, plot_per_class, plot_training, plot_training_comparison
+from clipfsar.plots import plot_confusion, plot_episode, plot_per_class, plot_training, plot_training_comparison
 
 TRAIN = [
     {"episode": n, "kind": "train", "few_shot_loss": 1 / n, "video_text_loss": 2 / n, "accuracy": 9.0 * n}

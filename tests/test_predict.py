@@ -10,11 +10,12 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from tiny_data import REPOSITORY, random_clip, save_tiny_clip, tiny_model_and_processor, write_video
+from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor, write_video
 from transformers import HfArgumentParser
 
+from clipfsar.inference.load_model import load_model
+from clipfsar.inference.predict import SOME_UNREADABLE, Arguments, find_clips, find_queries, main
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
-from train.predict import SOME_UNREADABLE, Arguments, find_clips, find_queries, load_model, main
 
 COLOURS = {"red": (230, 30, 30), "dark_blue": (20, 20, 160)}
 
@@ -229,13 +230,12 @@ def test_an_unreadable_example_is_an_error_unless_it_may_be_skipped(folders, tmp
 
 
 def test_run_by_path_errors_are_one_line_and_help_teaches(monkeypatch, capsys):
-    program = str(REPOSITORY / "train" / "predict.py")
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    program = "predict"
     monkeypatch.setattr(sys, "argv", [program, "--model", "x", "--labels", "a, b"])
     with pytest.raises(SystemExit, match="error: There is nothing to do: give videos as --query"):
-        runpy.run_path(program, run_name="__main__")
+        runpy.run_module("clipfsar.inference.predict", run_name="__main__")
     monkeypatch.setattr(sys, "argv", [program, "--help"])
     with pytest.raises(SystemExit) as leaving:
-        runpy.run_path(program, run_name="__main__")
+        runpy.run_module("clipfsar.inference.predict", run_name="__main__")
     assert leaving.value.code == 0
     assert "--support EXAMPLES --query new.mp4" in capsys.readouterr().out

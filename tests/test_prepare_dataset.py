@@ -22,7 +22,6 @@ from datasets.table import embed_table_storage
 from PIL import Image
 from tiny_data import (
     COLOURS,
-    REPOSITORY,
     SETTINGS,
     read_log,
     run_in_children,
@@ -32,13 +31,15 @@ from tiny_data import (
     write_video_folder,
 )
 
+from clipfsar.data import frame_store
+from clipfsar.data import prepare as prepare_dataset
+from clipfsar.data.frame_store import MISSING, in_processes
+from clipfsar.data.prepare import Preparation, parse_arguments, with_class_names
+from clipfsar.data.splits import check_disjoint_classes, load_video_splits
+from clipfsar.evaluation import evaluate_model as evaluation
+from clipfsar.training import trainer as training_program
+from clipfsar.training.arguments import parse_arguments as parse_training_arguments
 from processing_clipfsar import CLIPFSARProcessor
-from train import evaluation, frame_store, prepare_dataset
-from train import train as training_program
-from train.arguments import parse_arguments as parse_training_arguments
-from train.frame_store import MISSING, in_processes
-from train.prepare_dataset import Preparation, parse_arguments, with_class_names
-from train.video_dataset import check_disjoint_classes, load_video_splits
 
 NUM_VIDEOS = {"train": 12, "validation": 9, "test": 9}  # three of each class of COLOURS
 
@@ -923,12 +924,10 @@ def offline(monkeypatch):
 def test_errors_of_the_user_are_one_line_on_the_command_line(arguments, message, table, tmp_path, monkeypatch):
     if "torchcodec" in arguments and importlib.util.find_spec("torchcodec"):
         pytest.skip("torchcodec is installed")
-    path = str(REPOSITORY / "train" / "prepare_dataset.py")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [path, *sys.path])
-    monkeypatch.setattr(sys, "argv", [path, *arguments, "--output_dir", "data", "--num_workers", "1"])
+    monkeypatch.setattr(sys, "argv", ["prepare", *arguments, "--output_dir", "data", "--num_workers", "1"])
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
-        runpy.run_path(path, run_name="__main__")
+        runpy.run_module("clipfsar.data.prepare", run_name="__main__")
     assert "\n" not in str(error.value)
 
 
@@ -936,8 +935,8 @@ def test_the_help_shows_the_example_commands_on_lines_of_their_own(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     lines = capsys.readouterr().out.splitlines()
-    assert "    python train/prepare_dataset.py --source HUB_ID --class_split 64 12 24" in lines
-    commands = [line for line in lines if line.startswith("    python train/prepare_dataset.py --")]
+    assert "    clipfsar prepare --source HUB_ID --class_split 64 12 24" in lines
+    commands = [line for line in lines if line.startswith("    clipfsar prepare --")]
     assert len(commands) == 4
     for command in commands:
         parse_arguments([*command.split("#")[0].split()[2:], "--output_dir", "data"])  # no option that there is not

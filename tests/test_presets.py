@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from train.arguments import TrainingArguments, parse_arguments
-from train.presets import PRESETS, learning_rate_at
-from train.train import main
+from clipfsar.presets import PRESETS, learning_rate_at
+from clipfsar.training.arguments import TrainingArguments, parse_arguments
+from clipfsar.training.trainer import main
 
 # Recorded from the official program, alibaba-mmai-research/CLIP-FSAR: [iteration, learning rate] pairs per benchmark.
 LEARNING_RATES = json.loads((Path(__file__).parent / "golden" / "learning_rates.json").read_text())

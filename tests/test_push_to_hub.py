@@ -11,10 +11,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
 from tiny_data import tiny_model_and_processor
 
+from clipfsar.checkpoints.model_card import write_model_card
+from clipfsar.checkpoints.push_to_hub import missing_files, push_folder
+from clipfsar.training.arguments import parse_arguments
 from pipeline_clipfsar import save_with_pipeline
-from train.arguments import parse_arguments
-from train.model_card import write_model_card
-from train.push_to_hub import missing_files, push_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,9 +102,8 @@ def test_weights_in_several_files_are_complete(folder):
 
 def test_the_program_prints_the_address(folder, hub, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["push_to_hub.py", "--folder", str(folder), "--repo_id", "actions"])
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    runpy.run_path(str(ROOT / "train" / "push_to_hub.py"), run_name="__main__")
+    runpy.run_module("clipfsar.checkpoints.push_to_hub", run_name="__main__")
     assert capsys.readouterr().out == "https://hub/commit\n"
     monkeypatch.setattr(sys, "argv", ["push_to_hub.py", "--folder", "nothing", "--repo_id", "actions"])
     with pytest.raises(SystemExit, match="error: nothing is not a folder"):
-        runpy.run_path(str(ROOT / "train" / "push_to_hub.py"), run_name="__main__")
+        runpy.run_module("clipfsar.checkpoints.push_to_hub", run_name="__main__")

@@ -9,11 +9,12 @@ from golden.formula_model import formula_tensor, tiny_config, tiny_resnet_clip_c
 from tiny_data import model_of_tiny_clip, random_clip, tiny_model_and_processor, video_splits, write_video_folder
 from transformers import HfArgumentParser
 
+from clipfsar.evaluation import evaluate_model as evaluation
+from clipfsar.evaluation.feature_store import store_manifest, stored_features
+from clipfsar.inference import predict
+from clipfsar.inference.quantized import DTYPES, quantize_int8
 from pipeline_clipfsar import save_with_pipeline
 from support_set_clipfsar import SupportSet, arithmetic
-from train import evaluation, predict
-from train.feature_store import store_manifest, stored_features
-from train.quantized import DTYPES, quantize_int8
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from train.report import (
+from clipfsar.evaluation.report import (
     EpisodePredictions,
     compare,
     confusion_rates,

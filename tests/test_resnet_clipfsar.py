@@ -17,10 +17,10 @@ from golden.formula_model import (
 from torch import nn
 from transformers import CLIPTextConfig
 
+from clipfsar.training.trainer import optimizer_groups
 from configuration_clipfsar import CLIPFSARConfig, CLIPResNetConfig, CLIPResNetVisionConfig
 from modeling_clipfsar import CLIPFSARModel
 from resnet_clipfsar import CLIPResNetModel, CLIPResNetVisionModel
-from train.train import optimizer_groups
 
 
 @pytest.fixture(scope="module")

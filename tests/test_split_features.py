@@ -5,10 +5,10 @@ import pytest
 import torch
 from golden.formula_model import tiny_class_input_ids
 
+from clipfsar.evaluation.episodes import predict_episodes
+from clipfsar.evaluation.split_features import SplitFeatures
 from configuration_clipfsar import INFERENCE_MODES
 from episodes_clipfsar import EpisodeSampler
-from train.evaluation import predict_episodes
-from train.split_features import SplitFeatures
 
 LABELS = np.repeat(np.arange(4), 5)
 CONFIGS = [

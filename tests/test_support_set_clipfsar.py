@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_data import REPOSITORY, random_clip, tiny_model_and_processor
+from tiny_data import random_clip, tiny_model_and_processor
 
 import support_set_clipfsar
+from clipfsar.inference.load_model import load_model
+from demo.synthetic import TINY_CLIP
+from demo.synthetic.render import render_clip
 from processing_clipfsar import VideoReadError
 from support_set_clipfsar import EnrolledClass, SupportSet
-from train.predict import load_model
-from train.synthetic_actions import render_clip
 
 MODES = ("few_shot", "zero_shot", "ensemble")
 CLIPS = {
@@ -218,7 +219,7 @@ def test_a_set_that_cannot_tell_says_so(bare_parts):
 
 
 def test_unknown_videos_are_told_on_the_embedded_default():
-    model, processor = load_model(str(REPOSITORY / "train" / "tiny_clip"))
+    model, processor = load_model(str(TINY_CLIP))
     enrolled = ("red star growing", "red circle draining", "two green rings meeting")
     others = ("red star shrinking", "red circle filling", "two green rings parting")  # the same, backwards
     clips = {name: [render_clip(name, 0, index)[0] for index in range(6)] for name in (*enrolled, *others)}

@@ -1,7 +1,6 @@
 """Synthetic actions and the tiny CLIP: what the demonstration and its numbers rest on."""
 
 import json
-from pathlib import Path
 
 import av
 import numpy as np
@@ -9,7 +8,17 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from train.pretrain_tiny_clip import (
+from demo.synthetic import TINY_CLIP
+from demo.synthetic.actions import ACTIONS
+from demo.synthetic.classes import (
+    BASE_CLASSES,
+    NOVEL_CLASSES,
+    SPLITS,
+    VALIDATION_CLASSES,
+    join_class_name,
+    parse_class_name,
+)
+from demo.synthetic.pretrain_tiny_clip import (
     balanced_batches,
     build_config,
     build_tokenizer,
@@ -19,26 +28,17 @@ from train.pretrain_tiny_clip import (
     seen_combinations,
     train_clip,
 )
-from train.synthetic_actions import (
-    ACTIONS,
-    BASE_CLASSES,
-    NOVEL_CLASSES,
-    SHAPES,
-    SPLITS,
-    VALIDATION_CLASSES,
+from demo.synthetic.render import (
     draw_contact_sheet,
     draw_scene,
-    join_class_name,
     paint_scene,
-    parse_class_name,
     render_clip,
     render_dataset,
     render_still,
-    signed_distance,
     write_clip,
 )
+from demo.synthetic.shapes import SHAPES, signed_distance
 
-TINY_CLIP = Path(__file__).resolve().parents[1] / "train" / "tiny_clip"
 ONE_VIDEO = {"test": 1}
 
 

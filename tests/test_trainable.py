@@ -20,10 +20,10 @@ from tiny_data import (
 )
 from transformers import SiglipConfig
 
+from clipfsar.training.arguments import TrainingArguments, parse_arguments
+from clipfsar.training.trainable import choose_trainable, has_adapters, merged_state_dict, save_model, trainable_report
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
-from train.arguments import TrainingArguments, parse_arguments
-from train.trainable import choose_trainable, has_adapters, merged_state_dict, save_model, trainable_report
 
 HEAD = {
     "temporal_transformer.layers.0.attention.q_proj.weight",
@@ -227,7 +227,7 @@ def tiny_clip(tmp_path_factory):
 
 
 def run_program(arguments: list[str], stop_after: int | None = None):
-    from train import train as program
+    from clipfsar.training import trainer as program
 
     if stop_after is not None:
         save_state, calls = program.Run._save_state, []

@@ -39,10 +39,10 @@ from tiny_data import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clipfsar.training import trainer as program
+from clipfsar.training.arguments import parse_arguments
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
-from train import train as program
-from train.arguments import parse_arguments
 
 # The log of the run that all others are compared with, recorded from this program (torch 2.13, CPU).
 GOLDEN_LOSSES = {4: 2.418408, 8: 2.255075, 12: 2.110238, 16: 2.070469}
@@ -697,7 +697,7 @@ def test_a_dataset_without_training_split_is_refused(train, dataset, tmp_path):
 
 
 def run_by_path(folder: Path, *arguments: str):
-    """In a child: `python train/train.py ...` in `folder`."""
+    """In a child: `clipfsar train ...` in `folder`."""
     os.chdir(folder)
     path = str(REPOSITORY / "train" / "train.py")
     sys.argv = [path, *arguments]

@@ -5,7 +5,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 from tiny_data import COLOURS, video_splits, write_video_folder
 
-from train.video_dataset import check_disjoint_classes, load_video_splits
+from clipfsar.data.splits import check_disjoint_classes, load_video_splits
 
 CLASSES = {split: sorted(colours) for split, colours in COLOURS.items()}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import DatasetDict, Features, Value
 
-from train.video_sources import (
+from clipfsar.data.sources import (
     Clip,
     class_name_of_folder,
     folder_splits,

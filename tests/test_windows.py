@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from tiny_data import NUM_FRAMES_IN_FILE, random_clip, tiny_model_and_processor, write_video
 
+from clipfsar.inference.windows import classify_windows, encode_windows, window_bounds
 from processing_clipfsar import VideoReadError, read_video_frames, stream_video_frames
-from train.windows import classify_windows, encode_windows, window_bounds
 
 
 @pytest.fixture(scope="module")

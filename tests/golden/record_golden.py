@@ -1,6 +1,6 @@
 """Compares this implementation with recordings of the official program, and writes the golden files of the tests.
 
-    python tests/golden/record_golden.py --parity DIR
+    cd tests && python -m golden.record_golden --parity DIR
 
 DIR holds what the official program computed on small random weights: `alignment.safetensors` and, for a ViT and a
 ResNet as visual tower, `episodes_{vit,rn50}.safetensors`, `official_{vit,rn50}.pyth` and `openai_clip_{vit,rn50}.pt`.
@@ -25,9 +25,6 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0:1] = [str(Path(__file__).resolve().parents[level]) for level in (2, 1)]
 
 import torch
 from golden.formula_model import (
@@ -185,8 +182,8 @@ def compare_inference(model: CLIPFSARModel, recorded: dict[str, torch.Tensor]) -
 
 def deeper_model(model: CLIPFSARModel, recorded: dict[str, torch.Tensor]) -> CLIPFSARModel:
     """The same CLIP with the recorded temporal transformer of two layers."""
-    from train.convert_official_checkpoint import official_place
-    from train.openai_weights import from_places
+    from clipfsar.checkpoints.convert_official import official_place
+    from clipfsar.checkpoints.openai_weights import from_places
 
     config = CLIPFSARConfig.from_dict(model.config.to_dict() | {"temporal_num_layers": 2})
     deeper = CLIPFSARModel(config).eval()
@@ -287,7 +284,7 @@ def compare_with_official(
 ) -> tuple[dict[str, float], CLIPFSARModel, dict[str, torch.Tensor]]:
     """All deviations from the recordings with one of the towers; the model with the official weights; the episodes."""
     # Here, because recorded golden values must be checkable without the programs of train/.
-    from train.convert_official_checkpoint import convert_official_checkpoint
+    from clipfsar.checkpoints.convert_official import convert_official_checkpoint
 
     parity_dir = Path(parity_dir)
     recorded = load_file(parity_dir / f"episodes_{tower}.safetensors")

@@ -1,0 +1,1 @@
+"""Weights in and out: official checkpoints, OpenAI's files, the Hub."""

@@ -1,0 +1,193 @@
+"""Turns a checkpoint of the official CLIP-FSAR program into a folder that `from_pretrained` loads, and back.
+
+    clipfsar convert --checkpoint checkpoint_epoch_00001.pyth \\
+        --clip_checkpoint RN50.pt --output_dir clip-fsar-rn50 --tokenizer openai/clip-vit-base-patch32
+    clipfsar convert --model clip-fsar-rn50 --checkpoint back_again.pyth
+
+The official checkpoint holds the visual tower (a ViT or CLIP's ResNet, of any size), the temporal transformer (of any
+depth) and the video-text scale; CLIP's text tower is not in it and comes from `--clip_checkpoint`: OpenAI's file
+(TorchScript archive or state dict), or a Hugging Face folder or Hub id of a CLIP or a CLIP-FSAR model. No file's own
+program is run. The optimizer's state is not converted.
+"""
+
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, CLIPImageProcessor
+
+from clipfsar.checkpoints.openai_weights import (
+    Place,
+    check_image_features,
+    clip_config_from_openai,
+    from_places,
+    load_clip,
+    load_weights_only,
+    openai_place,
+    to_places,
+)
+from clipfsar.options import parse_options
+from configuration_clipfsar import CLIPFSARConfig
+from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
+from pipeline_clipfsar import save_with_pipeline
+from processing_clipfsar import CLIPFSARProcessor
+
+# Our names of a temporal layer's parts -> the official program's (0 is the attention part, 1 the feed-forward part).
+_TEMPORAL_NAMES = {
+    "attention.norm": "0.norm",
+    "attention.q_proj": "0.fn.to_q",
+    "attention.k_proj": "0.fn.to_k",
+    "attention.v_proj": "0.fn.to_v",
+    "attention.out_proj": "0.fn.to_out.0",
+    "mlp.fc1": "1.net.0",
+    "mlp.fc2": "1.net.3",
+}
+_NUM_HEADS = 8  # of the official temporal transformer, whatever its size
+_FEED_FORWARD = "head.context2.layers.0.1.net.0.weight"
+
+
+@dataclass
+class Arguments:
+    checkpoint: str = field(metadata={"help": "The official program's .pyth file; with --model, the one to write."})
+    clip_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "CLIP for the text tower: OpenAI's .pt file, or a Hugging Face folder or Hub id."},
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Folder to write."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "The other direction: a CLIP-FSAR folder or Hub id to write as an official checkpoint."},
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer to put beside the weights: a folder or Hub id. By default that of --clip_checkpoint if "
+            "it is a Hugging Face one; OpenAI's .pt files have none."
+        },
+    )
+    num_frames: int = field(default=8, metadata={"help": "Frames per video the model was trained with."})
+
+
+def official_place(name: str) -> Place:
+    """The place of a weight of `CLIPFSARModel` in the `model_state` of an official checkpoint."""
+    if name == "video_text_scale":
+        return Place("head.scale")
+    temporal = re.fullmatch(r"temporal_transformer\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    if temporal:
+        return Place(f"head.context2.layers.{temporal[1]}.{_TEMPORAL_NAMES[temporal[2]]}.{temporal[3]}")
+    place = openai_place(name.removeprefix("clip."))
+    return place._replace(key=place.key.replace("visual.", "head.backbone.", 1))
+
+
+def is_in_official(name: str) -> bool:
+    """Whether an official checkpoint holds a weight of ours: all but CLIP's text tower and its logit scale."""
+    return not name.startswith("clip.") or name.removeprefix("clip.").startswith(VISION_MODULES)
+
+
+def convert_official_checkpoint(
+    checkpoint: str, clip_checkpoint: str, num_frames: int = 8
+) -> tuple[CLIPFSARModel, list[str]]:
+    """Our model with the weights of an official checkpoint and the text tower of `clip_checkpoint`, and a report.
+
+    Raises:
+        ValueError: When the file is not such a checkpoint, or any weight is missing, unexpected or of another shape.
+    """
+    loaded = load_weights_only(checkpoint)
+    if not isinstance(loaded, dict) or "model_state" not in loaded:
+        raise ValueError(f"{checkpoint} is not a checkpoint of the official program: it has no 'model_state'.")
+    state = loaded["model_state"]
+    if _FEED_FORWARD not in state:
+        raise ValueError(f"{checkpoint}: weight {_FEED_FORWARD} of the temporal transformer is missing.")
+    prefix = "head.backbone."
+    visual = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    clip, report = load_clip(clip_checkpoint)
+    clip_config = clip_config_from_openai(visual, clip.config.text_config)
+    if clip_config.projection_dim != clip.config.projection_dim:
+        raise ValueError(
+            f"The visual tower of {checkpoint} gives features of size {clip_config.projection_dim}, but the text tower "
+            f"of {clip_checkpoint} of size {clip.config.projection_dim}: give the CLIP that the training began with."
+        )
+    config = CLIPFSARConfig(
+        clip_config=clip_config,
+        num_frames=num_frames,
+        temporal_num_layers=len({key.split(".")[3] for key in state if key.startswith("head.context2.layers.")}),
+        temporal_num_heads=_NUM_HEADS,
+        temporal_intermediate_size=state[_FEED_FORWARD].shape[0],
+    )
+    model = CLIPFSARModel(config).eval()
+    own = {name: weight for name, weight in model.state_dict().items() if is_in_official(name)}
+    weights, lines = from_places(own, state, official_place, checkpoint)
+    text = {f"clip.{name}": weight for name, weight in clip.state_dict().items()}
+    model.load_state_dict(weights | {name: text[name] for name in text if not is_in_official(name)})
+    text_lines = [line for line in report if not line.startswith(("visual.", "Image"))]
+    return model, [*text_lines, *lines, check_image_features(model.clip, visual)]
+
+
+def official_checkpoint(model: CLIPFSARModel) -> dict:
+    """What the official program would have saved of a model of ours, without an optimizer.
+
+    Raises:
+        ValueError: For a model that the official program does not have.
+    """
+    config = model.config
+    problems = {
+        f"a backbone of type {config.clip_config.model_type!r}": config.clip_config.model_type
+        not in ("clip", "clip_resnet"),
+        f"temporal_num_heads={config.temporal_num_heads} instead of {_NUM_HEADS}": config.temporal_num_heads
+        != _NUM_HEADS,
+        "no temporal layers": config.temporal_num_layers == 0,
+    }
+    if any(problems.values()):
+        listed = ", ".join(problem for problem, there in problems.items() if there)
+        raise ValueError(f"The official program has no such model: this one has {listed}.")
+    own = {name: weight for name, weight in model.state_dict().items() if is_in_official(name)}
+    return {"epoch": 1, "model_state": to_places(own, official_place), "optimizer_state": {}, "cfg": "{}"}
+
+
+def save_with_processor(model: CLIPFSARModel, output_dir: str, tokenizer: str | None, **saving):
+    """The folder: weights, code, and a processor with official preprocessing if there is a tokenizer for it."""
+    config = model.config
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{output_dir}: {num_parameters:,} parameters, {config.temporal_num_layers} temporal layer(s).")
+    if tokenizer is None:
+        model.save_pretrained(output_dir, **saving)
+        print("No tokenizer was given (--tokenizer), so no processor is saved: class texts must come as token ids.")
+        return
+    size = config.clip_config.vision_config.image_size
+    processor = CLIPFSARProcessor(
+        CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
+        AutoTokenizer.from_pretrained(tokenizer),
+        num_frames=config.num_frames,
+        preprocessing="official",
+    )
+    save_with_pipeline(model, processor, output_dir, **saving)
+
+
+def main(arguments: Arguments):
+    if arguments.model is not None:
+        if Path(arguments.checkpoint).exists():
+            raise ValueError(f"--checkpoint {arguments.checkpoint} is there already: name a new file to write to.")
+        model = CLIPFSARModel.from_pretrained(arguments.model, dtype=torch.float32)
+        converted = official_checkpoint(model)
+        torch.save(converted, arguments.checkpoint)
+        print(f"{arguments.checkpoint}: {len(converted['model_state'])} weights; CLIP's text tower has no place there.")
+        return
+    if arguments.clip_checkpoint is None or arguments.output_dir is None:
+        raise ValueError("--clip_checkpoint and --output_dir are needed (or --model, for the other direction).")
+    if not Path(arguments.checkpoint).is_file():
+        raise FileNotFoundError(f"--checkpoint {arguments.checkpoint}: there is no such file.")
+    model, report = convert_official_checkpoint(arguments.checkpoint, arguments.clip_checkpoint, arguments.num_frames)
+    print("\n".join(report))
+    tokenizer = arguments.tokenizer
+    if tokenizer is None and not Path(arguments.clip_checkpoint).is_file():
+        tokenizer = arguments.clip_checkpoint
+    save_with_processor(model, arguments.output_dir, tokenizer)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_options(Arguments, __doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

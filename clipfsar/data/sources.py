@@ -1,0 +1,449 @@
+"""Lists of videos with their classes and splits, from the forms in which people have them, as a Hugging Face dataset.
+
+Nothing is decoded here: a list of a hundred thousand videos takes seconds.
+"""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
+
+from clipfsar.data.splits import spelling_aside
+from video_clipfsar import IMAGE_SUFFIXES
+
+# In the order in which a file is looked for that a list names with another suffix.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"),
+    *(".3gp", ".asf", ".m2ts", ".mts", ".ogv", ".ts"),
+)
+SPLITS = ("train", "validation", "test")
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+_LIST_FILES = {"train": "train_few_shot.txt", "validation": "val_few_shot.txt", "test": "test_few_shot.txt"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file, there or not, and its class."""
+
+    path: str
+    class_name: str
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The official split lists
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ListedVideo:
+    """A line of an official list: class id within its split, path in the folder of the videos, number of the line."""
+
+    class_id: int
+    path: str
+    line: int
+
+
+def read_official_list(path: Path) -> list[ListedVideo]:
+    """The videos of `train_few_shot.txt` and its neighbours (method: the official program's data files).
+
+    SSv2 has lines such as `train8/78687`, the others such as `train0//brush_hair/xyz.avi`: a split's name with a class
+    id, a slash or two, and the video.
+
+    Raises:
+        ValueError: For a line of another form; the message has file, number and what was expected.
+    """
+    videos = []
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        line = line.strip()
+        if not line:
+            continue
+        match = re.fullmatch(r"[A-Za-z]+(\d+)//?([^/].*)", line)
+        if match is None:
+            raise ValueError(
+                f"{path}, line {number}: {line!r} is not of the form 'train8/78687' or 'train0//brush_hair/xyz.avi' "
+                "(split and class id, then the video)."
+            )
+        videos.append(ListedVideo(int(match[1]), match[2], number))
+    if not videos:
+        raise ValueError(f"{path} names no videos.")
+    return videos
+
+
+def read_official_class_names(path: Path) -> dict[str, list[str]]:
+    """Class names of base and test classes in the order of their ids, from a benchmark's official YAML file.
+
+    Returns:
+        `{"train": [...], "test": [...]}`, with those lists that the file has.
+
+    Raises:
+        ValueError: When it is no YAML, or has neither list.
+    """
+    try:
+        settings = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    names = {}
+    for split, section in (("train", "TRAIN"), ("test", "TEST")):
+        section = settings.get(section) if isinstance(settings, dict) else None
+        if isinstance(section, dict) and section.get("CLASS_NAME"):
+            names[split] = [str(name) for name in section["CLASS_NAME"]]
+            _check_unique(names[split], path)
+    if not names:
+        raise ValueError(f"{path} has neither TRAIN.CLASS_NAME nor TEST.CLASS_NAME; give the YAML file of a benchmark.")
+    return names
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}).") from None
+
+
+def _check_unique(names: list[str], path: Path):
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{path} names the class {name!r} twice; each class has one id.")
+
+
+def official_splits(
+    list_folder: Path,
+    video_root: Path,
+    class_names_file: Path | None = None,
+    validation_class_names_file: Path | None = None,
+    splits: Sequence[str] = SPLITS,
+) -> dict[str, list[Clip]]:
+    """The videos of the official lists, whether or not their files exist.
+
+    Args:
+        list_folder: Folder of `train_few_shot.txt`, `val_few_shot.txt`, `test_few_shot.txt`.
+        video_root: Folder that the lists' paths start from.
+        class_names_file: A YAML file of the official program, for the names of base and test classes; without it they
+            are read off the folders in the paths.
+        validation_class_names_file: Names of the validation classes, which no official file has: a line per class in
+            the order of their ids, or Something-Something's own JSON file of labels. Without it they are read off the
+            folders in the paths.
+        splits: Those to read.
+
+    Raises:
+        FileNotFoundError: For a list that is not there.
+        ValueError: For a line in the wrong form, a class id without a name, or names that can be had nowhere.
+    """
+    official_names = read_official_class_names(class_names_file) if class_names_file else {}
+    folders = _FolderListings(video_root)
+    result = {}
+    for split in splits:
+        list_file = list_folder / _LIST_FILES[split]
+        if not list_file.is_file():
+            raise FileNotFoundError(
+                f"{list_file} does not exist. The official lists are {', '.join(_LIST_FILES.values())} in one folder; "
+                "--splits leaves one out."
+            )
+        videos = read_official_list(list_file)
+        if split == "validation" and validation_class_names_file:
+            names = _read_validation_names(validation_class_names_file, videos)
+            names_source = validation_class_names_file
+        elif split in official_names:
+            names, names_source = dict(enumerate(official_names[split])), class_names_file
+        else:
+            names, names_source = _names_of_folders(videos, list_file, split), list_file
+        for video in videos:
+            if video.class_id not in names:
+                raise ValueError(
+                    f"{list_file}, line {video.line}: class id {video.class_id} has no name; {names_source} has "
+                    f"{len(names)} names (ids 0 to {max(names)})."
+                )
+        result[split] = [Clip(folders.find(video.path), names[video.class_id]) for video in videos]
+    return result
+
+
+class _FolderListings:
+    """Finds videos below a root. Each folder is listed once: asking for 70,000 files singly is slow on a network."""
+
+    def __init__(self, root: Path):
+        if not root.is_dir():
+            raise FileNotFoundError(f"The folder of the videos, {root}, does not exist.")
+        self._root = root.absolute()
+        self._listings = {}  # folder -> names in it by what a converted file shares with the listed one, the stem
+
+    def find(self, path: str) -> str:
+        """The file at `path` below the root, with another suffix if it was converted; where it should be if missing."""
+        expected = self._root / path
+        folder, stem = expected.parent, _stem(expected.name)
+        if folder not in self._listings:
+            self._listings[folder] = {}
+            for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+                self._listings[folder].setdefault(_stem(name), []).append(name)
+        names = self._listings[folder].get(stem, [])
+        if expected.name in names:
+            return str(expected)
+        videos = [name for name in names if name.lower().endswith(VIDEO_SUFFIXES)]
+        videos.sort(key=lambda name: VIDEO_SUFFIXES.index(os.path.splitext(name)[1].lower()))
+        default = expected.name if stem != expected.name else f"{stem}.mp4"
+        return str(expected.with_name(videos[0] if videos else default))
+
+
+def _stem(name: str) -> str:
+    """A video id may contain dots, so a suffix is one only if it is known as such."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in VIDEO_SUFFIXES else name
+
+
+def _names_of_folders(videos: list[ListedVideo], list_file: Path, split: str) -> dict[int, str]:
+    """Class names out of paths such as brush_hair/xyz.avi."""
+    option = "--validation_class_names" if split == "validation" else "--class_names_file"
+    names = {}
+    for video in videos:
+        folder = os.path.basename(os.path.dirname(video.path))
+        if not folder:
+            raise ValueError(
+                f"{list_file}, line {video.line}: {video.path!r} does not say the name of its class: give the names of "
+                f"the {split} classes with {option}, or leave the split out with --splits."
+            )
+        name = class_name_of_folder(folder)
+        if names.setdefault(video.class_id, name) != name:
+            raise ValueError(
+                f"{list_file}, line {video.line}: class id {video.class_id} is {name!r} here and "
+                f"{names[video.class_id]!r} further up: give the names of the {split} classes with {option}."
+            )
+    return names
+
+
+def class_name_of_folder(folder: str) -> str:
+    """Words as a text tower wants them: brush_hair -> brush hair, ApplyEyeMakeup -> Apply Eye Makeup."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder.replace("_", " "))
+    return " ".join(words.split())
+
+
+def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, str]:
+    """Names by class id from a text file, or from Something-Something's own labels by the ids of the videos."""
+    if path.suffix != ".json":
+        names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+        if not names:
+            raise ValueError(f"{path} names no classes; a line per class in the order of their ids is needed.")
+        _check_unique(names, path)
+        return dict(enumerate(names))
+    try:
+        templates = {entry["id"]: entry["template"] for entry in json.loads(_read_text(path))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} is not a label file of Something-Something, [{{"id": ..., "template": ...}}, ...] ({error!r}).'
+        ) from None
+    names = {}
+    for video in videos:
+        video_id = Path(video.path).stem
+        if video_id in templates:
+            name = templates[video_id].replace("[", "").replace("]", "")
+            if names.setdefault(video.class_id, name) != name:
+                raise ValueError(
+                    f"{path} calls the videos of class id {video.class_id} {names[video.class_id]!r} and {name!r}: it "
+                    "does not belong to this list."
+                )
+    if not names:
+        raise ValueError(f"{path} has no label of any video of the validation list.")
+    return names
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Folders and tables
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def folder_splits(folder: Path) -> dict[str, list[Clip]]:
+    """A tree SPLIT/CLASS/VIDEO, or CLASS/VIDEO, which comes back as one split "all".
+
+    A video is a file with a known suffix, or a folder of images.
+
+    Raises:
+        ValueError: When there are no videos, with what was expected.
+    """
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    if {name.lower() for name in names} & set(_SPLIT_FOLDERS):
+        unknown = [name for name in names if name.lower() not in _SPLIT_FOLDERS]
+        if unknown:
+            raise ValueError(
+                f"{folder} has folders of splits and besides {', '.join(map(repr, unknown))}: move classes into train, "
+                "validation and test, or all of them out."
+            )
+        result = {}
+        for name in names:  # both val and validation, say
+            result.setdefault(_SPLIT_FOLDERS[name.lower()], []).extend(_clips_of_classes(folder / name))
+    else:
+        result = {"all": _clips_of_classes(folder)}
+    if not any(result.values()):
+        raise ValueError(
+            f"{folder} holds no videos. Expected is SPLIT/CLASS/VIDEO or CLASS/VIDEO, a video being a file "
+            f"({', '.join(VIDEO_SUFFIXES)}) or a folder of images."
+        )
+    return {split: clips for split, clips in result.items() if clips}
+
+
+def _clips_of_classes(folder: Path) -> list[Clip]:
+    clips = []
+    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
+        for entry in sorted(os.scandir(class_folder), key=lambda entry: entry.name):
+            if entry.name[0] != "." and (_is_frame_folder(entry) or entry.name.lower().endswith(VIDEO_SUFFIXES)):
+                clips.append(Clip(os.path.abspath(entry.path), class_name_of_folder(class_folder.name)))
+    return clips
+
+
+def _is_frame_folder(entry: os.DirEntry) -> bool:
+    return entry.is_dir() and any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(entry.path))
+
+
+def table_splits(
+    table: Path,
+    video_root: Path | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    split_column: str = "split",
+) -> dict[str, list[Clip]]:
+    """A CSV or JSON Lines file with the path and the class of each video and, if it has that column, its split.
+
+    Without a column of splits all come back as one split "all". Relative paths start from `video_root`, or from the
+    folder of the table.
+
+    Raises:
+        ValueError: For a column that is not there (the message lists those there are), an empty value or a split of
+            another name, with the line.
+    """
+    root = table.parent if video_root is None else video_root
+    result = {}
+    for line, row in _read_rows(table):
+        for column in (path_column, label_column):
+            if column not in row:
+                raise ValueError(
+                    f"{table}, line {line}: there is no column {column!r}; there are {', '.join(map(str, row))}."
+                )
+            if row[column] in (None, ""):
+                raise ValueError(f"{table}, line {line}: the column {column!r} is empty.")
+        split = _SPLIT_FOLDERS.get(str(row[split_column]).lower()) if split_column in row else "all"
+        if split is None:
+            raise ValueError(f"{table}, line {line}: split {row[split_column]!r} is not one of {', '.join(SPLITS)}.")
+        path = str(row[path_column])
+        if "://" not in path:
+            path = str((root / path).absolute())
+        result.setdefault(split, []).append(Clip(path, str(row[label_column])))
+        if len(result) > 1 and "all" in result:
+            raise ValueError(f"{table}, line {line}: some lines have a column {split_column!r} and some have none.")
+    if not result:
+        raise ValueError(f"{table} names no videos.")
+    return result
+
+
+def _read_rows(table: Path) -> Iterable[tuple[int, dict]]:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        if table.suffix.lower() == ".csv":
+            reader = csv.DictReader(file)
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"{table}, line {reader.line_num}: {len(reader.fieldnames)} columns are expected.")
+                yield reader.line_num, row
+            return
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{table}, line {number} is not JSON: {error}.") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"{table}, line {number}: an object with columns is expected.")
+                yield number, row
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Splits of classes
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def split_classes(class_names: Sequence[str], shares: Sequence[float], seed: int = 0) -> dict[str, list[str]]:
+    """Disjoint class sets for train, validation and test, drawn by a seed; the order of `class_names` does not matter.
+
+    Args:
+        shares: Three fractions that add up to 1, or three numbers of classes.
+
+    Raises:
+        ValueError: When the shares do not fit the number of classes.
+    """
+    names = sorted(set(class_names))
+    if len(shares) != 3 or min(shares) < 0:
+        raise ValueError(f"--class_split {_joined(shares)}: three numbers are needed, for train, validation and test.")
+    if sum(shares) <= 1 + 1e-6:
+        if abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"--class_split {_joined(shares)}: fractions must add up to 1, but give {sum(shares):g}.")
+        num_test, num_validation = (round(share * len(names)) for share in (shares[2], shares[1]))
+        counts = (len(names) - num_validation - num_test, num_validation, num_test)
+    else:
+        counts = tuple(int(share) for share in shares)
+        if sum(counts) != len(names) or counts != tuple(shares):
+            raise ValueError(f"--class_split {_joined(shares)}: there are {len(names)} classes to be shared out.")
+    order = np.random.default_rng(seed).permutation(len(names))
+    ends = np.cumsum(counts)
+    parts = np.split(order, ends[:-1])
+    return {split: [names[i] for i in sorted(part)] for split, part in zip(SPLITS, parts, strict=True)}
+
+
+def resplit(splits: DatasetDict, shares: Sequence[float], seed: int = 0) -> DatasetDict:
+    """All videos of a data set with class names for labels, shared out anew by `split_classes`.
+
+    A class that is spelled in several ways gets the first of them, or it would be two classes of two splits.
+    """
+    pooled = concatenate_datasets(list(splits.values()))
+    names, first = list(pooled["label"]), {}
+    labels = np.array([first.setdefault(spelling_aside(name), name) for name in names])
+    if labels.tolist() != names:
+        pooled = pooled.remove_columns("label").add_column("label", labels.tolist())
+    return DatasetDict(
+        {
+            split: pooled.select(np.flatnonzero(np.isin(labels, names)))
+            for split, names in split_classes(labels.tolist(), shares, seed).items()
+            if names
+        }
+    )
+
+
+def _joined(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def to_dataset(splits: dict[str, list[Clip]]) -> DatasetDict:
+    """Paths and class names as a data set with the columns `video` and `label`."""
+    features = Features({"video": Value("string"), "label": Value("string")})
+    return DatasetDict(
+        {
+            split: Dataset.from_dict(
+                {"video": [clip.path for clip in clips], "label": [clip.class_name for clip in clips]}, features
+            )
+            for split, clips in splits.items()
+            if clips
+        }
+    )
+
+
+__all__ = [
+    "SPLITS",
+    "VIDEO_SUFFIXES",
+    "Clip",
+    "class_name_of_folder",
+    "folder_splits",
+    "official_splits",
+    "read_official_class_names",
+    "read_official_list",
+    "resplit",
+    "split_classes",
+    "table_splits",
+    "to_dataset",
+]

@@ -1,0 +1,100 @@
+"""Reads a video data set with class-disjoint splits from wherever it is."""
+
+import re
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_disk
+from pyarrow.parquet import read_schema
+
+from episodes_clipfsar import read_labels, undecoded_videos
+
+
+def load_video_splits(source: str, video_column: str = "video", label_column: str = "label") -> DatasetDict:
+    """The splits of a video data set, videos not decoded.
+
+    Args:
+        source: A folder written by `save_to_disk`, a folder of Parquet files, a `videofolder` tree
+            (`train/CLASS/*.mp4`, `validation/...`, `test/...`), or the id of a data set on the Hub.
+        video_column, label_column: Their names.
+
+    Raises:
+        FileNotFoundError: Where nothing is at a path.
+        ValueError: When a column is missing (the message lists those there are).
+    """
+    path = Path(source)
+    if path.is_file():
+        raise ValueError(
+            f"{source} is a file: clipfsar prepare --source {source} makes a data set of it."
+        )
+    if path.is_dir() and not any(path.iterdir()):
+        raise FileNotFoundError(f"{source} is an empty folder; a data set with videos is needed.")
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        splits = load_from_disk(source)
+    elif path.is_dir() or not _looks_like_path(source):
+        splits = load_dataset(source)
+        _check_class_names_of_files(path, label_column)
+    else:
+        raise FileNotFoundError(
+            f"{source} does not exist. Give a folder with videos or the Hub id of a data set (OWNER/NAME); "
+            "clipfsar prepare makes one of videos in other forms."
+        )
+    if isinstance(splits, Dataset):
+        splits = DatasetDict(train=splits)
+    for name, split in splits.items():
+        if not len(split):
+            raise ValueError(f"{source}, split {name!r} holds no videos: leave it out or fill it.")
+        try:
+            read_labels(split.select([0]), label_column)
+            splits[name] = undecoded_videos(split, video_column)
+        except ValueError as error:
+            raise ValueError(f"{source}, split {name!r}: {error}") from None
+    return splits
+
+
+def _check_class_names_of_files(folder: Path, label_column: str):
+    """`load_dataset` reads the numbers of all Parquet files by the class names of the first, without a word."""
+    names = {}
+    for file in sorted(folder.rglob("*.parquet")) if folder.is_dir() else ():
+        feature = Features.from_arrow_schema(read_schema(file)).get(label_column)
+        names[file.name] = getattr(feature, "names", None)
+    if len({tuple(value) for value in names.values() if value is not None}) > 1:
+        raise ValueError(
+            f"The Parquet files {', '.join(names)} in {folder} do not have the same class names in their "
+            f"{label_column!r} columns: write them with one ClassLabel for all splits, or with class names as strings."
+        )
+
+
+def _looks_like_path(source: str) -> bool:
+    """A Hub id is OWNER/NAME."""
+    return source.startswith((".", "/", "~")) or source.count("/") != 1 or "\\" in source
+
+
+def spelling_aside(class_name: str) -> str:
+    """The same for brush_hair, brush-hair and Brush Hair."""
+    return re.sub(r"[\s_-]", "", class_name.casefold())
+
+
+def check_disjoint_classes(
+    splits: DatasetDict,
+    label_column: str = "label",
+    remedy: str = "if you mean it, --allow_shared_classes goes on and says so in the results",
+):
+    """Few-shot accuracy is about classes never trained on. Spelling aside: brush_hair and Brush Hair are one class.
+
+    Raises:
+        ValueError: When two splits share classes; the message names them.
+    """
+    names = {
+        split: {spelling_aside(name): name for name in read_labels(dataset, label_column)[1]}
+        for split, dataset in splits.items()
+    }
+    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        shared = sorted(names[first][name] for name in names.get(first, {}).keys() & names.get(second, {}).keys())
+        if shared:
+            raise ValueError(
+                f"The splits {first!r} and {second!r} share {len(shared)} classes: {', '.join(shared[:10])}"
+                f"{', ...' if len(shared) > 10 else ''}. Few-shot splits have disjoint classes; {remedy}."
+            )
+
+
+__all__ = ["check_disjoint_classes", "load_video_splits", "spelling_aside"]

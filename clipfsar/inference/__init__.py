@@ -1,0 +1,1 @@
+"""Answers about videos, from files and for other programs."""

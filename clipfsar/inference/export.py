@@ -1,0 +1,264 @@
+"""Exports what answers a query, frames and classes in, logits out, for programs without this library or Python.
+
+    clipfsar export --model runs/mine/best --output_dir exported                            # .onnx, .pt2
+    clipfsar export --model runs/mine/best --output_dir exported --support_set my_classes   # and classes
+    clipfsar export --model runs/mine/best --output_dir exported --support_set more --only_classes true
+
+The classes are inputs: what was enrolled (`clipfsar predict --save_support my_classes`) is written to classes.npz, any
+number of classes will do, and other ones need no new export. query_classifier.json says what the inputs mean and how
+frames become pixel values. Every file is loaded again and compared with the model on random frames before it counts.
+"""
+
+import copy
+import json
+import logging
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from choices_clipfsar import INFERENCE_MODES
+from clipfsar.inference.load_model import load_model
+from clipfsar.options import option, parse_options
+from fingerprint_clipfsar import model_digest, preprocessing_settings
+from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
+from support_set_clipfsar import SupportSet
+
+FILES = {"onnx": "query_classifier.onnx", "torch": "query_classifier.pt2"}
+DESCRIPTION = "query_classifier.json"
+CLASSES = "classes.npz"
+TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller
+CHECKED_SIZES = ((1, 2), (3, 5), (2, 1))  # queries and classes; others than the graph is made with
+MEANINGS = {
+    "pixel_values": "frames of the query videos as `preprocessing` makes them, RGB",
+    "prototypes": f"one sequence of frame features per class, of {CLASSES}",
+    "class_embeds": f"text feature of each class, of {CLASSES}",
+    "logits": "softmax over the classes gives probabilities",
+}
+
+
+@dataclass
+class Arguments:
+    model: str = option(None, "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained).")
+    output_dir: str = option(None, "Folder for the files.")
+    formats: list[str] = option(list(FILES), f"Any of {', '.join(FILES)}: ONNX, and PyTorch's own (torch.export).")
+    inference_mode: str | None = option(
+        None, "few_shot: by the clips; zero_shot: by the names; ensemble: by both. None: the model's.", INFERENCE_MODES
+    )
+    support_set: str | None = option(None, f"Saved support set (folder or Hub id) whose classes go to {CLASSES}.")
+    only_classes: bool = option(False, f"Write {CLASSES} alone, for a model that lies exported in output_dir.")
+
+    def __post_init__(self):
+        for name in ("model", "output_dir"):
+            if getattr(self, name) is None:
+                raise ValueError(f"--{name} is missing.")
+        unknown = sorted(set(self.formats) - set(FILES))
+        if unknown:
+            raise ValueError(f"--formats {' '.join(unknown)}: there are {', '.join(FILES)}.")
+        if self.only_classes and self.support_set is None:
+            raise ValueError("--only_classes writes the classes of a support set: give --support_set.")
+
+
+class QueryClassifier(nn.Module):
+    """The way of a query through a model: visual tower, temporal transformer, comparison with the classes.
+
+    Letters in shapes: Q queries, N classes, T frames, D feature size. It shares the model's weights, without the text
+    tower, which only class names need. Raises `ValueError` for SigLIP 2.
+    """
+
+    def __init__(self, model: CLIPFSARModel, inference_mode: str):
+        super().__init__()
+        if model.config.clip_config.model_type == "siglip2":
+            raise ValueError(
+                "SigLIP 2's visual tower looks at its images one by one, so that it does not become a graph for any "
+                "number of queries: export a model on CLIP, MetaCLIP 2 or the first SigLIP."
+            )
+        self.model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
+        for name, _ in list(self.model.clip.named_children()):
+            if not f"{name}.".startswith(VISION_MODULES):
+                delattr(self.model.clip, name)
+        self.inference_mode = inference_mode
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        prototypes: torch.Tensor | None = None,
+        class_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits (Q, N) of frames (Q, T, C, H, W).
+
+        Args:
+            prototypes: (N, T, D), of `model.get_prototypes`; not for `"zero_shot"`.
+            class_embeds: (N, D), of `model.get_class_features`; not for `"few_shot"`.
+        """
+        query_embeds = self.model.get_video_features(pixel_values)
+        distances = text_logits = None
+        if prototypes is not None:
+            distances = self.model.get_distances(self.model.get_query_states(query_embeds), prototypes)
+        if class_embeds is not None:
+            text_logits = self.model.get_text_logits(query_embeds, class_embeds)
+        return self.model.get_logits(distances, text_logits, self.inference_mode)
+
+
+def input_shapes(model: CLIPFSARModel, processor, inference_mode: str) -> dict[str, list]:
+    """Shape of each input by its name; the first size, which may be any number, by its name too."""
+    num_frames, size = processor.num_frames, model.config.hidden_size
+    # What the processor makes of a square video; its settings name sizes in many ways.
+    video = np.zeros((num_frames, 256, 256, 3), dtype=np.uint8)
+    shapes = {"pixel_values": ["num_queries", *processor.process_videos([video])[0].shape]}
+    if inference_mode != "zero_shot":
+        shapes["prototypes"] = ["num_classes", num_frames, size]
+    if inference_mode != "few_shot":
+        shapes["class_embeds"] = ["num_classes", size]
+    return shapes
+
+
+def export(
+    classifier: QueryClassifier, shapes: dict[str, list], folder: Path, formats: list[str]
+) -> dict[str, tuple[float, float]]:
+    """Writes the files and loads them again.
+
+    Returns:
+        Per format the largest deviation of a logit on random frames, and the largest logit.
+
+    Raises:
+        ValueError: When a file does not compute what the model does; it is removed then.
+    """
+    names = {name: {0: shape[0]} for name, shape in shapes.items()}
+    dimensions = {name: torch.export.Dim(name) for name in ("num_queries", "num_classes")}
+    dynamic_shapes = {name: {0: dimensions[shape[0]]} for name, shape in shapes.items()}
+    # Warnings of PyTorch about itself, and that every operator of a torchvision that is not there is not there.
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch.export.export(classifier, (), _random_inputs(shapes, 2, 3), dynamic_shapes=dynamic_shapes)
+        for part in graph.graph_module.modules():
+            for node in part.graph.nodes:
+                node.meta.pop("stack_trace", None)  # paths of this machine would go into the files
+        deviations = {}
+        for name in formats:
+            path = folder / FILES[name]
+            if name == "onnx":
+                _onnxruntime()  # or say how to get it
+                program = torch.onnx.export(
+                    graph, dynamo=True, dynamic_shapes=names, output_names=["logits"], verbose=False
+                )
+                program.save(path)
+            else:
+                torch.export.save(graph, path)
+            deviations[name] = deviation, largest = _largest_deviation(classifier, shapes, path)
+            if not deviation <= TOLERANCE * max(1, largest):
+                path.unlink()
+                raise ValueError(
+                    f"{path.name} deviates by {deviation:.2g} from the model's logits of up to {largest:.2g}; at most "
+                    f"{TOLERANCE:g} of them is allowed. It was removed: try other versions of torch and onnxruntime."
+                )
+    return deviations
+
+
+def _random_inputs(shapes: dict[str, list], num_queries: int, num_classes: int) -> dict[str, torch.Tensor]:
+    sizes = {"num_queries": num_queries, "num_classes": num_classes}
+    generator = torch.Generator().manual_seed(num_queries)
+    return {name: torch.randn(sizes[first], *rest, generator=generator) for name, (first, *rest) in shapes.items()}
+
+
+def _onnxruntime():
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401, what torch.onnx.export needs
+    except ImportError as error:
+        raise ImportError(
+            f"ONNX files need the extra [export] ({error}): pip install -c constraints.txt -e '.[train,export]', or "
+            "leave them out with --formats torch."
+        ) from error
+    return onnxruntime
+
+
+def _largest_deviation(classifier: QueryClassifier, shapes: dict[str, list], path: Path) -> tuple[float, float]:
+    if path.suffix == ".onnx":
+        session = _onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
+
+        def exported(**inputs: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+    else:
+        exported = torch.export.load(path).module()
+    deviations, logits = [], []
+    for sizes in CHECKED_SIZES:
+        inputs = _random_inputs(shapes, *sizes)
+        logits.append(classifier(**inputs).flatten())
+        deviations.append(exported(**inputs).flatten() - logits[-1])
+    return tuple(float(torch.cat(values).abs().max()) for values in (deviations, logits))
+
+
+def write_classes(model: CLIPFSARModel, support_set: SupportSet, folder: Path):
+    """`prototypes` (N, T, D), `class_embeds` (N, D) and `class_names` (N) of a support set, as numpy's npz."""
+    np.savez(
+        folder / CLASSES,
+        prototypes=support_set.get_prototypes(model).cpu().numpy(),
+        class_embeds=torch.stack([one.class_embeds for one in support_set.classes.values()]).numpy(),
+        class_names=np.array(support_set.class_names),
+    )
+
+
+def describe(model: CLIPFSARModel, processor, inference_mode: str, shapes: dict[str, list]) -> dict:
+    """What a user of the files must know, ready for JSON."""
+    outputs = {"logits": ["num_queries", "num_classes"]}
+    inputs, outputs = (
+        {name: {"shape": shape, "dtype": "float32", "meaning": MEANINGS[name]} for name, shape in sides.items()}
+        for sides in (shapes, outputs)
+    )
+    return {
+        "inference_mode": inference_mode,
+        "alignment": model.config.alignment,
+        "num_frames": processor.num_frames,
+        "inputs": inputs,
+        "outputs": outputs,
+        "preprocessing": preprocessing_settings(processor),
+        "weights": model_digest(model),
+    }
+
+
+def main(arguments: Arguments):
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    folder = Path(arguments.output_dir)
+    model, processor = load_model(arguments.model)
+    inference_mode = arguments.inference_mode or model.config.inference_mode
+    shapes = input_shapes(model, processor, inference_mode)
+    description = describe(model, processor, inference_mode, shapes)
+    support_set = None
+    if arguments.support_set is not None:
+        support_set = SupportSet.from_pretrained(arguments.support_set)
+        support_set.check(model, processor)
+        description["class_names"] = support_set.class_names
+    if arguments.only_classes:
+        if not (folder / DESCRIPTION).is_file():
+            raise ValueError(f"{folder} holds no {DESCRIPTION}: export the model first, without --only_classes.")
+        present = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if present["weights"] != description["weights"]:
+            raise ValueError(f"{folder} holds another model than {arguments.model}: export it first.")
+        description = present | {"class_names": support_set.class_names}
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        deviations = export(QueryClassifier(model, inference_mode), shapes, folder, arguments.formats)
+        for name, (deviation, largest) in deviations.items():
+            size = (folder / FILES[name]).stat().st_size / 1e6
+            print(f"{folder / FILES[name]}: {size:.1f} MB; logits of up to {largest:.2g} deviate by {deviation:.1g}.")
+    if support_set is not None:
+        write_classes(model, support_set, folder)
+        print(f"{folder / CLASSES}: {len(support_set)} classes.")
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_options(Arguments, __doc__))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,371 @@
+"""Classifies videos by a few example clips per class. In the folder EXAMPLES lies a folder of clips for every class.
+
+    clipfsar predict --model runs/mine/best --support EXAMPLES --query new.mp4 folder_of_videos
+    clipfsar predict --model runs/mine/best --support EXAMPLES --save_support my_classes      # encode once, ...
+    clipfsar predict --model runs/mine/best --support my_classes --query new.mp4              # ... ask often
+    clipfsar predict --model runs/mine/best --labels "jumping, running" --query new.mp4       # names alone
+    clipfsar predict --model runs/mine/best --support EXAMPLES --query new.mp4 --pictures why # why it says so
+    clipfsar predict --model runs/mine/best --support EXAMPLES --query long.mp4 --window_seconds 3 \\
+        --stride_seconds 1 --pictures timelines --format csv --output timeline.csv                   # what, and when
+
+A clip is a video file or a folder of image files. With --window_seconds a long video is decoded once, and every window
+of it is classified. Exit code: 0 when all queries were answered, 3 when some could not be read (they are marked in the
+output), 1 when nothing could be done. A plain CLIP as --model works without training, by its frame features alone.
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+from transformers.utils import logging as transformers_logging
+
+from choices_clipfsar import INFERENCE_MODES
+from clipfsar.data.sources import VIDEO_SUFFIXES
+from clipfsar.inference.load_model import load_model
+from clipfsar.inference.quantized import DTYPES
+from clipfsar.inference.windows import classify_windows, encode_windows
+from clipfsar.plots import plot_timeline
+from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
+from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
+from video_clipfsar import IMAGE_SUFFIXES
+
+FORMATS = ("table", "json", "csv")
+SOME_UNREADABLE = 3
+
+
+@dataclass
+class Arguments:
+    model: str = field(metadata={"help": "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained)."})
+    support: str | None = field(
+        default=None,
+        metadata={
+            "help": "The classes: a folder EXAMPLES/CLASS/clips, or a support set saved before, also on the Hub."
+        },
+    )
+    labels: str | None = field(
+        default=None, metadata={"help": "Class names alone, separated by commas, instead of --support (zero-shot)."}
+    )
+    query: list[str] = field(default_factory=list, metadata={"help": "Videos to classify: files, or folders of them."})
+    inference_mode: str | None = field(
+        default=None,
+        metadata={
+            "help": "few_shot: by the clips; zero_shot: by the class names; ensemble: by both. Default: the model's.",
+            "choices": list(INFERENCE_MODES),
+        },
+    )
+    top_k: int = field(default=5, metadata={"help": "Classes shown per video."})
+    detect_unknown: bool = field(default=False, metadata={"help": f"Also score {UNKNOWN_LABEL!r}."})
+    window_seconds: float | None = field(
+        default=None, metadata={"help": "Classify windows of this length instead of whole videos."}
+    )
+    stride_seconds: float | None = field(
+        default=None, metadata={"help": "From the start of a window to that of the next; default: half a window."}
+    )
+    fps: float | None = field(
+        default=None, metadata={"help": "Frames per second of videos that do not say, such as folders of frames."}
+    )
+    format: str = field(default="table", metadata={"help": "Of the output.", "choices": list(FORMATS)})
+    output: str | None = field(default=None, metadata={"help": "File for the output; default: the terminal."})
+    pictures: str | None = field(
+        default=None,
+        metadata={"help": "Folder for a picture per video: why the answer, or with windows the timeline."},
+    )
+    save_support: str | None = field(
+        default=None, metadata={"help": "Folder to keep the encoded classes in; --support takes it the next time."}
+    )
+    skip_unreadable: bool = field(
+        default=False, metadata={"help": "Leave unreadable example clips out, with a warning."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Videos per forward."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: a GPU if there is one."})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Arithmetic; auto: as saved; int8: of the visual tower, on a CPU.",
+            "choices": ["auto", *DTYPES],
+        },
+    )
+
+
+def find_clips(folder: Path) -> list[Path]:
+    """Video files and folders of image files, at any depth, in order of their names; images beside videos are none."""
+    children = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
+    videos = [child for child in children if child.suffix.lower() in VIDEO_SUFFIXES and child.is_file()]
+    if not videos and any(child.suffix.lower() in IMAGE_SUFFIXES for child in children):
+        return [folder]
+    return sorted([*videos, *(clip for child in children if child.is_dir() for clip in find_clips(child))])
+
+
+def find_classes(folder: Path) -> dict[str, list[Path]]:
+    """`{class name: clips}` of a folder with a folder of clips for every class.
+
+    Raises:
+        ValueError: Without such folders, or with one that holds no clips.
+    """
+    classes = {child.name: find_clips(child) for child in sorted(folder.iterdir()) if child.is_dir()}
+    classes = {name: clips for name, clips in classes.items() if not name.startswith(".")}
+    if not classes:
+        raise ValueError(
+            f"{folder} holds no folders: give one folder of clips per class, {folder / 'CLASS' / 'a.mp4'}."
+        )
+    for name, clips in classes.items():
+        if not clips:
+            raise ValueError(
+                f"Class {name!r} has no clips: {folder / name} holds neither video files "
+                f"({' '.join(VIDEO_SUFFIXES)}) nor image files."
+            )
+    return classes
+
+
+def find_queries(names: list[str]) -> list[str]:
+    """Files as they are, folders as what is in them; what is not there stays, to be marked in the output."""
+    queries = []
+    for name in names:
+        path = Path(name).expanduser()
+        clips = find_clips(path) if path.is_dir() else []
+        queries += [str(clip) for clip in clips] or [name]
+    return queries
+
+
+class Prediction:
+    """A model, the classes it chooses from, and what it says of each query."""
+
+    def __init__(self, arguments: Arguments):
+        _check(arguments)
+        self.arguments = arguments
+        for folder in filter(None, (arguments.pictures, arguments.output and Path(arguments.output).parent)):
+            Path(folder).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
+        model, processor = load_model(arguments.model, arguments.dtype)
+        device = "cpu" if arguments.dtype == "int8" else arguments.device
+        self.pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)
+        self.candidate_labels = None
+        if arguments.labels is not None:
+            self.candidate_labels = tuple(label.strip() for label in arguments.labels.split(","))
+        elif arguments.support is not None:
+            self.pipeline.support_set = self._support_set(arguments.support)
+        elif self.pipeline.support_set is None:
+            raise ValueError("There are no classes: give --support EXAMPLES (EXAMPLES/CLASS/clips) or --labels.")
+        self.picture_names: set[str] = set()
+
+    @property
+    def class_names(self) -> list[str]:
+        """All labels that an answer may have."""
+        names = list(self.candidate_labels or self.pipeline.support_set.class_names)
+        return [*names, UNKNOWN_LABEL] if self.arguments.detect_unknown else names
+
+    def _support_set(self, source: str) -> SupportSet:
+        folder = Path(source).expanduser()
+        if not folder.is_dir() and (folder.is_absolute() or source.startswith(".") or source.count("/") > 1):
+            raise FileNotFoundError(f"--support {source}: there is no such folder.")
+        if not folder.is_dir() or (folder / SUPPORT_SET_NAME).is_file():
+            return SupportSet.from_pretrained(folder if folder.is_dir() else source)
+        return SupportSet.from_videos(
+            self.pipeline.model,
+            self.pipeline.processor,
+            find_classes(folder),
+            batch_size=self.arguments.batch_size,
+            skip_unreadable=self.arguments.skip_unreadable,
+            show_progress=True,
+        )
+
+    def run(self) -> list[dict]:
+        """One result per query, in order: `query` and `answer`, `windows` or `error`; ready for JSON."""
+        queries = find_queries(self.arguments.query)
+        if self.arguments.window_seconds is not None:
+            return [self._in_windows(query) for query in queries]
+        answers = self.pipeline(
+            (query for query in queries),
+            batch_size=self.arguments.batch_size,
+            top_k=self.arguments.top_k,
+            inference_mode=self.arguments.inference_mode,
+            **({"candidate_labels": self.candidate_labels} if self.candidate_labels else {}),
+            **({"detect_unknown": True} if self.arguments.detect_unknown else {}),
+        )
+        results = []
+        for query, answer in zip(queries, tqdm(answers, "classifying", len(queries), unit="video"), strict=True):
+            if "error" in answer[0]:
+                results.append({"query": query, "error": answer[0]["error"]})
+                continue
+            results.append({"query": query, "answer": answer})
+            if self.arguments.pictures:
+                options = (self.arguments.inference_mode, self.arguments.detect_unknown)
+                explanation = self.pipeline.explain(query, None, *options)
+                picture = self._picture_path(query)
+                explanation.plot(picture, title=Path(query).name)
+                results[-1] |= {"picture": str(picture), "why": explanation.to_dict()}
+        return results
+
+    def _in_windows(self, query: str) -> dict:
+        arguments, pipeline = self.arguments, self.pipeline
+        class_names, classify = pipeline.classifier(
+            pipeline.support_set if self.candidate_labels is None else None,
+            self.candidate_labels,
+            arguments.inference_mode,
+        )
+        stride = arguments.stride_seconds or arguments.window_seconds / 2
+        try:
+            timeline = encode_windows(
+                pipeline.model,
+                pipeline.processor,
+                query,
+                arguments.window_seconds,
+                stride,
+                arguments.fps,
+                show_progress=True,
+            )
+        except ValueError as error:  # unreadable, or of no known rate: the others still come
+            return {"query": query, "error": str(error)}
+        scores = classify_windows(timeline.embeds, classify).softmax(-1)
+        unknown = None
+        if arguments.detect_unknown:
+            unknown = classify_windows(
+                timeline.embeds,
+                lambda embeds: pipeline.support_set.score_unknown(pipeline.model, embeds, arguments.inference_mode),
+            )
+        windows = []
+        for row, (start, end) in enumerate(timeline.seconds.tolist()):
+            window_scores = dict(zip(class_names, scores[row].tolist(), strict=True))
+            best = max(window_scores, key=window_scores.get)
+            window = {"start_seconds": round(start, 3), "end_seconds": round(end, 3)}
+            window |= {"label": best, "score": window_scores[best], "scores": window_scores}
+            if unknown is not None:
+                window["unknown_score"] = float(unknown[row])
+                if window["unknown_score"] >= 0.5:
+                    window |= {"label": UNKNOWN_LABEL, "score": window["unknown_score"]}
+            windows.append(window)
+        result = {"query": query, "windows": windows}
+        if arguments.pictures:
+            result["picture"] = str(self._picture_path(query))
+            plot_timeline(
+                timeline.seconds.numpy(),
+                scores.numpy(),
+                class_names,
+                [window["label"] for window in windows],
+                timeline.duration_seconds,
+                Path(result["picture"]),
+                f"{Path(query).name}, windows of {arguments.window_seconds:g} s every {stride:g} s",
+                timeline.thumbnails.numpy(),
+            )
+        return result
+
+    def _picture_path(self, query: str) -> Path:
+        stem = Path(query).stem or "video"
+        names = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
+        name = next(name for name in names if name not in self.picture_names)
+        self.picture_names.add(name)
+        return Path(self.arguments.pictures) / f"{name}.png"
+
+
+def _check(arguments: Arguments):
+    """Raises `ValueError` for options that do not go together."""
+    if arguments.support is not None and arguments.labels is not None:
+        raise ValueError("Give --support or --labels, not both: a support set has its class names already.")
+    if not arguments.query and not arguments.save_support:
+        raise ValueError("There is nothing to do: give videos as --query, or keep the classes with --save_support.")
+    if arguments.labels is not None:
+        for option in ("pictures", "detect_unknown", "save_support"):
+            if getattr(arguments, option) and not (option == "pictures" and arguments.window_seconds):
+                raise ValueError(f"--{option} needs example clips: give --support instead of --labels.")
+    if arguments.dtype == "int8" and arguments.device not in (None, "cpu"):
+        raise ValueError(f"--dtype int8 is for CPUs: leave --device {arguments.device} out, or use --dtype bfloat16.")
+    if arguments.window_seconds is None and arguments.stride_seconds is not None:
+        raise ValueError("--stride_seconds needs --window_seconds.")
+    for name in ("window_seconds", "stride_seconds", "fps"):
+        if getattr(arguments, name) is not None and not getattr(arguments, name) > 0:
+            raise ValueError(f"--{name} {getattr(arguments, name)} must be greater than 0.")
+    for name in ("top_k", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} {getattr(arguments, name)} must be at least 1.")
+
+
+def as_table(results: list[dict], top_k: int) -> str:
+    """For people: a line per video, or per window."""
+    lines = []
+    width = max((len(result["query"]) for result in results), default=0)
+    for result in results:
+        if "error" in result:
+            lines.append(f"{result['query']:{width}}  NOT READ: {result['error']}")
+        elif "answer" in result:
+            entries = "   ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["answer"])
+            lines.append(f"{result['query']:{width}}  {entries}")
+        else:
+            lines.append(result["query"])
+            for window in result["windows"]:
+                times = f"{window['start_seconds']:8.2f} - {window['end_seconds']:8.2f} s"
+                others = sorted(window["scores"].items(), key=lambda item: -item[1])
+                others = [f"{name} {score:.2f}" for name, score in others if name != window["label"]]
+                entries = [f"{window['label']} {window['score']:.2f}", *others]
+                lines.append(f"  {times}  {'   '.join(entries[:top_k])}")
+        if "picture" in result:
+            lines.append(f"  {'see' if 'windows' in result else 'why:'} {result['picture']}")
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(results: list[dict], class_names: list[str]) -> str:
+    """A line per video or window: query, start and end, label, score, error, and a column per class; those beyond
+    `top_k` are empty."""
+    rows = []
+    for result in results:
+        for window in result.get("windows", [result]):
+            scores = window.get("scores") or {entry["label"]: entry["score"] for entry in result.get("answer", ())}
+            if "unknown_score" in window:
+                scores = {**scores, UNKNOWN_LABEL: window["unknown_score"]}
+            answer = result["answer"][0] if "answer" in result else window
+            rows.append(
+                {
+                    "query": result["query"],
+                    **{name: window.get(name, "") for name in ("start_seconds", "end_seconds")},
+                    **{name: answer.get(name, "") for name in ("label", "score")},
+                    "error": result.get("error", ""),
+                    **{f"score of {name}": score for name, score in scores.items()},
+                }
+            )
+    columns = ["query", "start_seconds", "end_seconds", "label", "score", "error"]
+    columns += [f"score of {name}" for name in class_names]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def main(arguments: Arguments) -> int:
+    """Exit code of the program."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    prediction = Prediction(arguments)
+    if arguments.save_support:
+        prediction.pipeline.support_set.save_pretrained(arguments.save_support)
+        print(f"{arguments.save_support}: {prediction.pipeline.support_set}", file=sys.stderr)
+    if not arguments.query:
+        return 0
+    results = prediction.run()
+    if arguments.format == "json":
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    else:
+        text = (
+            as_csv(results, prediction.class_names) if arguments.format == "csv" else as_table(results, arguments.top_k)
+        )
+    if arguments.output:
+        Path(arguments.output).write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+    num_unread = sum("error" in result for result in results)
+    if num_unread:
+        print(f"{num_unread} of {len(results)} queries could not be read.", file=sys.stderr)
+    return SOME_UNREADABLE if num_unread else 0
+
+
+if __name__ == "__main__":
+    try:
+        parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sys.exit(main(parser.parse_args_into_dataclasses()[0]))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")

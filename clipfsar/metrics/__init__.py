@@ -1,0 +1,1 @@
+"""Metrics for `evaluate.load`, and for whoever imports them."""

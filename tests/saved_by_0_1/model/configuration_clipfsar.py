@@ -1,0 +1,276 @@
+"""Configuration of CLIP-FSAR: CLIP's own configuration nested, and the few numbers the method adds to it."""
+
+from transformers import (
+    AutoConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    MetaClip2Config,
+    PretrainedConfig,
+    Siglip2Config,
+    SiglipConfig,
+)
+
+ALIGNMENTS = ("otam", "bi_mhm", "mean")
+SUPPORT_POOLINGS = ("before", "after")
+INFERENCE_MODES = ("few_shot", "zero_shot", "ensemble")
+
+
+class CLIPResNetVisionConfig(PretrainedConfig):
+    """Sizes of CLIP's modified ResNet; the default is RN50's.
+
+    | | depths | width | image_size | projection_dim | text hidden_size (heads of 64, 12 layers) |
+    |---|---|---|---|---|---|
+    | RN50 | 3, 4, 6, 3 | 64 | 224 | 1024 | 512 |
+    | RN101 | 3, 4, 23, 3 | 64 | 224 | 512 | 512 |
+    | RN50x4 | 4, 6, 10, 6 | 80 | 288 | 640 | 640 |
+    | RN50x16 | 6, 8, 18, 8 | 96 | 384 | 768 | 768 |
+    | RN50x64 | 3, 15, 36, 10 | 128 | 448 | 1024 | 1024 |
+
+    Args:
+        depths: Blocks of each of the four stages.
+        width: Channels after the stem.
+        image_size: Height and width of the images that the positions of the attention pooling were learned on.
+        projection_dim: Size of an image feature.
+        num_attention_heads: Of the attention pooling; by default heads of 64, as in OpenAI's models.
+        num_channels: Of an image.
+        freeze_batch_norm: Use the stored statistics of the batch norms in training, too, and leave them as they are.
+            Officially `False`: training then normalises by the batch.
+    """
+
+    model_type = "clip_resnet_vision"
+    base_config_key = "vision_config"
+
+    def __init__(
+        self,
+        depths=(3, 4, 6, 3),
+        width=64,
+        image_size=224,
+        projection_dim=1024,
+        num_attention_heads=None,
+        num_channels=3,
+        freeze_batch_norm=False,
+        **kwargs,
+    ):
+        self.depths = list(depths)
+        self.width = width
+        self.image_size = image_size
+        self.projection_dim = projection_dim
+        self.num_attention_heads = num_attention_heads or max(1, self.hidden_size // 64)
+        self.num_channels = num_channels
+        self.freeze_batch_norm = freeze_batch_norm
+        super().__init__(**kwargs)
+        if len(self.depths) != 4 or min(self.depths) < 1:
+            raise ValueError(f"depths={self.depths}: there are four stages of at least one block each.")
+        if width < 2 or width % 2:
+            raise ValueError(f"width={width} must be even and at least 2: the stem begins with half of it.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"The last stage's {self.hidden_size} channels are not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+        if image_size < self.stride or image_size % self.stride:
+            raise ValueError(f"image_size={image_size} must be a multiple of {self.stride}, the stride of the tower.")
+
+    @property
+    def hidden_size(self):
+        """Channels after the last of four stages, each twice the one before and the first four times the stem's."""
+        return 32 * self.width
+
+    @property
+    def stride(self):
+        """Pixels to one position of the last feature map: the stem divides by 4, three of the stages by 2."""
+        return 32
+
+
+class CLIPResNetConfig(PretrainedConfig):
+    """A CLIP with a ResNet as visual tower: what `CLIPConfig` is for ViTs. The default is RN50's.
+
+    Args:
+        text_config: A `CLIPTextConfig` or its dict.
+        vision_config: A [`CLIPResNetVisionConfig`] or its dict.
+        projection_dim: Size of image and text features; the visual tower's if not given.
+        logit_scale_init_value: Start of CLIP's own logit scale.
+    """
+
+    model_type = "clip_resnet"
+    sub_configs = {"text_config": CLIPTextConfig, "vision_config": CLIPResNetVisionConfig}
+
+    def __init__(
+        self, text_config=None, vision_config=None, projection_dim=None, logit_scale_init_value=2.6592, **kwargs
+    ):
+        if text_config is None or isinstance(text_config, dict):
+            text_config = CLIPTextConfig(**(text_config or {}))
+        if vision_config is None or isinstance(vision_config, dict):
+            vision_config = CLIPResNetVisionConfig(**(vision_config or {}))
+        if projection_dim is not None:
+            vision_config.projection_dim = projection_dim
+        self.text_config = text_config
+        self.vision_config = vision_config
+        self.projection_dim = vision_config.projection_dim
+        self.logit_scale_init_value = logit_scale_init_value
+        super().__init__(**kwargs)
+
+
+# Two towers with `get_image_features` and `get_text_features` of one size each.
+_CLIP_CONFIGS = {
+    config.model_type: config for config in (CLIPConfig, CLIPResNetConfig, SiglipConfig, Siglip2Config, MetaClip2Config)
+}
+
+
+def _clip_config_class(model_type):
+    if model_type not in _CLIP_CONFIGS:
+        raise ValueError(
+            f"clip_config is of type {model_type!r}; CLIP-FSAR is built on one of {', '.join(_CLIP_CONFIGS)}."
+        )
+    return _CLIP_CONFIGS[model_type]
+
+
+class CLIPFSARConfig(PretrainedConfig):
+    """Configuration of a [`CLIPFSARModel`].
+
+    The method is "CLIP-guided Prototype Modulating for Few-shot Action Recognition" (Wang et al., IJCV 2023,
+    arXiv 2303.02982). Defaults are those of the official program's settings unless said otherwise.
+
+    Args:
+        clip_config: Sizes of the two towers: a `CLIPConfig`, [`CLIPResNetConfig`], `SiglipConfig`, `Siglip2Config` or
+            `MetaClip2Config`, or the dict of one, whose `model_type` says which; the default is CLIP ViT-B/32's, as in
+            transformers. `from_pretrained` of a plain checkpoint of these fills this in.
+        num_frames: Frames sampled from a video, T (Section 4.1 of the paper). The weights do not depend on it.
+        temporal_num_layers: Depth of the temporal transformer (1 officially; 0 leaves frame features as they are).
+        temporal_num_heads: Attention heads of the temporal transformer; must divide CLIP's projection size.
+        temporal_intermediate_size: Width of its feed-forward layer.
+        temporal_attention_dropout: Dropout after the output projection of its attention (not on attention weights).
+        temporal_hidden_dropout: Dropout after both layers of its feed-forward part.
+        prototype_modulation: Append the class text to a support sequence before the temporal transformer (Section
+            3.3 of the paper). Ours: `False` is the ablation without it, and needs no class texts for support videos.
+        alignment: Distance between two frame sequences: `"otam"` (official), `"bi_mhm"` (Table 3 of the paper), or
+            `"mean"`, which ignores order: the distance of the mean frames, times the number of query frames so that
+            its logits have the range of the others' (ours).
+        otam_smoothing: Temperature of OTAM's soft minimum; smaller is closer to the hard minimum.
+        otam_bidirectional: Add the distance with the roles of query and prototype exchanged.
+        cosine_epsilon: Added to the product of the norms in every cosine of the training path.
+        support_pooling: For several shots, average a class's videos frame by frame `"before"` they are modulated
+            (official 5-shot settings) or `"after"`. The same for one shot.
+        video_text_loss_weight: Weight of the video-text contrast in the loss. 1.5 is the official value for
+            Kinetics-100 and UCF101; SSv2 uses 3.0 and HMDB51 1.2.
+        video_text_scale_init: Start of the learnable factor on the video-text cosines; 1.0, *not* CLIP's logit scale.
+        inference_mode: What `logits` are: `"few_shot"` (minus distance), `"zero_shot"` (text only) or `"ensemble"`.
+        ensemble_text_weight: Beta, the exponent of the text probability in the ensemble; 1 - beta for the visual one.
+        ensemble_temperature: The ensemble's visual probability is softmax(-distance / this); 8 officially, whatever
+            the number of frames.
+
+    Raises:
+        ValueError: For a value outside its range or choices; the message names both.
+    """
+
+    model_type = "clipfsar"
+    sub_configs = {"clip_config": AutoConfig}
+
+    def __init__(
+        self,
+        clip_config=None,
+        num_frames=8,
+        temporal_num_layers=1,
+        temporal_num_heads=8,
+        temporal_intermediate_size=2048,
+        temporal_attention_dropout=0.2,
+        temporal_hidden_dropout=0.05,
+        prototype_modulation=True,
+        alignment="otam",
+        otam_smoothing=0.5,
+        otam_bidirectional=True,
+        cosine_epsilon=0.01,
+        support_pooling="before",
+        video_text_loss_weight=1.5,
+        video_text_scale_init=1.0,
+        inference_mode="few_shot",
+        ensemble_text_weight=0.9,
+        ensemble_temperature=8.0,
+        **kwargs,
+    ):
+        if clip_config is None:
+            clip_config = CLIPConfig()
+        elif isinstance(clip_config, dict):
+            clip_config = _clip_config_class(clip_config.get("model_type", CLIPConfig.model_type))(**clip_config)
+        self.clip_config = clip_config
+        self.num_frames = num_frames
+        self.temporal_num_layers = temporal_num_layers
+        self.temporal_num_heads = temporal_num_heads
+        self.temporal_intermediate_size = temporal_intermediate_size
+        self.temporal_attention_dropout = temporal_attention_dropout
+        self.temporal_hidden_dropout = temporal_hidden_dropout
+        self.prototype_modulation = prototype_modulation
+        self.alignment = alignment
+        self.otam_smoothing = otam_smoothing
+        self.otam_bidirectional = otam_bidirectional
+        self.cosine_epsilon = cosine_epsilon
+        self.support_pooling = support_pooling
+        self.video_text_loss_weight = video_text_loss_weight
+        self.video_text_scale_init = video_text_scale_init
+        self.inference_mode = inference_mode
+        self.ensemble_text_weight = ensemble_text_weight
+        self.ensemble_temperature = ensemble_temperature
+        self._check_values()
+        # The second Auto class that custom code of ours serves; the first is written by `register_for_auto_class`.
+        auto_map = kwargs.pop("auto_map", None) or {}
+        auto_map.setdefault("AutoModelForVideoClassification", "modeling_clipfsar.CLIPFSARModel")
+        super().__init__(auto_map=auto_map, **kwargs)
+
+    def _check_values(self):
+        for name, choices in (
+            ("alignment", ALIGNMENTS),
+            ("support_pooling", SUPPORT_POOLINGS),
+            ("inference_mode", INFERENCE_MODES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}.")
+        for name in ("num_frames", "temporal_num_heads", "temporal_intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.temporal_num_layers < 0:
+            raise ValueError(f"temporal_num_layers={self.temporal_num_layers} must be 0 or more.")
+        for name in ("temporal_attention_dropout", "temporal_hidden_dropout", "ensemble_text_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+        for name in ("otam_smoothing", "ensemble_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0.")
+        text_size = getattr(self.clip_config.text_config, "projection_size", None)  # SigLIP's
+        if text_size is not None and text_size != self.hidden_size:
+            raise ValueError(
+                f"clip_config gives image features of size {self.hidden_size} and text features of size {text_size}; "
+                "they are compared with each other and must be of one size."
+            )
+        if not getattr(self.clip_config.vision_config, "vision_use_head", True):
+            raise ValueError(
+                "clip_config has vision_use_head=False: without the pooling head there is no feature of a whole frame."
+            )
+        if self.hidden_size % self.temporal_num_heads:
+            raise ValueError(
+                f"CLIP's projection size {self.hidden_size} is not a multiple of "
+                f"temporal_num_heads={self.temporal_num_heads}."
+            )
+
+    @property
+    def hidden_size(self):
+        """D, the size of a frame feature and of a class text: CLIP's projection size, the width of SigLIP's tower."""
+        return getattr(self.clip_config, "projection_dim", None) or self.clip_config.vision_config.hidden_size
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; a plain CLIP checkpoint's becomes the `clip_config` of a new one of ours."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type")
+        if model_type in _CLIP_CONFIGS:
+            config_dict = {"model_type": cls.model_type, "clip_config": config_dict}
+        elif model_type not in (None, cls.model_type):
+            raise ValueError(
+                f"{pretrained_model_name_or_path!r} holds a model of type {model_type!r}; CLIP-FSAR starts from a "
+                f"checkpoint of type {', '.join((cls.model_type, *_CLIP_CONFIGS))}."
+            )
+        return config_dict, kwargs
+
+
+CLIPFSARConfig.register_for_auto_class()
+
+__all__ = ["CLIPFSARConfig", "CLIPResNetConfig", "CLIPResNetVisionConfig"]

@@ -1,0 +1,268 @@
+"""Episodes over a Hugging Face dataset with a video and a label column.
+
+An episode is a pure function of (seed, epoch, index): which process or worker draws it, and after which other one,
+does not matter. `EpisodeSampler` sees only labels, `EpisodeDataset` adds the videos, `EpisodeCollator` makes model
+inputs of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+
+@dataclass(frozen=True)
+class EpisodeRows:
+    """Where the videos of one episode stand in the dataset; the episode's classes are numbered 0..N-1.
+
+    Args:
+        class_ids: (N,), the dataset's number of each episode class.
+        support_rows: (N, K), dataset rows of the support videos of each class.
+        query_rows: (N, Q per class), dataset rows of the query videos, none of them a support video.
+    """
+
+    class_ids: np.ndarray
+    support_rows: np.ndarray
+    query_rows: np.ndarray
+
+
+class EpisodeSampler:
+    """Draws N-way K-shot episodes out of a list of class ids.
+
+    Args:
+        labels: Class id of each video; any integers. A negative id leaves a video out.
+        n_way, n_shot, n_query: Classes, support videos per class, query videos per class.
+        seed: Episodes of different seeds are independent of each other.
+        class_names: Names of the ids, for error messages.
+
+    Raises:
+        ValueError: Fewer classes than `n_way`, or a class with fewer than `n_shot + n_query` videos.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        n_way: int = 5,
+        n_shot: int = 1,
+        n_query: int = 5,
+        seed: int = 0,
+        class_names: Sequence[str] | None = None,
+    ):
+        for name, value in (("n_way", n_way), ("n_shot", n_shot), ("n_query", n_query)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        if seed < 0:
+            raise ValueError(f"seed={seed} must be 0 or greater.")
+        labels = np.asarray(labels, dtype=np.int64)
+        self.n_way, self.n_shot, self.n_query, self.seed = n_way, n_shot, n_query, seed
+        self.class_ids = np.unique(labels[labels >= 0])
+        if len(self.class_ids) < n_way:
+            raise ValueError(
+                f"There are {len(self.class_ids)} classes, but n_way={n_way} are needed: lower n_way or add classes."
+            )
+        self._rows_of_class = [np.flatnonzero(labels == class_id) for class_id in self.class_ids]
+        for class_id, rows in zip(self.class_ids, self._rows_of_class, strict=True):
+            if len(rows) < n_shot + n_query:
+                name = class_names[class_id] if class_names is not None else str(class_id)
+                raise ValueError(
+                    f"Class {name!r} has {len(rows)} videos, but n_shot + n_query = {n_shot + n_query} are needed: "
+                    "lower one of them or drop the class."
+                )
+
+    def episode_rng(self, index: int, epoch: int = 0) -> np.random.Generator:
+        """The random numbers of an episode; the frame seeds of its videos come from the same stream."""
+        return np.random.default_rng([self.seed, epoch, index])
+
+    def sample(self, index: int, epoch: int = 0) -> EpisodeRows:
+        """Episode `index` of `epoch`: classes, then the videos of each class, all without replacement."""
+        return self._sample(self.episode_rng(index, epoch))
+
+    def _sample(self, rng: np.random.Generator) -> EpisodeRows:
+        chosen = rng.permutation(len(self.class_ids))[: self.n_way]
+        rows = np.stack(
+            [rng.permutation(self._rows_of_class[choice])[: self.n_shot + self.n_query] for choice in chosen]
+        )
+        return EpisodeRows(self.class_ids[chosen], rows[:, : self.n_shot], rows[:, self.n_shot :])
+
+
+class EpisodeDataset(TorchDataset):
+    """N-way K-shot episodes over a Hugging Face dataset, for a `DataLoader` with an [`EpisodeCollator`].
+
+    Args:
+        dataset: A `datasets.Dataset` with a column of videos (`Video(decode=False)`, `Video()` or paths) and one of
+            labels (`ClassLabel` or class names).
+        n_way, n_shot, n_query: Classes, support videos per class, query videos per class.
+        n_episodes: Length; episodes do not depend on it.
+        seed: Episodes of different seeds are independent of each other.
+        video_column, label_column: Names of the two columns.
+
+    Raises:
+        ValueError: A column that is not there, labels without names, or too few classes or videos (with the numbers).
+
+    Attributes:
+        class_names: Names of all classes of the split, sorted by the dataset's own numbers; `*_base_labels` of an
+            episode are positions in this list.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        n_way: int = 5,
+        n_shot: int = 1,
+        n_query: int = 5,
+        n_episodes: int = 1000,
+        seed: int = 0,
+        video_column: str = "video",
+        label_column: str = "label",
+    ):
+        if n_episodes < 1:
+            raise ValueError(f"n_episodes={n_episodes} must be at least 1.")
+        self.dataset = undecoded_videos(dataset, video_column)
+        self.video_column = video_column
+        self.n_episodes = n_episodes
+        self.labels, self.class_names = read_labels(dataset, label_column)
+        self.sampler = EpisodeSampler(self.labels, n_way, n_shot, n_query, seed, self.class_names)
+        # In shared memory, so that workers that live on between epochs hear of a new one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int):
+        """New episodes for a new pass; epochs are part of an episode's identity, (seed, epoch, index)."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return self.n_episodes
+
+    def __getitem__(self, index: int) -> dict:
+        """Episode `index`, its videos not yet decoded.
+
+        Returns:
+            `class_names` (N), `class_base_labels` (N); `support_videos`, `support_labels`, `support_base_labels` (S);
+            `query_videos`, `labels`, `query_base_labels` (Q); and `seed` for the choice of frames and crops. Labels
+            count within the episode, base labels within `class_names` of the dataset.
+        """
+        if not 0 <= index < self.n_episodes:
+            raise IndexError(f"Episode {index} of {self.n_episodes}.")
+        rng = self.sampler.episode_rng(index, int(self._epoch))
+        rows = self.sampler._sample(rng)
+        n_way, n_shot, n_query = self.sampler.n_way, self.sampler.n_shot, self.sampler.n_query
+        support_rows, query_rows = rows.support_rows.flatten(), rows.query_rows.flatten()
+        videos = self.dataset[np.concatenate([support_rows, query_rows])][self.video_column]
+        return {
+            "class_names": [self.class_names[class_id] for class_id in rows.class_ids],
+            "class_base_labels": rows.class_ids.tolist(),
+            "support_videos": videos[: len(support_rows)],
+            "support_labels": np.repeat(np.arange(n_way), n_shot).tolist(),
+            "support_base_labels": self.labels[support_rows].tolist(),
+            "query_videos": videos[len(support_rows) :],
+            "labels": np.repeat(np.arange(n_way), n_query).tolist(),
+            "query_base_labels": self.labels[query_rows].tolist(),
+            "seed": int(rng.integers(2**63)),
+        }
+
+
+class EpisodeCollator:
+    """Makes model inputs of a list of episodes of [`EpisodeDataset`]: `model(**collator(episodes))`.
+
+    Args:
+        processor: A [`CLIPFSARProcessor`].
+        training: Draw frames (and crops) at random, by each episode's own seed; otherwise the processor's
+            deterministic choice, whatever the seed.
+        only_read: Leave resizing, cropping and normalising to `finish`, which does them where the frames then lie: on
+            a GPU, say, instead of in the loader's processes. Until then `support_videos` and `query_videos`, each a
+            `SampledVideos`, stand in the place of the pixel values.
+
+    Episodes with fewer videos than the largest of the list are padded with black videos of label -1.
+    """
+
+    def __init__(self, processor, training: bool = False, only_read: bool = False):
+        self.processor = processor
+        self.training = training
+        self.only_read = only_read
+
+    def __call__(self, episodes: list[dict]) -> dict[str, torch.Tensor]:
+        """Returns `support_pixel_values` (B, S, T, C, H, W), `support_labels` (B, S), `query_pixel_values`, `labels`,
+        `class_input_ids` (B, N, L), `class_attention_mask`, and the base labels, all for `CLIPFSARModel.forward`."""
+        ways = sorted({len(episode["class_names"]) for episode in episodes})
+        if len(ways) != 1:
+            raise ValueError(f"Episodes of {ways} classes cannot stand in one batch: use one n_way.")
+        batch = {"class_base_labels": torch.tensor([episode["class_base_labels"] for episode in episodes])}
+        generators = [torch.Generator().manual_seed(episode["seed"]) for episode in episodes]
+        for role in ("support", "query"):
+            # All episodes in one call, so that their videos lie in one tensor without being copied there.
+            counts = [len(episode[f"{role}_videos"]) for episode in episodes]
+            videos = [video for episode in episodes for video in episode[f"{role}_videos"]]
+            draws = [generator for generator, n in zip(generators, counts, strict=True) for _ in range(n)]
+            settings = {"training": self.training, "generator": draws, "role": role}
+            if self.only_read:
+                batch[f"{role}_videos"] = self.processor.read_videos(videos, **settings)
+                batch[f"num_{role}_videos"] = counts
+            else:
+                pixel_values = self.processor.process_videos(videos, **settings)
+                batch[f"{role}_pixel_values"] = _by_episode(pixel_values, counts)
+        for name in ("support_labels", "support_base_labels", "labels", "query_base_labels"):
+            batch[name] = _pad([torch.tensor(episode[name]) for episode in episodes], -1)
+        texts = self.processor.tokenize_classes([name for episode in episodes for name in episode["class_names"]])
+        for name, tokens in texts.items():
+            batch[f"class_{name}"] = tokens.unflatten(0, (len(episodes), ways[0]))
+        return batch
+
+    def finish(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Model inputs out of a batch that was only read, on the device where it lies; others are left as they are."""
+        finished = dict(batch)
+        for role in ("support", "query"):
+            if f"{role}_videos" in finished:
+                pixel_values = self.processor.make_pixel_values(finished.pop(f"{role}_videos"))
+                finished[f"{role}_pixel_values"] = _by_episode(pixel_values, finished.pop(f"num_{role}_videos"))
+        return finished
+
+
+def undecoded_videos(dataset, video_column: str = "video"):
+    """The dataset with its videos as `{"path", "bytes"}` or paths, not decoded when a row is read."""
+    if video_column not in dataset.column_names:
+        raise ValueError(f"There is no column {video_column!r}; the dataset has {', '.join(dataset.column_names)}.")
+    feature = dataset.features[video_column]
+    if type(feature).__name__ == "Video" and feature.decode:
+        dataset = dataset.cast_column(video_column, type(feature)(decode=False))
+    return dataset
+
+
+def read_labels(dataset, label_column: str = "label") -> tuple[np.ndarray, list[str]]:
+    """Class ids (V,) of a dataset's videos, 0..C-1 over the classes that occur in it, and the names of the C classes.
+
+    Videos without a label get the id -1, which `EpisodeSampler` leaves out.
+
+    Raises:
+        ValueError: When the column is missing or holds numbers without names.
+    """
+    if label_column not in dataset.column_names:
+        raise ValueError(f"There is no column {label_column!r}; the dataset has {', '.join(dataset.column_names)}.")
+    values = list(dataset[label_column])
+    names = getattr(dataset.features[label_column], "names", None)
+    if names is None and not all(isinstance(value, str | None) for value in values):
+        raise ValueError(
+            f"Column {label_column!r} holds {type(values[0]).__name__} values without class names, which the class "
+            "texts are made of: use strings or cast_column(..., ClassLabel(names=[...]))."
+        )
+    # -1 is how `datasets` writes "no label" in a ClassLabel column.
+    rows = [row for row, value in enumerate(values) if value is not None and not (names is not None and value < 0)]
+    occurring, inverse = np.unique([values[row] for row in rows], return_inverse=True)
+    labels = np.full(len(values), -1, dtype=np.int64)
+    labels[rows] = inverse
+    return labels, [names[value] if names is not None else str(value) for value in occurring]
+
+
+def _by_episode(pixel_values: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Videos of all episodes, one after the other, (V, ...) to (B, largest count, ...)."""
+    if len(set(counts)) == 1:
+        return pixel_values.unflatten(0, (len(counts), counts[0]))
+    return _pad(pixel_values.split(counts), 0.0)
+
+
+def _pad(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
+    """Stacks tensors whose first dimensions may differ, filling up with `value`."""
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+
+
+__all__ = ["EpisodeCollator", "EpisodeDataset", "EpisodeRows", "EpisodeSampler"]

@@ -1,0 +1,273 @@
+"""Why a video was taken for a class: which of its frames met which of the examples', and what the class names said.
+
+Letters in shapes: N classes, L query frames, M prototype frames, D feature size.
+"""
+
+import os
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Matplotlib is imported where a picture is made: numbers need none.
+
+
+@dataclass
+class Explanation:
+    """Why a query video got its class probabilities.
+
+    Args:
+        class_names: N names, in the order of everything below.
+        inference_mode: Of `probabilities`.
+        probabilities: (N,).
+        clip_probabilities: (N,), of the distances alone, as the ensemble uses them.
+        text_probabilities: (N,), of the class names alone.
+        distances: (N,), to the prototypes.
+        frame_distances: (N, L, M), 1 - cosine of query frames and prototype frames.
+        alignment: (N, L, M), how much each pair of frames counts in the distance: its derivative by the pair's frame
+            distance. For OTAM it is the soft alignment path (the sum of both directions, if there are two); zero means
+            that the pair never met. None where order plays no part (`alignment="mean"`).
+        text_share: The class names' part in the log odds of the best class against the second, 0 to 1: `|text| /
+            (|text| + |clips|)`. In `"few_shot"` 0, though names modulate prototypes; in `"zero_shot"` 1.
+        text_agrees: Whether the class names, too, prefer the best class to the second.
+        unknown_score: Of "none of these", where asked for.
+        query_frames: (L, H, W, 3), uint8, as the model saw them.
+        support_frames: Per class, the frames of the enrolled clip nearest to the query, (M, h, w, 3), uint8, or None.
+        support_clips: Per class, that clip's name and the number of clips that the prototype is made of.
+    """
+
+    class_names: list[str]
+    inference_mode: str
+    probabilities: torch.Tensor
+    clip_probabilities: torch.Tensor
+    text_probabilities: torch.Tensor
+    distances: torch.Tensor
+    frame_distances: torch.Tensor
+    alignment: torch.Tensor | None
+    text_share: float
+    text_agrees: bool
+    unknown_score: float | None = None
+    query_frames: torch.Tensor | None = None
+    support_frames: list[torch.Tensor | None] | None = None
+    support_clips: list[tuple[str, int]] | None = None
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.class_names[int(self.probabilities.argmax())]
+
+    def path(self, label: str | None = None) -> list[tuple[int, int, float]]:
+        """For each query frame that counts: its number, the prototype frame it met most, and that pair's weight.
+
+        Of the class `label`, by default the most probable one. Weights are relative to the heaviest pair. Empty where
+        order plays no part.
+        """
+        if self.alignment is None:
+            return []
+        weights = self.alignment[self._number(label)]
+        weights = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
+        heaviest, columns = weights.max(-1)
+        return [(row, int(columns[row]), float(heaviest[row])) for row in range(len(weights)) if heaviest[row] > 0.01]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, ready for JSON; no frames."""
+        names = ("probabilities", "clip_probabilities", "text_probabilities", "distances")
+        numbers = {name: dict(zip(self.class_names, getattr(self, name).tolist(), strict=True)) for name in names}
+        return {
+            "label": self.label,
+            "inference_mode": self.inference_mode,
+            **numbers,
+            "text_share": self.text_share,
+            "text_agrees": self.text_agrees,
+            "unknown_score": self.unknown_score,
+            "alignment": None if self.alignment is None else self.alignment[self._number(None)].tolist(),
+            "path": self.path(),
+        }
+
+    def _number(self, label: str | None) -> int:
+        label = self.label if label is None else label
+        if label not in self.class_names:
+            raise ValueError(f"There is no class {label!r}; explained are {', '.join(map(repr, self.class_names))}.")
+        return self.class_names.index(label)
+
+    def plot(
+        self,
+        path: str | os.PathLike | None = None,
+        label: str | None = None,
+        title: str | None = None,
+        probabilities: bool = True,
+    ):
+        """Draws the alignment with one class, by default the most probable: query frames at the left, the example's
+        frames at the top, their alignment between, class probabilities beside (without them, no heading either).
+
+        Returns matplotlib's figure; with `path` it is written there and closed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("Pictures need matplotlib: `pip install matplotlib`.") from error
+        number = self._number(label)
+        shown = min(len(self.class_names), 8)
+        figure = Figure(figsize=(12.5, 7.2) if probabilities else (5.6, 6), layout="constrained")
+        if probabilities:
+            grid, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
+            self._draw_alignment(grid, number)
+            self._draw_probabilities(bars, number, shown)
+            name, score = self.class_names[number], float(self.probabilities[number])
+            heading = f"{title}: " if title else ""
+            figure.suptitle(
+                f"{heading}{name!r}, probability {score:.2f}", fontsize=15, fontweight="bold", parse_math=False
+            )
+        else:
+            self._draw_alignment(figure.subplots(), number)
+        if path is not None:
+            figure.savefig(path, dpi=110)
+        return figure
+
+    def _draw_alignment(self, axes, number: int):
+        """The grid: cell (row, column) is at x from column to column + 1, y from row to row + 1.
+
+        The path alone would not do: by OTAM's rules it is near the diagonal even where all frames look the same.
+        """
+        similarity = 1 - self.frame_distances
+        low, high = float(similarity.min()), float(similarity.max())  # of all classes, so that pictures compare
+        num_rows, num_columns = similarity.shape[1:]
+        extent = (0, num_columns, num_rows, 0)
+        axes.imshow(
+            similarity[number].numpy(), cmap="Blues", vmin=low, vmax=high, extent=extent, interpolation="nearest"
+        )
+        for x in range(num_columns + 1):
+            axes.plot([x, x], [0, num_rows], color="0.85", linewidth=0.8)
+        for y in range(num_rows + 1):
+            axes.plot([0, num_columns], [y, y], color="0.85", linewidth=0.8)
+        width = _draw_frames(axes, self.query_frames, num_rows, vertical=True)
+        support_frames = None if self.support_frames is None else self.support_frames[number]
+        height = _draw_frames(axes, support_frames, num_columns, vertical=False)
+        if self.alignment is not None:
+            weights = self.alignment[number] / self.alignment[number].max()
+            rows, columns = (weights > 0.2).numpy().nonzero()
+            areas = 260 * weights[rows, columns].numpy()  # in points, for cells of about 50 by 50
+            axes.scatter(
+                columns + 0.5, rows + 0.5, areas, color="white", edgecolors="tab:red", linewidths=1.6, zorder=3
+            )
+        axes.set(xlim=(-0.2 - width, num_columns), ylim=(num_rows, -0.2 - height), aspect="equal")
+        axes.axis("off")
+        axes.text(-0.2 - width, num_rows / 2, "query video, first frame on top  ", rotation=90, ha="right", va="center")
+        clip, num_clips = ("?", 1) if self.support_clips is None else self.support_clips[number]
+        example = (
+            f"example clip {clip!r}" if num_clips == 1 else f"{num_clips} example clips; shown: {clip!r}, the nearest"
+        )
+        heading = "\n".join(textwrap.fill(line, 60) for line in (repr(self.class_names[number]), example))
+        axes.text(num_columns / 2, -0.35 - height, heading, ha="center", va="bottom", parse_math=False)
+        meaning = "Bluer: the two frames look more alike (scale over all classes).\n"
+        if self.alignment is None:
+            meaning += "This model compares the mean of the frames and ignores their order."
+        else:
+            meaning += "Circles: which frames were matched, in order; larger counts more."
+        axes.text(num_columns / 2, num_rows + 0.15, meaning, ha="center", va="top", fontsize=10, color="0.3")
+
+    def _draw_probabilities(self, axes, number: int, shown: int):
+        order = self.probabilities.argsort(descending=True)[:shown].tolist()
+        if number not in order:
+            order[-1] = number
+        scores = [float(self.probabilities[n]) for n in order]
+        colours = ["tab:blue" if n == number else "0.75" for n in order]
+        axes.barh(range(len(order)), scores, color=colours, height=0.6)
+        ends = scores
+        if self.inference_mode == "ensemble":
+            for values, marker, colour, name in (
+                (self.clip_probabilities, "o", "tab:red", "the clips alone"),
+                (self.text_probabilities, "D", "tab:green", "the class names alone"),
+            ):
+                axes.plot([float(values[n]) for n in order], range(len(order)), marker, color=colour, label=name)
+                ends = [max(end, float(values[n])) for end, n in zip(ends, order, strict=True)]
+            axes.legend(loc="lower right", fontsize=9)
+        for position, (score, end) in enumerate(zip(scores, ends, strict=True)):
+            axes.text(end + 0.03, position, f"{score:.2f}", va="center", fontsize=10)
+        axes.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), yticks=range(len(order)), ylim=(max(len(order), 4) - 0.4, -0.6))
+        axes.set_yticklabels([self.class_names[n] for n in order], fontsize=10, parse_math=False)
+        axes.set_title("probability", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        text = "\n".join(line for sentence in self._sentences() for line in textwrap.wrap(sentence, 46))
+        axes.set_xlabel(text, fontsize=10, loc="left", labelpad=8)
+
+    def _sentences(self) -> list[str]:
+        lines = [
+            {
+                "few_shot": "Decided by the example clips.",
+                "zero_shot": "Decided by the class names alone, without clips.",
+                "ensemble": f"Class names have {100 * self.text_share:.0f}% of the say between the first two"
+                f"{'' if self.text_agrees else ', and disagree'}.",
+            }[self.inference_mode]
+        ]
+        hidden = len(self.class_names) - 8
+        if hidden > 0:
+            lines.append(f"{hidden} less probable classes are not shown.")
+        if self.unknown_score is not None:
+            lines.append(f'Score of "none of these": {self.unknown_score:.2f}.')
+        return lines
+
+
+def _draw_frames(axes, frames: torch.Tensor | None, number: int, vertical: bool) -> float:
+    """Frames before the grid, one per row or column; returns how far they reach out of it."""
+    if frames is None:
+        for i in range(number):
+            x, y = (-0.3, i + 0.5) if vertical else (i + 0.5, -0.3)
+            axes.text(x, y, str(i + 1), ha="center", va="center", color="0.4")
+        return 0.4
+    height, width = frames.shape[1:3]
+    depth = width / height if vertical else height / width
+    for i, frame in enumerate(frames[:number]):
+        along = (i + 0.03, i + 0.97)
+        across = (-0.1 - 0.94 * depth, -0.1)
+        x, y = (across, along) if vertical else (along, across)
+        axes.imshow(frame.cpu().numpy(), extent=(*x, y[1], y[0]))
+    return 0.1 + 0.94 * depth
+
+
+def explain_classification(
+    model, query_embeds: torch.Tensor, prototypes: torch.Tensor, class_embeds: torch.Tensor, inference_mode: str
+) -> dict[str, Any]:
+    """The numbers of an `Explanation`.
+
+    Args:
+        model: In evaluation mode.
+        query_embeds: Frame features of one query, (L, D).
+        prototypes: (N, M, D).
+        class_embeds: (N, D).
+    """
+    config = model.config
+    with torch.no_grad():
+        queries = query_embeds[None, None]
+        query_states = model.get_query_states(queries)
+        distances = model.get_distances(query_states, prototypes[None])
+        text_logits = model.get_text_logits(queries, class_embeds[None])
+        logits = model.get_logits(distances, text_logits, inference_mode)[0, 0].float()
+        frame_distances = model.get_frame_distances(query_states, prototypes[None])[0, 0]  # (N, L, M)
+        distances, text_logits = distances[0, 0], text_logits[0, 0].float()
+    alignment = None
+    if config.alignment != "mean":
+        with torch.inference_mode(False), torch.enable_grad():
+            variable = frame_distances.clone().requires_grad_()
+            (alignment,) = torch.autograd.grad(model.align(variable).sum(), variable)
+    clips, texts = (-distances / config.ensemble_temperature).log_softmax(-1), text_logits.log_softmax(-1)
+    best, second = logits.topk(2).indices.tolist()
+    beta = {"few_shot": 0.0, "zero_shot": 1.0}.get(inference_mode, config.ensemble_text_weight)
+    text_part, clip_part = (
+        weight * float(values[best] - values[second]) for weight, values in ((beta, texts), (1 - beta, clips))
+    )
+    whole = abs(text_part) + abs(clip_part)
+    return {
+        "probabilities": logits.softmax(-1).cpu(),
+        "clip_probabilities": clips.exp().cpu(),
+        "text_probabilities": texts.exp().cpu(),
+        "distances": distances.cpu(),
+        "frame_distances": frame_distances.cpu(),
+        "alignment": None if alignment is None else alignment.cpu(),
+        "text_share": abs(text_part) / whole if whole else beta,
+        "text_agrees": float(texts[best] - texts[second]) >= 0,
+    }
+
+
+__all__ = ["Explanation", "explain_classification"]

@@ -1,0 +1,421 @@
+"""`pipeline("few-shot-video-classification")`: enrol classes by a few clips each, then ask about videos.
+
+classify = pipeline("few-shot-video-classification", model=folder_or_hub_id, trust_remote_code=True)
+classify.enroll({"boxing": ["a.mp4", "b.mp4"], "diving": ["c.mp4"]})
+classify("query.mp4")  # [{"label": "boxing", "score": 0.93}, {"label": "diving", "score": 0.07}]
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset as TorchDataset
+from transformers import AutoModel, Pipeline
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import cached_file
+
+try:
+    from .configuration_clipfsar import INFERENCE_MODES, CLIPFSARConfig
+except ImportError:
+    if __package__:
+        raise
+    from configuration_clipfsar import INFERENCE_MODES, CLIPFSARConfig
+
+try:
+    from .episodes_clipfsar import undecoded_videos
+except ImportError:
+    if __package__:
+        raise
+    from episodes_clipfsar import undecoded_videos
+
+try:
+    from .explanation_clipfsar import Explanation
+except ImportError:
+    if __package__:
+        raise
+    from explanation_clipfsar import Explanation
+
+try:
+    from .processing_clipfsar import as_video_list, is_one_video
+except ImportError:
+    if __package__:
+        raise
+    from processing_clipfsar import as_video_list, is_one_video
+
+try:
+    from .support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling
+except ImportError:
+    if __package__:
+        raise
+    from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling
+
+TASK = "few-shot-video-classification"
+UNKNOWN_LABEL = "none of these"
+_NOT_BOTH = (
+    "Give support_set or candidate_labels, not both: a support set has its class names already "
+    "(inference_mode='zero_shot' uses these alone)."
+)
+
+
+class FewShotVideoClassificationPipeline(Pipeline):
+    """Classifies videos by a few example clips per class.
+
+    The classes come from one of these, at construction or with a call:
+
+    - `support_set`: a `SupportSet`, the folder or Hub id of a saved one, or `{class name: videos}`, which is enrolled
+      then. `enroll` adds clips to the one the pipeline has. A set saved beside the model is taken by itself.
+    - `candidate_labels`: class names alone, for zero-shot use.
+    - an episode as the input itself, `{"support_videos": {class name: videos}, "query_videos": [...]}`.
+
+    A video is whatever the processor reads: a path or URL, bytes, a file object, frames as an array, a list of images,
+    a folder of frames, a value of a `datasets` video column.
+
+    Loading options (`device`, `dtype`, `batch_size`, `num_workers`, ...) are those of every transformers pipeline.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, model, processor=None, *args, support_set=None, **kwargs):
+        model_type = getattr(model.config, "model_type", None)
+        if model_type != CLIPFSARConfig.model_type:
+            raise ValueError(
+                f"The {TASK} pipeline needs a CLIP-FSAR model, but {model.name_or_path!r} is of type {model_type!r}. "
+                "Out of a plain CLIP, CLIPFSARModel.from_pretrained(..., temporal_num_layers=0, "
+                "prototype_modulation=False) makes one without untrained layers: pass that, and its processor."
+            )
+        if processor is None:
+            raise ValueError(f"The {TASK} pipeline needs the model's processor: pass processor=.")
+        if support_set is not None and kwargs.get("candidate_labels") is not None:
+            raise ValueError(_NOT_BOTH)
+        super().__init__(model, *args, processor=processor, **kwargs)
+        self.model.eval()
+        self._candidate_embeds = (None, None)  # the last candidate labels and their text features
+        self._forward_params.setdefault("support_set", None)
+        if support_set is None and not self._forward_params.get("candidate_labels"):
+            support_set = _support_set_beside(model)
+        self.support_set = support_set
+
+    @property
+    def support_set(self) -> SupportSet | None:
+        """The enrolled classes that calls use by default."""
+        return self._forward_params["support_set"]
+
+    @support_set.setter
+    def support_set(self, support_set):
+        if support_set is not None:
+            support_set = self._as_support_set(support_set)
+            self._forward_params["candidate_labels"] = None
+        self._forward_params["support_set"] = support_set
+
+    def enroll(self, videos: Mapping[str, Any], **options) -> SupportSet:
+        """Adds clips, `{class name: videos}`, to the enrolled classes; see `SupportSet.add` for the options.
+
+        Returns the support set, to take things out of or to save.
+        """
+        if self.support_set is None:
+            self.support_set = SupportSet.from_videos(self.model, self.processor, videos, **options)
+        else:
+            self.support_set.add(self.model, self.processor, videos, **options)
+        return self.support_set
+
+    def explain(
+        self, video: Any, support_set=None, inference_mode: str | None = None, detect_unknown: bool = False
+    ) -> Explanation:
+        """Why a video is classified as it is: numbers, and `plot` for a picture. See `Explanation`.
+
+        Raises as a call with that video alone.
+        """
+        support_set = self.support_set if support_set is None else self._as_support_set(support_set)
+        if support_set is None:
+            raise ValueError("An explanation needs enrolled clips: enrol some, or give support_set=.")
+        pixel_values = self.preprocess(video, raise_unreadable=True)["pixel_values"]
+        with torch.no_grad():
+            (query_embeds,) = self.model.get_video_features(pixel_values.to(self.device))
+        explanation = support_set.explain(self.model, query_embeds, inference_mode, detect_unknown)
+        explanation.query_frames = self.processor.to_frames(pixel_values[0])
+        return explanation
+
+    def _as_support_set(self, support_set) -> SupportSet:
+        if isinstance(support_set, Mapping):
+            return SupportSet.from_videos(self.model, self.processor, support_set)
+        if isinstance(support_set, (str, os.PathLike)):
+            support_set = SupportSet.from_pretrained(support_set)
+        # Not isinstance: the set may come from the same code in another package.
+        if not hasattr(support_set, "classify"):
+            raise ValueError(
+                "support_set must be a SupportSet, a folder or Hub id of one, or {class name: videos}; got "
+                f"{type(support_set).__name__}."
+            )
+        support_set.check(self.model, self.processor)
+        return support_set
+
+    def __call__(self, inputs: Any, **kwargs) -> Any:
+        """Classifies videos.
+
+        Args:
+            inputs: One video, a list of videos, a generator of them, or a (`datasets` or torch) data set; or one
+                episode or several, `{"support_videos": ..., "query_videos": [...]}`.
+            support_set, candidate_labels: Classes for this call, instead of those the pipeline has.
+            inference_mode: `"few_shot"`, `"zero_shot"` or `"ensemble"`; by default the model's, and `"zero_shot"` with
+                `candidate_labels`.
+            top_k: Classes returned per video, 5 by default.
+            detect_unknown: Also score "none of these" (`SupportSet.score_unknown`). Its entry is no part of the softmax
+                over classes: it comes first where its score is 0.5 or more, else last; `top_k` does not count it.
+            video_column: Of a `datasets` data set, `"video"` by default.
+            batch_size: Videos per forward.
+            num_workers: Processes that decode a data set.
+
+        Returns:
+            For a video `[{"label", "score"}, ...]`, most probable first. For a list a list of these, for a generator or
+            a data set an iterator over them, for an episode one per query video. An unreadable video in any of these
+            comes back as `[{"label": None, "score": 0.0, "error": why}]`; given alone it is an error.
+
+        Raises:
+            VideoReadError: For an unreadable video given alone.
+            ValueError: Without classes, with only one, for an unknown mode, or a support set of another model.
+        """
+        if inputs is None:
+            raise ValueError(f"There is no video: give the {TASK} pipeline one video, several, or an episode.")
+        video_column = kwargs.pop("video_column", "video")
+        if hasattr(inputs, "column_names") and hasattr(inputs, "features"):
+            inputs = _videos_of_dataset(inputs, video_column)
+        elif is_one_video(inputs) and isinstance(inputs, list):
+            inputs = tuple(inputs)  # images: a list would be taken for several videos
+        elif isinstance(inputs, (list, tuple)) and not is_one_video(inputs):
+            inputs = list(inputs)
+            if not inputs:
+                return []
+        elif isinstance(inputs, Iterator):
+            inputs = (video for video in inputs)  # the base class knows generators only
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self, support_set=None, candidate_labels=None, inference_mode=None, top_k=None, detect_unknown=None
+    ):
+        forward_params, postprocess_params = {}, {}
+        if support_set is not None and candidate_labels is not None:
+            raise ValueError(_NOT_BOTH)
+        if inference_mode is not None:
+            if inference_mode not in INFERENCE_MODES:
+                raise ValueError(f"inference_mode={inference_mode!r} is not one of {', '.join(INFERENCE_MODES)}.")
+            forward_params["inference_mode"] = inference_mode
+        if candidate_labels is not None:
+            if isinstance(candidate_labels, str):
+                candidate_labels = [label.strip() for label in candidate_labels.split(",")]
+            forward_params.update(candidate_labels=tuple(candidate_labels), support_set=None)
+        if support_set is not None:
+            forward_params.update(support_set=self._as_support_set(support_set), candidate_labels=None)
+        if detect_unknown is not None:
+            forward_params["detect_unknown"] = detect_unknown
+        if top_k is not None:
+            if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+                raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1.")
+            postprocess_params["top_k"] = top_k
+        return {}, forward_params, postprocess_params
+
+    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
+        # Alone, an unreadable video is an error; among others it is marked, so that it does not cost them.
+        preprocess_params = {**preprocess_params, "raise_unreadable": not _is_episode(inputs)}
+        return super().run_single(inputs, preprocess_params, forward_params, postprocess_params)
+
+    def preprocess(self, inputs: Any, raise_unreadable: bool = False) -> dict[str, Any]:
+        if _is_episode(inputs):
+            return {"episode": self._preprocess_episode(inputs)}
+        try:
+            sampling = repeatable_sampling(self.processor)
+            pixel_values = self.processor.process_videos([inputs], frame_sampling=sampling)  # (1, T, C, H, W)
+            error = None
+        except self.processor.unreadable_error as unreadable:
+            if raise_unreadable:
+                raise
+            # Something of the right shape, so that the batch can be made.
+            image_size = (self.model.config.clip_config.vision_config.image_size,) * 2
+            height, width = self.processor._crop_size(image_size)
+            pixel_values, error = torch.zeros(1, self.processor.num_frames, 3, height, width), str(unreadable)
+        return {"pixel_values": pixel_values, "error": error}
+
+    def _preprocess_episode(self, episode: Mapping[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(episode) - {"support_videos", "query_videos", "support_labels", "class_names"})
+        if unknown or not episode.get("query_videos"):
+            raise ValueError(
+                f"An episode has 'support_videos' (or 'class_names') and 'query_videos'; unknown: {unknown}, "
+                f"query videos: {len(episode.get('query_videos') or ())}."
+            )
+        support = {name: value for name, value in episode.items() if name != "query_videos"}
+        class_names = episode.get("class_names")
+        if class_names is None and isinstance(episode.get("support_videos"), Mapping):
+            class_names = list(episode["support_videos"])
+        elif class_names is None:
+            class_names = list(dict.fromkeys(episode.get("support_labels") or ()))
+        inputs = dict(self.processor(**support, frame_sampling=repeatable_sampling(self.processor)))
+        if len(class_names) < 2:
+            raise ValueError(f"The episode's classes are {class_names}: at least two are needed to choose from.")
+        items = [self.preprocess(video) for video in as_video_list(episode["query_videos"])]
+        readable = [item["pixel_values"] for item in items if item["error"] is None]
+        if readable:
+            inputs["query_pixel_values"] = torch.cat(readable)[None]  # (1, Q, T, C, H, W)
+        return {"inputs": inputs, "class_names": class_names, "errors": [item["error"] for item in items]}
+
+    def _forward(
+        self, model_inputs, support_set=None, candidate_labels=None, inference_mode=None, detect_unknown=False
+    ) -> dict[str, Any]:
+        if detect_unknown and ("episode" in model_inputs or candidate_labels is not None):
+            raise ValueError("detect_unknown learns from enrolled clips: enrol some, or give support_set=.")
+        if detect_unknown and support_set is not None and UNKNOWN_LABEL in support_set:
+            raise ValueError(
+                f"A class is called {UNKNOWN_LABEL!r}, which detect_unknown uses: enrol it by another name."
+            )
+        if "episode" in model_inputs:
+            episodes = model_inputs["episode"]
+            if not isinstance(episodes, list):
+                return {"episode": self._forward_episode(episodes, inference_mode)}
+            return {"episode": [self._forward_episode(episode, inference_mode) for episode in episodes]}
+        pixel_values, error = model_inputs["pixel_values"], model_inputs["error"]
+        errors = error if isinstance(error, list) else [error]  # a list where the loader has made a batch
+        rows = [row for row, error in enumerate(errors) if error is None]
+        class_names, classify = self.classifier(support_set, candidate_labels, inference_mode)
+        logits = torch.full((len(errors), len(class_names)), torch.nan)
+        unknown = torch.full((len(errors),), torch.nan) if detect_unknown else None
+        if rows:
+            query_embeds = self.model.get_video_features(pixel_values[rows])
+            logits[rows] = classify(query_embeds).float().cpu()
+            if detect_unknown:
+                unknown[rows] = support_set.score_unknown(self.model, query_embeds, inference_mode).float().cpu()
+        outputs = {"logits": logits, "unknown": unknown, "error": error, "class_names": class_names}
+        if isinstance(error, list):
+            outputs["class_names"] = [class_names] * len(errors)
+        return outputs
+
+    def classifier(self, support_set=None, candidate_labels=None, inference_mode=None):
+        """Class names (N), and a function from frame features of queries (Q, T, D) to logits (Q, N)."""
+        if candidate_labels is not None:
+            if inference_mode not in (None, "zero_shot"):
+                raise ValueError(
+                    f"inference_mode={inference_mode!r} compares with clips, but candidate_labels are names alone: "
+                    "enrol clips of the classes, or use 'zero_shot'."
+                )
+            if self._candidate_embeds[0] != candidate_labels:
+                if len(set(candidate_labels)) < 2 or len(set(candidate_labels)) < len(candidate_labels):
+                    raise ValueError(
+                        f"candidate_labels {list(candidate_labels)}: at least two names, all different, are needed."
+                    )
+                embeds = encode_class_names(self.model, self.processor, candidate_labels)
+                self._candidate_embeds = (candidate_labels, embeds)
+            embeds = self._candidate_embeds[1]
+            return list(candidate_labels), lambda query_embeds: self.model.get_text_logits(query_embeds, embeds)
+        if support_set is None:
+            raise ValueError(
+                "There are no classes to choose from: enrol clips with enroll({class name: videos}), or give "
+                "support_set=, candidate_labels=, or an episode {'support_videos': ..., 'query_videos': ...}."
+            )
+        return support_set.class_names, lambda embeds: support_set.classify(self.model, embeds, inference_mode)
+
+    def _forward_episode(self, episode: dict, inference_mode: str | None) -> dict[str, Any]:
+        inputs, errors = episode["inputs"], episode["errors"]
+        if inference_mode is None and "support_pixel_values" not in inputs:
+            inference_mode = "zero_shot"
+        logits = torch.full((len(errors), len(episode["class_names"])), torch.nan)
+        if "query_pixel_values" in inputs:
+            rows = [row for row, error in enumerate(errors) if error is None]
+            logits[rows] = self.model(**inputs, inference_mode=inference_mode).logits[0].float().cpu()
+        return {"logits": logits, "error": errors, "class_names": episode["class_names"]}
+
+    def postprocess(self, model_outputs: dict[str, Any], top_k: int = 5) -> list:
+        if "episode" in model_outputs:
+            episode = model_outputs["episode"]
+            return [
+                self._answer(logits, episode["class_names"], error, None, top_k)
+                for logits, error in zip(episode["logits"], episode["error"], strict=True)
+            ]
+        names = ("logits", "class_names", "error", "unknown")
+        logits, class_names, error, unknown = (model_outputs[name] for name in names)
+        return self._answer(logits[0], class_names, error, unknown, top_k)
+
+    def _answer(self, logits, class_names: list[str], error: str | None, unknown, top_k: int) -> list[dict[str, Any]]:
+        if error is not None:
+            return [{"label": None, "score": 0.0, "error": error}]
+        answer = self.processor.post_process_video_classification(logits[None], class_names, top_k)[0]
+        if unknown is None:
+            return answer
+        entry = {"label": UNKNOWN_LABEL, "score": float(unknown)}
+        return [entry, *answer] if entry["score"] >= 0.5 else [*answer, entry]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, thumbnails: bool = False, **kwargs) -> None:
+        """Saves model, processor, the code of all of it, and the enrolled classes: a folder for `pipeline` and the Hub.
+
+        `thumbnails` says whether the enrolled clips' pictures are saved, too.
+        """
+        save_with_pipeline(self.model, self.processor, save_directory, **kwargs)
+        if self.support_set is not None:
+            self.support_set.save_pretrained(save_directory, thumbnails=thumbnails)
+
+
+class _Videos(TorchDataset):
+    """The video column of a `datasets` data set, which is none of torch's and would be taken for one input."""
+
+    def __init__(self, dataset, video_column: str):
+        self.dataset, self.video_column = dataset, video_column
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int):
+        return self.dataset[row][self.video_column]
+
+
+def _videos_of_dataset(dataset, video_column: str):
+    if dataset.features is not None:  # a streamed data set may not know them
+        dataset = undecoded_videos(dataset, video_column)
+    return _Videos(dataset, video_column) if hasattr(dataset, "__len__") else (row[video_column] for row in dataset)
+
+
+def _is_episode(inputs: Any) -> bool:
+    return isinstance(inputs, Mapping) and not is_one_video(inputs)
+
+
+def _support_set_beside(model) -> SupportSet | None:
+    """The support set saved in the folder or repository the model came from, if there is one."""
+    name = getattr(model, "name_or_path", "")
+    if not name:
+        return None
+    revision = getattr(model.config, "_commit_hash", None)
+    if os.path.isdir(name):
+        is_there = os.path.isfile(os.path.join(name, SUPPORT_SET_NAME))
+    else:
+        missing_is_fine = {
+            "_raise_exceptions_for_gated_repo": False,
+            "_raise_exceptions_for_missing_entries": False,
+            "_raise_exceptions_for_connection_errors": False,
+        }
+        try:
+            is_there = cached_file(name, SUPPORT_SET_NAME, revision=revision, **missing_is_fine) is not None
+        except OSError:  # no such repository: the name was never one of the Hub's
+            is_there = False
+    return SupportSet.from_pretrained(name, revision=revision) if is_there else None
+
+
+def save_with_pipeline(model, processor, save_directory: str | os.PathLike, **kwargs) -> None:
+    """Saves a model and its processor, so that `pipeline(task, model=save_directory, trust_remote_code=True)` works.
+
+    `model.save_pretrained` alone brings the model's code only. `kwargs` are for it.
+    """
+    # Not by way of a pipeline and its registered class: a model in training stays as it is, and code that came with a
+    # checkpoint, which leaves the registry alone, is saved again, too.
+    pipeline_class = FewShotVideoClassificationPipeline
+    impl = f"{pipeline_class.__module__.split('.')[-1]}.{pipeline_class.__name__}"
+    model.config.custom_pipelines = {TASK: {"impl": impl, "pt": ["AutoModel"]}}
+    model.save_pretrained(save_directory, **kwargs)
+    processor.save_pretrained(save_directory)
+    custom_object_save(pipeline_class, save_directory)
+
+
+if not __package__:
+    PIPELINE_REGISTRY.register_pipeline(TASK, FewShotVideoClassificationPipeline, pt_model=AutoModel)
+
+__all__ = ["UNKNOWN_LABEL", "FewShotVideoClassificationPipeline", "save_with_pipeline"]
