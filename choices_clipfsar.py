@@ -11,6 +11,7 @@ FRAME_SAMPLINGS = ("segment_center", "segment_random", "interval")
 PREPROCESSINGS = ("clip", "official")
 QUERY_AUGMENTATIONS = ("none", "kinetics")
 DECODERS = ("decord", "torchcodec", "av")  # the order in which decoder="auto" tries them
+DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

@@ -77,9 +77,10 @@ class EpisodeSampler:
 
     def sample(self, index: int, epoch: int = 0) -> EpisodeRows:
         """Episode `index` of `epoch`: classes, then the videos of each class, all without replacement."""
-        return self._sample(self.episode_rng(index, epoch))
+        return self.draw(self.episode_rng(index, epoch))
 
-    def _sample(self, rng: np.random.Generator) -> EpisodeRows:
+    def draw(self, rng: np.random.Generator) -> EpisodeRows:
+        """An episode out of random numbers; a sampler of one's own overrides this."""
         chosen = rng.permutation(len(self.class_ids))[: self.n_way]
         rows = np.stack(
             [rng.permutation(self._rows_of_class[choice])[: self.n_shot + self.n_query] for choice in chosen]
@@ -97,6 +98,7 @@ class EpisodeDataset(TorchDataset):
         n_episodes: Length; episodes do not depend on it.
         seed: Episodes of different seeds are independent of each other.
         video_column, label_column: Names of the two columns.
+        sampler: Draws the episodes, instead of one for `n_way`, `n_shot`, `n_query` and `seed`.
 
     Raises:
         ValueError: A column that is not there, labels without names, or too few classes or videos (with the numbers).
@@ -116,6 +118,7 @@ class EpisodeDataset(TorchDataset):
         seed: int = 0,
         video_column: str = "video",
         label_column: str = "label",
+        sampler: EpisodeSampler | None = None,
     ):
         if n_episodes < 1:
             raise ValueError(f"n_episodes={n_episodes} must be at least 1.")
@@ -123,7 +126,9 @@ class EpisodeDataset(TorchDataset):
         self.video_column = video_column
         self.n_episodes = n_episodes
         self.labels, self.class_names = read_labels(dataset, label_column)
-        self.sampler = EpisodeSampler(self.labels, n_way, n_shot, n_query, seed, self.class_names)
+        if sampler is None:
+            sampler = EpisodeSampler(self.labels, n_way, n_shot, n_query, seed, self.class_names)
+        self.sampler = sampler
         # In shared memory, so that workers that live on between epochs hear of a new one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -145,7 +150,7 @@ class EpisodeDataset(TorchDataset):
         if not 0 <= index < self.n_episodes:
             raise IndexError(f"Episode {index} of {self.n_episodes}.")
         rng = self.sampler.episode_rng(index, int(self._epoch))
-        rows = self.sampler._sample(rng)
+        rows = self.sampler.draw(rng)
         n_way, n_shot, n_query = self.sampler.n_way, self.sampler.n_shot, self.sampler.n_query
         support_rows, query_rows = rows.support_rows.flatten(), rows.query_rows.flatten()
         videos = self.dataset[np.concatenate([support_rows, query_rows])][self.video_column]

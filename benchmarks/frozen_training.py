@@ -21,7 +21,8 @@ import transformers
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, HfArgumentParser
 
 from clipfsar.training.arguments import parse_arguments
-from clipfsar.training.trainer import Run
+from clipfsar.training.program import make_trainer
+from clipfsar.training.trainer import EpisodicTrainer
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_dataset
 
@@ -39,22 +40,27 @@ class Arguments:
     num_workers: int = field(default=1, metadata={"help": "Processes that decode videos."})
 
 
-class TimedRun(Run):
-    """A run without validations that keeps the time."""
+class TimedTrainer(EpisodicTrainer):
+    """Trains without validations and checkpoints, and keeps the time from the first of them on."""
 
-    def _encode_training_videos(self) -> torch.Tensor:
+    def _make_loader(self):
         start = time.perf_counter()
-        features = super()._encode_training_videos()
+        loader = super()._make_loader()
         self.encoding_seconds = time.perf_counter() - start
-        return features
+        return loader
 
-    def _validate_and_save(self):
-        self.start, self.episodes_before = time.perf_counter(), self.episodes_done
+    def _validate_and_select(self):
+        if self.episodes_done == self.args.eval_every:
+            self.start, self.episodes_before = time.perf_counter(), self.episodes_done
+
+    def _save_checkpoint(self):
+        pass
+
+    def _load_best(self):
+        pass
 
     def seconds_per_episode(self) -> float:
         """Of the episodes after the first check."""
-        check = self._validate_and_save
-        self._validate_and_save = lambda: check() if self.episodes_done == self.args.eval_every else None
         self.train()
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
@@ -73,7 +79,7 @@ def save_random_vit_b16(folder: Path):
     CLIPImageProcessor().save_pretrained(folder)
 
 
-def measure(arguments: Arguments, dataset: str, num_episodes: int, output_dir: str, *options: str) -> TimedRun:
+def measure(arguments: Arguments, dataset: str, num_episodes: int, output_dir: str, *options: str) -> TimedTrainer:
     settings = {
         "dataset": dataset,
         "model": arguments.model,
@@ -88,7 +94,7 @@ def measure(arguments: Arguments, dataset: str, num_episodes: int, output_dir: s
         "report_to": "none",
     }
     command_line = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    run = TimedRun(parse_arguments([*command_line, *options]))
+    run, _ = make_trainer(parse_arguments([*command_line, *options]), TimedTrainer)
     run.seconds = run.seconds_per_episode()
     run.accelerator.free_memory()
     return run

@@ -22,8 +22,8 @@ import torch
 import transformers
 from transformers import CLIPConfig, HfArgumentParser
 
-from clipfsar.training.arguments import TrainingArguments
-from clipfsar.training.trainer import make_optimizer
+from clipfsar.training.arguments import EpisodicTrainingArguments
+from clipfsar.training.optimization import make_optimizer
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
 
@@ -58,7 +58,7 @@ class Step:
         if arguments.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.runs = self.model  # or compiled
-        self.optimizer = make_optimizer(self.model, TrainingArguments())
+        self.optimizer = make_optimizer(self.model, EpisodicTrainingArguments())
         counts = {"support": arguments.n_way * arguments.n_shot, "query": arguments.n_way * arguments.n_query}
         classes = torch.arange(arguments.n_way, device=device)
         self.labels = {

@@ -18,7 +18,8 @@ def plot_training(records: list[dict], path: Path):
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     episodes = [record["episode"] for record in train]
     for name, label in (("few_shot_loss", "few-shot"), ("video_text_loss", "video-text")):
-        losses.plot(episodes, [record[name] for record in train], label=label)
+        if name in train[0]:  # a trainer's own loss may leave one out
+            losses.plot(episodes, [record[name] for record in train], label=label)
     losses.set(xlabel="training episodes", ylabel="cross-entropy", ylim=(0, None))
     accuracies.plot(episodes, [record["accuracy"] for record in train], label="base classes (training)", alpha=0.5)
     if validation:

@@ -181,7 +181,7 @@ def test_plain_clip_pads_to_the_longest_prompt(tmp_path):
 
 def train(arguments):
     from clipfsar.training.arguments import parse_arguments
-    from clipfsar.training.trainer import main
+    from clipfsar.training.program import main
 
     main(parse_arguments(arguments))
 

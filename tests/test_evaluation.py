@@ -13,10 +13,13 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from tiny_data import model_of_tiny_clip, run_in_children, video_splits, write_video_folder
 
-from clipfsar.evaluation.encoding import encode_classes, encode_videos
-from clipfsar.evaluation.episodes import EpisodicAccuracy, evaluate, predict_episodes, predict_until_interval
-from clipfsar.evaluation.evaluate_model import Arguments, main
+from clipfsar.evaluation.arguments import EvaluateArguments
+from clipfsar.evaluation.encoding import VideoEncoder
+from clipfsar.evaluation.episodes import evaluate_features, predict_episodes, predict_until_interval
+from clipfsar.evaluation.evaluate_model import run
+from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.report import EpisodePredictions, half_interval
+from clipfsar.evaluation.results import EpisodicAccuracy
 from clipfsar.evaluation.split_features import SplitFeatures
 from configuration_clipfsar import INFERENCE_MODES
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
@@ -24,6 +27,19 @@ from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
 VIDEOS_PER_CLASS = 5
+
+
+def main(given: EvaluateArguments) -> list[dict]:
+    """What the program reports, as its JSON has it."""
+    return run(given).to_dicts()
+
+
+def evaluate(model, video_embeds, class_embeds, labels, **protocol) -> list[EpisodicAccuracy]:
+    """Accuracies on given features; few-shot, 1-shot unless the protocol says otherwise."""
+    features = SplitFeatures(model, video_embeds, class_embeds, labels)
+    names = [str(label) for label in range(len(class_embeds))]
+    protocol = {"n_shot": 1, "inference_modes": "few_shot"} | protocol
+    return [result.summary() for result in evaluate_features(features, Protocol(**protocol), names)]
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -79,8 +95,8 @@ def hard_data(hard_split, video_folder, tmp_path_factory):
 def test_cached_features_give_the_accuracies_of_the_whole_model(tiny_clip, processor, hard_split, config, n_shot):
     model = model_of_tiny_clip(tiny_clip, **config)
     episodes = EpisodeDataset(hard_split, n_way=3, n_shot=n_shot, n_query=2, n_episodes=12, seed=6)
-    video_embeds = encode_videos(model, processor, hard_split, Accelerator(cpu=True), batch_size=4)
-    class_embeds = encode_classes(model, processor, episodes.class_names)
+    video_embeds = VideoEncoder(model, processor, Accelerator(cpu=True), batch_size=4).encode(hard_split)
+    class_embeds = VideoEncoder(model, processor).encode_classes(episodes.class_names)
     features = SplitFeatures(model, video_embeds, class_embeds, episodes.labels)
     answers = predict_episodes(features, episodes.sampler, range(12), INFERENCE_MODES, episodes_per_batch=5)
     cached = {mode: predictions.accuracies for mode, predictions in answers.items()}
@@ -97,19 +113,21 @@ def test_cached_features_give_the_accuracies_of_the_whole_model(tiny_clip, proce
 
 def test_features_of_videos_and_classes_are_the_models(tiny_clip, processor, test_split):
     model = model_of_tiny_clip(tiny_clip)
-    embeds = encode_videos(model, processor, test_split, Accelerator(cpu=True), batch_size=4)
+    embeds = VideoEncoder(model, processor, Accelerator(cpu=True), batch_size=4).encode(test_split)
     assert embeds.shape == (3 * VIDEOS_PER_CLASS, 4, 16)
     assert (embeds.dtype, embeds.device.type) == (torch.float32, "cpu")
     with torch.no_grad():
         expected = model.get_video_features(processor.process_videos(list(test_split["video"])))
         texts = model.get_class_features(**processor.tokenize_classes(["gray", "dark_blue"]))
     torch.testing.assert_close(embeds, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(encode_classes(model, processor, ["gray", "dark_blue"]), texts)
+    torch.testing.assert_close(VideoEncoder(model, processor).encode_classes(["gray", "dark_blue"]), texts)
 
 
 def test_workers_do_not_change_features(tiny_clip, processor, test_split):
     model, accelerator = model_of_tiny_clip(tiny_clip), Accelerator(cpu=True)
-    alone, with_workers = (encode_videos(model, processor, test_split, accelerator, num_workers=n) for n in (0, 2))
+    alone, with_workers = (
+        VideoEncoder(model, processor, accelerator, num_workers=n).encode(test_split) for n in (0, 2)
+    )
     assert torch.equal(alone, with_workers)
 
 
@@ -119,8 +137,8 @@ def test_evaluation_runs_without_dropout_and_restores_the_mode(tiny_clip, proces
     episodes = EpisodeDataset(test_split, n_way=3, n_query=2)
 
     def measure():
-        video_embeds = encode_videos(model, processor, test_split, accelerator)
-        class_embeds = encode_classes(model, processor, episodes.class_names)
+        video_embeds = VideoEncoder(model, processor, accelerator).encode(test_split)
+        class_embeds = VideoEncoder(model, processor).encode_classes(episodes.class_names)
         return evaluate(model, video_embeds, class_embeds, episodes.labels, n_way=3, n_query=2, n_episodes=50)
 
     expected = measure()
@@ -137,8 +155,8 @@ def test_evaluation_runs_without_dropout_and_restores_the_mode(tiny_clip, proces
 def test_the_interval_is_that_of_a_mean_over_episodes(tiny_clip, processor, test_split):
     model = model_of_tiny_clip(tiny_clip)
     episodes = EpisodeDataset(test_split, n_way=3, n_query=2, seed=3)
-    video_embeds = encode_videos(model, processor, test_split, Accelerator(cpu=True))
-    class_embeds = encode_classes(model, processor, episodes.class_names)
+    video_embeds = VideoEncoder(model, processor, Accelerator(cpu=True)).encode(test_split)
+    class_embeds = VideoEncoder(model, processor).encode_classes(episodes.class_names)
     given = model, video_embeds, class_embeds, episodes.labels
     values = predict_episodes(SplitFeatures(*given), episodes.sampler, range(40))["few_shot"].accuracies.tolist()
     (result,) = evaluate(*given, n_way=3, n_query=2, n_episodes=40, seed=3)
@@ -153,8 +171,8 @@ def test_the_interval_is_that_of_a_mean_over_episodes(tiny_clip, processor, test
 def test_all_modes_are_measured_on_the_same_seeded_episodes(tiny_clip, processor, test_split):
     model = model_of_tiny_clip(tiny_clip)
     episodes = EpisodeDataset(test_split, n_way=3, n_query=2)
-    video_embeds = encode_videos(model, processor, test_split, Accelerator(cpu=True))
-    class_embeds = encode_classes(model, processor, episodes.class_names)
+    video_embeds = VideoEncoder(model, processor, Accelerator(cpu=True)).encode(test_split)
+    class_embeds = VideoEncoder(model, processor).encode_classes(episodes.class_names)
     settings = {"n_way": 3, "n_shot": 2, "n_query": 2, "n_episodes": 30, "inference_modes": INFERENCE_MODES}
     first, again, other = (
         evaluate(model, video_embeds, class_embeds, episodes.labels, seed=seed, **settings) for seed in (0, 0, 1)
@@ -177,7 +195,7 @@ def test_perfect_features_are_all_right_and_useless_ones_are_at_chance(tiny_clip
     perfect = class_embeds[labels].unsqueeze(1).expand(-1, 4, -1)
     useless = torch.randn(200, 4, 16, generator=torch.Generator().manual_seed(0))
     for embeds, expected in ((perfect, 100.0), (useless, 25.0)):
-        (result,) = evaluate(model, embeds, class_embeds, labels.numpy(), 4, 1, 5, n_episodes=400)
+        (result,) = evaluate(model, embeds, class_embeds, labels.numpy(), n_way=4, n_query=5, n_episodes=400)
         assert result.accuracy == pytest.approx(expected, abs=4)
 
 
@@ -204,15 +222,15 @@ def test_episodes_are_drawn_until_every_interval_is_narrow_enough():
 
 
 def test_an_interval_out_of_reach_is_said_to_be_so():
-    with pytest.raises(ValueError, match=r"--until_interval 0.1 is not reached within 200 episodes: ask for a wider"):
+    with pytest.raises(ValueError, match=r"until_interval=0.1 is not reached within 200 episodes: ask for a wider"):
         predict_until_interval(alternating_answers, 0.1, chunk=50, max_episodes=200)
 
 
 def test_answers_until_an_interval_are_those_to_as_many_episodes(tiny_clip, processor, hard_split):
     model = model_of_tiny_clip(tiny_clip)
     episodes = EpisodeDataset(hard_split, n_way=3, n_query=2)
-    video_embeds = encode_videos(model, processor, hard_split, Accelerator(cpu=True))
-    class_embeds = encode_classes(model, processor, episodes.class_names)
+    video_embeds = VideoEncoder(model, processor, Accelerator(cpu=True)).encode(hard_split)
+    class_embeds = VideoEncoder(model, processor).encode_classes(episodes.class_names)
     features = SplitFeatures(model, video_embeds, class_embeds, episodes.labels)
     predict = partial(predict_episodes, features, EpisodeSampler(episodes.labels, 3, 1, 1))
     answers, again = (predict_until_interval(predict, 5, chunk=30)["few_shot"] for _ in range(2))
@@ -234,7 +252,7 @@ def encode_in_process(tiny_clip, saved_splits, output):
     accelerator = Accelerator(cpu=True)
     split = load_video_splits(str(saved_splits))["test"]
     processor = CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4)
-    embeds = encode_videos(model_of_tiny_clip(tiny_clip), processor, split, accelerator, batch_size=4)
+    embeds = VideoEncoder(model_of_tiny_clip(tiny_clip), processor, accelerator, batch_size=4).encode(split)
     torch.save((accelerator.num_processes, embeds), output / f"embeds_{accelerator.process_index}.pt")
     accelerator.end_training()
 
@@ -244,16 +262,18 @@ def test_two_processes_encode_the_same_features_as_one(tiny_clip, saved_splits, 
     run_in_children(
         encode_in_process, tiny_clip, saved_splits, tmp_path, folder=tmp_path / "output", num_processes=2
     ).check()
-    expected = encode_videos(model_of_tiny_clip(tiny_clip), processor, test_split, Accelerator(cpu=True), batch_size=4)
+    expected = VideoEncoder(model_of_tiny_clip(tiny_clip), processor, Accelerator(cpu=True), batch_size=4).encode(
+        test_split
+    )
     for rank in range(2):
         num_processes, embeds = torch.load(tmp_path / f"embeds_{rank}.pt")
         assert num_processes == 2
         torch.testing.assert_close(embeds, expected, rtol=1e-5, atol=1e-5)
 
 
-def arguments(tiny_clip, saved_splits, **settings) -> Arguments:
+def arguments(tiny_clip, saved_splits, **settings) -> EvaluateArguments:
     defaults = {"n_way": 3, "n_shot": [1, 2], "n_query": 2, "n_episodes": 25, "num_workers": 0}
-    return Arguments(model=str(tiny_clip), dataset=str(saved_splits), **defaults | settings)
+    return EvaluateArguments(model=str(tiny_clip), dataset=str(saved_splits), **defaults | settings)
 
 
 def accuracy_of(result: dict) -> EpisodicAccuracy:
@@ -287,8 +307,8 @@ def test_the_program_measures_what_evaluate_does(checkpoint, tiny_clip, hard_dat
     results = main(arguments(checkpoint, hard_data, seed=3))
     model = CLIPFSARModel.from_pretrained(checkpoint)
     episodes = EpisodeDataset(hard_split, n_way=3, n_query=2)
-    video_embeds = encode_videos(model, processor, hard_split, Accelerator(cpu=True))
-    class_embeds = encode_classes(model, processor, episodes.class_names)
+    video_embeds = VideoEncoder(model, processor, Accelerator(cpu=True)).encode(hard_split)
+    class_embeds = VideoEncoder(model, processor).encode_classes(episodes.class_names)
     for n_shot in (1, 2):
         expected = evaluate(
             *(model, video_embeds, class_embeds, episodes.labels),
@@ -462,7 +482,7 @@ def test_a_feature_store_is_filled_once_per_model(checkpoint, other_checkpoint, 
     assert len(forwards) == 3
 
 
-def run_program(given: Arguments):
+def run_program(given: EvaluateArguments):
     main(given)
 
 

@@ -11,9 +11,10 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from tiny_data import model_of_tiny_clip, run_in_children, write_video
 
+from clipfsar.data.video_split import VideoSplit, digest_of_videos
 from clipfsar.evaluation import feature_store
-from clipfsar.evaluation.encoding import encode_videos
-from clipfsar.evaluation.feature_store import digest_of_videos, stored_features
+from clipfsar.evaluation.encoding import VideoEncoder
+from clipfsar.evaluation.feature_store import FeatureStore
 from processing_clipfsar import CLIPFSARProcessor
 
 NUM_VIDEOS = 7
@@ -53,14 +54,14 @@ class Encoder:
 
         self.model.get_video_features = get_video_features
 
-    def store(self, folder, processor, videos, accelerator=None, **options) -> torch.Tensor:
-        accelerator = accelerator or Accelerator(cpu=True)
-        return stored_features(folder, self.model, processor, videos, accelerator, batch_size=2, **options)
+    def store(self, folder, processor, videos, accelerator=None, rebuild=False, video_column="video") -> torch.Tensor:
+        encoder = VideoEncoder(self.model, processor, accelerator or Accelerator(cpu=True), batch_size=2)
+        return FeatureStore(folder, encoder, rebuild).encode(VideoSplit(videos, video_column))
 
 
 @pytest.fixture(scope="module")
 def expected(tiny_clip, processor, videos):
-    embeds = encode_videos(model_of_tiny_clip(tiny_clip), processor, videos, Accelerator(cpu=True), batch_size=2)
+    embeds = VideoEncoder(model_of_tiny_clip(tiny_clip), processor, Accelerator(cpu=True), batch_size=2).encode(videos)
     AcceleratorState._reset_state(True)
     return embeds
 
@@ -171,14 +172,14 @@ def test_parts_of_any_size_and_place_are_made_whole(tiny_clip, processor, videos
 
 
 def test_a_kill_after_the_last_batch_loses_nothing(tiny_clip, processor, videos, expected, tmp_path, monkeypatch):
-    save = feature_store._save_at_once
+    save = feature_store._save_whole
 
     def save_parts_only(tensors, path):
         if path.name == "features.safetensors":
             raise KeyboardInterrupt
         save(tensors, path)
 
-    monkeypatch.setattr(feature_store, "_save_at_once", save_parts_only)
+    monkeypatch.setattr(feature_store, "_save_whole", save_parts_only)
     with pytest.raises(KeyboardInterrupt):
         Encoder(tiny_clip).store(tmp_path, processor, videos)
     monkeypatch.undo()

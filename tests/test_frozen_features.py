@@ -5,8 +5,10 @@ import torch
 from accelerate import Accelerator
 from tiny_data import save_tiny_clip, video_splits, write_video_folder
 
-from clipfsar.evaluation import feature_store
-from clipfsar.training.arguments import TrainingArguments
+from clipfsar.data.video_split import VideoSplit
+from clipfsar.evaluation.encoding import VideoEncoder
+from clipfsar.evaluation.feature_store import FeatureStore
+from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset
 from modeling_clipfsar import CLIPFSARModel
@@ -31,11 +33,8 @@ def model_and_processor(tmp_path_factory):
 @pytest.fixture
 def encode(split, model_and_processor, tmp_path):
     def run(num_draws, seed=0):
-        settings = {"batch_size": 5, "num_workers": 0}
-        accelerator = Accelerator(cpu=True)
-        return encode_draws(
-            tmp_path / "features", num_draws, seed, *model_and_processor, split, accelerator, "video", **settings
-        )
+        encoder = VideoEncoder(*model_and_processor, Accelerator(cpu=True), batch_size=5)
+        return encode_draws(FeatureStore(tmp_path / "features", encoder), VideoSplit(split), num_draws, seed)
 
     return run
 
@@ -79,7 +78,7 @@ def test_features_of_another_seed_are_not_taken_for_these(encode):
 
 def test_stored_features_are_not_encoded_again(encode, monkeypatch):
     features = encode(1)
-    monkeypatch.setattr(feature_store, "encode_batches", None)
+    monkeypatch.setattr(VideoEncoder, "batches", None)
     assert torch.equal(encode(1), features)
 
 
@@ -107,6 +106,6 @@ def test_every_episode_picks_its_own_draws():
 def test_augmentation_of_pixels_is_refused_on_features():
     settings = {"freeze_vision": True, "query_augmentation": "kinetics"}
     with pytest.raises(ValueError, match=r"--query_augmentation kinetics changes pixels, .* or --feature_draws 0"):
-        TrainingArguments(**settings)
-    assert not TrainingArguments(**settings, feature_draws=0).trains_on_features
-    assert not TrainingArguments().trains_on_features
+        EpisodicTrainingArguments(**settings)
+    assert not EpisodicTrainingArguments(**settings, feature_draws=0).trains_on_features
+    assert not EpisodicTrainingArguments().trains_on_features

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from clipfsar.checkpoints.model_card import write_model_card
-from clipfsar.evaluation.episodes import EpisodicAccuracy
+from clipfsar.evaluation.results import EpisodicAccuracy
 from clipfsar.training.arguments import parse_arguments
 
 RESULTS = [

@@ -36,9 +36,10 @@ from clipfsar.data import prepare as prepare_dataset
 from clipfsar.data.frame_store import MISSING, in_processes
 from clipfsar.data.prepare import Preparation, parse_arguments, with_class_names
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
-from clipfsar.evaluation import evaluate_model as evaluation
-from clipfsar.training import trainer as training_program
+from clipfsar.evaluation.arguments import EvaluateArguments
+from clipfsar.evaluation.evaluate_model import main as evaluate
 from clipfsar.training.arguments import parse_arguments as parse_training_arguments
+from clipfsar.training.program import main as train
 from processing_clipfsar import CLIPFSARProcessor
 
 NUM_VIDEOS = {"train": 12, "validation": 9, "test": 9}  # three of each class of COLOURS
@@ -1038,8 +1039,8 @@ EVALUATION = {"n_way": 3, "n_shot": [1], "n_episodes": 20, "num_workers": 0, "ou
 def train_and_evaluate(folder: Path, training: list[str], evaluating: dict):
     """In a child, in `folder`: the two programs one after the other."""
     os.chdir(folder)
-    training_program.main(parse_training_arguments(training))
-    evaluation.main(evaluation.Arguments(**evaluating))
+    train(parse_training_arguments(training))
+    evaluate(EvaluateArguments(**evaluating))
 
 
 def check_run(folder: Path, run: str):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from clipfsar.presets import PRESETS, learning_rate_at
-from clipfsar.training.arguments import TrainingArguments, parse_arguments
-from clipfsar.training.trainer import main
+from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
+from clipfsar.training.program import main
 
 # Recorded from the official program, alibaba-mmai-research/CLIP-FSAR: [iteration, learning rate] pairs per benchmark.
 LEARNING_RATES = json.loads((Path(__file__).parent / "golden" / "learning_rates.json").read_text())
@@ -112,7 +112,7 @@ def test_a_benchmark_resolves_to_the_official_settings(benchmark):
 @pytest.mark.parametrize("benchmark", OFFICIAL_SETTINGS)
 def test_a_preset_sets_nothing_that_is_not_an_option_and_nothing_besides_the_official_settings(benchmark):
     defaults = PRESETS[benchmark].as_defaults()
-    assert set(defaults) <= {item.name for item in fields(TrainingArguments)}
+    assert set(defaults) <= {item.name for item in fields(EpisodicTrainingArguments)}
     resolved = asdict(parse_arguments(["--benchmark", benchmark]))
     plain = asdict(parse_arguments([]))
     changed = {name for name in plain if plain[name] != resolved[name]}
@@ -183,14 +183,14 @@ def test_help_explains_every_option_and_lists_the_benchmarks(capsys):
     text = capsys.readouterr().out
     assert "{ssv2_full,ssv2_small,kinetics100,ucf101,hmdb51}" in text
     words = " ".join(text.split())
-    for item in fields(TrainingArguments):
+    for item in fields(EpisodicTrainingArguments):
         assert f"--{item.name}" in text
         start = item.metadata["help"].split("-")[0][:30].strip()  # argparse may break a line at a hyphen
         assert start in words, item.name
 
 
 def test_print_config_prints_the_resolved_settings_and_stops(capsys):
-    assert main(parse_arguments(["--benchmark", "hmdb51", "--n_shot", "3", "--print_config"])) == []
+    assert main(parse_arguments(["--benchmark", "hmdb51", "--n_shot", "3", "--print_config"])) is None
     printed = json.loads(capsys.readouterr().out)
     assert printed == asdict(parse_arguments(["--benchmark", "hmdb51", "--n_shot", "3", "--print_config"]))
     assert (printed["video_text_loss_weight"], printed["n_shot"]) == (1.2, [3])

@@ -9,8 +9,11 @@ from golden.formula_model import formula_tensor, tiny_config, tiny_resnet_clip_c
 from tiny_data import model_of_tiny_clip, random_clip, tiny_model_and_processor, video_splits, write_video_folder
 from transformers import HfArgumentParser
 
-from clipfsar.evaluation import evaluate_model as evaluation
-from clipfsar.evaluation.feature_store import store_manifest, stored_features
+from clipfsar.data.video_split import VideoSplit
+from clipfsar.evaluation.arguments import EvaluateArguments
+from clipfsar.evaluation.encoding import VideoEncoder
+from clipfsar.evaluation.evaluate_model import run
+from clipfsar.evaluation.feature_store import FeatureStore
 from clipfsar.inference import predict
 from clipfsar.inference.quantized import DTYPES, quantize_int8
 from pipeline_clipfsar import save_with_pipeline
@@ -88,17 +91,16 @@ def test_a_feature_store_of_another_arithmetic_is_refused(tiny_clip, processor, 
     videos, accelerator = video_splits(data / "videos")["test"], Accelerator(cpu=True)
     models = {"float32": model_of_tiny_clip(tiny_clip), "int8": quantize_int8(model_of_tiny_clip(tiny_clip))}
     models["bfloat16"] = model_of_tiny_clip(tiny_clip).to(torch.bfloat16)
-    for name, model in models.items():
-        manifest = store_manifest(model, processor, videos, accelerator, "video")
+    encoders = {name: VideoEncoder(model, processor, accelerator) for name, model in models.items()}
+    for name, encoder in encoders.items():
+        manifest = FeatureStore(tmp_path, encoder).manifest(VideoSplit(videos))
         assert manifest["arithmetic"] == f"{name}, mixed precision: no"
-    stored = {
-        name: stored_features(tmp_path / name, model, processor, videos, accelerator) for name, model in models.items()
-    }
+    stored = {name: FeatureStore(tmp_path / name, encoder).encode(videos) for name, encoder in encoders.items()}
     for name in ("int8", "bfloat16"):
         assert 0 < (stored[name] - stored["float32"]).abs().max() < 0.1
         for made, now in ((name, "float32"), ("float32", name)):
             with pytest.raises(ValueError, match=f"arithmetic: {made}, mixed precision: no .now {now}"):
-                stored_features(tmp_path / made, models[now], processor, videos, accelerator)
+                FeatureStore(tmp_path / made, encoders[now]).encode(videos)
 
 
 # --- programs ---------------------------------------------------------------------------------------------------------
@@ -106,8 +108,8 @@ def test_a_feature_store_of_another_arithmetic_is_refused(tiny_clip, processor, 
 
 def evaluate(data, **settings) -> list[dict]:
     defaults = {"n_way": 3, "n_shot": [1], "n_query": 2, "n_episodes": 10, "num_workers": 0}
-    arguments = evaluation.Arguments(model=str(data / "checkpoint"), dataset=str(data / "saved"), **defaults | settings)
-    return evaluation.main(arguments)
+    arguments = EvaluateArguments(model=str(data / "checkpoint"), dataset=str(data / "saved"), **defaults | settings)
+    return run(arguments).to_dicts()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -119,7 +121,7 @@ def test_evaluation_runs_in_every_arithmetic(data, tmp_path, dtype):
 
 
 def test_one_arithmetic_at_a_time(data):
-    with pytest.raises(ValueError, match="--dtype int8 and --mixed_precision bf16 both say"):
+    with pytest.raises(ValueError, match="--dtype int8 and --mixed_precision bf16 both set"):
         evaluate(data, dtype="int8", mixed_precision="bf16")
 
 
@@ -150,10 +152,8 @@ def test_predict_answers_in_int8_on_the_cpu_only(data, capsys):
         predict.main(HfArgumentParser(predict.Arguments).parse_args_into_dataclasses(command)[0])
 
 
-@pytest.mark.parametrize("program", [evaluation, predict])
-def test_an_unknown_arithmetic_is_refused_with_the_choices(program, capsys):
+@pytest.mark.parametrize("options", [EvaluateArguments, predict.Arguments])
+def test_an_unknown_arithmetic_is_refused_with_the_choices(options, capsys):
     with pytest.raises(SystemExit):
-        HfArgumentParser(program.Arguments).parse_args_into_dataclasses(
-            ["--model", "x", "--dataset", "y", "--dtype", "int4"]
-        )
+        HfArgumentParser(options).parse_args_into_dataclasses(["--model", "x", "--dataset", "y", "--dtype", "int4"])
     assert "choose from" in capsys.readouterr().err

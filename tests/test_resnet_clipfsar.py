@@ -17,7 +17,7 @@ from golden.formula_model import (
 from torch import nn
 from transformers import CLIPTextConfig
 
-from clipfsar.training.trainer import optimizer_groups
+from clipfsar.training.optimization import optimizer_groups
 from configuration_clipfsar import CLIPFSARConfig, CLIPResNetConfig, CLIPResNetVisionConfig
 from modeling_clipfsar import CLIPFSARModel
 from resnet_clipfsar import CLIPResNetModel, CLIPResNetVisionModel

@@ -16,8 +16,8 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tiny_data import child_environment, random_clip
 
-from clipfsar.evaluation import feature_store
-from clipfsar.evaluation.feature_store import stored_features
+from clipfsar.evaluation.encoding import VideoEncoder
+from clipfsar.evaluation.feature_store import FeatureStore
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 from support_set_clipfsar import SupportSet
@@ -88,9 +88,8 @@ def test_the_feature_store_is_taken_as_it_is(parts, tmp_path, monkeypatch):
     videos = [SAVED / "videos" / name / f"{number}.mp4" for name in ("swim", "brush_hair") for number in range(2)]
     dataset = Dataset.from_dict({"video": [str(video) for video in videos], "label": [v.parent.name for v in videos]})
 
-    def encode_batches(*_, **__):
-        raise AssertionError("the features are there already")
-
-    monkeypatch.setattr(feature_store, "encode_batches", encode_batches)
-    embeds = stored_features(SAVED / "feature_store", model, processor, dataset, Accelerator(cpu=True))
+    monkeypatch.setattr(VideoEncoder, "batches", None)  # the features are there already
+    embeds = FeatureStore(SAVED / "feature_store", VideoEncoder(model, processor, Accelerator(cpu=True))).encode(
+        dataset
+    )
     torch.testing.assert_close(embeds, EXPECTED["video_embeds"], rtol=0, atol=0)

@@ -62,11 +62,11 @@ def test_states_are_computed_once_and_without_dropout_or_gradients(tiny_model, p
     model = tiny_model()
     expected = features_of(model, pixel_values)
     features = features_of(model.train(), pixel_values)
-    assert not model.training
     for name in ("query_states", "text_logits", "one_shot_prototypes"):
         state = getattr(features, name)
         assert getattr(features, name) is state
         assert not state.requires_grad
+        assert model.training
     torch.testing.assert_close(features.query_states, expected.query_states)
 
 

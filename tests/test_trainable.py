@@ -20,8 +20,14 @@ from tiny_data import (
 )
 from transformers import SiglipConfig
 
-from clipfsar.training.arguments import TrainingArguments, parse_arguments
-from clipfsar.training.trainable import choose_trainable, has_adapters, merged_state_dict, save_model, trainable_report
+from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
+from clipfsar.training.trainable import (
+    choose_trainable,
+    has_adapters,
+    merged_state_dict,
+    save_trained_model,
+    trainable_report,
+)
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -56,20 +62,20 @@ def trained_vision(model) -> set[str]:
 
 
 def test_all_of_the_visual_tower_trains_by_default(vit):
-    choose_trainable(vit, TrainingArguments())
+    choose_trainable(vit, EpisodicTrainingArguments())
     expected = {n for n, _ in vit.clip.named_parameters() if n.startswith(("vision_model.", "visual_projection."))}
     assert trained_vision(vit) == expected
 
 
 def test_frozen_tower_trains_nothing(vit, resnet):
     for model in (vit, resnet):
-        choose_trainable(model, TrainingArguments(freeze_vision=True))
+        choose_trainable(model, EpisodicTrainingArguments(freeze_vision=True))
         assert trained_vision(model) == set()
         assert not model.train()._uses_batch_statistics()
 
 
 def test_last_layers_are_counted_from_the_end_with_what_follows_them(vit):
-    choose_trainable(vit, TrainingArguments(train_last_layers=1))
+    choose_trainable(vit, EpisodicTrainingArguments(train_last_layers=1))
     trained = trained_vision(vit)
     assert {name.split(".")[1] for name in trained if name.startswith("vision_model")} == {"encoder", "post_layernorm"}
     assert {name.split(".")[3] for name in trained if "encoder.layers" in name} == {"1"}
@@ -77,13 +83,13 @@ def test_last_layers_are_counted_from_the_end_with_what_follows_them(vit):
 
 
 def test_no_last_layer_leaves_norm_and_projection(vit):
-    choose_trainable(vit, TrainingArguments(train_last_layers=0))
+    choose_trainable(vit, EpisodicTrainingArguments(train_last_layers=0))
     names = {"vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias", "visual_projection.weight"}
     assert trained_vision(vit) == names
 
 
 def test_last_layers_of_a_resnet_are_its_blocks(resnet):
-    choose_trainable(resnet, TrainingArguments(train_last_layers=2))
+    choose_trainable(resnet, EpisodicTrainingArguments(train_last_layers=2))
     assert {name.split(".")[1] for name in trained_vision(resnet)} == {"layer3", "layer4", "attnpool"}
     resnet.train()
     assert not resnet.clip.vision_model.layer2[0].bn1.training
@@ -96,34 +102,34 @@ def test_last_layers_of_siglip_include_its_pooling_head():
         text_config=tower | {"vocab_size": 50}, vision_config=tower | {"image_size": 16, "patch_size": 8}
     )
     model = CLIPFSARModel(tiny_config(clip_config))
-    choose_trainable(model, TrainingArguments(train_last_layers=1))
+    choose_trainable(model, EpisodicTrainingArguments(train_last_layers=1))
     assert {name.split(".")[1] for name in trained_vision(model)} == {"encoder", "post_layernorm", "head"}
 
 
 def test_more_last_layers_than_there_are_are_refused(vit):
     with pytest.raises(ValueError, match="--train_last_layers 3: the visual tower has 2 layers"):
-        choose_trainable(vit, TrainingArguments(train_last_layers=3))
+        choose_trainable(vit, EpisodicTrainingArguments(train_last_layers=3))
 
 
 def test_frozen_batch_norms_neither_train_nor_count(resnet, vit):
-    choose_trainable(resnet, TrainingArguments(freeze_batch_norm=True))
+    choose_trainable(resnet, EpisodicTrainingArguments(freeze_batch_norm=True))
     trained = trained_vision(resnet)
     assert "vision_model.layer1.0.conv1.weight" in trained
     assert not any(".bn" in name or "downsample.1" in name for name in trained)
     assert not resnet.train()._uses_batch_statistics()
     with pytest.raises(ValueError, match="this visual tower has no batch norms; leave the option out"):
-        choose_trainable(vit, TrainingArguments(freeze_batch_norm=True))
+        choose_trainable(vit, EpisodicTrainingArguments(freeze_batch_norm=True))
 
 
 def test_choices_exclude_each_other():
     with pytest.raises(ValueError, match="--freeze_vision and --lora_rank exclude each other"):
-        TrainingArguments(freeze_vision=True, lora_rank=4)
+        EpisodicTrainingArguments(freeze_vision=True, lora_rank=4)
     with pytest.raises(ValueError, match="--train_last_layers -1 must be 0 or more"):
-        TrainingArguments(train_last_layers=-1)
+        EpisodicTrainingArguments(train_last_layers=-1)
 
 
 def test_report_counts_each_part(vit):
-    choose_trainable(vit, TrainingArguments(freeze_vision=True))
+    choose_trainable(vit, EpisodicTrainingArguments(freeze_vision=True))
     head = sum(p.numel() for n, p in vit.named_parameters() if not n.startswith("clip."))
     vision = sum(p.numel() for n, p in vit.clip.named_parameters() if n.startswith("vis"))
     report = trainable_report(vit)
@@ -138,7 +144,7 @@ def test_report_counts_each_part(vit):
 def adapted(start, **settings):
     """With adapters that are not zero, as after some training."""
     torch.manual_seed(0)
-    choose_trainable(start, TrainingArguments(lora_rank=2, **settings))
+    choose_trainable(start, EpisodicTrainingArguments(lora_rank=2, **settings))
     with torch.no_grad():
         for name, parameter in start.named_parameters():
             if ".lora_B." in name:
@@ -149,7 +155,7 @@ def adapted(start, **settings):
 def test_adapters_alone_train_and_change_nothing_at_first(vit):
     inputs = tiny_episode()
     before = vit(**inputs).logits
-    choose_trainable(vit, TrainingArguments(lora_rank=2))
+    choose_trainable(vit, EpisodicTrainingArguments(lora_rank=2))
     assert torch.equal(vit(**inputs).logits, before)
     trained = trained_vision(vit)
     assert {name.split(".")[5] for name in trained} == {"q_proj", "v_proj"}
@@ -169,7 +175,7 @@ def test_merged_weights_give_what_the_adapters_gave(tower, image_size, targets, 
     images = tiny_episode(image_size=image_size)["query_pixel_values"]
     expected = model.get_video_features(images)
     assert (expected - plain.get_video_features(images)).abs().max() > 0.01
-    save_model(model, processor, tmp_path / "saved")
+    save_trained_model(model, processor, tmp_path / "saved")
     loaded = CLIPFSARModel.from_pretrained(tmp_path / "saved")
     assert loaded.state_dict().keys() == plain.state_dict().keys()
     torch.testing.assert_close(loaded.get_video_features(images), expected, rtol=0, atol=1e-5)
@@ -182,7 +188,7 @@ def test_kept_adapter_turns_the_start_into_what_was_saved(vit, processor, tmp_pa
     peft = pytest.importorskip("peft")
     start = copy.deepcopy(vit)
     model = adapted(vit, model="somebody/clip")
-    save_model(model, processor, tmp_path, keep_adapter=True)
+    save_trained_model(model, processor, tmp_path, keep_adapter=True)
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (2, 4)
     assert settings["base_model_name_or_path"] == "somebody/clip"
@@ -195,19 +201,19 @@ def test_kept_adapter_turns_the_start_into_what_was_saved(vit, processor, tmp_pa
 def test_targets_that_are_not_there_are_refused_with_those_that_are(vit):
     message = "--lora_targets query: the visual tower's linear and convolution layers are named fc1, fc2, k_proj, out_"
     with pytest.raises(ValueError, match=message):
-        choose_trainable(vit, TrainingArguments(lora_rank=2, lora_targets=["q_proj", "query"]))
+        choose_trainable(vit, EpisodicTrainingArguments(lora_rank=2, lora_targets=["q_proj", "query"]))
 
 
 def test_missing_peft_is_named(vit, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(ValueError, match=r"--lora_rank needs the package peft: pip install 'clipfsar\[peft\]'"):
-        choose_trainable(vit, TrainingArguments(lora_rank=2))
+        choose_trainable(vit, EpisodicTrainingArguments(lora_rank=2))
 
 
 def test_model_without_adapters_is_saved_as_ever(vit, processor, tmp_path):
     assert not has_adapters(vit)
     assert merged_state_dict(vit).keys() == vit.state_dict().keys()
-    save_model(vit, processor, tmp_path, keep_adapter=True)
+    save_trained_model(vit, processor, tmp_path, keep_adapter=True)
     assert not (tmp_path / "adapter").exists()
 
 
@@ -227,10 +233,11 @@ def tiny_clip(tmp_path_factory):
 
 
 def run_program(arguments: list[str], stop_after: int | None = None):
-    from clipfsar.training import trainer as program
+    from clipfsar.training.program import main
+    from clipfsar.training.trainer import EpisodicTrainer
 
     if stop_after is not None:
-        save_state, calls = program.Run._save_state, []
+        save_state, calls = EpisodicTrainer._save_state, []
 
         def save_and_stop(self):
             save_state(self)
@@ -238,8 +245,8 @@ def run_program(arguments: list[str], stop_after: int | None = None):
             if len(calls) == stop_after:
                 raise KeyboardInterrupt
 
-        program.Run._save_state = save_and_stop
-    program.main(parse_arguments(arguments))
+        EpisodicTrainer._save_state = save_and_stop
+    main(parse_arguments(arguments))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

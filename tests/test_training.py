@@ -39,8 +39,11 @@ from tiny_data import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipfsar.training import trainer as program
+from clipfsar.training import trainer
 from clipfsar.training.arguments import parse_arguments
+from clipfsar.training.optimization import make_optimizer, optimizer_groups
+from clipfsar.training.program import main
+from clipfsar.training.run_folder import complete_folder, replace_folder
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -81,7 +84,7 @@ def run_program(arguments: list[str], prepare=None, *details):
     """In a child: the program's `main`, after `prepare(*details)`."""
     if prepare:
         prepare(*details)
-    program.main(parse_arguments(arguments))
+    main(parse_arguments(arguments))
 
 
 @pytest.fixture
@@ -277,7 +280,7 @@ def assert_same_log_and_weights(output_dir: Path, reference: Path):
 
 def die_at(name: str, call: int, after: bool = False):
     """In a child: SIGKILL itself in the `call`-th call of a function of the program, before or after it acts."""
-    owner = program
+    owner = trainer
     *path, name = name.split(".")
     for part in path:
         owner = getattr(owner, part)
@@ -320,8 +323,8 @@ def test_a_run_that_dies_again_and_again_ends_as_if_it_had_not(train, reference,
         (die_at, "_record", 5, True),  # at its first step after it (of a resumed run the calls count anew)
         (die_at, "TrainingLog.write", 3),  # a validation is done, but not written down
         (die_between_the_renames_of, "state", 1),  # the last checkpoint is there, the one before called state.old
-        (die_at, "evaluate", 1),  # in the last validation
-        (die_at, "evaluate", 3),  # in the test, of two shots
+        (die_at, "Evaluation._answers", 1),  # in the last validation
+        (die_at, "Evaluation._answers", 3),  # in the test, of two shots
     ]
     train_log_lines = []
     for number, death in enumerate(deaths):
@@ -358,7 +361,7 @@ def kill_after(arguments: list[str], output_dir: Path, seconds: float):
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait_and_kill, daemon=True).start()
-    program.main(parse_arguments(arguments))
+    main(parse_arguments(arguments))
 
 
 @pytest.mark.parametrize(
@@ -386,7 +389,10 @@ def test_resuming_a_finished_run_tests_it_again(train, reference, tmp_path):
 
 def test_an_existing_run_is_not_overwritten(train, reference, tmp_path):
     shutil.copytree(reference, tmp_path / "run")
-    assert_refused(train(), "holds a run already: --resume goes on with it, a new run needs another --output_dir")
+    assert_refused(
+        train(),
+        r"holds a run already: --resume \(resume_from_checkpoint=True\) goes on with it, a new run needs another",
+    )
     assert_same_run(tmp_path / "run", reference)
 
 
@@ -441,9 +447,9 @@ def replace_and_die(monkeypatch, folder: Path, content: str, steps: int) -> bool
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", step(Path.rename))
-        patch.setattr(program.shutil, "rmtree", step(shutil.rmtree))
+        patch.setattr(shutil, "rmtree", step(shutil.rmtree))
         try:
-            program.replace_folder(new, folder)
+            replace_folder(new, folder)
         except Death:
             return True
     return False
@@ -457,7 +463,7 @@ def test_one_death_between_any_two_steps_leaves_a_complete_folder(monkeypatch, t
         (folder / "progress.json").write_text("old")
         died = replace_and_die(monkeypatch, folder, "new", steps)
         deaths += died
-        content = (program.complete_folder(folder) / "progress.json").read_text()
+        content = (complete_folder(folder) / "progress.json").read_text()
         assert content in (("old", "new") if died else ("new",))
     assert 3 <= deaths < 10
 
@@ -470,7 +476,7 @@ def test_two_deaths_between_any_two_steps_leave_a_complete_folder(monkeypatch, t
             (folder / "progress.json").write_text("old")
             for content, steps in (("new", first), ("newer", second)):
                 replace_and_die(monkeypatch, folder, content, steps)
-                assert (program.complete_folder(folder) / "progress.json").read_text() in ("old", "new", "newer")
+                assert (complete_folder(folder) / "progress.json").read_text() in ("old", "new", "newer")
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
@@ -480,7 +486,7 @@ def test_only_temporal_and_batch_norms_are_not_decayed(tiny_clip):
     model = CLIPFSARModel.from_pretrained(tiny_clip, temporal_num_layers=2)
     model.freeze_text_tower()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, exempt = program.optimizer_groups(model, 1e-3)
+    decayed, exempt = optimizer_groups(model, 1e-3)
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (1e-3, 0.0)
     assert {names[id(parameter)] for parameter in exempt["params"]} == {
         f"temporal_transformer.layers.{layer}.attention.norm.{kind}" for layer in (0, 1) for kind in ("weight", "bias")
@@ -495,7 +501,7 @@ def test_only_temporal_and_batch_norms_are_not_decayed(tiny_clip):
 
 def test_batch_norms_are_not_decayed():
     module = torch.nn.ModuleDict({"bn1": torch.nn.BatchNorm2d(2), "conv": torch.nn.Conv2d(1, 1, 1)})
-    decayed, exempt = program.optimizer_groups(module, 0.1)
+    decayed, exempt = optimizer_groups(module, 0.1)
     assert [len(group["params"]) for group in (decayed, exempt)] == [2, 2]
     assert exempt["params"][0] is module["bn1"].weight
 
@@ -503,7 +509,7 @@ def test_batch_norms_are_not_decayed():
 def test_the_optimizer_is_adam_with_coupled_decay_unless_asked(tiny_clip):
     model = CLIPFSARModel.from_pretrained(tiny_clip)
     for arguments, expected in (([], torch.optim.Adam), (["--optimizer", "adamw"], torch.optim.AdamW)):
-        optimizer = program.make_optimizer(model, parse_arguments(arguments))
+        optimizer = make_optimizer(model, parse_arguments(arguments))
         assert type(optimizer) is expected
         assert optimizer.defaults["betas"] == (0.9, 0.999)
         assert optimizer.defaults["fused"]
@@ -518,20 +524,27 @@ def test_the_text_tower_is_frozen_and_all_else_is_trained(reference, tiny_clip):
 
 
 def count_text_features():
-    """In a child: prints how often the text tower ran while `Run.train` did."""
-    train, encode = program.Run.train, transformers.CLIPModel.get_text_features
+    """In a child: prints how often the text tower ran before the first step, and from there on."""
+    trainer_class, encode = trainer.EpisodicTrainer, transformers.CLIPModel.get_text_features
+    begin, load_best = trainer_class._say_what_trains, trainer_class._load_best
     calls = []
 
     def get_text_features(self, *args, **kwargs):
         calls.append(None)
         return encode(self, *args, **kwargs)
 
-    def counted(self):
-        before = len(calls)
-        train(self)
-        print(f"text tower: {before} times before, {len(calls) - before} times in training")
+    before = []
 
-    transformers.CLIPModel.get_text_features, program.Run.train = get_text_features, counted
+    def noted_begin(self):
+        before.append(len(calls))
+        begin(self)
+
+    def counted(self):
+        print(f"text tower: {before[0]} times before, {len(calls) - before[0]} times in training")
+        load_best(self)
+
+    transformers.CLIPModel.get_text_features = get_text_features
+    trainer_class._say_what_trains, trainer_class._load_best = noted_begin, counted
 
 
 @pytest.fixture(scope="module")
@@ -585,20 +598,20 @@ def count_waits(path: Path):
 
         return method
 
-    train, log_training = program.Run.train, program.Run._log_training
+    train, log_training = trainer.EpisodicTrainer.train, trainer.EpisodicTrainer._log_training
 
     def noted_log(self, *args):
         waits.append("LOG")
         log_training(self, *args)
 
-    def noted_train(self):
+    def noted_train(self, **options):
         for name in ("tolist", "cpu", "numpy"):  # not seen by the mode on a CPU
             setattr(torch.Tensor, name, counted(name))
         with ReadsOfNumbers():
-            train(self)
+            train(self, **options)
         path.write_text(json.dumps(waits))
 
-    program.Run.train, program.Run._log_training = noted_train, noted_log
+    trainer.EpisodicTrainer.train, trainer.EpisodicTrainer._log_training = noted_train, noted_log
 
 
 def test_between_lines_of_the_log_no_step_waits_for_its_device(train, tmp_path):
@@ -774,6 +787,9 @@ def test_the_program_on_an_uploaded_models_card_runs_without_this_repository(tra
 def test_settings_of_a_run_are_kept_with_its_model(reference, dataset, tiny_clip):
     expected = asdict(parse_arguments(training_arguments(dataset, tiny_clip, reference)))
     expected |= {"dataset": dataset.name, "model": tiny_clip.name, "output_dir": reference.name}
+    # what the options left to the model
+    expected |= {"alignment": "otam", "support_pooling": "before", "prototype_modulation": True}
+    expected |= {"temporal_num_layers": 1, "video_text_loss_weight": 1.5}
     assert json.loads((reference / "best" / "training_arguments.json").read_text()) == expected
 
 

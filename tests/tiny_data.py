@@ -202,7 +202,7 @@ def _run_child(function, arguments, output: Path, variables: dict[str, str]):
 
 
 def _start_server():
-    _SERVER.set_forkserver_preload(["clipfsar.training.trainer", "tiny_data"])
+    _SERVER.set_forkserver_preload(["clipfsar.training.program", "tiny_data"])
     before = dict(os.environ)
     os.environ.update(child_environment())
     try:

@@ -3,7 +3,13 @@
 The same program as `clipfsar train`, whose --help explains every option.
 """
 
-from clipfsar.training.trainer import run
+import sys
+
+from clipfsar.training.arguments import parse_arguments
+from clipfsar.training.program import main
 
 if __name__ == "__main__":
-    run()
+    try:
+        main(parse_arguments())
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")

@@ -80,7 +80,8 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
         num_base_classes: Classes trained on.
     """
     # Names, not paths of the machine it was trained on.
-    dataset_name, base_model = public_name(args.dataset), public_name(args.model)
+    dataset_name = public_name(args.dataset) if args.dataset else "unnamed videos"  # a trainer may be given objects
+    base_model = public_name(args.model)
     is_on_hub = not Path(args.model).exists()
     data = ModelCardData(
         library_name="transformers",

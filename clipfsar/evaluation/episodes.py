@@ -1,40 +1,22 @@
-"""Answers to episodes out of features that were computed once, and their mean with its interval."""
+"""Answers to episodes out of features that were computed once.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+Neither the frame features of a video nor its states as a query depend on the episode, nor does a 1-shot prototype: a
+query passes the temporal transformer without a text, and a support video with that of its own class.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
 from einops import rearrange
 
 from clipfsar.evaluation.episode_list import EpisodeList
+from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.report import EpisodePredictions, half_interval
+from clipfsar.evaluation.results import EpisodicResult, EvaluationResults, summarize
 from clipfsar.evaluation.split_features import SplitFeatures
 from episodes_clipfsar import EpisodeSampler
-from modeling_clipfsar import CLIPFSARModel
-
-
-@dataclass(frozen=True)
-class EpisodicAccuracy:
-    """Mean accuracy over episodes, in percent, with the half width of its 95% interval.
-
-    The interval says how far the mean over *these videos and classes* may be off because episodes are a sample; it
-    says nothing of other videos or classes.
-    """
-
-    inference_mode: str
-    n_way: int
-    n_shot: int
-    n_query: int
-    n_episodes: int
-    accuracy: float
-    interval: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.n_way}-way {self.n_shot}-shot {self.inference_mode}: {self.accuracy:.1f} ± {self.interval:.1f}% "
-            f"({self.n_episodes} episodes)"
-        )
 
 
 @torch.no_grad()
@@ -72,42 +54,49 @@ def predict_episodes(
     }
 
 
-def evaluate(
-    model: CLIPFSARModel,
-    video_embeds: torch.Tensor,
-    class_embeds: torch.Tensor,
+def evaluate_features(features: SplitFeatures, protocol: Protocol, class_names: Sequence[str]) -> EvaluationResults:
+    """Results of a protocol on features that were computed before; `evaluate_episodes` also computes them."""
+    results = EvaluationResults(protocol=protocol)
+    labels = features.labels.cpu().numpy()
+    for n_shot in protocol.n_shot:
+        sampler = EpisodeSampler(labels, protocol.n_way, n_shot, protocol.n_query, protocol.seed, class_names)
+        answers = predict_episodes(features, sampler, range(protocol.n_episodes), protocol.inference_modes)
+        results += results_of_answers(answers, sampler, labels, class_names)
+    return results
+
+
+def results_of_answers(
+    answers: Mapping[str, EpisodePredictions],
+    sampler: EpisodeSampler | EpisodeList,
     labels: np.ndarray,
-    n_way: int = 5,
-    n_shot: int = 1,
-    n_query: int = 1,
-    n_episodes: int = 10_000,
-    seed: int = 0,
-    inference_modes: Sequence[str] = ("few_shot",),
-    class_names: Sequence[str] | None = None,
-) -> list[EpisodicAccuracy]:
-    """Mean accuracy and 95% interval over seeded episodes, one result per inference mode; all on the same episodes."""
-    sampler = EpisodeSampler(labels, n_way, n_shot, n_query, seed, class_names)
-    was_training = model.training
-    features = SplitFeatures(model, video_embeds, class_embeds, labels)
-    predictions = predict_episodes(features, sampler, range(n_episodes), inference_modes)
-    model.train(was_training)
-    return [summarize(sampler, mode, answers) for mode, answers in predictions.items()]
+    class_names: Sequence[str],
+    chances: Mapping[str, np.ndarray] | None = None,
+) -> list[EpisodicResult]:
+    """A result per inference mode.
+
+    Args:
+        answers: Answers per mode to episodes of `sampler`.
+        labels: (V,), classes of the split's videos.
+        chances: (V,) per mode, from exact evaluation.
+    """
+    results = []
+    for mode, predictions in answers.items():
+        summary = summarize(predictions, mode, sampler.n_shot, sampler.n_query)
+        exact = None if chances is None else chances[mode]
+        results.append(EpisodicResult(**vars(summary), **_details(predictions, labels, class_names, exact)))
+    return results
 
 
-def summarize(sampler: EpisodeSampler | EpisodeList, mode: str, predictions: EpisodePredictions) -> EpisodicAccuracy:
-    accuracies = 100 * predictions.accuracies
-    return EpisodicAccuracy(
-        mode,
-        sampler.n_way,
-        sampler.n_shot,
-        sampler.n_query,
-        len(accuracies),
-        accuracy=float(accuracies.mean()),
-        interval=half_interval(accuracies),
-    )
+def _details(predictions, labels, class_names, chances) -> dict:
+    return {"predictions": predictions, "labels": labels, "class_names": list(class_names), "chances": chances}
 
 
-def predict_until_interval(predict, interval: float, chunk: int = 1000, max_episodes: int = 1_000_000):
+def predict_until_interval(
+    predict: Callable[[Sequence[int]], dict[str, EpisodePredictions]],
+    interval: float,
+    chunk: int = 1000,
+    max_episodes: int = 1_000_000,
+) -> dict[str, EpisodePredictions]:
     """Answers to as many episodes as it takes until every mode's 95% interval is +- `interval` points or narrower.
 
     Args:
@@ -124,7 +113,7 @@ def predict_until_interval(predict, interval: float, chunk: int = 1000, max_epis
         merged = {mode: _concatenate([part[mode] for part in parts]) for mode in parts[0]}
         if all(half_interval(100 * answers.accuracies) <= interval for answers in merged.values()):
             return merged
-    raise ValueError(f"--until_interval {interval} is not reached within {max_episodes} episodes: ask for a wider one.")
+    raise ValueError(f"until_interval={interval} is not reached within {max_episodes} episodes: ask for a wider one.")
 
 
 def _concatenate(parts: list[EpisodePredictions]) -> EpisodePredictions:
@@ -132,4 +121,4 @@ def _concatenate(parts: list[EpisodePredictions]) -> EpisodePredictions:
     return EpisodePredictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-__all__ = ["EpisodicAccuracy", "evaluate", "predict_episodes", "predict_until_interval", "summarize"]
+__all__ = ["evaluate_features", "predict_episodes", "predict_until_interval", "results_of_answers"]

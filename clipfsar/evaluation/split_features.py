@@ -6,13 +6,14 @@ import numpy as np
 import torch
 
 from modeling_clipfsar import CLIPFSARModel
+from support_set_clipfsar import _evaluating as evaluating
 
 
 class SplitFeatures:
     """Frame features of a split and what follows from them without an episode.
 
     Args:
-        model: Set to evaluation mode here and left so.
+        model: In evaluation mode while something is computed, then as it was.
         video_embeds: (V, T, D), of `encode_videos`.
         class_embeds: (C, D), of `encode_classes`.
         labels: (V,), class of each video, 0..C-1; negative ones are in no episode.
@@ -34,38 +35,37 @@ class SplitFeatures:
         videos_per_batch: int = 256,
         episodes_per_batch: int = 32,
     ):
-        self.model = model.eval()
+        self.model = model
         self.video_embeds, self.class_embeds = video_embeds.to(model.device), class_embeds.to(model.device)
         self.labels = torch.as_tensor(labels, device=model.device)
         self.videos_per_batch, self.episodes_per_batch = videos_per_batch, episodes_per_batch
 
     @cached_property
-    @torch.no_grad()
     def query_states(self) -> torch.Tensor:
-        return torch.cat(
-            [self.model.get_query_states(batch) for batch in self.video_embeds.split(self.videos_per_batch)]
-        )
+        with evaluating(self.model):
+            return torch.cat(
+                [self.model.get_query_states(batch) for batch in self.video_embeds.split(self.videos_per_batch)]
+            )
 
     @cached_property
-    @torch.no_grad()
     def text_logits(self) -> torch.Tensor:
-        return self.model.get_text_logits(self.video_embeds, self.class_embeds)
+        with evaluating(self.model):
+            return self.model.get_text_logits(self.video_embeds, self.class_embeds)
 
     @cached_property
-    @torch.no_grad()
     def one_shot_prototypes(self) -> torch.Tensor:
         texts = self.class_embeds[self.labels]
         prototypes = []
-        for videos, own_texts in zip(
-            self.video_embeds.split(self.videos_per_batch), texts.split(self.videos_per_batch), strict=True
-        ):
-            only_class = torch.zeros(len(videos), 1, dtype=torch.long, device=videos.device)
-            prototypes.append(
-                self.model.get_prototypes(videos.unsqueeze(1), only_class, own_texts.unsqueeze(1)).squeeze(1)
-            )
+        with evaluating(self.model):
+            for videos, own_texts in zip(
+                self.video_embeds.split(self.videos_per_batch), texts.split(self.videos_per_batch), strict=True
+            ):
+                only_class = torch.zeros(len(videos), 1, dtype=torch.long, device=videos.device)
+                prototypes.append(
+                    self.model.get_prototypes(videos.unsqueeze(1), only_class, own_texts.unsqueeze(1)).squeeze(1)
+                )
         return torch.cat(prototypes)
 
-    @torch.no_grad()
     def prototypes(self, support_rows: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
         """Prototypes (B, N, T, D) of episodes with support videos (B, N, K) of the classes (B, N).
 
@@ -78,16 +78,17 @@ class SplitFeatures:
             return self.one_shot_prototypes[support_rows].mean(2)
         n_way, n_shot = support_rows.shape[1:]
         support_labels = torch.arange(n_way, device=support_rows.device).repeat_interleave(n_shot)
-        return torch.cat(
-            [
-                self.model.get_prototypes(
-                    self.video_embeds[rows.flatten(1)], support_labels.expand(len(rows), -1), self.class_embeds[classes]
-                )
-                for rows, classes in zip(
-                    support_rows.split(self.episodes_per_batch), class_ids.split(self.episodes_per_batch), strict=True
-                )
-            ]
-        )
+        pieces = zip(support_rows.split(self.episodes_per_batch), class_ids.split(self.episodes_per_batch), strict=True)
+        with evaluating(self.model):
+            return torch.cat(
+                [
+                    self.model.get_prototypes(
+                        *(self.video_embeds[rows.flatten(1)], support_labels.expand(len(rows), -1)),
+                        self.class_embeds[classes],
+                    )
+                    for rows, classes in pieces
+                ]
+            )
 
 
 __all__ = ["SplitFeatures"]

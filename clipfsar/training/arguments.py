@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from transformers import HfArgumentParser
 
@@ -20,8 +20,13 @@ from clipfsar.presets import PRESETS, dataset_folder
 
 
 @dataclass
-class TrainingArguments:
-    """Options of `train/train.py`. Episodes are counted over all processes together."""
+class EpisodicTrainingArguments:
+    """Settings of an `EpisodicTrainer`, and the options of `clipfsar train`: the same names, the same defaults.
+
+    Episodes are counted over all processes together. `benchmark`, `dataset`, `model`, the names of columns and what
+    describes frames or model (`num_frames` ... `video_text_loss_weight`) are for the command line, which makes the
+    objects out of them that a trainer takes. Given to a trainer as well, they must agree with its objects.
+    """
 
     # What
     benchmark: str | None = option(None, "Official settings of a benchmark; other options override them.", PRESETS)
@@ -64,7 +69,7 @@ class TrainingArguments:
     prompt_template: str = option("a photo of {}", "Sentence around a class name.")
     decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
 
-    # Model; empty means: as the checkpoint has it
+    # Model; what is not given is as the checkpoint has it
     alignment: str | None = option(None, "Distance between frame sequences.", ALIGNMENTS)
     support_pooling: str | None = option(None, "Average several shots before or after modulation.", SUPPORT_POOLINGS)
     prototype_modulation: bool | None = option(None, "Modulate prototypes by class texts.")
@@ -129,7 +134,11 @@ class TrainingArguments:
     log_every: int = option(20, "Episodes between lines of the log; rounded up to whole updates.")
     eval_batch_size: int = option(16, "Videos per forward when a split is encoded.")
     num_workers: int = option(2, "Processes that read videos, per training process.")
-    report_to: str = option("auto", "Trackers: tensorboard, wandb, ..., none; auto is tensorboard if installed.")
+    report_to: str = option(
+        "auto", "Tracker: tensorboard, wandb, trackio, ..., all, none; auto is tensorboard if it is installed."
+    )
+    project: str = option("clipfsar", "Name of the project in the tracker.")
+    run_name: str | None = option(None, "Name of the run in the tracker; by default that of output_dir.")
     push_to_hub: str | None = option(None, "Upload the best model to this Hub repository at the end.")
     hub_private: bool = option(True, "Make a new Hub repository private; an old one stays as it is.")
     hub_revision: str | None = option(None, "Branch of the Hub repository to upload to; made if need be.")
@@ -179,66 +188,73 @@ class TrainingArguments:
     def trains_on_features(self) -> bool:
         return self.freeze_vision and self.feature_draws > 0
 
+    # What transformers' callbacks ask for. A step is an optimizer step.
+
+    load_best_model_at_end = True
+    metric_for_best_model = "accuracy"
+    greater_is_better = True
+    eval_strategy = save_strategy = logging_strategy = "steps"
+    num_train_epochs = 1
+
+    @property
+    def max_steps(self) -> int:
+        return self.episodes // self.episodes_per_update
+
+    @property
+    def eval_steps(self) -> int:
+        return self.eval_every // self.episodes_per_update
+
+    @property
+    def logging_steps(self) -> int:
+        return max(1, -(-self.log_every // self.episodes_per_update))
+
+    save_steps = eval_steps
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
     def config_overrides(self) -> dict:
         """What the command line says of the model's configuration."""
-        names = (
-            "num_frames",
-            "alignment",
-            "support_pooling",
-            "prototype_modulation",
-            "temporal_num_layers",
-            "video_text_loss_weight",
-        )
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in CONFIG_SETTINGS if getattr(self, name) is not None}
 
     def processor_settings(self) -> dict:
-        names = (
-            "num_frames",
-            "frame_sampling",
-            "sampling_rate",
-            "preprocessing",
-            "query_augmentation",
-            "prompt_template",
-            "decoder",
-        )
-        return {name: getattr(self, name) for name in names}
+        """What the command line says of the processor."""
+        return {name: getattr(self, name) for name in PROCESSOR_SETTINGS}
 
-    def changes_nothing_when_different(self) -> set[str]:
-        """Options that a resumed run may have other values of."""
-        return {
-            "output_dir",
-            "resume",
-            "decoder",
-            "dataset",
-            "episodes_per_forward",
-            "features_dir",
-            "keep_adapter",
-            "gradient_checkpointing",
-            "torch_compile",
-            "preprocess_on_device",
-            "mixed_precision",
-            "eval_batch_size",
-            "num_workers",
-            "report_to",
-            "push_to_hub",
-            "hub_private",
-            "hub_revision",
-            "print_config",
-            "test_episodes",
-            "inference_modes",
-            "n_shot",
-            "log_every",
-        }
+    def resolved(self, model, processor) -> "EpisodicTrainingArguments":
+        """These settings with all that a model and a processor settle filled in.
+
+        Raises:
+            ValueError: When a setting given here, other than by default, is not that of the model or the processor.
+        """
+        settled = {name: getattr(model.config, name) for name in CONFIG_SETTINGS}
+        settled |= {name: getattr(processor, name) for name in PROCESSOR_SETTINGS}
+        if processor.num_frames != model.config.num_frames:
+            raise ValueError(
+                f"The processor samples {processor.num_frames} frames per video and the model is for "
+                f"{model.config.num_frames}: load both with the same num_frames."
+            )
+        defaults = {item.name: item.default for item in fields(self)}
+        for name, value in settled.items():
+            given = getattr(self, name)
+            if given not in (value, defaults[name]):
+                owner = "processor" if name in PROCESSOR_SETTINGS else "model"
+                raise ValueError(
+                    f"The arguments say {name}={given!r}, but the {owner} has {value!r}: leave {name} out of the "
+                    f"arguments, or load the {owner} with {name}={given!r}."
+                )
+        return replace(self, **settled)
 
     def check_same_run(self, saved: dict):
-        """Raises:
-        ValueError: When a setting that shapes the training differs from the run that is to be resumed.
+        """Raises `ValueError` when a setting that shapes the training is not that of the run to be resumed.
+
+        Settings that a run of version 0.1 left to its model are not compared.
         """
-        may_differ = self.changes_nothing_when_different()
+        left_to_model = {name for name in CONFIG_SETTINGS if saved.get(name) is None}
         different = [
             f"--{name} {saved[name]} (now {value})"
             for name, value in asdict(self).items()
-            if name not in may_differ and name in saved and saved[name] != value
+            if name in saved and saved[name] != value and name not in MAY_CHANGE_ON_RESUME | left_to_model
         ]
         if self.n_shot[0] != saved["n_shot"][0]:  # the one of the validation, which selects the best model
             different.append(f"--n_shot {saved['n_shot'][0]} ... (now {self.n_shot[0]} ...)")
@@ -249,25 +265,43 @@ class TrainingArguments:
             )
 
 
-def parse_arguments(arguments: list[str] | None = None) -> TrainingArguments:
+# What a model's configuration and a processor settle.
+CONFIG_SETTINGS = (
+    *("num_frames", "alignment", "support_pooling", "prototype_modulation"),
+    *("temporal_num_layers", "video_text_loss_weight"),
+)
+PROCESSOR_SETTINGS = (
+    *("num_frames", "frame_sampling", "sampling_rate", "preprocessing"),
+    *("query_augmentation", "prompt_template", "decoder"),
+)
+# Where the work is done, and what is looked at; none of it changes what is trained.
+MAY_CHANGE_ON_RESUME = {
+    *("output_dir", "resume", "decoder", "dataset", "benchmark", "features_dir", "keep_adapter"),
+    *("episodes_per_forward", "gradient_checkpointing", "torch_compile", "preprocess_on_device", "mixed_precision"),
+    *("eval_batch_size", "num_workers", "report_to", "project", "run_name", "print_config", "log_every"),
+    *("push_to_hub", "hub_private", "hub_revision", "test_episodes", "inference_modes", "n_shot"),
+}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> EpisodicTrainingArguments:
     """The command line over the benchmark's preset over the defaults."""
     arguments = sys.argv[1:] if arguments is None else arguments
     description = (
-        "Trains CLIP-FSAR by episodes. One process or several: clipfsar train ..., or accelerate launch "
-        "train/train.py ...; the number of processes changes the speed, not the result."
+        "Trains CLIP-FSAR by episodes. One process: clipfsar train ...; several: accelerate launch -m clipfsar train "
+        "... (or accelerate launch train/train.py ...). Their number changes the speed, not the result."
     )
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--benchmark", choices=list(PRESETS))
     benchmark = first.parse_known_args(arguments)[0].benchmark
-    parser = HfArgumentParser(TrainingArguments, description=description, allow_abbrev=False)
+    parser = HfArgumentParser(EpisodicTrainingArguments, description=description, allow_abbrev=False)
     for action in parser._actions:
         if action.dest == "decay_episodes":
             action.nargs = "*"  # so that "--decay_episodes" alone takes the decay out of a preset
     if benchmark:
-        known = {item.name for item in fields(TrainingArguments)}
+        known = {item.name for item in fields(EpisodicTrainingArguments)}
         parser.set_defaults(**{k: v for k, v in PRESETS[benchmark].as_defaults().items() if k in known})
         parser.set_defaults(dataset=dataset_folder(benchmark), output_dir=f"runs/{benchmark}")
     return parser.parse_args_into_dataclasses(arguments)[0]
 
 
-__all__ = ["TrainingArguments", "parse_arguments"]
+__all__ = ["EpisodicTrainingArguments", "parse_arguments"]

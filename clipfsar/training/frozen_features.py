@@ -5,14 +5,11 @@ nothing is random any more but the episodes: no other frames of a video, no othe
 training makes them, and every episode picks one per video.
 """
 
-from pathlib import Path
-
 import torch
-from accelerate import Accelerator
 from datasets import Dataset, Features, Value
 
-from clipfsar.evaluation.feature_store import stored_features
-from modeling_clipfsar import CLIPFSARModel
+from clipfsar.data.video_split import VideoSplit
+from clipfsar.evaluation.feature_store import FeatureStore
 
 ROW = "row"
 
@@ -20,38 +17,22 @@ ROW = "row"
 def row_dataset(dataset, label_column: str) -> Dataset:
     """The labels of a split, with the number of a row in the place of its video: for an `EpisodeDataset`."""
     labels = dataset.features[label_column]
-    columns = {ROW: list(range(len(dataset))), label_column: list(dataset[label_column])}
+    columns = {ROW: list(range(len(dataset))), label_column: dataset[label_column][:]}
     return Dataset.from_dict(columns, features=Features({ROW: Value("int64"), label_column: labels}))
 
 
-def encode_draws(
-    folder: Path,
-    num_draws: int,
-    seed: int,
-    model: CLIPFSARModel,
-    processor,
-    dataset,
-    accelerator: Accelerator,
-    video_column: str,
-    **encoding,
-) -> torch.Tensor:
-    """Frame features of every video, (V, draws, T, D), float32 on the CPU; from a store per draw, if it is there.
+def encode_draws(store: FeatureStore, split: VideoSplit, num_draws: int, seed: int) -> torch.Tensor:
+    """Frame features of every video, (V, draws, T, D), float32 on the CPU; each draw in a folder of the store's.
 
     Args:
-        folder: Holds the stores.
         num_draws: 1 takes the frames of evaluation; more are drawn at random, each by (seed, draw, row).
-        encoding: For `encode_batches`.
     """
     draws = []
     for draw in range(num_draws):
-        settings = encoding | {"description": f"encoding training videos ({draw + 1} of {num_draws})"}
         name, draw_seed = ("evaluation_frames", None) if num_draws == 1 else (f"draw_{draw}", (seed, draw))
-        store = folder / name
-        draws.append(
-            stored_features(
-                store, model, processor, dataset, accelerator, video_column, draw_seed=draw_seed, **settings
-            )
-        )
+        folder = FeatureStore(store.folder / name, store.encoder)
+        description = f"encoding training videos ({draw + 1} of {num_draws})"
+        draws.append(folder.encode(split, draw_seed, description))
     return torch.stack(draws, dim=1)
 
 
@@ -78,4 +59,4 @@ class FeatureCollator:
         return batch
 
 
-__all__ = ["FeatureCollator", "encode_draws", "row_dataset"]
+__all__ = ["ROW", "FeatureCollator", "encode_draws", "row_dataset"]

@@ -1,4 +1,4 @@
-"""The folder of a run: its log, and folders that are complete at every moment."""
+"""The folder of a run, complete at every moment: models, log, and the state that `--resume` reads."""
 
 import json
 import shutil
@@ -16,6 +16,7 @@ class TrainingLog:
             self.records = [record for line in lines if (record := _json_or_none(line))]
             self.records = [record for record in self.records if record["episode"] <= episodes_done]
         if is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_name(path.name + ".new")
             new.write_text("".join(json.dumps(record) + "\n" for record in self.records))
             new.replace(path)  # at once, so that a death here loses nothing
@@ -26,6 +27,17 @@ class TrainingLog:
         if self.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+
+    def history(self, episodes_per_update: int, episodes: int) -> list[dict]:
+        """The same as transformers' `log_history`: plain names for training, `eval_*` for validations, with `step`."""
+        history = []
+        for record in self.records:
+            prefix = "eval_" if record["kind"] == "validation" else ""
+            values = {f"{prefix}{name}": value for name, value in record.items() if name not in ("episode", "kind")}
+            episode = record["episode"]
+            place = {"episode": episode, "step": episode // episodes_per_update, "epoch": episode / episodes}
+            history.append(values | place)
+        return history
 
 
 def _json_or_none(line: str) -> dict | None:
@@ -59,4 +71,24 @@ def complete_folder(folder: Path) -> Path | None:
     return next((candidate for candidate in (folder, old) if (candidate / "progress.json").is_file()), None)
 
 
-__all__ = ["TrainingLog", "complete_folder", "replace_folder", "restore_folder"]
+def find_saved_state(output_dir: Path, resume: bool) -> Path | None:
+    """The state that a run goes on from; None where it begins.
+
+    Raises:
+        ValueError: When there is one, but the run is not to be resumed.
+    """
+    saved_state = complete_folder(output_dir / "state")
+    if saved_state and not resume:
+        raise ValueError(
+            f"{output_dir} holds a run already: --resume (resume_from_checkpoint=True) goes on with it, a new run "
+            "needs another --output_dir."
+        )
+    return saved_state
+
+
+def read_progress(state_folder: Path | None) -> dict:
+    """How far the run of a saved state had come; empty without one."""
+    return {} if state_folder is None else json.loads((state_folder / "progress.json").read_text())
+
+
+__all__ = ["TrainingLog", "complete_folder", "find_saved_state", "read_progress", "replace_folder", "restore_folder"]

@@ -118,7 +118,15 @@ def merged_state_dict(model: CLIPFSARModel) -> dict[str, torch.Tensor]:
     return state
 
 
-def save_model(model: CLIPFSARModel, processor, folder: Path, keep_adapter: bool = False):
+def remove_adapters(model: CLIPFSARModel):
+    """Puts the layers without their adapters back, in place; does nothing to a model without."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "base_layer"):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.base_layer)
+
+
+def save_trained_model(model: CLIPFSARModel, processor, folder: Path, keep_adapter: bool = False):
     """`save_with_pipeline`, adapters merged into the weights; the same adapters beside them when they are to be kept.
 
     `folder/adapter` is in peft's format, for the visual tower that the training began with:
@@ -159,4 +167,11 @@ def trainable_report(model: CLIPFSARModel) -> str:
     return f"Trained parameters: {', '.join(parts)}; {trained:,} of {total:,} in all ({100 * trained / total:.2f}%)."
 
 
-__all__ = ["choose_trainable", "has_adapters", "merged_state_dict", "save_model", "trainable_report"]
+__all__ = [
+    "choose_trainable",
+    "has_adapters",
+    "merged_state_dict",
+    "remove_adapters",
+    "save_trained_model",
+    "trainable_report",
+]

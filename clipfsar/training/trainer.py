@@ -1,219 +1,430 @@
-"""Trains CLIP-FSAR by episodes.
+"""`EpisodicTrainer`: training by episodes, with models, processors and data sets as objects.
 
-    accelerate launch train/train.py --dataset DATA --model openai/clip-vit-base-patch16 --output_dir runs/mine
-
-Everything random (episodes, frames, crops, dropout) is a pure function of the seed and the episode's number. So the
-loss curve does not depend on the number of processes or workers, and a run that was killed goes on exactly with
---resume. In --output_dir: `best/` and `last/` (folders for `from_pretrained` and the Hub), `training_log.jsonl`,
-`training.png`, `results.json`, and `state/`, which --resume reads.
+Everything random (episodes, frames, crops, dropout) is a pure function of the seed and the episode's number. The loss
+curve does not depend on the number of processes or workers, and a run that was killed goes on exactly.
 """
 
+import atexit
 import json
 import logging
 import shutil
-import sys
-from dataclasses import asdict
-from functools import partial
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DataLoaderConfiguration, is_tensorboard_available, set_seed
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, is_tensorboard_available
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
+from transformers.trainer_callback import (
+    CallbackHandler,
+    ExportableState,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers.trainer_utils import TrainOutput
 
 from clipfsar.checkpoints.model_card import SELECTED_ON_TEST, public_name, write_model_card
 from clipfsar.checkpoints.push_to_hub import push_folder
-from clipfsar.data.splits import check_disjoint_classes, load_video_splits
-from clipfsar.evaluation.encoding import encode_classes, encode_videos
-from clipfsar.evaluation.episodes import EpisodicAccuracy, evaluate
-from clipfsar.evaluation.feature_store import stored_features
+from clipfsar.data.splits import check_disjoint_classes
+from clipfsar.data.video_split import VideoSplit
+from clipfsar.evaluation.encoding import VideoEncoder
+from clipfsar.evaluation.evaluate_model import Evaluation
+from clipfsar.evaluation.feature_store import FeatureStore
+from clipfsar.evaluation.protocol import Protocol
+from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.plots import plot_training
 from clipfsar.presets import learning_rate_at
-from clipfsar.training.arguments import TrainingArguments, parse_arguments
+from clipfsar.training.arguments import EpisodicTrainingArguments
+from clipfsar.training.callbacks import EpisodicFlowCallback, EpisodicProgressCallback
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
-from clipfsar.training.run_folder import TrainingLog, complete_folder, replace_folder, restore_folder
-from clipfsar.training.trainable import ADAPTER_FOLDER, choose_trainable, save_model, trainable_report
-from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler, read_labels
-from modeling_clipfsar import CLIPFSARModel
-from processing_clipfsar import CLIPFSARProcessor
+from clipfsar.training.optimization import make_optimizer
+from clipfsar.training.run_folder import TrainingLog, find_saved_state, read_progress, replace_folder, restore_folder
+from clipfsar.training.trainable import (
+    ADAPTER_FOLDER,
+    choose_trainable,
+    remove_adapters,
+    save_trained_model,
+    trainable_report,
+)
+from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
 
 logger = get_logger(__name__)
 
 
-def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Trained parameters, with and without decay.
+class EpisodicTrainer:
+    """Trains a CLIP-FSAR model by episodes and keeps the best one on validation classes.
 
-    The official program leaves out of the decay what has "bn" or "norm" in *its* names: batch norms and the norm of
-    the temporal transformer. CLIP's own LayerNorms are called `ln_*` there and are decayed, so ours are, too.
+        args = EpisodicTrainingArguments(output_dir="runs/mine", episodes=2000)
+        trainer = EpisodicTrainer(model=model, args=args, train_dataset=splits["train"],
+                                  eval_dataset=splits["validation"], processing_class=processor)
+        trainer.train(resume_from_checkpoint=True)
+        results = trainer.evaluate(splits["test"], n_shot=[1, 5])
+        trainer.save_model()
+
+    To change what it does, override `compute_loss`, `create_optimizer`, `learning_rate`, `create_sampler` or
+    `validate`, or pass `optimizer=` or `sampler=`.
+
+    Args:
+        model: A `CLIPFSARModel`, float32. Training changes it in place: it freezes what `args` says, and holds the best
+            weights when `train` returns.
+        args: `EpisodicTrainingArguments`; by default all defaults.
+        train_dataset: A `datasets.Dataset` with a column of videos and one of labels, or a `VideoSplit`.
+        eval_dataset: The same of validation classes; without it the last model counts as the best, unselected.
+        processing_class: The model's `CLIPFSARProcessor`.
+        callbacks: transformers' `TrainerCallback` objects. A step is an optimizer step; metrics are called
+            `eval_accuracy` and `eval_interval`. With several processes all of them run the callbacks, and decisions to
+            log, save or stop must be the same on all.
+        optimizer: Instead of that of `create_optimizer`, over the model's parameters; `learning_rate` sets its rate.
+        sampler: An `EpisodeSampler` of training episodes, instead of that of `create_sampler`.
+        accelerator: One of `make_accelerator(args)`, instead of a new one.
+
+    Raises:
+        ValueError: When settings contradict each other, the model, the processor or the data; the message says how.
+
+    Attributes:
+        state, control: transformers' `TrainerState` and `TrainerControl`.
+        log_history: What was logged, a dict per line.
+        best: Validation of the best model so far, with its `episode`; None before the first.
     """
-    with_decay, without_decay = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_exempt = "bn" in name or (name.startswith("temporal_transformer.") and ".norm." in name)
-            (without_decay if is_exempt else with_decay).append(parameter)
-    return [
-        {"params": with_decay, "weight_decay": weight_decay},
-        {"params": without_decay, "weight_decay": 0.0},
-    ]
 
+    def __init__(
+        self,
+        model,
+        args: EpisodicTrainingArguments | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        callbacks: Sequence[TrainerCallback] = (),
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        sampler: EpisodeSampler | None = None,
+        accelerator: Accelerator | None = None,
+    ):
+        if processing_class is None:
+            raise ValueError("An EpisodicTrainer needs the model's processor: pass processing_class=.")
+        args = args or EpisodicTrainingArguments()
+        self.model, self.processing_class = model, processing_class
+        self.args = replace(args.resolved(model, processing_class), model=_name_of(model) or args.model)
+        self.output_dir = Path(self.args.output_dir)
+        self.accelerator = accelerator or make_accelerator(self.args)
+        self.model.to(self.accelerator.device)
+        columns = (self.args.video_column, self.args.label_column)
+        self.train_split = None if train_dataset is None else VideoSplit.of(train_dataset, *columns, "train")
+        name = self.args.select_on
+        self.eval_split = None if eval_dataset is None else VideoSplit.of(eval_dataset, *columns, name)
+        cost = (self.args.eval_batch_size, self.args.num_workers, self.args.seed)
+        self.encoder = VideoEncoder(model, processing_class, self.accelerator, *cost)
+        self.optimizer, self.sampler = optimizer, sampler
+        self.episodes_done, self.best, self.results = 0, None, EvaluationResults()
+        self.log = None
 
-def make_optimizer(model: torch.nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
-    optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
-    groups = optimizer_groups(model, args.weight_decay)
-    return optimizer_class(groups, lr=args.warmup_learning_rate, fused=True)
+        is_main, is_local_main = self.accelerator.is_main_process, self.accelerator.is_local_main_process
+        self.control = TrainerControl()
+        self.state = TrainerState(
+            max_steps=self.args.max_steps, is_world_process_zero=is_main, is_local_process_zero=is_local_main
+        )
+        own = [EpisodicFlowCallback(), EpisodicProgressCallback()]
+        self.callback_handler = CallbackHandler([*own, *callbacks], model, processing_class, None, None)
+        self._trackers_started = False
+        # Processes of torch.distributed that nobody ends properly end in SIGABRT.
+        atexit.register(_close_if_alive, weakref.ref(self))
+        self.control = self._call("on_init_end")
 
+    # --- what subclasses may change -----------------------------------------------------------------------------------
 
-class Run:
-    """One training run: what is trained, on what, and how far it has come."""
+    def compute_loss(self, model, inputs: dict, return_outputs: bool = False):
+        """The loss of a batch of episodes; with `return_outputs` also the model's output, whose losses are logged.
 
-    def __init__(self, args: TrainingArguments):
-        self.args = args
-        self.output_dir = Path(args.output_dir)
-        self.accelerator = self._make_accelerator()
-        self.is_main_process = self.accelerator.is_main_process
-        saved_state = self._find_saved_state()
-        progress = json.loads((saved_state / "progress.json").read_text()) if saved_state else {}
-        self.episodes_done = progress.get("episodes_done", 0)
-        self.best = progress.get("best")  # {"accuracy", "interval", "episode"} of the validation, or None
+        Args:
+            model: The wrapped model, to be called so that gradients are shared among processes.
+            inputs: Keyword arguments of `CLIPFSARModel.forward`, `base_class_embeds` for the video-text contrast
+                among them.
+        """
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-        self.splits = load_video_splits(args.dataset, args.video_column, args.label_column)
-        self._check_splits()
-        set_seed(args.seed)  # the new layers
-        self.processor = CLIPFSARProcessor.from_pretrained(args.model, **args.processor_settings())
-        self._check_first_videos()
-        self.model = CLIPFSARModel.from_pretrained(args.model, dtype=torch.float32, **args.config_overrides())
-        choose_trainable(self.model, args)
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        """Over the parameters that train; its learning rate is set before every step."""
+        return make_optimizer(self.model, self.args)
+
+    def learning_rate(self, episode: int) -> float:
+        """Rate of the update whose last episode (from 0) is `episode`."""
+        args = self.args
+        decay = tuple(args.decay_episodes)
+        return learning_rate_at(episode, args.learning_rate, args.warmup_learning_rate, args.warmup_episodes, decay)
+
+    def create_sampler(self, split: VideoSplit) -> EpisodeSampler:
+        """Which videos make the training episodes. A sampler of one's own overrides `EpisodeSampler.draw`."""
+        args = self.args
+        shots = (args.n_way, args.train_n_shot, args.train_n_query)
+        return EpisodeSampler(split.labels, *shots, args.seed, split.class_names)
+
+    def validate(self) -> dict[str, float]:
+        """Metrics of the present weights on validation classes, the same on all processes; the best `accuracy` wins."""
+        args = self.args
+        given = (args.n_way, args.n_shot[0], args.n_query, args.eval_episodes, args.seed)
+        (result,) = self._evaluate(self.eval_split, Protocol(*given, "few_shot"))
+        self._say(f"episode {self.episodes_done}: {self.eval_split.name} {result}")
+        return {"accuracy": result.accuracy, "interval": result.interval, "n_episodes": result.n_episodes}
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
+        """Trains to the end, or until a callback stops it; then the model has the best weights.
+
+        Args:
+            resume_from_checkpoint: `True` goes on where the run in `output_dir` was stopped, or starts one there. A
+                path must be that of the run itself. Without it, a folder with a run is refused.
+
+        Raises:
+            ValueError: When the folder holds a run, or one with other settings.
+            FloatingPointError: When the loss is no number any more; the last checkpoint is from before.
+        """
+        if self.train_split is None:
+            raise ValueError("There is nothing to train on: pass train_dataset=.")
+        loader = self._prepare(self._find_saved_state(resume_from_checkpoint))
+        self._say_what_trains()
+        self.control = self._call("on_train_begin")
+        recorded = []  # left on the device until the next line of the log, so as not to wait for it before
+        self.wrapped_model.train()
+        next_episode = self.episodes_done + self.accelerator.process_index * self.args.episodes_per_forward
+        is_first = True  # of the forwards of an update
+        for batch in loader if self.episodes_done < self.args.episodes else ():
+            if is_first:
+                self.control = self._call("on_step_begin")
+            recorded.append(self._forward_and_backward(batch, next_episode))
+            next_episode += self.args.episodes_per_forward * self.accelerator.num_processes
+            is_first = self.accelerator.sync_gradients
+            if not is_first:
+                self.control = self._call("on_substep_end")
+                continue
+            recorded = self._after_update(recorded)
+            if self.control.should_training_stop:
+                break
+        self.control = self._call("on_train_end")
+        self._load_best()
+        losses = [line["loss"] for line in self.state.log_history if "loss" in line]
+        return TrainOutput(self.state.global_step, sum(losses) / max(1, len(losses)), dict(self.best or {}))
+
+    def _forward_and_backward(self, batch, episode: int) -> dict[str, torch.Tensor]:
+        """One forward of this process, and the optimizer's step where it completes an update; what is to be logged."""
+        args, accelerator = self.args, self.accelerator
+        with accelerator.accumulate(self.wrapped_model):
+            # Dropout, too, depends on nothing but the seed and the episode.
+            torch.manual_seed(_mix_seeds(args.seed, episode))
+            inputs = self._finish_batch(batch)
+            inputs["base_class_embeds"] = self.base_class_embeds
+            loss, outputs = self.compute_loss(self.wrapped_model, inputs, return_outputs=True)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                self._set_learning_rate(self.learning_rate(self.episodes_done + args.episodes_per_update - 1))
+                if args.max_grad_norm:
+                    accelerator.clip_grad_norm_(self._trained, args.max_grad_norm)
+                self.control = self._call("on_pre_optimizer_step")
+            self.wrapped_optimizer.step()
+            if accelerator.sync_gradients:
+                self.control = self._call("on_optimizer_step")
+            self.wrapped_optimizer.zero_grad()
+        return _record(loss, outputs, inputs["labels"])
+
+    def _set_learning_rate(self, learning_rate: float):
+        for group in self.wrapped_optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def _after_update(self, recorded: list[dict]) -> list[dict]:
+        """Counts, asks the callbacks, then logs, validates and saves; what is left to be logged."""
+        self.episodes_done += self.args.episodes_per_update
+        self.state.global_step += 1
+        self.state.epoch = self.episodes_done / self.args.episodes
+        self.control = self._call("on_step_end")
+        stops = self.control.should_training_stop  # a stop is a checkpoint, too
+        if self.control.should_log or stops:
+            self._log_training(recorded)
+            recorded = []
+        if self.control.should_evaluate or stops:
+            self._validate_and_select()
+        if self.control.should_save or self.control.should_training_stop:
+            self._save_checkpoint()
+        return recorded
+
+    def _log_training(self, recorded: list[dict]):
+        """Means since the last line, over all processes."""
+        names = list(recorded[0])
+        stacked = torch.stack([torch.stack([record[name] for name in names]) for record in recorded])
+        values = dict(zip(names, self.accelerator.gather(stacked).mean(0).tolist(), strict=True))
+        loss = values["loss"]
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise FloatingPointError(
+                f"The loss is {loss} at episode {self.episodes_done}: the last checkpoint is from "
+                "before. --resume with --mixed_precision bf16 or no instead of fp16, or begin anew in another "
+                "--output_dir with a lower --learning_rate or --max_grad_norm 1."
+            )
+        values["accuracy"] *= 100
+        values["learning_rate"] = self.wrapped_optimizer.param_groups[0]["lr"]
+        self._write_log("train", values)
+        self.control = self._call("on_log", logs=values)
+
+    def _write_log(self, kind: str, values: dict[str, float]):
+        self.log.write(self.episodes_done, kind, **values)
+        self.state.log_history = self.log.history(self.args.episodes_per_update, self.args.episodes)
+        self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.episodes_done)
+
+    def _validate_and_select(self):
+        """Validation, and `best/` if it is the best so far."""
+        if self.eval_split is None:
+            if self.accelerator.is_main_process:
+                self._save_run_model("best")
+            return
+        metrics = self.validate()
+        self._write_log("validation", {name: value for name, value in metrics.items() if name != "n_episodes"})
+        # Before the best one is chosen: a callback compares with the best so far.
+        self.control = self._call("on_evaluate", metrics={f"eval_{name}": value for name, value in metrics.items()})
+        if self.best is None or metrics["accuracy"] > self.best["accuracy"]:
+            self.best = metrics | {"episode": self.episodes_done}
+            self._note_best()
+            if self.accelerator.is_main_process:
+                self._save_run_model("best")
+
+    def _note_best(self):
+        if self.best is not None:
+            self.state.best_metric = self.best["accuracy"]
+            self.state.best_global_step = self.best["episode"] // self.args.episodes_per_update
+            self.state.best_model_checkpoint = str(self.output_dir / "best")
+
+    def _save_checkpoint(self):
+        """`last/`, then the state: in this order, so that a state is never ahead of the models it speaks of."""
+        if self.accelerator.is_main_process:
+            self._save_run_model("last")
+            plot_training(self.log.records, self.output_dir / "training.png")
+        self._save_state()
+        self.control = self._call("on_save")
+
+    def _save_state(self):
+        """What resuming needs, complete at every moment; all processes take part."""
+        new = self.output_dir / "state.new"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(new, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(new))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            progress = {
+                "episodes_done": self.episodes_done,
+                "best": self.best,
+                "arguments": asdict(self.args),
+                "callbacks": [[type(callback).__name__, callback.state()] for callback in self._stateful_callbacks()],
+            }
+            (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
+            replace_folder(new, self.output_dir / "state")
+        self.accelerator.wait_for_everyone()
+
+    # --- preparing a run ----------------------------------------------------------------------------------------------
+
+    def _find_saved_state(self, resume: bool | str | None) -> Path | None:
+        if isinstance(resume, (str, Path)):
+            if Path(resume).resolve() not in (self.output_dir.resolve(), (self.output_dir / "state").resolve()):
+                raise ValueError(
+                    f"resume_from_checkpoint={str(resume)!r} is not the run in {self.output_dir}: a run goes on in its "
+                    "own output_dir; name that one."
+                )
+            resume = True
+        if self.accelerator.is_main_process:
+            for name in ("best", "last", "state"):
+                restore_folder(self.output_dir / name)
+        self.accelerator.wait_for_everyone()
+        saved_state = find_saved_state(self.output_dir, bool(resume))
+        if saved_state:
+            self.args.check_same_run(read_progress(saved_state)["arguments"])
+        elif resume:
+            logger.warning(f"--resume: there is no checkpoint in {self.output_dir} yet; starting from the beginning.")
+        return saved_state
+
+    def _prepare(self, saved_state: Path | None) -> DataLoader:
+        """Checks, freezes, wraps and restores; the loader of the episodes to come."""
+        args, accelerator = self.args, self.accelerator
+        self._check_data()
+        progress = read_progress(saved_state)
+        self.episodes_done, self.best = progress.get("episodes_done", 0), progress.get("best")
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)  # of adapters
+            choose_trainable(self.model, args)
         if args.gradient_checkpointing:
             # the newer name where there is one: the older goes with transformers 6
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
             enable()
-        self.model.to(self.accelerator.device)
+        self.model.to(accelerator.device)
         if self.model.config.clip_config.model_type == "clip_resnet":
             self.model.to(memory_format=torch.channels_last)  # an eighth less time for RN50 on a CPU
-
-        train_split, video_column = self.splits["train"], args.video_column
-        if args.trains_on_features:
-            train_split, video_column = row_dataset(train_split, args.label_column), ROW
-        self.episodes = EpisodeDataset(
-            train_split,
-            args.n_way,
-            args.train_n_shot,
-            args.train_n_query,
-            args.episodes,
-            args.seed,
-            video_column,
-            args.label_column,
-        )
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.episodes = self._training_episodes()
         # The text tower is frozen, so the class texts are encoded here and never again.
-        self.base_class_embeds = encode_classes(self.model, self.processor, self.episodes.class_names)
-        self.wrapped_model, self.optimizer, self.loader = self.accelerator.prepare(
-            self.model, make_optimizer(self.model, args), self._make_loader()
+        self.base_class_embeds = self.encoder.encode_classes(self.episodes.class_names)
+        if self.optimizer is None:
+            self.optimizer = self.create_optimizer()
+        self.wrapped_model, self.wrapped_optimizer, loader = accelerator.prepare(
+            self.model, self.optimizer, self._make_loader()
         )
         if saved_state:
-            self.accelerator.load_state(str(saved_state))
+            accelerator.load_state(str(saved_state))
             # Checkpoints lie between updates, but accelerate's count of forwards may stand in the middle of one where
             # the number of processes or of episodes per forward is another now.
-            self.accelerator.step = 0
+            accelerator.step = 0
+            self._restore_callbacks(progress.get("callbacks", []))
             logger.info(f"Resuming after episode {self.episodes_done} of {args.episodes}.")
-        if self.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.log = TrainingLog(self.output_dir / "training_log.jsonl", self.episodes_done, self.is_main_process)
-        self._start_trackers()
-
-    def _make_accelerator(self) -> Accelerator:
-        args = self.args
-        report_to = args.report_to
-        if report_to == "auto":
-            report_to = "tensorboard" if is_tensorboard_available() else "none"
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # also several processes without a GPU
-            mixed_precision=args.mixed_precision,
-            log_with=None if report_to == "none" else report_to,
-            project_dir=args.output_dir,
-            dataloader_config=DataLoaderConfiguration(non_blocking=True),  # a batch crosses while the GPU computes
-            dynamo_backend="inductor" if args.torch_compile else None,
+        self.log = TrainingLog(
+            self.output_dir / "training_log.jsonl", self.episodes_done, self.accelerator.is_main_process
         )
-        per_step = accelerator.num_processes * args.episodes_per_forward
-        if args.episodes_per_update % per_step:
-            raise ValueError(
-                f"--episodes_per_update {args.episodes_per_update} cannot be shared among {accelerator.num_processes} "
-                f"process(es) running {args.episodes_per_forward} episode(s) at once: make it a multiple of {per_step}."
-            )
-        accelerator.gradient_accumulation_steps = args.episodes_per_update // per_step
-        if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-            raise ValueError(
-                "fp16 needs a GPU: on a CPU it would silently compute in float32. Use --mixed_precision bf16 or no."
-            )
-        return accelerator
+        self.state.log_history = self.log.history(args.episodes_per_update, args.episodes)
+        self.state.global_step = self.episodes_done // args.episodes_per_update
+        self.state.epoch = self.episodes_done / args.episodes
+        self._note_best()
+        self.callback_handler.optimizer, self.callback_handler.train_dataloader = self.wrapped_optimizer, loader
+        self._start_trackers()
+        return loader
 
-    def _start_trackers(self):
-        """Last of all preparations: a run that is refused leaves nothing behind."""
-        if self.accelerator.log_with:
-            settings = {name: value for name, value in asdict(self.args).items() if value is not None}
-            self.accelerator.init_trackers(
-                "tensorboard", config={k: str(v) if isinstance(v, list) else v for k, v in settings.items()}
-            )
-
-    def _find_saved_state(self) -> Path | None:
-        if self.is_main_process:
-            for name in ("best", "last", "state"):
-                restore_folder(self.output_dir / name)
-        self.accelerator.wait_for_everyone()
-        saved_state = complete_folder(self.output_dir / "state")
-        if saved_state and not self.args.resume:
-            raise ValueError(
-                f"{self.output_dir} holds a run already: --resume goes on with it, a new run needs another "
-                "--output_dir."
-            )
-        if saved_state:
-            self.args.check_same_run(json.loads((saved_state / "progress.json").read_text())["arguments"])
-        elif self.args.resume:
-            logger.warning(f"--resume: there is no checkpoint in {self.output_dir} yet; starting from the beginning.")
-        return saved_state
-
-    def _check_splits(self):
-        """Everything that would otherwise fail after hours: splits, classes, numbers of videos."""
+    def _check_data(self):
+        """Everything that would otherwise fail after hours: classes, numbers of videos, the first videos."""
         args = self.args
-        if "train" not in self.splits:
-            raise ValueError(f"{args.dataset} has no split 'train'; it has {', '.join(self.splits)}.")
-        if not args.allow_shared_classes:
-            check_disjoint_classes(self.splits, args.label_column)
-        for split, shots in ((args.select_on, args.n_shot[:1]), ("test", args.n_shot if args.test_episodes else [])):
-            if split not in self.splits:
-                continue
-            labels, class_names = read_labels(self.splits[split], args.label_column)
-            for n_shot in shots:
-                try:
-                    EpisodeSampler(labels, args.n_way, n_shot, args.n_query, args.seed, class_names)
-                except ValueError as error:
-                    raise ValueError(
-                        f"Split {split!r} cannot be used {args.n_way}-way {n_shot}-shot: {error}"
-                    ) from None
-        if args.select_on not in self.splits:
+        splits = {"train": self.train_split} | ({"validation": self.eval_split} if self.eval_split else {})
+        if self.eval_split is None:
             logger.warning(f"There is no split {args.select_on!r}: the last model is kept as the best one, unselected.")
-        if args.select_on == "test":
+        elif args.select_on == "test":
             logger.warning(SELECTED_ON_TEST)
+        if not args.allow_shared_classes:
+            datasets = {name: split.dataset for name, split in splits.items()}
+            check_disjoint_classes(datasets, args.label_column)
+        if self.eval_split is not None:
+            check_protocol(self.eval_split, args.n_way, args.n_shot[:1], args.n_query)
+        for name, split in splits.items():
+            check_first_video(split, self.processing_class, training=name == "train")
 
-    def _check_first_videos(self):
-        """One video of each split through the processor: a moved folder or a frame store of another size shows here."""
-        for split, dataset in self.splits.items():
-            if split in ("train", self.args.select_on, "test"):
-                video = dataset[0][self.args.video_column]
-                self.processor.process_videos([video], training=split == "train", generator=torch.Generator())
+    def _training_episodes(self) -> EpisodeDataset:
+        args, split = self.args, self.train_split
+        if self.sampler is None:
+            self.sampler = self.create_sampler(split)
+        dataset, video_column = split.dataset, split.video_column
+        if args.trains_on_features:
+            dataset, video_column = row_dataset(dataset, split.label_column), ROW
+        columns = {"video_column": video_column, "label_column": split.label_column}
+        return EpisodeDataset(dataset, n_episodes=args.episodes, sampler=self.sampler, **columns)
 
     def _make_loader(self) -> DataLoader:
         """The episodes that are still to come; those before a resumed checkpoint are not even read."""
         args = self.args
         to_come = range(self.episodes_done, args.episodes)
         if args.trains_on_features and len(to_come):
-            collator = FeatureCollator(self._encode_training_videos())
-            self.finish_batch = dict  # features are model inputs already
+            store = FeatureStore(self._features_dir() / "train", self.encoder)
+            collator = FeatureCollator(encode_draws(store, self.train_split, args.feature_draws, args.seed))
+            self._finish_batch = dict  # features are model inputs already
         else:
-            collator = EpisodeCollator(self.processor, training=True, only_read=args.preprocess_on_device)
-            self.finish_batch = collator.finish
+            collator = EpisodeCollator(self.processing_class, training=True, only_read=args.preprocess_on_device)
+            self._finish_batch = collator.finish
         return DataLoader(
             Subset(self.episodes, to_come) if len(to_come) else self.episodes,
             batch_size=args.episodes_per_forward,
@@ -225,22 +436,18 @@ class Run:
     def _features_dir(self) -> Path:
         return Path(self.args.features_dir or self.output_dir / "features")
 
-    def _encode_training_videos(self) -> torch.Tensor:
-        args = self.args
-        return encode_draws(
-            self._features_dir() / "train",
-            args.feature_draws,
-            args.seed,
-            self.model,
-            self.processor,
-            self.splits["train"],
-            self.accelerator,
-            args.video_column,
-            batch_size=args.eval_batch_size,
-            num_workers=args.num_workers,
-        )
+    def _start_trackers(self):
+        """Last of all preparations: a run that is refused leaves nothing behind."""
+        if self.accelerator.log_with and not self._trackers_started:
+            settings = {name: value for name, value in asdict(self.args).items() if value is not None}
+            self.accelerator.init_trackers(
+                self.args.project,
+                config={k: str(v) if isinstance(v, list) else v for k, v in settings.items()},
+                init_kwargs={name: {"name": self.args.run_name or self.output_dir.name} for name in NAMED_TRACKERS},
+            )
+            self._trackers_started = True
 
-    def train(self):
+    def _say_what_trains(self):
         args, accelerator = self.args, self.accelerator
         logger.info(
             f"{args.episodes} episodes of {len(self.episodes.class_names)} base classes, {accelerator.num_processes} "
@@ -248,200 +455,208 @@ class Run:
             f"{accelerator.gradient_accumulation_steps} x {args.episodes_per_forward} episode(s) per process."
         )
         logger.info(trainable_report(self.model))
-        progress = tqdm(
-            total=args.episodes,
-            initial=self.episodes_done,
-            desc="training",
-            unit="episode",
-            disable=not self.is_main_process,
-        )
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        per_forward = args.episodes_per_forward
-        next_episode = self.episodes_done + accelerator.process_index * per_forward  # that this process gets next
-        next_log = self.episodes_done
-        recorded = []  # left on the device until the next line of the log, so as not to wait for it before
-        self.wrapped_model.train()
-        for batch in self.loader if self.episodes_done < args.episodes else ():
-            with accelerator.accumulate(self.wrapped_model):
-                # Dropout, too, depends on nothing but the seed and the episode.
-                torch.manual_seed(_mix_seeds(args.seed, next_episode))
-                batch = self.finish_batch(batch)
-                output = self.wrapped_model(**batch, base_class_embeds=self.base_class_embeds)
-                accelerator.backward(output.loss)
-                if accelerator.sync_gradients:
-                    last_of_update = self.episodes_done + args.episodes_per_update - 1
-                    learning_rate = self._set_learning_rate(last_of_update)
-                    if args.max_grad_norm:
-                        accelerator.clip_grad_norm_(trained, args.max_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            recorded.append(_record(output, batch["labels"]))
-            next_episode += per_forward * accelerator.num_processes
-            if not accelerator.sync_gradients:
-                continue
 
-            self.episodes_done += args.episodes_per_update
-            progress.update(args.episodes_per_update)
-            is_last = self.episodes_done >= args.episodes
-            is_check = is_last or self.episodes_done % args.eval_every == 0
-            if is_check or self.episodes_done >= next_log + args.log_every:
-                self._log_training(recorded, learning_rate, progress)
-                recorded, next_log = [], self.episodes_done
-            if is_check:
-                self._validate_and_save()
-        progress.close()
+    # --- evaluating, saving, uploading --------------------------------------------------------------------------------
 
-    def _set_learning_rate(self, episode: int) -> float:
+    def evaluate(
+        self,
+        dataset=None,
+        n_shot: int | Sequence[int] | None = None,
+        inference_modes: str | Sequence[str] | None = None,
+        n_episodes: int | None = None,
+    ) -> EvaluationResults:
+        """Few-shot accuracy of the present weights: after `train`, those of the best model.
+
+        Args:
+            dataset: A data set or `VideoSplit`; by default the validation classes.
+            n_shot, inference_modes: By default those of `args`.
+            n_episodes: Per number of shots; by default `args.test_episodes`.
+
+        Returns:
+            The results, the same on every process. Those of other videos than the validation's go into the model card
+            when the model is saved.
+        """
         args = self.args
-        learning_rate = learning_rate_at(
-            episode, args.learning_rate, args.warmup_learning_rate, args.warmup_episodes, tuple(args.decay_episodes)
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        return learning_rate
-
-    def _log_training(self, recorded: list[torch.Tensor], learning_rate: float, progress: tqdm):
-        """Means since the last line, over all processes."""
-        values = self.accelerator.gather(torch.stack(recorded)).mean(0).tolist()
-        loss, few_shot_loss, video_text_loss, accuracy = values
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise FloatingPointError(
-                f"The loss is {loss} at episode {self.episodes_done}: the last checkpoint is from "
-                "before. --resume with --mixed_precision bf16 or no instead of fp16, or begin anew in another "
-                "--output_dir with a lower --learning_rate or --max_grad_norm 1."
-            )
-        values = {
-            "loss": loss,
-            "few_shot_loss": few_shot_loss,
-            "video_text_loss": video_text_loss,
-            "accuracy": 100 * accuracy,
-            "learning_rate": learning_rate,
-        }
-        self.log.write(self.episodes_done, "train", **values)
-        self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=self.episodes_done)
-        progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{100 * accuracy:.1f}%", refresh=False)
-
-    def _validate_and_save(self):
-        """Validation, then `best/` if it is the best so far, `last/`, and the state: in this order, so that a state
-        is never ahead of the models it speaks of."""
-        if self.args.select_on in self.splits:
-            results = self._evaluate(self.args.select_on, self.args.n_shot[:1], self.args.eval_episodes, ["few_shot"])
-            if self.is_main_process:
-                self._take_validation(results[0])
-        elif self.is_main_process:
-            self._save_model("best")
-        if self.is_main_process:
-            self._save_model("last")
-            plot_training(self.log.records, self.output_dir / "training.png")
-        self._save_state()
-
-    def _take_validation(self, result: EpisodicAccuracy):
-        """Writes a validation down and keeps the model if it is the best so far."""
-        split = self.args.select_on
-        self.log.write(self.episodes_done, "validation", accuracy=result.accuracy, interval=result.interval)
-        self.accelerator.log({"validation/accuracy": result.accuracy}, step=self.episodes_done)
-        tqdm.write(f"episode {self.episodes_done}: {split} {result}")
-        if self.best is None or result.accuracy > self.best["accuracy"]:
-            self.best = {
-                "accuracy": result.accuracy,
-                "interval": result.interval,
-                "episode": self.episodes_done,
-                "n_episodes": result.n_episodes,
-            }
-            self._save_model("best")
-
-    def _save_state(self):
-        """What --resume needs, complete at every moment; all processes take part."""
-        new = self.output_dir / "state.new"
-        if self.is_main_process:
-            shutil.rmtree(new, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(new))
-        self.accelerator.wait_for_everyone()
-        if self.is_main_process:
-            progress = {"episodes_done": self.episodes_done, "best": self.best, "arguments": asdict(self.args)}
-            (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
-            replace_folder(new, self.output_dir / "state")
-        self.accelerator.wait_for_everyone()
-
-    def _evaluate(self, split: str, shots: list[int], n_episodes: int, modes: list[str]) -> list[EpisodicAccuracy]:
-        """Results on the main process; the others help to encode the videos and return nothing."""
-        args, dataset = self.args, self.splits[split]
-        # A frozen tower gives the same features at every validation.
-        is_frozen = args.trains_on_features
-        encode = partial(stored_features, self._features_dir() / split) if is_frozen else encode_videos
-        video_embeds = encode(
-            self.model,
-            self.processor,
-            dataset,
-            self.accelerator,
-            args.video_column,
-            batch_size=args.eval_batch_size,
-            num_workers=args.num_workers,
-            description=f"encoding {split} videos",
-        )
-        if not self.is_main_process:
-            return []
-        labels, class_names = read_labels(dataset, args.label_column)
-        class_embeds = encode_classes(self.model, self.processor, class_names)
-        results = []
-        for n_shot in shots:
-            results += evaluate(
-                self.model,
-                video_embeds,
-                class_embeds,
-                labels,
-                args.n_way,
-                n_shot,
-                args.n_query,
-                n_episodes,
-                args.seed,
-                modes,
-                class_names,
-            )
+        split = self.eval_split
+        if dataset is not None:
+            split = VideoSplit.of(dataset, args.video_column, args.label_column)
+        if split is None:
+            raise ValueError("There is nothing to evaluate on: pass a data set.")
+        n_episodes = n_episodes or args.test_episodes or Protocol.n_episodes
+        shots, modes = n_shot or args.n_shot, inference_modes or args.inference_modes
+        results = self._evaluate(split, Protocol(args.n_way, shots, args.n_query, n_episodes, args.seed, modes))
+        if split is not self.eval_split or args.select_on == "test":
+            self.results = results
         return results
 
-    def _save_model(self, name: str, results: list[EpisodicAccuracy] = ()):
-        """A complete folder for `from_pretrained` and the Hub: weights, code, processor, settings, model card."""
-        folder, new = self.output_dir / name, self.output_dir / f"{name}.new"
+    def _evaluate(self, split: VideoSplit, protocol: Protocol) -> EvaluationResults:
+        """A frozen tower gives the same features at every validation, so they are kept."""
+        encoder = self.encoder
+        if self.args.trains_on_features:
+            encoder = FeatureStore(self._features_dir() / split.name, encoder)
+        return Evaluation(split, protocol).run(encoder)
+
+    def save_model(self, output_dir: str | Path | None = None):
+        """Writes a folder for `from_pretrained`, the pipeline and the Hub: weights, code, processor, settings, card.
+
+        By default `best/` in the run's folder, which then has the results of the last `evaluate` in its card.
+        """
+        if self.accelerator.is_main_process:
+            folder = self.output_dir / "best" if output_dir is None else Path(output_dir)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self._save_folder(folder, self.results)
+        self.accelerator.wait_for_everyone()
+
+    def _save_run_model(self, name: str):
+        self._save_folder(self.output_dir / name, EvaluationResults())
+
+    def _save_folder(self, folder: Path, results: EvaluationResults):
+        new = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
-        save_model(self.model, self.processor, new, self.args.keep_adapter)
-        if (folder / ADAPTER_FOLDER).is_dir() and results:  # the same model again, now with the test's numbers
-            shutil.copytree(folder / ADAPTER_FOLDER, new / ADAPTER_FOLDER, dirs_exist_ok=True)
+        save_trained_model(self.model, self.processing_class, new, self.args.keep_adapter)
+        kept = self.output_dir / "best" / ADAPTER_FOLDER
+        if kept.is_dir() and results:  # the same model again, now with results
+            shutil.copytree(kept, new / ADAPTER_FOLDER, dirs_exist_ok=True)
         settings = asdict(self.args)
-        for option in (
-            "dataset",
-            "model",
-            "output_dir",
-            "features_dir",
-        ):  # the folder travels: no paths of this machine
+        for option in ("dataset", "model", "output_dir", "features_dir"):
+            # the folder travels: no paths of this machine
             settings[option] = settings[option] and public_name(settings[option])
         (new / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
-        write_model_card(new, self.args, self.best, list(results), len(self.episodes.class_names))
+        num_base_classes = len(self.train_split.class_names) if self.train_split is not None else 0
+        write_model_card(new, self.args, self.best, [result.summary() for result in results], num_base_classes)
         replace_folder(new, folder)
 
-    def test(self) -> list[EpisodicAccuracy]:
-        """The best model on the test split; results go to `results.json` and the model card."""
+    def push_to_hub(self, repo_id: str | None = None, commit_message: str = "Upload CLIP-FSAR model") -> str | None:
+        """Saves the model and uploads its folder; returns the commit's address, on the main process.
+
+        Args:
+            repo_id: USER/NAME; by default `args.push_to_hub`. A new repository is private unless `args` says otherwise.
+        """
+        repo_id = repo_id or self.args.push_to_hub
+        if repo_id is None:
+            raise ValueError("There is no repository to upload to: pass repo_id='USER/NAME'.")
+        self.control = self._call("on_push_begin")
+        self.save_model()
+        if not self.accelerator.is_main_process:
+            return None
         args = self.args
-        if "test" not in self.splits or not args.test_episodes:
-            return []
-        best = CLIPFSARModel.from_pretrained(self.output_dir / "best", dtype=torch.float32)
-        self.model = best.to(self.accelerator.device)
-        results = self._evaluate("test", args.n_shot, args.test_episodes, args.inference_modes)
-        if self.is_main_process:
-            tqdm.write("\n".join(f"test {result}" for result in results))
-            if args.select_on == "test":
-                tqdm.write(SELECTED_ON_TEST)
-            rows = [asdict(result) for result in results]
-            (self.output_dir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-            self._save_model("best", results)
-        return results
+        return push_folder(self.output_dir / "best", repo_id, args.hub_private, args.hub_revision, commit_message)
+
+    def _load_best(self):
+        """The best model's weights, into the same model; adapters were merged into them when they were saved."""
+        self.accelerator.wait_for_everyone()
+        files = sorted((self.output_dir / "best").glob("model*.safetensors"))
+        weights = {name: weight for file in files for name, weight in load_file(file).items()}
+        remove_adapters(self.model)
+        self.model.load_state_dict(weights)
+
+    # --- callbacks ----------------------------------------------------------------------------------------------------
+
+    @property
+    def log_history(self) -> list[dict]:
+        return self.state.log_history
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]):
+        self.callback_handler.add_callback(callback)
+
+    def pop_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> TrainerCallback | None:
+        return self.callback_handler.pop_callback(callback)
+
+    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]):
+        self.callback_handler.remove_callback(callback)
+
+    def _call(self, event: str, **details) -> TrainerControl:
+        positional = list(details.values())
+        return getattr(self.callback_handler, event)(self.args, self.state, self.control, *positional)
+
+    def _stateful_callbacks(self) -> list[ExportableState]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
+
+    def _restore_callbacks(self, saved: list):
+        """What callbacks counted before the run was stopped, by their classes, in order."""
+        saved = list(saved)
+        for callback in self._stateful_callbacks():
+            position = next((i for i, (name, _) in enumerate(saved) if name == type(callback).__name__), None)
+            if position is not None:
+                for name, value in saved.pop(position)[1]["attributes"].items():
+                    setattr(callback, name, value)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _say(self, text: str):
+        if self.accelerator.is_main_process:
+            tqdm.write(text)
+
+    def close(self):
+        """Ends trackers and the process group; nothing can be trained or evaluated afterwards.
+
+        Several processes should call it at their end; it is called at the latest when Python ends.
+        """
+        if self.accelerator is None:
+            return
+        # The wrapped model goes first: were it the last to hold the process group, its end would wait for the group's
+        # threads while holding Python's lock, which these want, too. Now and then two processes never ended.
+        self.wrapped_model = self.wrapped_optimizer = self.callback_handler.train_dataloader = None
+        accelerator, self.accelerator = self.accelerator, None
+        accelerator.free_memory()
+        accelerator.end_training()
 
 
-def _record(output, labels: torch.Tensor) -> torch.Tensor:
-    """Losses and accuracy of a forward pass, (4,), on its device."""
-    accuracy = (output.logits.argmax(-1) == labels).float().mean()
-    return torch.stack([output.loss, output.few_shot_loss, output.video_text_loss, accuracy]).detach()
+# Trackers of accelerate that take the name of a run beside that of its project.
+NAMED_TRACKERS = ("wandb", "trackio")
+
+
+def make_accelerator(args: EpisodicTrainingArguments) -> Accelerator:
+    """For the settings of a run.
+
+    Raises:
+        ValueError: When episodes cannot be shared out among the processes, or fp16 is asked for on a CPU.
+    """
+    report_to = args.report_to
+    if report_to == "auto":
+        report_to = "tensorboard" if is_tensorboard_available() else "none"
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # also several processes without a GPU
+        mixed_precision=args.mixed_precision,
+        log_with=None if report_to == "none" else report_to,
+        project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tensorboard")),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),  # a batch crosses while the GPU computes
+        dynamo_backend="inductor" if args.torch_compile else None,
+    )
+    per_step = accelerator.num_processes * args.episodes_per_forward
+    if args.episodes_per_update % per_step:
+        raise ValueError(
+            f"--episodes_per_update {args.episodes_per_update} cannot be shared among {accelerator.num_processes} "
+            f"process(es) running {args.episodes_per_forward} episode(s) at once: make it a multiple of {per_step}."
+        )
+    accelerator.gradient_accumulation_steps = args.episodes_per_update // per_step
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "fp16 needs a GPU: on a CPU it would silently compute in float32. Use --mixed_precision bf16 or no."
+        )
+    return accelerator
+
+
+def check_protocol(split: VideoSplit, n_way: int, shots: Sequence[int], n_query: int):
+    """Raises `ValueError` when a split has too few classes or videos for an evaluation; with the numbers."""
+    for n_shot in shots:
+        try:
+            EpisodeSampler(split.labels, n_way, n_shot, n_query, 0, split.class_names)
+        except ValueError as error:
+            message = f"Split {split.name!r} cannot be used {n_way}-way {n_shot}-shot: {error}"
+            raise ValueError(message) from None
+
+
+def check_first_video(split: VideoSplit, processor, training: bool = False):
+    """One video of a split through the processor: a moved folder or a frame store of another size shows here."""
+    processor.process_videos([split.video(0)], training=training, generator=torch.Generator())
+
+
+def _record(loss: torch.Tensor, outputs, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Losses and accuracy of a forward pass, on its device."""
+    losses = {"loss": loss, "few_shot_loss": outputs.few_shot_loss, "video_text_loss": outputs.video_text_loss}
+    values = {name: value.detach().float() for name, value in losses.items() if value is not None}
+    return values | {"accuracy": (outputs.logits.argmax(-1) == labels).float().mean()}
 
 
 def _mix_seeds(seed: int, episode: int) -> int:
@@ -449,34 +664,20 @@ def _mix_seeds(seed: int, episode: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + episode * 0xBF58476D1CE4E5B9 + 1) % 2**63
 
 
-def main(args: TrainingArguments) -> list[EpisodicAccuracy]:
-    if args.print_config:
-        print(json.dumps(asdict(args), indent=2))
-        return []
-    if args.dataset is None:
-        raise ValueError("--dataset is missing: give a folder with videos or the id of a data set on the Hub.")
+def _name_of(model) -> str:
+    return str(getattr(model, "name_or_path", "") or "")
+
+
+def _close_if_alive(reference: weakref.ref):
+    trainer = reference()
+    if trainer is not None:
+        trainer.close()
+
+
+def log_to_terminal():
+    """What the trainer logs, on the terminal of the main process, for programs."""
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    transformers_logging.disable_progress_bar()
-    run = Run(args)
-    run.train()
-    results = run.test()
-    if args.push_to_hub and run.is_main_process:
-        push_folder(run.output_dir / "best", args.push_to_hub, args.hub_private, args.hub_revision)
-    # The wrapped model goes first: were it the last to hold the process group, its end would wait for the group's
-    # threads while holding Python's lock, which these want, too. Now and then two processes never ended.
-    accelerator = run.accelerator
-    del run
-    accelerator.free_memory()
-    accelerator.end_training()
-    return results
 
 
-def run():
-    """`main` for the command line of this process."""
-    try:
-        main(parse_arguments())
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Stopped. The same command with --resume goes on from the last checkpoint.")
+__all__ = ["EpisodicTrainer", "check_first_video", "check_protocol", "log_to_terminal", "make_accelerator"]

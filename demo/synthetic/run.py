@@ -16,19 +16,21 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from clipfsar.data.splits import load_video_splits
-from clipfsar.evaluation.encoding import encode_classes, encode_videos
-from clipfsar.evaluation.episodes import evaluate
+from clipfsar.data.video_split import VideoSplit
+from clipfsar.evaluation.encoding import VideoEncoder
+from clipfsar.evaluation.episodes import evaluate_features
+from clipfsar.evaluation.protocol import Protocol
+from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.options import parse_options
 from clipfsar.plots import plot_episode, plot_training_comparison
 from clipfsar.training.arguments import parse_arguments
-from clipfsar.training.trainer import main as train
+from clipfsar.training.program import run as train
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_dataset
-from episodes_clipfsar import EpisodeDataset, read_labels
+from episodes_clipfsar import EpisodeDataset
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -86,19 +88,22 @@ def evaluate_untrained(clips: Path, path: Path, arguments: Arguments) -> dict[st
     """Few-shot results of plain CLIP features, without a temporal transformer; from the file if done before."""
     if not path.is_file():
         novel = load_video_splits(str(clips))["test"]
-        labels, class_names = read_labels(novel)
+        split = VideoSplit(novel)
         processor = CLIPFSARProcessor.from_pretrained(TINY_CLIP)
         settings = {"dtype": torch.float32, "temporal_num_layers": 0, "prototype_modulation": False}
+        counts = {"n_episodes": arguments.test_episodes, "seed": arguments.seed}
+        protocol = Protocol(n_shot=(1, 5), inference_modes="few_shot", **counts)
         results, video_embeds = {}, None
         for name, alignment in UNTRAINED.items():
             model = CLIPFSARModel.from_pretrained(TINY_CLIP, alignment=alignment, **settings)
+            encoder = VideoEncoder(model, processor)
+            model.to(encoder.accelerator.device)
             if video_embeds is None:  # the alignment comes after them
-                accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-                model.to(accelerator.device)
-                video_embeds = encode_videos(model, processor, novel, accelerator)
-            features = (model, video_embeds, encode_classes(model, processor, class_names), labels)
-            shots = {"n_episodes": arguments.test_episodes, "seed": arguments.seed}
-            results[name] = [asdict(evaluate(*features, n_shot=n_shot, **shots)[0]) for n_shot in (1, 5)]
+                video_embeds = encoder.encode(split)
+            class_embeds = encoder.encode_classes(split.class_names)
+            features = SplitFeatures(model, video_embeds, class_embeds, split.labels)
+            answers = evaluate_features(features, protocol, split.class_names)
+            results[name] = [asdict(result.summary()) for result in answers]
         path.write_text(json.dumps(results, indent=2) + "\n")
     return json.loads(path.read_text())
 

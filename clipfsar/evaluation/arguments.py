@@ -1,0 +1,82 @@
+"""Options of `clipfsar evaluate`; no torch is needed to read them."""
+
+from dataclasses import dataclass, field
+
+from choices_clipfsar import ALIGNMENTS, DTYPES, INFERENCE_MODES
+from clipfsar.options import option
+
+DESCRIPTION = """Few-shot accuracy of a model: every video is encoded once, episodes then only align features.
+
+    clipfsar evaluate --model runs/mine/best --dataset DATA --split test --n_shot 1 5 --output_dir results
+    clipfsar evaluate --model runs/mine/best --dataset DATA --n_shot 1 --exact          # over all episodes there are
+    clipfsar evaluate --model runs/mine/best --dataset DATA --n_shot 5 --until_interval 0.2
+    clipfsar evaluate --model runs/b/best --compare_with runs/a/best --dataset DATA     # the same episodes, paired
+
+With --feature_store the frame features stay on disk: the next evaluation reads them, and an interrupted one goes on.
+"""
+
+
+@dataclass
+class EvaluateArguments:
+    # What
+    model: str = field(metadata={"help": "Folder or Hub id of a CLIP-FSAR model (or of a plain CLIP, untrained)."})
+    dataset: str = field(metadata={"help": "Folder or Hub id of a video data set."})
+    split: str = option("test", "Split to draw episodes from.")
+    compare_with: str | None = option(None, "Another model that answers the same episodes; the comparison is paired.")
+    alignment: str | None = option(None, "Another alignment than the model's.", ALIGNMENTS)
+
+    # Episodes
+    n_way: int = option(5, "Classes per episode.")
+    n_shot: list[int] = option([1, 5], "Support videos per class; several.")
+    n_query: int = option(1, "Query videos per class.")
+    n_episodes: int = option(10_000, "Episodes per number of shots.")
+    seed: int = option(0, "Seed of the episodes, and of the frames where they are drawn at random.")
+    inference_modes: list[str] = option(list(INFERENCE_MODES), "Ways of answering.", INFERENCE_MODES)
+    until_interval: float | None = option(
+        None, "Draw episodes until the 95% interval is +- this many points, instead of --n_episodes."
+    )
+    exact: bool = option(False, "1-shot: also the expectation over all episodes there are.")
+    write_episodes: str | None = option(None, "Write the episodes to this file (one --n_shot).")
+    read_episodes: str | None = option(None, "Take the episodes from this file instead.")
+
+    # Results and cost
+    feature_store: str | None = option(
+        None, "Folder to keep the frame features in, for the next time and after a kill."
+    )
+    rebuild_features: bool = option(False, "Replace a feature store of something else.")
+    output_dir: str | None = option(None, "Folder for results.json and pictures.")
+    output_json: str | None = option(None, "Write the results to this file.")
+    batch_size: int = option(16, "Videos per forward.")
+    num_workers: int = option(2, "Processes that read videos.")
+    dtype: str = option(
+        "float32", "Precision of the whole model; int8: of the visual tower's linear layers, on a CPU.", DTYPES
+    )
+    mixed_precision: str | None = option(
+        None, "Precision of the visual tower's computations on float32 weights.", ("no", "fp16", "bf16")
+    )
+    video_column: str = option("video", "Column with the videos.")
+    label_column: str = option("label", "Column with the classes.")
+
+    def __post_init__(self):
+        unknown = sorted(set(self.inference_modes) - set(INFERENCE_MODES))
+        if unknown:
+            raise ValueError(f"--inference_modes {' '.join(unknown)}: there are {', '.join(INFERENCE_MODES)}.")
+        if self.write_episodes and len(self.n_shot) > 1:
+            raise ValueError(f"--write_episodes holds episodes of one --n_shot, not of {self.n_shot}.")
+        if self.n_episodes < 1:
+            raise ValueError(f"--n_episodes {self.n_episodes} must be at least 1.")
+        if self.until_interval is not None and not self.until_interval > 0:
+            raise ValueError(f"--until_interval {self.until_interval} must be greater than 0.")
+        if self.exact and self.read_episodes is None and 1 not in self.n_shot:
+            raise ValueError(f"--exact is about 1-shot episodes: add 1 to --n_shot {self.n_shot}.")
+        if self.dtype != "float32" and self.mixed_precision not in (None, "no"):
+            raise ValueError(
+                f"--dtype {self.dtype} and --mixed_precision {self.mixed_precision} both set the precision of the "
+                "visual tower: give one of them."
+            )
+        for name in ("write_episodes", "until_interval"):
+            if self.read_episodes is not None and getattr(self, name) is not None:
+                raise ValueError(f"--read_episodes takes the episodes as they are: leave --{name} out.")
+
+
+__all__ = ["EvaluateArguments"]

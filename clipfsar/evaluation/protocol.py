@@ -1,0 +1,59 @@
+"""What is asked in an evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from choices_clipfsar import INFERENCE_MODES
+from clipfsar.data.video_split import VideoSplit
+from episodes_clipfsar import EpisodeSampler
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Episodes of an evaluation; results carry it.
+
+    Args:
+        n_way: Classes per episode.
+        n_shot: Support videos per class; one number or several, each evaluated on episodes of its own.
+        n_query: Query videos per class.
+        n_episodes: Episodes per number of shots.
+        seed: Episodes of different seeds are independent of each other.
+        inference_modes: Any of `"few_shot"`, `"zero_shot"`, `"ensemble"`; all answer the same episodes.
+
+    Raises:
+        ValueError: For an unknown mode, or a count below 1.
+    """
+
+    n_way: int = 5
+    n_shot: int | Sequence[int] = (1, 5)
+    n_query: int = 1
+    n_episodes: int = 10_000
+    seed: int = 0
+    inference_modes: str | Sequence[str] = INFERENCE_MODES
+
+    def __post_init__(self):
+        shots = (self.n_shot,) if isinstance(self.n_shot, int) else tuple(self.n_shot)
+        modes = (self.inference_modes,) if isinstance(self.inference_modes, str) else tuple(self.inference_modes)
+        object.__setattr__(self, "n_shot", shots)
+        object.__setattr__(self, "inference_modes", modes)
+        if not shots or not modes:
+            raise ValueError(f"n_shot={list(shots)}, inference_modes={list(modes)}: give at least one of each.")
+        if self.n_episodes < 1:
+            raise ValueError(f"n_episodes={self.n_episodes} must be at least 1.")
+        unknown = sorted(set(modes) - set(INFERENCE_MODES))
+        if unknown:
+            raise ValueError(f"inference_modes {' '.join(unknown)}: there are {', '.join(INFERENCE_MODES)}.")
+
+    def samplers(self, split: VideoSplit) -> dict[int, EpisodeSampler]:
+        """Per number of shots the sampler of its episodes.
+
+        Raises:
+            ValueError: When the split has too few classes, or a class too few videos; the message has the numbers.
+        """
+        return {
+            n_shot: EpisodeSampler(split.labels, self.n_way, n_shot, self.n_query, self.seed, split.class_names)
+            for n_shot in self.n_shot
+        }
+
+
+__all__ = ["Protocol"]

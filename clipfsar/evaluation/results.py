@@ -1,0 +1,242 @@
+"""Results of an evaluation as objects: they print as lines, and go to JSON, pandas and pictures."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from clipfsar.evaluation.protocol import Protocol
+from clipfsar.evaluation.report import (
+    EpisodePredictions,
+    confusion_rates,
+    expected_calibration_error,
+    half_interval,
+    interval_over_videos,
+    most_confused_pairs,
+    per_class_accuracies,
+    right_answers_per_video,
+)
+
+
+@dataclass(frozen=True)
+class EpisodicAccuracy:
+    """Mean accuracy over episodes, in percent, with the half width of its 95% interval.
+
+    The interval says how far the mean over *these videos and classes* may be off because episodes are a sample; it
+    says nothing of other videos or classes.
+    """
+
+    inference_mode: str
+    n_way: int
+    n_shot: int
+    n_query: int
+    n_episodes: int
+    accuracy: float
+    interval: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_way}-way {self.n_shot}-shot {self.inference_mode}: {self.accuracy:.1f} ± {self.interval:.1f}% "
+            f"({self.n_episodes} episodes)"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodicResult(EpisodicAccuracy):
+    """What a model's answers say, for one number of shots and one inference mode. `print` gives a line.
+
+    Args:
+        predictions: The answers.
+        labels: Class of each video of the split, (V,).
+        class_names: C names.
+        chances: (V,), from exact evaluation: the chance that each video is classified rightly; None without.
+        compared_with: Name of the model that `comparison` is with.
+        comparison: `report.compare` with that model's answers to the same episodes.
+
+    Everything below is computed when it is first asked for.
+    """
+
+    predictions: EpisodePredictions = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    class_names: list[str] = field(repr=False)
+    chances: np.ndarray | None = field(default=None, repr=False)
+    compared_with: str | None = field(default=None, repr=False)
+    comparison: dict | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:  # dataclass would inherit it; said here because results are printed
+        return super().__str__()
+
+    @cached_property
+    def exact(self) -> float | None:
+        """Expected accuracy over all episodes there are, in percent; None where that was not asked for."""
+        if self.chances is None:
+            return None
+        labels = self.labels
+        return 100 * float(np.mean([self.chances[labels == label].mean() for label in np.unique(labels[labels >= 0])]))
+
+    @cached_property
+    def per_class(self) -> dict[str, float]:
+        """Accuracy in percent of the queries of each class; NaN for a class that was never asked about."""
+        accuracies = 100 * per_class_accuracies(self.predictions, len(self.class_names))
+        return dict(zip(self.class_names, accuracies.tolist(), strict=True))
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """(C, C) in percent: how often queries of the row's class are taken for the column's, *when both classes are in
+        the episode*; NaN if they never are."""
+        return 100 * confusion_rates(self.predictions, len(self.class_names))
+
+    @cached_property
+    def most_confused(self) -> list[dict]:
+        """The ten largest confusions, `{"true", "predicted", "rate"}`, rates in percent."""
+        return most_confused_pairs(self.confusion / 100, self.class_names)
+
+    @cached_property
+    def interval_over_videos(self) -> float:
+        """Half width in points of the 95% interval if classes and query videos were drawn anew (bootstrap)."""
+        chances = self.chances
+        if chances is None:
+            chances = right_answers_per_video(self.predictions, len(self.labels))
+        return interval_over_videos(chances, self.labels)
+
+    @cached_property
+    def calibration_error(self) -> float:
+        """Expected calibration error in percent."""
+        return expected_calibration_error(self.predictions)
+
+    def summary(self) -> EpisodicAccuracy:
+        """The accuracy alone."""
+        return EpisodicAccuracy(**{item.name: getattr(self, item.name) for item in fields(EpisodicAccuracy)})
+
+    def to_dict(self) -> dict:
+        """All of it as plain values; numbers that there are not are NaN."""
+        values = asdict(self.summary())
+        if self.exact is not None:
+            values["exact_accuracy"] = self.exact
+        for name in ("interval_over_videos", "calibration_error", "most_confused"):
+            values[name] = getattr(self, name)
+        values["per_class_accuracy"] = self.per_class
+        if self.comparison is not None:
+            values |= {"compared_with": self.compared_with, "comparison": self.comparison}
+        return values
+
+    def lines(self) -> list[str]:
+        """For people: the line of `print`, then what else is worth knowing."""
+        lines = [str(self)]
+        if self.exact is not None:
+            lines.append(f"  over all episodes there are: {self.exact:.2f}% (exact)")
+        lines.append(
+            f"  were classes and videos drawn anew: ± {self.interval_over_videos:.1f}; calibration error "
+            f"{self.calibration_error:.1f}%"
+        )
+        asked = [item for item in self.per_class.items() if not math.isnan(item[1])]
+        classes = sorted(asked, key=lambda item: item[1])
+        lines.append(f"  hardest classes: {', '.join(f'{name} {accuracy:.0f}%' for name, accuracy in classes[:3])}")
+        confused = [f"{pair['true']} -> {pair['predicted']} {pair['rate']:.0f}%" for pair in self.most_confused[:3]]
+        if confused:
+            lines.append(f"  most confused, when both are there: {', '.join(confused)}")
+        if self.comparison is not None:
+            lines.append(f"  minus {self.compared_with}: {_in_words(self.comparison)}")
+        return lines
+
+    def plot(self, folder: str | os.PathLike) -> list[Path]:
+        """Writes `confusion_*.png` and `per_class_*.png` into a folder, made if need be."""
+        from clipfsar.plots import plot_confusion, plot_per_class  # matplotlib, only where pictures are asked for
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{self.n_way}_way_{self.n_shot}_shot_{self.inference_mode}.png"
+        paths = [folder / f"confusion_{name}", folder / f"per_class_{name}"]
+        plot_confusion(self.confusion / 100, self.class_names, paths[0], str(self))
+        plot_per_class(self.per_class, paths[1], str(self))
+        return paths
+
+
+class EvaluationResults(list):
+    """A list of `EpisodicResult`, one per number of shots and inference mode, and the `protocol` they answer."""
+
+    def __init__(self, results=(), protocol: Protocol | None = None):
+        super().__init__(results)
+        self.protocol = protocol
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    def get(self, n_shot: int, inference_mode: str = "few_shot") -> EpisodicResult:
+        """The result of one number of shots and one mode.
+
+        Raises:
+            KeyError: When there is none; the message lists those there are.
+        """
+        for result in self:
+            if (result.n_shot, result.inference_mode) == (n_shot, inference_mode):
+                return result
+        there = ", ".join(f"{result.n_shot}-shot {result.inference_mode}" for result in self)
+        raise KeyError(f"There is no {n_shot}-shot {inference_mode} result; there are {there}.")
+
+    def to_dicts(self) -> list[dict]:
+        """Plain values, as JSON has them: None stands for a number that there is not."""
+        return [_without_nan(result.to_dict()) for result in self]
+
+    def to_json(self, path: str | os.PathLike | None = None) -> str:
+        """JSON text, also written to a file if a path is given."""
+        text = json.dumps(self.to_dicts(), indent=2, allow_nan=False) + "\n"
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def to_pandas(self):
+        """A `pandas.DataFrame`: a row per result, and a column per class, `accuracy of NAME`.
+
+        Raises:
+            ImportError: Where pandas is not installed.
+        """
+        import pandas
+
+        rows = []
+        for result in self.to_dicts():
+            per_class = result.pop("per_class_accuracy")
+            result.pop("most_confused")
+            comparison = result.pop("comparison", None) or {}
+            rows.append(
+                result
+                | {f"comparison_{name}": value for name, value in comparison.items()}
+                | {f"accuracy of {name}": value for name, value in per_class.items()}
+            )
+        return pandas.DataFrame(rows)
+
+    def plot(self, folder: str | os.PathLike) -> list[Path]:
+        """Pictures of every result, `EpisodicResult.plot`."""
+        return [path for result in self for path in result.plot(folder)]
+
+
+def summarize(predictions: EpisodePredictions, inference_mode: str, n_shot: int, n_query: int) -> EpisodicAccuracy:
+    """Mean accuracy of answers to episodes, with its interval."""
+    accuracies = 100 * predictions.accuracies
+    n_way = predictions.class_ids.shape[1]
+    accuracy, interval = float(accuracies.mean()), half_interval(accuracies)
+    return EpisodicAccuracy(inference_mode, n_way, n_shot, n_query, len(accuracies), accuracy, interval)
+
+
+def _in_words(comparison: dict) -> str:
+    exact = f" ({comparison['exact_difference']:+.2f} exactly)" if "exact_difference" in comparison else ""
+    return (
+        f"{comparison['difference']:+.2f} ± {comparison['interval']:.2f} points{exact}, "
+        f"McNemar p = {comparison['p_value']:.2g}"
+    )
+
+
+def _without_nan(value):
+    """JSON has no NaN: None stands for a number that there is not."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+__all__ = ["EpisodicAccuracy", "EpisodicResult", "EvaluationResults", "summarize"]

@@ -1,0 +1,56 @@
+"""The trainer's own callbacks: when to log, validate and save, and the progress bar. Users' come after them."""
+
+from tqdm.auto import tqdm
+from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
+
+
+class EpisodicFlowCallback(DefaultFlowCallback):
+    """Counts episodes as the arguments do: lines of the log, validations and checkpoints come between updates."""
+
+    def __init__(self):
+        self._logged_at = 0  # episodes done at the last line of the log
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._logged_at = state.global_step * args.episodes_per_update
+
+    def on_step_end(self, args, state, control, **kwargs):
+        episodes_done = state.global_step * args.episodes_per_update
+        is_check = state.global_step >= state.max_steps or episodes_done % args.eval_every == 0
+        control.should_evaluate = control.should_save = is_check
+        control.should_log = is_check or episodes_done >= self._logged_at + args.log_every
+        return control
+
+    def on_log(self, args, state, control, **kwargs):
+        self._logged_at = state.global_step * args.episodes_per_update
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        return control  # there are no epochs
+
+
+class EpisodicProgressCallback(TrainerCallback):
+    """A bar of episodes on the main process, with the last loss and accuracy."""
+
+    def __init__(self):
+        self._bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._bar = tqdm(
+            total=args.episodes,
+            initial=state.global_step * args.episodes_per_update,
+            desc="training",
+            unit="episode",
+            disable=not state.is_world_process_zero,
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._bar.update(args.episodes_per_update)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self._bar is not None and logs and "loss" in logs:
+            self._bar.set_postfix(loss=f"{logs['loss']:.3f}", accuracy=f"{logs['accuracy']:.1f}%", refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._bar.close()
+
+
+__all__ = ["EpisodicFlowCallback", "EpisodicProgressCallback"]

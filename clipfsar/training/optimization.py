@@ -1,0 +1,29 @@
+"""Which weights decay, and with which optimizer."""
+
+import torch
+
+
+def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Trained parameters, with and without decay.
+
+    The official program leaves out of the decay what has "bn" or "norm" in *its* names: batch norms and the norm of
+    the temporal transformer. CLIP's own LayerNorms are called `ln_*` there and are decayed, so ours are, too.
+    """
+    with_decay, without_decay = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_exempt = "bn" in name or (name.startswith("temporal_transformer.") and ".norm." in name)
+            (without_decay if is_exempt else with_decay).append(parameter)
+    return [
+        {"params": with_decay, "weight_decay": weight_decay},
+        {"params": without_decay, "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
+    """Adam or AdamW over what trains, at the rate the warm-up starts with; `args` are `EpisodicTrainingArguments`."""
+    optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
+    return optimizer_class(optimizer_groups(model, args.weight_decay), lr=args.warmup_learning_rate, fused=True)
+
+
+__all__ = ["make_optimizer", "optimizer_groups"]

@@ -1,0 +1,388 @@
+"""`EpisodicTrainer` with objects: the program's numbers, transformers' callbacks, and what subclasses may change."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_data import (
+    SETTINGS,
+    model_of_tiny_clip,
+    read_log,
+    run_in_children,
+    save_tiny_clip,
+    training_arguments,
+    video_splits,
+    write_video_folder,
+)
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
+from clipfsar.training.program import main
+from clipfsar.training.trainer import EpisodicTrainer
+from episodes_clipfsar import EpisodeSampler
+from modeling_clipfsar import CLIPFSARModel
+from processing_clipfsar import CLIPFSARProcessor
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    return video_splits(write_video_folder(tmp_path_factory.mktemp("videos"), videos_per_class=4))
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def make(splits, tiny_clip, tmp_path):
+    """A trainer of a class, on the tiny CLIP and without the test's splits being read; keywords are arguments."""
+
+    def make_trainer(trainer_class=EpisodicTrainer, name="run", callbacks=(), objects=None, **overrides):
+        settings = {key: value for key, value in SETTINGS.items() if key != "num_frames"}
+        args = EpisodicTrainingArguments(output_dir=str(tmp_path / name), **settings | overrides)
+        return trainer_class(
+            model=model_of_tiny_clip(tiny_clip),
+            args=args,
+            train_dataset=splits["train"],
+            eval_dataset=splits["validation"],
+            processing_class=CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4),
+            callbacks=callbacks,
+            **objects or {},
+        )
+
+    return make_trainer
+
+
+def train_losses(trainer) -> list[float]:
+    return [line["loss"] for line in trainer.log_history if "loss" in line]
+
+
+# --- objects ----------------------------------------------------------------------------------------------------------
+
+
+def run_program(arguments: list[str]):
+    main(parse_arguments(arguments))
+
+
+def test_objects_train_as_the_program_does(make, splits, tiny_clip, tmp_path):
+    splits.save_to_disk(tmp_path / "data")
+    arguments = training_arguments(tmp_path / "data", tiny_clip, tmp_path / "program")
+    run_in_children(run_program, arguments, folder=tmp_path / "output").check()
+    trainer = make()
+    output = trainer.train()
+    results = trainer.evaluate(splits["test"])
+    assert read_log(tmp_path / "run") == read_log(tmp_path / "program")
+    ours, theirs = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("run", "program"))
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    expected = json.loads((tmp_path / "program" / "results.json").read_text())
+    assert [(r.n_shot, r.inference_mode, r.accuracy, r.interval) for r in results] == [
+        (r["n_shot"], r["inference_mode"], r["accuracy"], r["interval"]) for r in expected
+    ]
+    assert output.global_step == 4
+    assert output.metrics["accuracy"] == trainer.best["accuracy"]
+
+
+def test_after_training_the_model_has_the_best_weights_and_saves_them_with_the_results(make, splits, tmp_path):
+    trainer = make(episodes=16, learning_rate=3e-2, warmup_episodes=0)
+    trainer.train()
+    best = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    assert all(torch.equal(best[name], value) for name, value in trainer.model.state_dict().items())
+    results = trainer.evaluate(splits["test"], n_shot=[1], n_episodes=30)
+    assert (len(results), results[0].n_episodes) == (3, 30)
+    trainer.save_model()
+    trainer.save_model(tmp_path / "elsewhere")
+    for folder in (tmp_path / "run" / "best", tmp_path / "elsewhere"):
+        assert str(results[0].n_episodes) in (folder / "README.md").read_text().split("## Results")[1]
+        assert CLIPFSARModel.from_pretrained(folder).config.num_frames == 4
+
+
+def test_the_log_history_is_transformers_with_steps_and_eval_names(make):
+    trainer = make()
+    trainer.train()
+    first, *_, last = trainer.log_history
+    assert set(first) == {
+        *("loss", "few_shot_loss", "video_text_loss", "accuracy", "learning_rate"),
+        *("episode", "step", "epoch"),
+    }
+    assert (first["episode"], first["step"], first["epoch"]) == (4, 1, 0.25)
+    assert set(last) == {"eval_accuracy", "eval_interval", "episode", "step", "epoch"}
+    assert trainer.state.best_metric == max(line.get("eval_accuracy", 0) for line in trainer.log_history)
+
+
+def test_results_print_as_lines_and_go_to_json_and_pandas(make, splits, tmp_path, capsys):
+    trainer = make()
+    results = trainer.evaluate(splits["test"], n_shot=[1, 2], inference_modes="few_shot", n_episodes=20)
+    print(results)
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(result) for result in results]
+    results.to_json(tmp_path / "results.json")
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row["n_shot"] for row in rows] == [1, 2]
+    assert list(rows[0]["per_class_accuracy"]) == ["gray", "orange", "violet"]
+    frame = results.to_pandas()
+    assert frame["accuracy"].tolist() == [result.accuracy for result in results]
+    assert results.get(n_shot=2) is results[1]
+    assert np.allclose(np.nansum(results[0].confusion, axis=1), 100)  # every class is in each 3-way episode
+    with pytest.raises(KeyError, match="There is no 5-shot few_shot result; there are 1-shot few_shot, 2-shot"):
+        results.get(n_shot=5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"num_frames": 16},
+            "say num_frames=16, but the processor has 4: leave num_frames out of the arguments, or load",
+        ),
+        ({"alignment": "mean"}, "say alignment='mean', but the model has 'otam'"),
+    ],
+)
+def test_arguments_that_contradict_the_objects_are_refused(make, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make(**overrides)
+
+
+def test_model_and_processor_of_different_frames_are_refused(tiny_clip, splits):
+    with pytest.raises(ValueError, match="samples 8 frames per video and the model is for 4: load both with the same"):
+        EpisodicTrainer(
+            model_of_tiny_clip(tiny_clip), processing_class=CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=8)
+        )
+
+
+def test_splits_that_share_classes_are_refused(make, splits):
+    trainer = make()
+    trainer.eval_split = trainer.train_split
+    with pytest.raises(ValueError, match="share 4 classes"):
+        trainer.train()
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def test_a_callback_stops_a_run_that_then_goes_on_exactly(make, tmp_path):
+    make(name="whole").train()
+    stopped = make(callbacks=[StopAt(3)])
+    stopped.train()
+    assert stopped.episodes_done == 12
+    assert (tmp_path / "run" / "state" / "progress.json").is_file()
+    with pytest.raises(ValueError, match=r"holds a run already: --resume \(resume_from_checkpoint=True\)"):
+        make().train()
+    make().train(resume_from_checkpoint=True)
+    whole, resumed = (read_log(tmp_path / name) for name in ("whole", "run"))
+    stopped_at = {"episode": 12, "kind": "validation"}
+    assert [line for line in resumed if not stopped_at.items() <= line.items()] == whole
+    ours, theirs = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("run", "whole"))
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_path_of_another_run_is_not_resumed_from(make, tmp_path):
+    with pytest.raises(ValueError, match=r"is not the run in .*: a run goes on in its own output_dir; name that one"):
+        make().train(resume_from_checkpoint=str(tmp_path / "other"))
+    make().train(resume_from_checkpoint=str(tmp_path / "run"))  # begins it
+
+
+# --- transformers' callbacks ------------------------------------------------------------------------------------------
+
+
+class SameAccuracy(EpisodicTrainer):
+    """Whose validation never improves."""
+
+    def validate(self) -> dict[str, float]:
+        return {"accuracy": 50.0, "interval": 1.0, "n_episodes": 10}
+
+
+def test_early_stopping_stops_and_counts_on_after_a_resume(make):
+    settings = {"episodes": 64, "eval_every": 4, "log_every": 4}
+    trainer = make(SameAccuracy, name="whole", callbacks=[EarlyStoppingCallback(early_stopping_patience=3)], **settings)
+    trainer.train()
+    assert trainer.episodes_done == 16  # the first is the best, three more do not improve on it
+    interrupted = [EarlyStoppingCallback(early_stopping_patience=3), StopAt(3)]
+    make(SameAccuracy, callbacks=interrupted, **settings).train()
+    trainer = make(SameAccuracy, callbacks=[EarlyStoppingCallback(early_stopping_patience=3)], **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.episodes_done == 16
+
+
+class Recorder(TrainerCallback):
+    """Every event, with what transformers hands to callbacks."""
+
+    def __init__(self):
+        self.events, self.logs = [], []
+
+    def __getattribute__(self, name):
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+
+        def record(args, state, control, **details):
+            assert {"model", "processing_class", "optimizer", "train_dataloader"} <= set(details)
+            self.events.append((name, state.global_step))
+            if name == "on_log":
+                self.logs.append(details["logs"])
+            if name == "on_evaluate":
+                assert set(details["metrics"]) == {"eval_accuracy", "eval_interval", "eval_n_episodes"}
+
+        return record
+
+
+def test_callbacks_hear_of_every_event_in_transformers_order(make):
+    recorder = Recorder()
+    trainer = make(callbacks=[recorder], episodes=8, episodes_per_update=2, eval_every=8, log_every=4)
+    trainer.train()
+    update = ["on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
+    logged = [*update, "on_log"]
+    names = [name for name, _ in recorder.events]
+    checked = [*update, "on_log", "on_evaluate", "on_save"]
+    assert names == ["on_init_end", "on_train_begin", *update, *logged, *update, *checked, "on_train_end"]
+    assert [step for name, step in recorder.events if name == "on_step_end"] == [1, 2, 3, 4]
+    assert [logs["loss"] for logs in recorder.logs] == train_losses(trainer)
+
+
+class LogEveryStep(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log = True
+
+
+def test_a_callback_may_ask_for_more_lines_of_the_log(make):
+    trainer = make(callbacks=[LogEveryStep()], log_every=1000)
+    trainer.train()
+    assert [line["step"] for line in trainer.log_history if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_trackers_hear_the_names_of_project_and_run(make, monkeypatch):
+    started, logged = [], []
+    from accelerate import tracking
+
+    class Fake(tracking.GeneralTracker):
+        name = "wandb"
+        requires_logging_directory = False
+        main_process_only = True
+
+        def __init__(self, project, **options):
+            super().__init__()
+            started.append((project, options))
+
+        @property
+        def tracker(self):
+            return None
+
+        def start(self):
+            pass
+
+        def store_init_configuration(self, values):
+            pass
+
+        def log(self, values, step=None, **kwargs):
+            logged.append((step, sorted(values)))
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Fake)
+    monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda names, directory: [names])
+    make(report_to="wandb", project="few-shot", eval_every=16).train()
+    assert started == [("few-shot", {"name": "run"})]
+    assert logged[-1] == (16, ["validation/accuracy", "validation/interval"])
+
+
+# --- what subclasses may change ---------------------------------------------------------------------------------------
+
+
+class OnlyFewShot(EpisodicTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False):
+        inputs.pop("base_class_embeds")
+        outputs = model(**inputs)
+        loss = 2 * outputs.few_shot_loss
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_a_loss_of_ones_own(make):
+    trainer = make(OnlyFewShot)
+    trainer.train()
+    for line in (line for line in trainer.log_history if "loss" in line):
+        assert line["loss"] == pytest.approx(2 * line["few_shot_loss"])
+        assert "video_text_loss" not in line
+
+
+class SlowHead(EpisodicTrainer):
+    def create_optimizer(self):
+        return torch.optim.SGD(self.model.temporal_transformer.parameters(), lr=0.0)
+
+    def learning_rate(self, episode: int) -> float:
+        return 0.5
+
+
+@pytest.mark.parametrize("way", ["method", "argument"])
+def test_an_optimizer_of_ones_own(make, tiny_clip, way):
+    trainer = make(SlowHead if way == "method" else EpisodicTrainer)
+    if way == "argument":
+        trainer.optimizer = torch.optim.SGD(trainer.model.temporal_transformer.parameters(), lr=0.0)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    moved = {name.split(".")[0] for name, value in trainer.model.state_dict().items() if not value.equal(before[name])}
+    assert moved == {"temporal_transformer"}
+    rates = {line["learning_rate"] for line in trainer.log_history if "loss" in line}
+    assert (rates == {0.5}) == (way == "method")
+
+
+class FirstClasses(EpisodeSampler):
+    """Draws episodes of the first three classes only."""
+
+    def draw(self, rng):
+        episode = super().draw(rng)
+        while set(episode.class_ids) != {0, 1, 2}:
+            episode = super().draw(rng)
+        return episode
+
+
+class Curriculum(EpisodicTrainer):
+    def create_sampler(self, split):
+        return FirstClasses(split.labels, self.args.n_way, 1, 1, self.args.seed, split.class_names)
+
+
+@pytest.mark.parametrize("way", ["method", "argument"])
+def test_a_sampler_of_ones_own(make, splits, way):
+    trainer = make(Curriculum)
+    if way == "argument":
+        trainer = make(objects={"sampler": trainer.create_sampler(trainer.train_split)})
+    trainer.train()
+    seen = {label for index in range(16) for label in trainer.episodes[index]["class_base_labels"]}
+    assert seen == {0, 1, 2}
+
+
+class Worst(EpisodicTrainer):
+    """Selects by a number of its own: the earlier the better."""
+
+    def validate(self) -> dict[str, float]:
+        return {"accuracy": 100.0 - self.episodes_done, "interval": 0.0, "n_episodes": 1, "margin": 3.0}
+
+
+def test_a_validation_of_ones_own_chooses_the_best_model(make, tmp_path):
+    trainer = make(Worst)
+    trainer.train()
+    assert (trainer.best["episode"], trainer.best["margin"]) == (8, 3.0)
+    assert [line["eval_margin"] for line in trainer.log_history if "eval_margin" in line] == [3.0, 3.0]
+    assert "that of episode 8" in (tmp_path / "run" / "best" / "README.md").read_text()
+
+
+def test_uploading_saves_first_and_needs_a_name(make, monkeypatch, tmp_path):
+    uploads = []
+    monkeypatch.setattr(
+        "clipfsar.training.trainer.push_folder",
+        lambda folder, *details: uploads.append((Path(folder), details)) or "url",
+    )
+    trainer = make(episodes=4, eval_every=4, hub_private=False)
+    trainer.train()
+    with pytest.raises(ValueError, match="no repository to upload to: pass repo_id='USER/NAME'"):
+        trainer.push_to_hub()
+    assert trainer.push_to_hub("me/actions") == "url"
+    assert uploads == [(tmp_path / "run" / "best", ("me/actions", False, None, "Upload CLIP-FSAR model"))]
