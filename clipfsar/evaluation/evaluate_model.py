@@ -72,7 +72,9 @@ def evaluate_episodes(
     if compare_with is not None:
         encoding["accelerator"] = encoders[0].accelerator
         encoders.append(VideoEncoder(*compare_with, seed=seed, **encoding))
-    names = [getattr(encoder.model, "name_or_path", "") or f"model {i}" for i, encoder in enumerate(encoders, start=1)]
+    names = [getattr(encoder.model, "name_or_path", "") or "a model made in memory" for encoder in encoders]
+    if len(set(names)) < len(names):
+        names[1] += " (2)"
     stores = [
         encoder
         if feature_store is None
