@@ -135,7 +135,7 @@ def main(arguments: Arguments):
     for row, run in rows.items():
         print(f"| {row} | {run.seconds:.4f} | {run.seconds / on_features.seconds:.1f} |")
     print(
-        f"Encoding the {len(on_features.splits['train'])} training videos, once: {on_features.encoding_seconds:.1f} s."
+        f"Encoding the {len(on_features.train_split)} training videos, once: {on_features.encoding_seconds:.1f} s."
     )
 
 
