@@ -460,7 +460,7 @@ class EpisodicTrainer:
 
     def evaluate(
         self,
-        dataset=None,
+        eval_dataset=None,
         n_shot: int | Sequence[int] | None = None,
         inference_modes: str | Sequence[str] | None = None,
         n_episodes: int | None = None,
@@ -468,7 +468,7 @@ class EpisodicTrainer:
         """Few-shot accuracy of the present weights: after `train`, those of the best model.
 
         Args:
-            dataset: A data set or `VideoSplit`; by default the validation classes.
+            eval_dataset: A data set or `VideoSplit`; by default the validation classes.
             n_shot, inference_modes: By default those of `args`.
             n_episodes: Per number of shots; by default `args.test_episodes`.
 
@@ -478,8 +478,8 @@ class EpisodicTrainer:
         """
         args = self.args
         split = self.eval_split
-        if dataset is not None:
-            split = VideoSplit.of(dataset, args.video_column, args.label_column)
+        if eval_dataset is not None:
+            split = VideoSplit.of(eval_dataset, args.video_column, args.label_column)
         if split is None:
             raise ValueError("There is nothing to evaluate on: pass a data set.")
         n_episodes = n_episodes or args.test_episodes or Protocol.n_episodes
