@@ -1,0 +1,1 @@
+"""Video files to data sets."""

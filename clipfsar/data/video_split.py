@@ -1,0 +1,85 @@
+"""A split as training and evaluation see it: videos, labels and class names, read once."""
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from episodes_clipfsar import read_labels, undecoded_videos
+
+
+class VideoSplit:
+    """A `datasets.Dataset` with the names of its two columns.
+
+    Args:
+        dataset: A column of videos (`Video()`, `Video(decode=False)`, paths) and one of labels (`ClassLabel` or names).
+        video_column, label_column: Names of the two columns.
+        name: What messages and feature stores call it, "test" say; by default as the dataset calls itself.
+
+    Raises:
+        ValueError: When the column of videos is missing; when labels are asked for that are missing or have no names.
+
+    Attributes:
+        dataset: The same, with videos that are not decoded when a row is read.
+        labels: Class of each video, (V,), 0..C-1; -1 where a video has none.
+        class_names: C names.
+    """
+
+    def __init__(self, dataset, video_column: str = "video", label_column: str = "label", name: str | None = None):
+        self.dataset = undecoded_videos(dataset, video_column)
+        self.video_column, self.label_column = video_column, label_column
+        self.name = name or str(getattr(dataset, "split", None) or "all")
+
+    @classmethod
+    def of(cls, dataset, video_column: str = "video", label_column: str = "label", name: str | None = None) -> "VideoSplit":
+        """`dataset` itself if it is a split already, else a split of it."""
+        return dataset if isinstance(dataset, cls) else cls(dataset, video_column, label_column, name)
+
+    @cached_property
+    def _labels_and_names(self) -> tuple[np.ndarray, list[str]]:
+        return read_labels(self.dataset, self.label_column)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._labels_and_names[0]
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._labels_and_names[1]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def video(self, row: int):
+        """The undecoded video of a row, for `CLIPFSARProcessor.process_videos`."""
+        return self.dataset[row][self.video_column]
+
+    def rows_of(self, class_name: str) -> np.ndarray:
+        """Rows of the videos of a class."""
+        return np.flatnonzero(self.labels == self.class_names.index(class_name))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the videos, in order: names and sizes of files, or the bytes of those that lie in the dataset."""
+        return digest_of_videos(self.dataset, self.video_column)
+
+
+def digest_of_videos(dataset, video_column: str) -> str:
+    """Of the order, names and sizes of files, or of the bytes of videos that lie in the dataset.
+
+    The name is CLASS/FILE: a data set that was moved is still the same.
+    """
+    digest = hashlib.sha256()
+    for video in dataset[video_column]:
+        path, data = (video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None)
+        digest.update("/".join(Path(path).parts[-2:]).encode() if path else b"")
+        if data is not None:
+            digest.update(hashlib.sha256(data).digest())
+        elif path is not None and os.path.isfile(path):
+            digest.update(str(os.path.getsize(path)).encode())
+    return digest.hexdigest()
+
+
+__all__ = ["VideoSplit", "digest_of_videos"]
