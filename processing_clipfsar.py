@@ -1,8 +1,8 @@
-"""Videos and class names to the inputs of a CLIP-FSAR model: frame sampling, video reading, preprocessing, prompts.
+"""Videos and class names to the inputs of a CLIP-FSAR model: `CLIPFSARProcessor`.
 
-Read from top to bottom: which frames (pure index arithmetic), reading them (decord, torchcodec, PyAV, folders, arrays),
-turning them into pixel values, and `CLIPFSARProcessor`, which ties these together for one episode. Letters in shapes:
-V videos, S support videos, Q query videos, T frames per video, N classes, L tokens, C = 3 channels, H and W pixels.
+`video_clipfsar` chooses and reads frames, `pixels_clipfsar` resizes and crops them; the processor ties these and the
+tokenizer together. Letters in shapes: V videos, S support videos, Q query videos, T frames per video, N classes,
+L tokens, C = 3 channels, H and W pixels.
 """
 
 import functools
@@ -22,8 +22,8 @@ try:
         FRAME_SAMPLINGS,
         PREPROCESSINGS,
         QUERY_AUGMENTATIONS,
-        _check_choice,
-        _check_positive_integer,
+        check_choice,
+        check_positive_integer,
     )
 except ImportError:
     if __package__:
@@ -33,8 +33,8 @@ except ImportError:
         FRAME_SAMPLINGS,
         PREPROCESSINGS,
         QUERY_AUGMENTATIONS,
-        _check_choice,
-        _check_positive_integer,
+        check_choice,
+        check_positive_integer,
     )
 
 try:
@@ -46,27 +46,27 @@ except ImportError:
 
 try:
     from .pixels_clipfsar import (
-        _crop,
-        _official_crop_size,
-        _per_channel,
-        _resize,
-        _shortest_edge_size,
         augment_like_kinetics,
+        crop_frames,
+        official_crop_size,
+        per_channel,
+        resize_for_crop,
         resize_frames,
         resize_settings,
+        shortest_edge_size,
     )
 except ImportError:
     if __package__:
         raise
     from pixels_clipfsar import (
-        _crop,
-        _official_crop_size,
-        _per_channel,
-        _resize,
-        _shortest_edge_size,
         augment_like_kinetics,
+        crop_frames,
+        official_crop_size,
+        per_channel,
+        resize_for_crop,
         resize_frames,
         resize_settings,
+        shortest_edge_size,
     )
 
 try:
@@ -89,16 +89,6 @@ except ImportError:
         sample_frame_indices,
         stream_video_frames,
     )
-
-
-# --- which frames -----------------------------------------------------------------------------------------------------
-
-
-# --- reading videos ---------------------------------------------------------------------------------------------------
-
-
-# A reader opens one video, says num_frames and fps, and reads rising indices. `can_seek`: whether the container states
-# every frame's time, as mp4 and matroska do. In avi and MPEG streams both decord and torchcodec jump to wrong frames.
 
 
 # --- pixel values -----------------------------------------------------------------------------------------------------
@@ -128,13 +118,6 @@ class SampledVideos:
 
     def pin_memory(self) -> "SampledVideos":
         return SampledVideos([video.pin_memory() for video in self.frames], self.seeds, self.augmentation)
-
-
-def _mean_and_std(image_processor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the channels, each (3, 1, 1) on a device."""
-    return _per_channel(tuple(image_processor.image_mean), device), _per_channel(
-        tuple(image_processor.image_std), device
-    )
 
 
 # --- the processor ----------------------------------------------------------------------------------------------------
@@ -178,13 +161,13 @@ class CLIPFSARProcessor(ProcessorMixin):
         query_augmentation="none",
         prompt_length=None,
     ):
-        _check_positive_integer("num_frames", num_frames)
+        check_positive_integer("num_frames", num_frames)
         if prompt_length is not None:
-            _check_positive_integer("prompt_length", prompt_length)
-        _check_choice("frame_sampling", frame_sampling, FRAME_SAMPLINGS)
-        _check_choice("preprocessing", preprocessing, PREPROCESSINGS)
-        _check_choice("decoder", decoder, ("auto", *DECODERS))
-        _check_choice("query_augmentation", query_augmentation, QUERY_AUGMENTATIONS)
+            check_positive_integer("prompt_length", prompt_length)
+        check_choice("frame_sampling", frame_sampling, FRAME_SAMPLINGS)
+        check_choice("preprocessing", preprocessing, PREPROCESSINGS)
+        check_choice("decoder", decoder, ("auto", *DECODERS))
+        check_choice("query_augmentation", query_augmentation, QUERY_AUGMENTATIONS)
         if sampling_rate <= 0 or target_fps <= 0:
             raise ValueError(f"sampling_rate={sampling_rate} and target_fps={target_fps} must be greater than 0.")
         if not isinstance(prompt_template, str) or "{}" not in prompt_template:
@@ -339,7 +322,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         return self._finish_videos(zip(sampled.frames, sampled.seeds, strict=True), len(sampled), sampled.augmentation)
 
     def _augmentation(self, role: str, training: bool) -> str:
-        _check_choice("role", role, ("support", "query"))
+        check_choice("role", role, ("support", "query"))
         return self.query_augmentation if training and role == "query" else "none"
 
     def _read_videos(
@@ -347,7 +330,7 @@ class CLIPFSARProcessor(ProcessorMixin):
     ) -> Iterator[tuple[torch.Tensor, int | None]]:
         """Sampled frames (T, H, W, 3) of one video after the other, and the seed of its crop, None for the centre."""
         sampling = self.frame_sampling if frame_sampling is None else frame_sampling
-        _check_choice("frame_sampling", sampling, FRAME_SAMPLINGS)
+        check_choice("frame_sampling", sampling, FRAME_SAMPLINGS)
         if training and sampling == "segment_center":
             sampling = "segment_random"
         if not videos:
@@ -390,7 +373,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         pixels = pixel_values.float()
         if is_official or settings.do_normalize:
             mean, std = (
-                _per_channel(tuple(value), pixels.device) for value in (settings.image_mean, settings.image_std)
+                per_channel(tuple(value), pixels.device) for value in (settings.image_mean, settings.image_std)
             )
             pixels = pixels * std + mean
         if is_official or settings.do_rescale:
@@ -439,7 +422,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         if logits.shape[-1] != len(class_names):
             raise ValueError(f"The logits have {logits.shape[-1]} classes, but class_names has {len(class_names)}.")
         top_k = len(class_names) if top_k is None else top_k
-        _check_positive_integer("top_k", top_k)
+        check_positive_integer("top_k", top_k)
         scores, classes = logits.float().softmax(dim=-1).topk(min(top_k, len(class_names)), dim=-1)
         return [
             [{"label": class_names[index], "score": score} for index, score in zip(*row, strict=True)]
@@ -468,9 +451,9 @@ class CLIPFSARProcessor(ProcessorMixin):
         """uint8 (T, H, W, 3) -> (T, 3, crop height, crop width), from 0 to 255, cropped at random with a generator."""
         frames = frames.permute(0, 3, 1, 2)  # (T, 3, H, W), channels last in memory: twice as fast to resize on CPU
         height, width = self._crop_size(frames.shape[-2:])
-        frames = _resize(frames, self.image_processor, self.preprocessing)
+        frames = resize_for_crop(frames, self.image_processor, self.preprocessing)
         # contiguous here, because permuting bytes is cheaper than permuting the floats they become
-        return _crop(frames, height, width, crop_generator).contiguous()
+        return crop_frames(frames, height, width, crop_generator).contiguous()
 
     def _normalize_(self, pixels: torch.Tensor, augmentation: str, generator: torch.Generator | None) -> None:
         """0 to 255 -> what the model wants, in place, by way of the augmentation on [0, 1]."""
@@ -482,7 +465,7 @@ class CLIPFSARProcessor(ProcessorMixin):
             pixels.mul_(1 / 255 if is_official else settings.rescale_factor)
         if is_official or settings.do_normalize:
             mean, std = (
-                _per_channel(tuple(value), pixels.device) for value in (settings.image_mean, settings.image_std)
+                per_channel(tuple(value), pixels.device) for value in (settings.image_mean, settings.image_std)
             )
             pixels.sub_(mean).div_(std)
 
@@ -490,12 +473,12 @@ class CLIPFSARProcessor(ProcessorMixin):
         """Height and width of the pixel values, from the image processor's settings; `frame_size` if these fix none."""
         settings = self.image_processor
         if self.preprocessing == "official":
-            return _official_crop_size(settings)
+            return official_crop_size(settings)
         size = settings.crop_size if getattr(settings, "do_center_crop", False) else settings.size
         if size is settings.size and not settings.do_resize:
             return frame_size
         if size.get("shortest_edge"):
-            return _shortest_edge_size(frame_size, size.get("shortest_edge"))
+            return shortest_edge_size(frame_size, size.get("shortest_edge"))
         return size.get("height"), size.get("width")
 
     def _check_archive(self, archive: FrameArchive, draws: bool) -> None:

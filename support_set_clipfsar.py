@@ -46,27 +46,27 @@ except ImportError:
 
 try:
     from .fingerprint_clipfsar import (
-        _SETTINGS_OF_COMPARISONS,
-        _differences,
-        _fingerprint,
-        _weights_state,
-        arithmetic,
+        COMPARISON_SETTINGS,
+        differences,
+        fingerprint_of,
+        precision_of,
         preprocessing_settings,
         unseen_settings,
         weights_digest,
+        weights_state,
     )
 except ImportError:
     if __package__:
         raise
     from fingerprint_clipfsar import (
-        _SETTINGS_OF_COMPARISONS,
-        _differences,
-        _fingerprint,
-        _weights_state,
-        arithmetic,
+        COMPARISON_SETTINGS,
+        differences,
+        fingerprint_of,
+        precision_of,
         preprocessing_settings,
         unseen_settings,
         weights_digest,
+        weights_state,
     )
 
 try:
@@ -75,6 +75,8 @@ except ImportError:
     if __package__:
         raise
     from video_clipfsar import as_video_list
+
+arithmetic = precision_of  # its name in version 0.1
 
 SUPPORT_SET_NAME = "support_set.json"
 SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
@@ -134,7 +136,7 @@ class SupportSet:
         logits = SupportSet.from_pretrained("my_classes").classify(model, model.get_video_features(pixel_values))
 
     Adding and removing never encodes a clip again. `fingerprint` says what the features were made with; every use with
-    another model, arithmetic or preprocessing is an error that names both.
+    another model, precision or preprocessing is an error that names both.
     """
 
     def __init__(self, fingerprint: dict | None = None, classes: Mapping[str, EnrolledClass] | None = None):
@@ -231,7 +233,7 @@ class SupportSet:
                 raise ValueError(f"Class {name!r}: none of its {len(videos[name])} clips can be read.")
 
         if self.fingerprint is None:
-            self.fingerprint = _fingerprint(model, processor)
+            self.fingerprint = fingerprint_of(model, processor)
         new_names = [name for name in videos if name not in self.classes]
         if new_names:
             for name, embeds in zip(new_names, encode_class_names(model, processor, new_names).cpu(), strict=True):
@@ -336,8 +338,8 @@ class SupportSet:
     def get_prototypes(self, model) -> torch.Tensor:
         """(N, T, D), on the model's device; made once and kept until classes, clips or the model change."""
         self.check(model)
-        settings = tuple(getattr(model.config, name) for name in _SETTINGS_OF_COMPARISONS)
-        made_with = (_weights_state(model), settings)
+        settings = tuple(getattr(model.config, name) for name in COMPARISON_SETTINGS)
+        made_with = (weights_state(model), settings)
         if self._derived.get("made_with") != made_with:
             enrolled = list(self.classes.values())
             class_embeds = torch.stack([one.class_embeds for one in enrolled]).to(model.device)
@@ -451,7 +453,7 @@ class SupportSet:
         preprocessing; the message names both sides."""
         if self.fingerprint is None:
             raise ValueError("No class is enrolled yet: add some with SupportSet.add(model, processor, videos).")
-        now = _fingerprint(model, processor)
+        now = fingerprint_of(model, processor)
         enrolled_with = self.fingerprint
         if any(now[name] != enrolled_with[name] for name in ("weights", "dtype")):
             one, other = (
@@ -463,7 +465,7 @@ class SupportSet:
             )
         if processor is None:
             return
-        different = _differences(enrolled_with["preprocessing"], now["preprocessing"])
+        different = differences(enrolled_with["preprocessing"], now["preprocessing"])
         if different:
             raise ValueError(
                 f"The support set was enrolled with other preprocessing: {'; '.join(different)}. Use the processor it "

@@ -111,7 +111,7 @@ class Evaluation:
         if arguments.dtype != "float32" and arguments.mixed_precision not in (None, "no"):
             raise ValueError(
                 f"--dtype {arguments.dtype} and --mixed_precision {arguments.mixed_precision} both say in what "
-                "arithmetic the visual tower runs: give one of them."
+                "precision the visual tower runs: give one of them."
             )
         for name in ("write_episodes", "until_interval"):
             if arguments.read_episodes is not None and getattr(arguments, name) is not None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from fingerprint_clipfsar import arithmetic, preprocessing_settings, unseen_settings, weights_digest
+from fingerprint_clipfsar import precision_of, preprocessing_settings, unseen_settings, weights_digest
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 
 _FORMAT = 1
@@ -95,7 +95,7 @@ def store_manifest(
         "format": _FORMAT,
         "visual tower": _digest_of_weights(model),
         "preprocessing": preprocessing_settings(processor),
-        "arithmetic": f"{arithmetic(model)}, mixed precision: {accelerator.mixed_precision}",
+        "arithmetic": f"{precision_of(model)}, mixed precision: {accelerator.mixed_precision}",
         "videos": digest_of_videos(dataset, video_column),
         "num_videos": len(dataset),
     }
