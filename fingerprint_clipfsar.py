@@ -10,6 +10,13 @@ from typing import Any
 
 import torch
 
+try:
+    from .backbones_clipfsar import tower_configs
+except ImportError:
+    if __package__:
+        raise
+    from backbones_clipfsar import tower_configs
+
 # Of the configuration: change one, and prototypes, distances or text logits change with the same weights.
 COMPARISON_SETTINGS = (
     *("support_pooling", "prototype_modulation", "alignment"),
@@ -78,8 +85,7 @@ def model_digest(model) -> str:
     """SHA-256 of all weights of a CLIP-FSAR model."""
     state = weights_state(model)
     if model not in _digests or _digests[model][0] != state:
-        clip_config = model.config.clip_config
-        towers = [unseen_settings(clip_config.vision_config), unseen_settings(clip_config.text_config)]
+        towers = [unseen_settings(config) for config in tower_configs(model.config.clip_config)]
         _digests[model] = state, weights_digest([model], towers)
     return _digests[model][1]
 

@@ -23,6 +23,13 @@ except ImportError:
     from alignment_clipfsar import bi_mhm_distance, frame_cosine_similarity, otam_distance
 
 try:
+    from .backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output
+except ImportError:
+    if __package__:
+        raise
+    from backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output
+
+try:
     from .choices_clipfsar import INFERENCE_MODES
 except ImportError:
     if __package__:
@@ -42,10 +49,6 @@ except ImportError:
     if __package__:
         raise
     from resnet_clipfsar import CLIPResNetModel
-
-
-# Parts of `clip` that make frame features.
-VISION_MODULES = ("vision_model.", "visual_projection.")
 
 
 class CLIPFSARTemporalAttention(nn.Module):
@@ -198,10 +201,19 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         self.clip.vision_model.set_input_embeddings(value)
 
     def freeze_text_tower(self):
-        """Stops gradients of CLIP's text tower and of CLIP's own logit scale: the method trains neither."""
-        for name, parameter in self.clip.named_parameters():
-            if not name.startswith(VISION_MODULES):
-                parameter.requires_grad_(False)
+        """Stops gradients of CLIP's text tower and of CLIP's own logit scale: the method trains neither.
+
+        Raises `ValueError` for a backbone of your own whose visual parts have other names than `VISION_MODULES`.
+        """
+        parameters = dict(self.clip.named_parameters())
+        text_names = [name for name in parameters if not name.startswith(VISION_MODULES)]
+        if len(text_names) == len(parameters):
+            raise ValueError(
+                f"{type(self.clip).__name__} has no part called {' or '.join(VISION_MODULES)}, so nothing would be "
+                "left to train: call its visual tower vision_model, and a projection after it visual_projection."
+            )
+        for name in text_names:
+            parameters[name].requires_grad_(False)
 
     def get_video_features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         """Projected, not normalised frame features of the visual tower, (..., T, C, H, W) -> (..., T, D)."""
@@ -213,10 +225,8 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                 f"pixel_values has shape {tuple(pixel_values.shape)}; (..., frames, channels, height, width) is needed."
             )
         frames = pixel_values.flatten(0, -4).to(self.clip.dtype)
-        if self.config.clip_config.model_type == "siglip2":
-            frames, patches = _as_patches(frames, self.config.clip_config.vision_config.patch_size)
-            kwargs = patches | kwargs
-        outputs = self.clip.get_image_features(frames, **kwargs)
+        frames, extra = image_inputs(self.config.clip_config, frames)
+        outputs = pooled_output(self.clip.get_image_features(frames, **(extra | kwargs)), self.config.clip_config)
         return outputs.pooler_output.unflatten(0, pixel_values.shape[:-3]), outputs
 
     def get_class_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -226,13 +236,14 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         sees to it), and `attention_mask` is left out.
         """
         num_tokens = input_ids.shape[-1]
-        if self.config.clip_config.model_type in ("siglip", "siglip2"):
+        if has_texts_of_one_length(self.config.clip_config):
             attention_mask = None
         outputs = self.clip.get_text_features(
             input_ids=input_ids.reshape(-1, num_tokens),
             attention_mask=None if attention_mask is None else attention_mask.reshape(-1, num_tokens),
         )
-        return outputs.pooler_output.view(*input_ids.shape[:-1], self.config.hidden_size)
+        features = pooled_output(outputs, self.config.clip_config).pooler_output
+        return features.view(*input_ids.shape[:-1], self.config.hidden_size)
 
     def get_prototypes(
         self,
@@ -495,7 +506,8 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         """Whether a frame's feature depends on the other frames of the same call: batch norms in training."""
         return any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-            for module in self.clip.vision_model.modules()
+            for name, module in self.clip.named_modules()
+            if name.startswith(VISION_MODULES)
         )
 
     def _encode_separately(self, videos: list[torch.Tensor], kwargs) -> tuple[torch.Tensor, BaseModelOutput]:
@@ -540,21 +552,6 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                 )
 
 
-def _as_patches(frames: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Frames (V, C, H, W) as SigLIP 2 takes them, (V, patches, patch * patch * C), with what else it wants to know."""
-    height, width = (size // patch_size for size in frames.shape[-2:])
-    if (height * patch_size, width * patch_size) != frames.shape[-2:]:
-        raise ValueError(
-            f"Frames of {frames.shape[-2]} x {frames.shape[-1]} pixels cannot be cut into SigLIP 2's patches of "
-            f"{patch_size} x {patch_size}: resize them to a multiple."
-        )
-    patches = frames.unflatten(-1, (width, patch_size)).unflatten(-3, (height, patch_size))
-    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (V, C, h, p, w, p) -> (V, h, w, p * p * C)
-    shapes = torch.tensor([[height, width]], device=frames.device).expand(len(frames), 2)
-    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=frames.device)
-    return patches, {"spatial_shapes": shapes, "pixel_attention_mask": mask}
-
-
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -573,4 +570,11 @@ if not __package__:
     AutoModel.register(CLIPFSARConfig, CLIPFSARModel, exist_ok=True)
     AutoModelForVideoClassification.register(CLIPFSARConfig, CLIPFSARModel, exist_ok=True)
 
-__all__ = ["CLIPFSARModel", "CLIPFSAROutput", "CLIPFSARPreTrainedModel", "bi_mhm_distance", "otam_distance"]
+__all__ = [
+    "VISION_MODULES",
+    "CLIPFSARModel",
+    "CLIPFSAROutput",
+    "CLIPFSARPreTrainedModel",
+    "bi_mhm_distance",
+    "otam_distance",
+]

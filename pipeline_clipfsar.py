@@ -17,6 +17,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import cached_file
 
 try:
+    from .backbones_clipfsar import image_size
+except ImportError:
+    if __package__:
+        raise
+    from backbones_clipfsar import image_size
+
+try:
     from .choices_clipfsar import INFERENCE_MODES
 except ImportError:
     if __package__:
@@ -242,8 +249,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
             if raise_unreadable:
                 raise
             # Something of the right shape, so that the batch can be made.
-            image_size = (self.model.config.clip_config.vision_config.image_size,) * 2
-            height, width = self.processor._crop_size(image_size)
+            edge = image_size(self.model.config.clip_config)
+            height, width = self.processor._crop_size((edge, edge))
             pixel_values, error = torch.zeros(1, self.processor.num_frames, 3, height, width), str(unreadable)
         return {"pixel_values": pixel_values, "error": error}
 

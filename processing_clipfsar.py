@@ -17,6 +17,13 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 try:
+    from .backbones_clipfsar import config_class, has_texts_of_one_length, max_tokens, takes_patches
+except ImportError:
+    if __package__:
+        raise
+    from backbones_clipfsar import config_class, has_texts_of_one_length, max_tokens, takes_patches
+
+try:
     from .choices_clipfsar import (
         DECODERS,
         FRAME_SAMPLINGS,
@@ -138,8 +145,8 @@ class CLIPFSARProcessor(ProcessorMixin):
     - `query_augmentation`: `"kinetics"` applies `augment_like_kinetics` to query videos in training (left and right are
       swapped half of the time: not for data such as Something-Something, where they matter).
 
-    `from_pretrained` also takes a plain CLIP, SigLIP, SigLIP 2 or MetaCLIP 2 checkpoint; settings can be given there as
-    keyword arguments.
+    `from_pretrained` also takes the plain checkpoint of any backbone (CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ALIGN, ...);
+    settings can be given there as keyword arguments.
     """
 
     # What this processor raises. The files of a saved folder are loaded as packages of their own, so a neighbour's
@@ -525,22 +532,23 @@ def _in_words(settings: dict) -> str:
 def _fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
     """Settings that a plain checkpoint needs and does not name: none for CLIP and for what we saved ourselves.
 
-    MetaCLIP 2's tokenizer allows more tokens than its text tower has positions. SigLIP's texts are padded to the length
-    of its training. SigLIP 2's image processor cuts images of any shape into patches, and has no size: frames become
-    squares of as many.
+    A tokenizer may allow more tokens than its text tower has positions: MetaCLIP 2's does. SigLIP's texts are padded to
+    the length of its training. SigLIP 2's image processor cuts images of any shape into patches, and has no size:
+    frames become squares of as many.
     """
     try:
         config, _ = PretrainedConfig.get_config_dict(name_or_path, **loading)
     except OSError:
         return {}
-    model_type, text_config = config.get("model_type"), config.get("text_config") or {}
-    if model_type == "metaclip_2":
-        limit = text_config.get("max_position_embeddings", 77)
-        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit)
-    if model_type not in ("siglip", "siglip2"):
+    made_by = config_class(config.get("model_type"))
+    if made_by is None or "clip_config" in config:
         return {}
+    config = made_by(**config)
+    limit = max_tokens(config)
+    if limit is not None:
+        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit)
     settings = processor.image_processor
-    if model_type == "siglip2" and getattr(settings, "max_num_patches", None):
+    if takes_patches(config) and getattr(settings, "max_num_patches", None):
         from transformers import CLIPImageProcessor  # says without torchvision that it does without, so not at the top
 
         edge = int(settings.max_num_patches**0.5) * settings.patch_size
@@ -551,7 +559,7 @@ def _fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
             image_mean=settings.image_mean,
             image_std=settings.image_std,
         )
-    return {"prompt_length": text_config.get("max_position_embeddings", 64)}
+    return {"prompt_length": limit} if has_texts_of_one_length(config) else {}
 
 
 def _draw_seeds(generator: torch.Generator | None) -> tuple[int, int]:

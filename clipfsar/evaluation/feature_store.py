@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
+from backbones_clipfsar import tower_configs
 from fingerprint_clipfsar import precision_of, preprocessing_settings, unseen_settings, weights_digest
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 
@@ -189,7 +190,7 @@ def _digest_of_weights(model: CLIPFSARModel) -> str:
     """Of the visual tower alone: a temporal transformer trained further leaves frame features as they are."""
     names = [name.rstrip(".") for name in VISION_MODULES]
     towers = [getattr(model.clip, name) for name in names if hasattr(model.clip, name)]
-    return weights_digest(towers, unseen_settings(model.config.clip_config.vision_config))
+    return weights_digest(towers, unseen_settings(tower_configs(model.config.clip_config)[0]))
 
 
 def digest_of_videos(dataset, video_column: str) -> str:
