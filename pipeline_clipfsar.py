@@ -59,11 +59,23 @@ except ImportError:
     from video_clipfsar import as_video_list, is_one_video
 
 try:
-    from .support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling
+    from .support_set_clipfsar import (
+        SUPPORT_SET_NAME,
+        UNKNOWN_THRESHOLD,
+        SupportSet,
+        encode_class_names,
+        repeatable_sampling,
+    )
 except ImportError:
     if __package__:
         raise
-    from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling
+    from support_set_clipfsar import (
+        SUPPORT_SET_NAME,
+        UNKNOWN_THRESHOLD,
+        SupportSet,
+        encode_class_names,
+        repeatable_sampling,
+    )
 
 TASK = "few-shot-video-classification"
 UNKNOWN_LABEL = "none of these"
@@ -180,7 +192,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
                 `candidate_labels`.
             top_k: Classes returned per video, 5 by default.
             detect_unknown: Also score "none of these" (`SupportSet.score_unknown`). Its entry is no part of the softmax
-                over classes: it comes first where its score is 0.5 or more, else last; `top_k` does not count it.
+                over classes: it comes first where its score is `UNKNOWN_THRESHOLD` (0.5) or more, else last; `top_k` does not count it.
             video_column: Of a `datasets` data set, `"video"` by default.
             batch_size: Videos per forward.
             num_workers: Processes that decode a data set.
@@ -358,7 +370,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         if unknown is None:
             return answer
         entry = {"label": UNKNOWN_LABEL, "score": float(unknown)}
-        return [entry, *answer] if entry["score"] >= 0.5 else [*answer, entry]
+        return [entry, *answer] if entry["score"] >= UNKNOWN_THRESHOLD else [*answer, entry]
 
     def save_pretrained(self, save_directory: str | os.PathLike, thumbnails: bool = False, **kwargs) -> None:
         """Saves model, processor, the code of all of it, and the enrolled classes: a folder for `pipeline` and the Hub.

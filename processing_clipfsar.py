@@ -246,24 +246,9 @@ class CLIPFSARProcessor(ProcessorMixin):
         """
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors={return_tensors!r} is not supported: use 'pt' (the default) or 'np'.")
-        if class_names is not None:
-            class_names = _check_class_names(class_names)
-        if isinstance(support_videos, Mapping) and not is_one_video(support_videos):
-            if support_labels is not None:
-                raise ValueError("support_videos is a dict of classes, so support_labels must be left out.")
-            support_videos, support_labels, class_names = _flatten_classes(support_videos, class_names)
-        if support_videos is not None:
-            support_videos = as_video_list(support_videos)
-        if query_videos is not None:
-            if isinstance(query_videos, Mapping) and not is_one_video(query_videos):
-                raise ValueError("query_videos must be a list of videos, not a dict: pass the classes as query_labels.")
-            query_videos = as_video_list(query_videos)
-        support_labels, class_names = _check_support(support_videos, support_labels, class_names)
-        if query_labels is not None:
-            query_labels = _label_indices("query_labels", query_labels, class_names, "query_videos", query_videos)
-        if support_videos is None and query_videos is None and class_names is None:
-            raise ValueError("Nothing to process: give support_videos, query_videos or class_names.")
-
+        support_videos, support_labels, class_names, query_videos, query_labels = _checked_episode(
+            support_videos, support_labels, class_names, query_videos, query_labels
+        )
         options = {"training": training, "generator": generator, "frame_sampling": frame_sampling, "fps": fps}
         data = {}
         if support_videos is not None:
@@ -582,6 +567,28 @@ def _check_class_names(class_names: Sequence[str], unique: bool = True) -> list[
             raise ValueError(f"Class name {name!r} appears twice in class_names: names must be unique.")
         seen.add(name)
     return class_names
+
+
+def _checked_episode(support_videos, support_labels, class_names, query_videos, query_labels) -> tuple:
+    """The same five of an episode, in one form and checked against each other: lists of videos, labels as ints."""
+    if class_names is not None:
+        class_names = _check_class_names(class_names)
+    if isinstance(support_videos, Mapping) and not is_one_video(support_videos):
+        if support_labels is not None:
+            raise ValueError("support_videos is a dict of classes, so support_labels must be left out.")
+        support_videos, support_labels, class_names = _flatten_classes(support_videos, class_names)
+    if support_videos is not None:
+        support_videos = as_video_list(support_videos)
+    if query_videos is not None:
+        if isinstance(query_videos, Mapping) and not is_one_video(query_videos):
+            raise ValueError("query_videos must be a list of videos, not a dict: pass the classes as query_labels.")
+        query_videos = as_video_list(query_videos)
+    support_labels, class_names = _check_support(support_videos, support_labels, class_names)
+    if query_labels is not None:
+        query_labels = _label_indices("query_labels", query_labels, class_names, "query_videos", query_videos)
+    if support_videos is None and query_videos is None and class_names is None:
+        raise ValueError("Nothing to process: give support_videos, query_videos or class_names.")
+    return support_videos, support_labels, class_names, query_videos, query_labels
 
 
 def _flatten_classes(support_videos: Mapping[str, Any], class_names: list[str] | None):

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "explanation_clipfsar": set(),
     "fingerprint_clipfsar": {"backbones_clipfsar"},
     "support_set_clipfsar": {
-        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "video_clipfsar"),
+        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "modeling_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),
