@@ -453,11 +453,8 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
             kwargs.update(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
         encoded = self._encode_episode_frames(*videos, kwargs)
-        if class_embeds is None:
-            class_embeds = self._embed_classes(
-                class_input_ids, class_attention_mask, base_class_embeds, class_base_labels
-            )
-        encoded["class_embeds"] = class_embeds
+        texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
+        encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
         compared = self._compare(encoded, support_labels, labels, inference_mode)
         contrasted = self._contrast(encoded, base_class_embeds, support_base_labels, query_base_labels)
         loss = self._weighted_sum(compared["few_shot_loss"], contrasted["video_text_loss"])

@@ -192,7 +192,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
                 `candidate_labels`.
             top_k: Classes returned per video, 5 by default.
             detect_unknown: Also score "none of these" (`SupportSet.score_unknown`). Its entry is no part of the softmax
-                over classes: it comes first where its score is `UNKNOWN_THRESHOLD` (0.5) or more, else last; `top_k` does not count it.
+                over classes: it comes first where its score is 0.5 or more, else last; `top_k` does not count it.
             video_column: Of a `datasets` data set, `"video"` by default.
             batch_size: Videos per forward.
             num_workers: Processes that decode a data set.

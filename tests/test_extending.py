@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from tiny_data import random_clip, tiny_tokenizer
+from tiny_data import random_clip, tiny_model_and_processor, tiny_tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModel, CLIPImageProcessor, PretrainedConfig, PreTrainedModel
 
+from clipfsar.evaluation.episodes import evaluate
 from configuration_clipfsar import CLIPFSARConfig
-from modeling_clipfsar import CLIPFSARModel
+from modeling_clipfsar import CLIPFSARModel, evaluating
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import CLIPFSARProcessor
+from support_set_clipfsar import SupportSet
 
 # --- a backbone -------------------------------------------------------------------------------------------------------
 
@@ -108,3 +110,126 @@ def test_a_visual_tower_by_another_name_is_not_frozen_in_silence(toy):
 def test_a_backbone_that_does_not_say_how_large_its_features_are_is_refused():
     with pytest.raises(ValueError, match="type 'toy' does not say how large a feature is: give it a projection_dim"):
         CLIPFSARConfig(clip_config=ToyConfig(projection_dim=None))
+
+
+# --- a distance -------------------------------------------------------------------------------------------------------
+
+
+class TimeWarpedModel(CLIPFSARModel):
+    """Dynamic time warping: the cheapest way through the matrix, from its first cell to its last."""
+
+    def align(self, frame_distances):
+        costs = frame_distances[..., 0, :].cumsum(-1).unbind(-1)
+        for row in frame_distances[..., 1:, :].unbind(-2):
+            above, costs = costs, []
+            for column, cell in enumerate(row.unbind(-1)):
+                ways = [*above[max(0, column - 1) : column + 1], *costs[-1:]]
+                costs.append(cell + torch.stack(ways).amin(0))
+        return costs[-1]
+
+
+CLIPS = {"run": [random_clip(1), random_clip(4)], "dive": [random_clip(2), random_clip(5)]}
+
+
+@pytest.fixture(params=["otam", "mean"])
+def models(request):
+    """The same weights with the configuration's distance and with one of one's own, and a processor."""
+    usual, processor = tiny_model_and_processor(alignment=request.param)
+    own = TimeWarpedModel(usual.config).eval()
+    own.load_state_dict(usual.state_dict(), assign=True)  # the very same tensors
+    return usual, own, processor
+
+
+def own_distances(model, query_embeds, prototypes):
+    return model.align(model.get_frame_distances(model.get_query_states(query_embeds), prototypes))
+
+
+def test_the_example_is_dynamic_time_warping():
+    matrix = torch.tensor([[1.0, 9.0, 9.0], [2.0, 9.0, 9.0], [9.0, 3.0, 4.0]])
+    assert TimeWarpedModel.align(None, matrix).item() == 1 + 2 + 3 + 4
+
+
+def test_episodes_are_decided_by_ones_own_distance(models):
+    usual, own, processor = models
+    episode = processor(support_videos=CLIPS, query_videos=[random_clip(3)], query_labels=["dive"])
+    output = own(**episode)
+    assert torch.equal(output.logits, -own_distances(own, output.query_embeds, output.prototypes))
+    assert not torch.allclose(output.logits, usual(**episode).logits)
+    output.loss.backward()
+    assert own.temporal_transformer.layers[0].mlp.fc1.weight.grad.abs().sum() > 0
+
+
+def test_a_support_set_does_not_serve_the_answers_of_another_distance(models):
+    usual, own, processor = models
+    support_set = SupportSet.from_videos(usual, processor, CLIPS)
+    with torch.no_grad():
+        query_embeds = own.get_video_features(processor.process_videos([random_clip(3)]))
+        usual_logits = support_set.classify(usual, query_embeds)
+        usual_left_out = support_set._left_out_comparisons(usual)[0]
+        logits = support_set.classify(own, query_embeds)
+        assert torch.equal(logits, -own_distances(own, query_embeds, support_set.get_prototypes(own)))
+    left_out = support_set._left_out_comparisons(own)[0]
+    assert torch.equal(left_out, SupportSet(support_set.fingerprint, support_set.classes)._left_out_comparisons(own)[0])
+    assert not torch.allclose(left_out, usual_left_out)
+    assert torch.equal(support_set.classify(usual, query_embeds), usual_logits)
+
+
+def test_explanations_show_the_path_of_ones_own_distance(models):
+    _, own, processor = models
+    classify = FewShotVideoClassificationPipeline(own, processor)
+    classify.enroll(CLIPS)
+    explanation = classify.explain(random_clip(3))
+    torch.testing.assert_close(explanation.distances, own.align(explanation.frame_distances), rtol=0, atol=1e-6)
+    assert set(explanation.alignment.unique().tolist()) == {0.0, 1.0}  # a pair is on the path or not
+    assert (explanation.alignment[:, 0, 0] == 1).all()
+    assert (explanation.alignment[:, -1, -1] == 1).all()
+    scores = {entry["label"]: entry["score"] for entry in classify(random_clip(3))}
+    for name, score in zip(explanation.class_names, (-explanation.distances).softmax(-1).tolist(), strict=True):
+        assert scores[name] == pytest.approx(score, abs=1e-6)
+
+
+def test_evaluation_uses_ones_own_distance(models):
+    class Contrary(TimeWarpedModel):
+        def align(self, frame_distances):
+            return -super().align(frame_distances)
+
+    _, own, processor = models
+    contrary = Contrary(own.config).eval()
+    contrary.load_state_dict(own.state_dict())
+    with torch.no_grad():
+        clips = [random_clip(seed) for seed in (1, 1, 1, 2, 2, 2)]
+        embeds = own.get_video_features(processor.process_videos(clips))
+        texts = own.get_class_features(**processor.tokenize_classes(["run", "dive"]))
+    settings = {"n_way": 2, "n_shot": 1, "n_query": 1, "n_episodes": 4}
+    accuracies = [evaluate(model, embeds, texts, [0, 0, 0, 1, 1, 1], **settings)[0] for model in (own, contrary)]
+    assert [result.accuracy for result in accuracies] == [100.0, 0.0]
+
+
+def test_a_model_with_ones_own_distance_is_saved_and_loaded(models, tmp_path):
+    _, own, processor = models
+    own.save_pretrained(tmp_path)
+    episode = processor(support_videos=CLIPS, query_videos=[random_clip(3)])
+    loaded = TimeWarpedModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(**episode).logits, own(**episode).logits)
+
+
+# --- evaluation mode --------------------------------------------------------------------------------------------------
+
+
+def test_modes_come_back_after_an_exception(toy):
+    toy.train()
+    toy.clip.eval()  # as after freezing
+
+    def have_an_accident():
+        with evaluating(toy):
+            assert not any(module.training for module in toy.modules())
+            assert not torch.is_grad_enabled()
+            raise KeyError("an accident")
+
+    with pytest.raises(KeyError):
+        have_an_accident()
+    assert torch.is_grad_enabled()
+    assert toy.training
+    assert toy.temporal_transformer.training
+    assert not toy.clip.training
