@@ -14,11 +14,13 @@ DECODERS = ("decord", "torchcodec", "av")  # the order in which decoder="auto" t
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
-def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises `ValueError` for a value that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(map(repr, choices))}.")
 
 
-def _check_positive_integer(name: str, value: Any) -> None:
+def check_positive_integer(name: str, value: Any) -> None:
+    """Raises `ValueError` for anything but a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")

@@ -1,14 +1,13 @@
 """Configuration of CLIP-FSAR: CLIP's own configuration nested, and the few numbers the method adds to it."""
 
-from transformers import (
-    AutoConfig,
-    CLIPConfig,
-    CLIPTextConfig,
-    MetaClip2Config,
-    PretrainedConfig,
-    Siglip2Config,
-    SiglipConfig,
-)
+from transformers import AutoConfig, CLIPConfig, CLIPTextConfig, PretrainedConfig
+
+try:
+    from .backbones_clipfsar import ACCEPTED, check_features, config_class, feature_size, why_no_backbone
+except ImportError:
+    if __package__:
+        raise
+    from backbones_clipfsar import ACCEPTED, check_features, config_class, feature_size, why_no_backbone
 
 try:
     from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS
@@ -114,18 +113,19 @@ class CLIPResNetConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-# Two towers with `get_image_features` and `get_text_features` of one size each.
-_CLIP_CONFIGS = {
-    config.model_type: config for config in (CLIPConfig, CLIPResNetConfig, SiglipConfig, Siglip2Config, MetaClip2Config)
-}
-
-
-def _clip_config_class(model_type):
-    if model_type not in _CLIP_CONFIGS:
-        raise ValueError(
-            f"clip_config is of type {model_type!r}; CLIP-FSAR is built on one of {', '.join(_CLIP_CONFIGS)}."
-        )
-    return _CLIP_CONFIGS[model_type]
+def _as_clip_config(clip_config):
+    """The backbone's configuration, of an object, its dict or None for CLIP's default."""
+    if clip_config is None:
+        return CLIPConfig()
+    is_dict = isinstance(clip_config, dict)
+    model_type = clip_config.get("model_type", CLIPConfig.model_type) if is_dict else clip_config.model_type
+    why = why_no_backbone(model_type)
+    if why:
+        raise ValueError(f"clip_config is of type {model_type!r}, but {why}. CLIP-FSAR is built on {ACCEPTED}.")
+    if not is_dict:
+        return clip_config
+    made_by = CLIPResNetConfig if model_type == CLIPResNetConfig.model_type else config_class(model_type)
+    return made_by(**clip_config)
 
 
 class CLIPFSARConfig(PretrainedConfig):
@@ -135,9 +135,9 @@ class CLIPFSARConfig(PretrainedConfig):
     arXiv 2303.02982). Defaults are those of the official program's settings unless said otherwise.
 
     Args:
-        clip_config: Sizes of the two towers: a `CLIPConfig`, [`CLIPResNetConfig`], `SiglipConfig`, `Siglip2Config` or
-            `MetaClip2Config`, or the dict of one, whose `model_type` says which; the default is CLIP ViT-B/32's, as in
-            transformers. `from_pretrained` of a plain checkpoint of these fills this in.
+        clip_config: Configuration of the backbone, or its dict, whose `model_type` says which. Any transformers model
+            with `get_image_features` and `get_text_features` will do, one of your own too (see `backbones_clipfsar`).
+            The default is CLIP ViT-B/32's, as in transformers. `from_pretrained` of a plain checkpoint fills this in.
         num_frames: Frames sampled from a video, T (Section 4.1 of the paper). The weights do not depend on it.
         temporal_num_layers: Depth of the temporal transformer (1 officially; 0 leaves frame features as they are).
         temporal_num_heads: Attention heads of the temporal transformer; must divide CLIP's projection size.
@@ -191,11 +191,7 @@ class CLIPFSARConfig(PretrainedConfig):
         ensemble_temperature=8.0,
         **kwargs,
     ):
-        if clip_config is None:
-            clip_config = CLIPConfig()
-        elif isinstance(clip_config, dict):
-            clip_config = _clip_config_class(clip_config.get("model_type", CLIPConfig.model_type))(**clip_config)
-        self.clip_config = clip_config
+        self.clip_config = _as_clip_config(clip_config)
         self.num_frames = num_frames
         self.temporal_num_layers = temporal_num_layers
         self.temporal_num_heads = temporal_num_heads
@@ -238,16 +234,7 @@ class CLIPFSARConfig(PretrainedConfig):
         for name in ("otam_smoothing", "ensemble_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0.")
-        text_size = getattr(self.clip_config.text_config, "projection_size", None)  # SigLIP's
-        if text_size is not None and text_size != self.hidden_size:
-            raise ValueError(
-                f"clip_config gives image features of size {self.hidden_size} and text features of size {text_size}; "
-                "they are compared with each other and must be of one size."
-            )
-        if not getattr(self.clip_config.vision_config, "vision_use_head", True):
-            raise ValueError(
-                "clip_config has vision_use_head=False: without the pooling head there is no feature of a whole frame."
-            )
+        check_features(self.clip_config)
         if self.hidden_size % self.temporal_num_heads:
             raise ValueError(
                 f"CLIP's projection size {self.hidden_size} is not a multiple of "
@@ -257,21 +244,22 @@ class CLIPFSARConfig(PretrainedConfig):
     @property
     def hidden_size(self):
         """D, the size of a frame feature and of a class text: CLIP's projection size, the width of SigLIP's tower."""
-        return getattr(self.clip_config, "projection_dim", None) or self.clip_config.vision_config.hidden_size
+        return feature_size(self.clip_config)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers; a plain CLIP checkpoint's becomes the `clip_config` of a new one of ours."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type")
-        if model_type in _CLIP_CONFIGS:
-            config_dict = {"model_type": cls.model_type, "clip_config": config_dict}
-        elif model_type not in (None, cls.model_type):
+        if model_type in (None, cls.model_type):
+            return config_dict, kwargs
+        why = why_no_backbone(model_type)
+        if why:
             raise ValueError(
-                f"{pretrained_model_name_or_path!r} holds a model of type {model_type!r}; CLIP-FSAR starts from a "
-                f"checkpoint of type {', '.join((cls.model_type, *_CLIP_CONFIGS))}."
+                f"{str(pretrained_model_name_or_path)!r} holds a model of type {model_type!r}, but {why}. CLIP-FSAR "
+                f"starts from a checkpoint of its own or of {ACCEPTED}."
             )
-        return config_dict, kwargs
+        return {"model_type": cls.model_type, "clip_config": config_dict}, kwargs
 
 
 CLIPFSARConfig.register_for_auto_class()

@@ -237,7 +237,6 @@ def explain_classification(
         prototypes: (N, M, D).
         class_embeds: (N, D).
     """
-    config = model.config
     with torch.no_grad():
         queries = query_embeds[None, None]
         query_states = model.get_query_states(queries)
@@ -247,13 +246,13 @@ def explain_classification(
         frame_distances = model.get_frame_distances(query_states, prototypes[None])[0, 0]  # (N, L, M)
         distances, text_logits = distances[0, 0], text_logits[0, 0].float()
     alignment = None
-    if config.alignment != "mean":
+    if model.aligns_frames:
         with torch.inference_mode(False), torch.enable_grad():
             variable = frame_distances.clone().requires_grad_()
             (alignment,) = torch.autograd.grad(model.align(variable).sum(), variable)
-    clips, texts = (-distances / config.ensemble_temperature).log_softmax(-1), text_logits.log_softmax(-1)
+    clips, texts = (-distances / model.config.ensemble_temperature).log_softmax(-1), text_logits.log_softmax(-1)
     best, second = logits.topk(2).indices.tolist()
-    beta = {"few_shot": 0.0, "zero_shot": 1.0}.get(inference_mode, config.ensemble_text_weight)
+    beta = {"few_shot": 0.0, "zero_shot": 1.0}.get(inference_mode, model.config.ensemble_text_weight)
     text_part, clip_part = (
         weight * float(values[best] - values[second]) for weight, values in ((beta, texts), (1 - beta, clips))
     )

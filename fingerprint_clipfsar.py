@@ -1,4 +1,4 @@
-"""What features depend on: weights, arithmetic and preprocessing, as digests and plain values to compare."""
+"""What features depend on: weights, precision and preprocessing, as digests and plain values to compare."""
 
 import hashlib
 import itertools
@@ -10,8 +10,15 @@ from typing import Any
 
 import torch
 
+try:
+    from .backbones_clipfsar import tower_configs
+except ImportError:
+    if __package__:
+        raise
+    from backbones_clipfsar import tower_configs
+
 # Of the configuration: change one, and prototypes, distances or text logits change with the same weights.
-_SETTINGS_OF_COMPARISONS = (
+COMPARISON_SETTINGS = (
     *("support_pooling", "prototype_modulation", "alignment"),
     *("otam_smoothing", "otam_bidirectional", "cosine_epsilon"),
 )
@@ -32,12 +39,12 @@ def _plain_tensors(value: Any) -> list[torch.Tensor]:
     """A weight as tensors that bytes can be read of; a quantised layer has its weight and bias in a tuple."""
     if isinstance(value, tuple):
         return [tensor for part in value for tensor in _plain_tensors(part)]
-    if not isinstance(value, torch.Tensor):  # no bias, or the name of an arithmetic
+    if not isinstance(value, torch.Tensor):  # no bias, or the name of a dtype
         return []
     return [value.int_repr(), value.q_per_channel_scales()] if value.is_quantized else [value]
 
 
-def arithmetic(model) -> str:
+def precision_of(model) -> str:
     """`"float32"`, `"bfloat16"`, ..., or `"int8"` where layers are quantised: features of two of them differ."""
     is_quantized = any(".quantized." in type(module).__module__ for module in model.modules())
     return "int8" if is_quantized else str(model.dtype).removeprefix("torch.")
@@ -68,7 +75,7 @@ def preprocessing_settings(processor) -> dict:
 _digests = weakref.WeakKeyDictionary()  # model -> (state of its weights, digest): hashing costs a second per 2 GB
 
 
-def _weights_state(model) -> tuple:
+def weights_state(model) -> tuple:
     """Changes whenever weights are changed in place or replaced; far cheaper than reading them."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
@@ -76,10 +83,9 @@ def _weights_state(model) -> tuple:
 
 def model_digest(model) -> str:
     """SHA-256 of all weights of a CLIP-FSAR model."""
-    state = _weights_state(model)
+    state = weights_state(model)
     if model not in _digests or _digests[model][0] != state:
-        clip_config = model.config.clip_config
-        towers = [unseen_settings(clip_config.vision_config), unseen_settings(clip_config.text_config)]
+        towers = [unseen_settings(config) for config in tower_configs(model.config.clip_config)]
         _digests[model] = state, weights_digest([model], towers)
     return _digests[model][1]
 
@@ -92,12 +98,12 @@ def _public_name(model) -> str:
     return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 
-def _fingerprint(model, processor=None) -> dict:
+def fingerprint_of(model, processor=None) -> dict:
     """What the features of a support set depend on, ready for JSON."""
     fingerprint = {
         "model": _public_name(model),
         "weights": model_digest(model),
-        "dtype": arithmetic(model),
+        "dtype": precision_of(model),
     }
     if processor is not None:
         settings = preprocessing_settings(processor)
@@ -105,22 +111,26 @@ def _fingerprint(model, processor=None) -> dict:
     return fingerprint
 
 
-def _differences(enrolled: dict, now: dict) -> list[str]:
+def differences(enrolled: dict, now: dict) -> list[str]:
     """`["num_frames 8 (now 16)", ...]`, of nested settings too."""
     different = []
     for name in now.keys() | enrolled.keys():
         before, after = enrolled.get(name), now.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
-            different += _differences(before, after)
+            different += differences(before, after)
         elif before != after:
             different.append(f"{name} {before} (now {after})")
     return sorted(different)
 
 
 __all__ = [
-    "arithmetic",
+    "COMPARISON_SETTINGS",
+    "differences",
+    "fingerprint_of",
     "model_digest",
+    "precision_of",
     "preprocessing_settings",
     "unseen_settings",
     "weights_digest",
+    "weights_state",
 ]

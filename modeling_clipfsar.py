@@ -4,7 +4,9 @@ Reads from small to large: alignment functions, temporal transformer, model. Sha
 B episodes, N classes (ways), S support videos, Q query videos, T frames, D feature size, K base classes.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +23,13 @@ except ImportError:
     if __package__:
         raise
     from alignment_clipfsar import bi_mhm_distance, frame_cosine_similarity, otam_distance
+
+try:
+    from .backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output
+except ImportError:
+    if __package__:
+        raise
+    from backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output
 
 try:
     from .choices_clipfsar import INFERENCE_MODES
@@ -44,8 +53,20 @@ except ImportError:
     from resnet_clipfsar import CLIPResNetModel
 
 
-# Parts of `clip` that make frame features.
-VISION_MODULES = ("vision_model.", "visual_projection.")
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout, no gradients; afterwards, also after an exception, every module is in the mode it was in.
+
+    In a generator, leave this context before each `yield`: gradients are off for the caller as well until then.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
 
 
 class CLIPFSARTemporalAttention(nn.Module):
@@ -198,10 +219,19 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         self.clip.vision_model.set_input_embeddings(value)
 
     def freeze_text_tower(self):
-        """Stops gradients of CLIP's text tower and of CLIP's own logit scale: the method trains neither."""
-        for name, parameter in self.clip.named_parameters():
-            if not name.startswith(VISION_MODULES):
-                parameter.requires_grad_(False)
+        """Stops gradients of CLIP's text tower and of CLIP's own logit scale: the method trains neither.
+
+        Raises `ValueError` for a backbone of your own whose visual parts have other names than `VISION_MODULES`.
+        """
+        parameters = dict(self.clip.named_parameters())
+        text_names = [name for name in parameters if not name.startswith(VISION_MODULES)]
+        if len(text_names) == len(parameters):
+            raise ValueError(
+                f"{type(self.clip).__name__} has no part called {' or '.join(VISION_MODULES)}, so nothing would be "
+                "left to train: call its visual tower vision_model, and a projection after it visual_projection."
+            )
+        for name in text_names:
+            parameters[name].requires_grad_(False)
 
     def get_video_features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         """Projected, not normalised frame features of the visual tower, (..., T, C, H, W) -> (..., T, D)."""
@@ -213,10 +243,8 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                 f"pixel_values has shape {tuple(pixel_values.shape)}; (..., frames, channels, height, width) is needed."
             )
         frames = pixel_values.flatten(0, -4).to(self.clip.dtype)
-        if self.config.clip_config.model_type == "siglip2":
-            frames, patches = _as_patches(frames, self.config.clip_config.vision_config.patch_size)
-            kwargs = patches | kwargs
-        outputs = self.clip.get_image_features(frames, **kwargs)
+        frames, extra = image_inputs(self.config.clip_config, frames)
+        outputs = pooled_output(self.clip.get_image_features(frames, **(extra | kwargs)), self.config.clip_config)
         return outputs.pooler_output.unflatten(0, pixel_values.shape[:-3]), outputs
 
     def get_class_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -226,13 +254,14 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         sees to it), and `attention_mask` is left out.
         """
         num_tokens = input_ids.shape[-1]
-        if self.config.clip_config.model_type in ("siglip", "siglip2"):
+        if has_texts_of_one_length(self.config.clip_config):
             attention_mask = None
         outputs = self.clip.get_text_features(
             input_ids=input_ids.reshape(-1, num_tokens),
             attention_mask=None if attention_mask is None else attention_mask.reshape(-1, num_tokens),
         )
-        return outputs.pooler_output.view(*input_ids.shape[:-1], self.config.hidden_size)
+        features = pooled_output(outputs, self.config.clip_config).pooler_output
+        return features.view(*input_ids.shape[:-1], self.config.hidden_size)
 
     def get_prototypes(
         self,
@@ -291,7 +320,10 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         return self.temporal_transformer(query_embeds.to(self.video_text_scale.dtype))
 
     def get_distances(self, query_states: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-        """Distance of each query to each prototype under `config.alignment`, in float32.
+        """Distance of each query to each prototype: `align` of their frame distances, in float32.
+
+        With `alignment="mean"` the distance of the mean frames, which frame distances do not tell. A subclass's own
+        `align` comes before that setting.
 
         Args:
             query_states: (..., Q, L, D), of `get_query_states`.
@@ -300,13 +332,17 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         Returns:
             (..., Q, N).
         """
-        config = self.config
-        if config.alignment == "mean":
-            with torch.autocast(query_states.device.type, enabled=False):
-                query, prototypes = _at_least_float32(query_states), _at_least_float32(prototypes)
-                similarity = frame_cosine_similarity(query.mean(-2), prototypes.mean(-2), config.cosine_epsilon)
-                return query.shape[-2] * (1 - similarity)
-        return self.align(self.get_frame_distances(query_states, prototypes))
+        if self.aligns_frames:
+            return self.align(self.get_frame_distances(query_states, prototypes))
+        with torch.autocast(query_states.device.type, enabled=False):
+            query, prototypes = _at_least_float32(query_states), _at_least_float32(prototypes)
+            similarity = frame_cosine_similarity(query.mean(-2), prototypes.mean(-2), self.config.cosine_epsilon)
+            return query.shape[-2] * (1 - similarity)
+
+    @property
+    def aligns_frames(self) -> bool:
+        """Whether distances come from `align`: always, but for `alignment="mean"` without an `align` of one's own."""
+        return self.config.alignment != "mean" or type(self).align is not CLIPFSARModel.align
 
     def get_frame_distances(self, query_states: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
         """Distance of each query's frames to each prototype's, (..., Q, L, D) and (..., N, M, D) -> (..., Q, N, L, M).
@@ -323,7 +359,11 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
             return frame_distances.transpose(-3, -2)  # (..., Q, N, L, M)
 
     def align(self, frame_distances: torch.Tensor) -> torch.Tensor:
-        """Distance (...) out of frame distances (..., L, M), by the configuration's `"otam"` or `"bi_mhm"`."""
+        """Distance (...) out of frame distances (..., L, M), by the configuration's `"otam"` or `"bi_mhm"`.
+
+        The place for a distance of your own: a subclass that overrides this method uses it wherever videos are
+        compared, in training, evaluation, support sets, pipelines and explanations.
+        """
         config = self.config
         with torch.autocast(frame_distances.device.type, enabled=False):
             if config.alignment == "bi_mhm":
@@ -408,63 +448,78 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         Raises:
             ValueError: When something that the mode needs is missing or shapes do not fit; the message says what.
         """
+        inference_mode = self._checked_mode(inference_mode)
+        if output_hidden_states or output_attentions:
+            kwargs.update(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
+        encoded = self._encode_episode_frames(*videos, kwargs)
+        texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
+        encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
+        compared = self._compare(encoded, support_labels, labels, inference_mode)
+        contrasted = self._contrast(encoded, base_class_embeds, support_base_labels, query_base_labels)
+        loss = self._weighted_sum(compared["few_shot_loss"], contrasted["video_text_loss"])
+        output = CLIPFSAROutput(loss=loss, **compared, **contrasted, **encoded)
         return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _checked_mode(self, inference_mode: str | None) -> str:
         inference_mode = inference_mode or self.config.inference_mode
         if inference_mode not in INFERENCE_MODES:
             raise ValueError(f"inference_mode={inference_mode!r} is not one of {', '.join(INFERENCE_MODES)}.")
-        if output_hidden_states or output_attentions:
-            kwargs.update(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        return inference_mode
 
-        support_embeds, query_embeds, tower_outputs = self._encode_episode_frames(
-            support_pixel_values, support_embeds, query_pixel_values, query_embeds, kwargs
+    def _embed_classes(self, input_ids, attention_mask, base_class_embeds, base_labels) -> torch.Tensor | None:
+        """Text features of the episodes' classes: rows of the base classes' where these are given, else of tokens."""
+        if base_class_embeds is not None and base_labels is not None:
+            return base_class_embeds[base_labels]
+        return None if input_ids is None else self.get_class_features(input_ids, attention_mask)
+
+    def _compare(self, encoded: dict, support_labels, labels, inference_mode: str) -> dict:
+        """Prototypes, logits and few-shot loss of encoded episodes, by their names in the output."""
+        support_embeds, query_embeds, class_embeds = (
+            encoded[f"{name}_embeds"] for name in ("support", "query", "class")
         )
-        if class_embeds is None and base_class_embeds is not None and class_base_labels is not None:
-            class_embeds = base_class_embeds[class_base_labels]
-        elif class_embeds is None and class_input_ids is not None:
-            class_embeds = self.get_class_features(class_input_ids, class_attention_mask)
         self._check_episode(inference_mode, support_embeds, support_labels, query_embeds, class_embeds)
-
-        prototypes = distances = text_logits = None
+        prototypes = distances = text_logits = loss = None
         if support_embeds is not None:
             prototypes = self.get_prototypes(support_embeds, support_labels, class_embeds)
             distances = self.get_distances(self.get_query_states(query_embeds), prototypes)
         if inference_mode != "few_shot":
             text_logits = self.get_text_logits(query_embeds, class_embeds)
         logits = self.get_logits(distances, text_logits, inference_mode)
-
-        few_shot_loss = video_text_loss = video_text_logits = None
         if labels is not None:
-            few_shot_loss = _cross_entropy(logits if distances is None else -distances, labels)
+            loss = _cross_entropy(logits if distances is None else -distances, labels)
+        return {"prototypes": prototypes, "logits": logits, "few_shot_loss": loss}
+
+    def _contrast(self, encoded: dict, base_class_embeds, support_base_labels, query_base_labels) -> dict:
+        """Logits and loss of all videos of encoded episodes against all base classes, by their names in the output."""
+        logits = loss = None
         if base_class_embeds is not None:
-            videos = query_embeds if support_embeds is None else torch.cat([support_embeds, query_embeds], dim=1)
-            video_text_logits = self.get_video_text_logits(videos, base_class_embeds)
+            support_embeds, videos = encoded["support_embeds"], encoded["query_embeds"]
+            if support_embeds is not None:
+                videos = torch.cat([support_embeds, videos], dim=1)
+            logits = self.get_video_text_logits(videos, base_class_embeds)
             if query_base_labels is not None:
                 base_labels = query_base_labels
                 if support_embeds is not None:
                     base_labels = torch.cat([support_base_labels, query_base_labels], dim=1)
-                video_text_loss = _cross_entropy(video_text_logits, base_labels)
-        loss = few_shot_loss
-        if video_text_loss is not None:
-            weighted = self.config.video_text_loss_weight * video_text_loss
-            loss = weighted if loss is None else loss + weighted
+                loss = _cross_entropy(logits, base_labels)
+        return {"video_text_logits": logits, "video_text_loss": loss}
 
-        output = CLIPFSAROutput(
-            loss=loss,
-            logits=logits,
-            few_shot_loss=few_shot_loss,
-            video_text_loss=video_text_loss,
-            video_text_logits=video_text_logits,
-            prototypes=prototypes,
-            support_embeds=support_embeds,
-            query_embeds=query_embeds,
-            class_embeds=class_embeds,
-            hidden_states=tower_outputs.hidden_states if output_hidden_states else None,
-            attentions=tower_outputs.attentions if output_attentions else None,
-        )
-        return output if return_dict else output.to_tuple()
+    def _weighted_sum(
+        self, few_shot_loss: torch.Tensor | None, video_text_loss: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """The loss, of what could be computed."""
+        if video_text_loss is None:
+            return few_shot_loss
+        weighted = self.config.video_text_loss_weight * video_text_loss
+        return weighted if few_shot_loss is None else few_shot_loss + weighted
 
     def _encode_episode_frames(self, support_pixel_values, support_embeds, query_pixel_values, query_embeds, kwargs):
-        """Support and query videos of all episodes through the visual tower in one call; features given are kept."""
+        """Support and query videos of all episodes through the visual tower in one call; features given are kept.
+
+        Returns the features, and the tower's hidden states and attentions on request, by their names in the output.
+        """
         todo = [
             pixel_values
             for pixel_values, embeds in ((support_pixel_values, support_embeds), (query_pixel_values, query_embeds))
@@ -477,7 +532,7 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                     "height, width) is needed. One episode has a leading dimension of 1."
                 )
         if not todo:
-            return support_embeds, query_embeds, BaseModelOutput()
+            return {"support_embeds": support_embeds, "query_embeds": query_embeds}
         if self._uses_batch_statistics():
             embeds, outputs = self._encode_separately(todo, kwargs)
         else:
@@ -489,13 +544,19 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
             query_embeds = parts.pop()
         if support_embeds is None and support_pixel_values is not None:
             support_embeds = parts.pop()
-        return support_embeds, query_embeds, outputs
+        on_request = [name for name in ("hidden_states", "attentions") if kwargs.get(f"output_{name}")]
+        return {
+            "support_embeds": support_embeds,
+            "query_embeds": query_embeds,
+            **{name: getattr(outputs, name, None) for name in on_request},
+        }
 
     def _uses_batch_statistics(self) -> bool:
         """Whether a frame's feature depends on the other frames of the same call: batch norms in training."""
         return any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-            for module in self.clip.vision_model.modules()
+            for name, module in self.clip.named_modules()
+            if name.startswith(VISION_MODULES)
         )
 
     def _encode_separately(self, videos: list[torch.Tensor], kwargs) -> tuple[torch.Tensor, BaseModelOutput]:
@@ -540,21 +601,6 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                 )
 
 
-def _as_patches(frames: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Frames (V, C, H, W) as SigLIP 2 takes them, (V, patches, patch * patch * C), with what else it wants to know."""
-    height, width = (size // patch_size for size in frames.shape[-2:])
-    if (height * patch_size, width * patch_size) != frames.shape[-2:]:
-        raise ValueError(
-            f"Frames of {frames.shape[-2]} x {frames.shape[-1]} pixels cannot be cut into SigLIP 2's patches of "
-            f"{patch_size} x {patch_size}: resize them to a multiple."
-        )
-    patches = frames.unflatten(-1, (width, patch_size)).unflatten(-3, (height, patch_size))
-    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (V, C, h, p, w, p) -> (V, h, w, p * p * C)
-    shapes = torch.tensor([[height, width]], device=frames.device).expand(len(frames), 2)
-    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=frames.device)
-    return patches, {"spatial_shapes": shapes, "pixel_attention_mask": mask}
-
-
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -573,4 +619,12 @@ if not __package__:
     AutoModel.register(CLIPFSARConfig, CLIPFSARModel, exist_ok=True)
     AutoModelForVideoClassification.register(CLIPFSARConfig, CLIPFSARModel, exist_ok=True)
 
-__all__ = ["CLIPFSARModel", "CLIPFSAROutput", "CLIPFSARPreTrainedModel", "bi_mhm_distance", "otam_distance"]
+__all__ = [
+    "VISION_MODULES",
+    "CLIPFSARModel",
+    "CLIPFSAROutput",
+    "CLIPFSARPreTrainedModel",
+    "bi_mhm_distance",
+    "evaluating",
+    "otam_distance",
+]

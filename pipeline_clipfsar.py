@@ -17,6 +17,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import cached_file
 
 try:
+    from .backbones_clipfsar import image_size
+except ImportError:
+    if __package__:
+        raise
+    from backbones_clipfsar import image_size
+
+try:
     from .choices_clipfsar import INFERENCE_MODES
 except ImportError:
     if __package__:
@@ -52,11 +59,23 @@ except ImportError:
     from video_clipfsar import as_video_list, is_one_video
 
 try:
-    from .support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling
+    from .support_set_clipfsar import (
+        SUPPORT_SET_NAME,
+        UNKNOWN_THRESHOLD,
+        SupportSet,
+        encode_class_names,
+        repeatable_sampling,
+    )
 except ImportError:
     if __package__:
         raise
-    from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling
+    from support_set_clipfsar import (
+        SUPPORT_SET_NAME,
+        UNKNOWN_THRESHOLD,
+        SupportSet,
+        encode_class_names,
+        repeatable_sampling,
+    )
 
 TASK = "few-shot-video-classification"
 UNKNOWN_LABEL = "none of these"
@@ -242,8 +261,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
             if raise_unreadable:
                 raise
             # Something of the right shape, so that the batch can be made.
-            image_size = (self.model.config.clip_config.vision_config.image_size,) * 2
-            height, width = self.processor._crop_size(image_size)
+            edge = image_size(self.model.config.clip_config)
+            height, width = self.processor._crop_size((edge, edge))
             pixel_values, error = torch.zeros(1, self.processor.num_frames, 3, height, width), str(unreadable)
         return {"pixel_values": pixel_values, "error": error}
 
@@ -351,7 +370,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         if unknown is None:
             return answer
         entry = {"label": UNKNOWN_LABEL, "score": float(unknown)}
-        return [entry, *answer] if entry["score"] >= 0.5 else [*answer, entry]
+        return [entry, *answer] if entry["score"] >= UNKNOWN_THRESHOLD else [*answer, entry]
 
     def save_pretrained(self, save_directory: str | os.PathLike, thumbnails: bool = False, **kwargs) -> None:
         """Saves model, processor, the code of all of it, and the enrolled classes: a folder for `pipeline` and the Hub.

@@ -22,7 +22,9 @@ def _resize_through_float(frames: torch.Tensor, height: int, width: int, mode: s
     return frames.to(torch.uint8)
 
 
-def _crop(frames: torch.Tensor, height: int, width: int, generator: torch.Generator | None = None) -> torch.Tensor:
+def crop_frames(
+    frames: torch.Tensor, height: int, width: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """The same crop of all frames (T, 3, H, W): random, x and y drawn apart, or central without `generator`."""
     missing_height, missing_width = max(height - frames.shape[-2], 0), max(width - frames.shape[-1], 0)
     if missing_height or missing_width:
@@ -87,7 +89,7 @@ def augment_like_kinetics(pixels: torch.Tensor, generator: torch.Generator) -> t
 
 
 @functools.lru_cache(maxsize=16)
-def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+def per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     # kept, because copying it to a GPU each time would make the program wait
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
@@ -108,13 +110,13 @@ def resize_frames(frames: torch.Tensor, image_processor, preprocessing: str = "c
 
     For `"official"` the result is rounded, which `process_videos` does not do.
     """
-    resized = _resize(frames.permute(0, 3, 1, 2), image_processor, preprocessing)
+    resized = resize_for_crop(frames.permute(0, 3, 1, 2), image_processor, preprocessing)
     if resized.dtype != torch.uint8:
         resized = resized.round().to(torch.uint8)
     return resized.permute(0, 2, 3, 1).contiguous()
 
 
-def _resize(frames: torch.Tensor, image_processor, preprocessing: str) -> torch.Tensor:
+def resize_for_crop(frames: torch.Tensor, image_processor, preprocessing: str) -> torch.Tensor:
     """uint8 (T, 3, H, W) to the size that is cropped from; float for the official preprocessing, from 0 to 255."""
     if preprocessing == "official":
         size = _official_size(image_processor)
@@ -128,7 +130,7 @@ def _resize(frames: torch.Tensor, image_processor, preprocessing: str) -> torch.
         raise ValueError(f"The image processor's resample={image_processor.resample!r} is not supported: use 2 or 3.")
     size = image_processor.size
     if size.get("shortest_edge"):
-        target = _shortest_edge_size(frames.shape[-2:], size.get("shortest_edge"))
+        target = shortest_edge_size(frames.shape[-2:], size.get("shortest_edge"))
     else:
         target = size.get("height"), size.get("width")
     if None in target or size.get("longest_edge"):
@@ -136,7 +138,7 @@ def _resize(frames: torch.Tensor, image_processor, preprocessing: str) -> torch.
     return frames if tuple(frames.shape[-2:]) == target else _resize_uint8(frames, *target, mode)
 
 
-def _official_crop_size(image_processor) -> tuple[int, int]:
+def official_crop_size(image_processor) -> tuple[int, int]:
     size = getattr(image_processor, "crop_size", None) or image_processor.size
     if size.get("shortest_edge"):
         return size.get("shortest_edge"), size.get("shortest_edge")
@@ -145,14 +147,23 @@ def _official_crop_size(image_processor) -> tuple[int, int]:
 
 def _official_size(image_processor) -> tuple[int, int]:
     """Officially frames are squashed to 256 x 256 for a crop of 224 x 224."""
-    height, width = _official_crop_size(image_processor)
+    height, width = official_crop_size(image_processor)
     return round(height * 8 / 7), round(width * 8 / 7)
 
 
-def _shortest_edge_size(frame_size: tuple[int, int], edge: int) -> tuple[int, int]:
+def shortest_edge_size(frame_size: tuple[int, int], edge: int) -> tuple[int, int]:
     height, width = frame_size
     shortest = min(height, width)
     return edge * height // shortest, edge * width // shortest  # rounded down, as transformers does
 
 
-__all__ = ["augment_like_kinetics", "resize_frames", "resize_settings"]
+__all__ = [
+    "augment_like_kinetics",
+    "crop_frames",
+    "official_crop_size",
+    "per_channel",
+    "resize_for_crop",
+    "resize_frames",
+    "resize_settings",
+    "shortest_edge_size",
+]

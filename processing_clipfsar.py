@@ -1,8 +1,8 @@
-"""Videos and class names to the inputs of a CLIP-FSAR model: frame sampling, video reading, preprocessing, prompts.
+"""Videos and class names to the inputs of a CLIP-FSAR model: `CLIPFSARProcessor`.
 
-Read from top to bottom: which frames (pure index arithmetic), reading them (decord, torchcodec, PyAV, folders, arrays),
-turning them into pixel values, and `CLIPFSARProcessor`, which ties these together for one episode. Letters in shapes:
-V videos, S support videos, Q query videos, T frames per video, N classes, L tokens, C = 3 channels, H and W pixels.
+`video_clipfsar` chooses and reads frames, `pixels_clipfsar` resizes and crops them; the processor ties these and the
+tokenizer together. Letters in shapes: V videos, S support videos, Q query videos, T frames per video, N classes,
+L tokens, C = 3 channels, H and W pixels.
 """
 
 import functools
@@ -17,13 +17,20 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 try:
+    from .backbones_clipfsar import config_class, has_texts_of_one_length, max_tokens, takes_patches
+except ImportError:
+    if __package__:
+        raise
+    from backbones_clipfsar import config_class, has_texts_of_one_length, max_tokens, takes_patches
+
+try:
     from .choices_clipfsar import (
         DECODERS,
         FRAME_SAMPLINGS,
         PREPROCESSINGS,
         QUERY_AUGMENTATIONS,
-        _check_choice,
-        _check_positive_integer,
+        check_choice,
+        check_positive_integer,
     )
 except ImportError:
     if __package__:
@@ -33,8 +40,8 @@ except ImportError:
         FRAME_SAMPLINGS,
         PREPROCESSINGS,
         QUERY_AUGMENTATIONS,
-        _check_choice,
-        _check_positive_integer,
+        check_choice,
+        check_positive_integer,
     )
 
 try:
@@ -46,27 +53,27 @@ except ImportError:
 
 try:
     from .pixels_clipfsar import (
-        _crop,
-        _official_crop_size,
-        _per_channel,
-        _resize,
-        _shortest_edge_size,
         augment_like_kinetics,
+        crop_frames,
+        official_crop_size,
+        per_channel,
+        resize_for_crop,
         resize_frames,
         resize_settings,
+        shortest_edge_size,
     )
 except ImportError:
     if __package__:
         raise
     from pixels_clipfsar import (
-        _crop,
-        _official_crop_size,
-        _per_channel,
-        _resize,
-        _shortest_edge_size,
         augment_like_kinetics,
+        crop_frames,
+        official_crop_size,
+        per_channel,
+        resize_for_crop,
         resize_frames,
         resize_settings,
+        shortest_edge_size,
     )
 
 try:
@@ -89,16 +96,6 @@ except ImportError:
         sample_frame_indices,
         stream_video_frames,
     )
-
-
-# --- which frames -----------------------------------------------------------------------------------------------------
-
-
-# --- reading videos ---------------------------------------------------------------------------------------------------
-
-
-# A reader opens one video, says num_frames and fps, and reads rising indices. `can_seek`: whether the container states
-# every frame's time, as mp4 and matroska do. In avi and MPEG streams both decord and torchcodec jump to wrong frames.
 
 
 # --- pixel values -----------------------------------------------------------------------------------------------------
@@ -130,13 +127,6 @@ class SampledVideos:
         return SampledVideos([video.pin_memory() for video in self.frames], self.seeds, self.augmentation)
 
 
-def _mean_and_std(image_processor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the channels, each (3, 1, 1) on a device."""
-    return _per_channel(tuple(image_processor.image_mean), device), _per_channel(
-        tuple(image_processor.image_std), device
-    )
-
-
 # --- the processor ----------------------------------------------------------------------------------------------------
 
 
@@ -155,8 +145,8 @@ class CLIPFSARProcessor(ProcessorMixin):
     - `query_augmentation`: `"kinetics"` applies `augment_like_kinetics` to query videos in training (left and right are
       swapped half of the time: not for data such as Something-Something, where they matter).
 
-    `from_pretrained` also takes a plain CLIP, SigLIP, SigLIP 2 or MetaCLIP 2 checkpoint; settings can be given there as
-    keyword arguments.
+    `from_pretrained` also takes the plain checkpoint of any backbone (CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ALIGN, ...);
+    settings can be given there as keyword arguments.
     """
 
     # What this processor raises. The files of a saved folder are loaded as packages of their own, so a neighbour's
@@ -178,13 +168,13 @@ class CLIPFSARProcessor(ProcessorMixin):
         query_augmentation="none",
         prompt_length=None,
     ):
-        _check_positive_integer("num_frames", num_frames)
+        check_positive_integer("num_frames", num_frames)
         if prompt_length is not None:
-            _check_positive_integer("prompt_length", prompt_length)
-        _check_choice("frame_sampling", frame_sampling, FRAME_SAMPLINGS)
-        _check_choice("preprocessing", preprocessing, PREPROCESSINGS)
-        _check_choice("decoder", decoder, ("auto", *DECODERS))
-        _check_choice("query_augmentation", query_augmentation, QUERY_AUGMENTATIONS)
+            check_positive_integer("prompt_length", prompt_length)
+        check_choice("frame_sampling", frame_sampling, FRAME_SAMPLINGS)
+        check_choice("preprocessing", preprocessing, PREPROCESSINGS)
+        check_choice("decoder", decoder, ("auto", *DECODERS))
+        check_choice("query_augmentation", query_augmentation, QUERY_AUGMENTATIONS)
         if sampling_rate <= 0 or target_fps <= 0:
             raise ValueError(f"sampling_rate={sampling_rate} and target_fps={target_fps} must be greater than 0.")
         if not isinstance(prompt_template, str) or "{}" not in prompt_template:
@@ -256,24 +246,9 @@ class CLIPFSARProcessor(ProcessorMixin):
         """
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors={return_tensors!r} is not supported: use 'pt' (the default) or 'np'.")
-        if class_names is not None:
-            class_names = _check_class_names(class_names)
-        if isinstance(support_videos, Mapping) and not is_one_video(support_videos):
-            if support_labels is not None:
-                raise ValueError("support_videos is a dict of classes, so support_labels must be left out.")
-            support_videos, support_labels, class_names = _flatten_classes(support_videos, class_names)
-        if support_videos is not None:
-            support_videos = as_video_list(support_videos)
-        if query_videos is not None:
-            if isinstance(query_videos, Mapping) and not is_one_video(query_videos):
-                raise ValueError("query_videos must be a list of videos, not a dict: pass the classes as query_labels.")
-            query_videos = as_video_list(query_videos)
-        support_labels, class_names = _check_support(support_videos, support_labels, class_names)
-        if query_labels is not None:
-            query_labels = _label_indices("query_labels", query_labels, class_names, "query_videos", query_videos)
-        if support_videos is None and query_videos is None and class_names is None:
-            raise ValueError("Nothing to process: give support_videos, query_videos or class_names.")
-
+        support_videos, support_labels, class_names, query_videos, query_labels = _checked_episode(
+            support_videos, support_labels, class_names, query_videos, query_labels
+        )
         options = {"training": training, "generator": generator, "frame_sampling": frame_sampling, "fps": fps}
         data = {}
         if support_videos is not None:
@@ -339,7 +314,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         return self._finish_videos(zip(sampled.frames, sampled.seeds, strict=True), len(sampled), sampled.augmentation)
 
     def _augmentation(self, role: str, training: bool) -> str:
-        _check_choice("role", role, ("support", "query"))
+        check_choice("role", role, ("support", "query"))
         return self.query_augmentation if training and role == "query" else "none"
 
     def _read_videos(
@@ -347,7 +322,7 @@ class CLIPFSARProcessor(ProcessorMixin):
     ) -> Iterator[tuple[torch.Tensor, int | None]]:
         """Sampled frames (T, H, W, 3) of one video after the other, and the seed of its crop, None for the centre."""
         sampling = self.frame_sampling if frame_sampling is None else frame_sampling
-        _check_choice("frame_sampling", sampling, FRAME_SAMPLINGS)
+        check_choice("frame_sampling", sampling, FRAME_SAMPLINGS)
         if training and sampling == "segment_center":
             sampling = "segment_random"
         if not videos:
@@ -390,7 +365,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         pixels = pixel_values.float()
         if is_official or settings.do_normalize:
             mean, std = (
-                _per_channel(tuple(value), pixels.device) for value in (settings.image_mean, settings.image_std)
+                per_channel(tuple(value), pixels.device) for value in (settings.image_mean, settings.image_std)
             )
             pixels = pixels * std + mean
         if is_official or settings.do_rescale:
@@ -439,7 +414,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         if logits.shape[-1] != len(class_names):
             raise ValueError(f"The logits have {logits.shape[-1]} classes, but class_names has {len(class_names)}.")
         top_k = len(class_names) if top_k is None else top_k
-        _check_positive_integer("top_k", top_k)
+        check_positive_integer("top_k", top_k)
         scores, classes = logits.float().softmax(dim=-1).topk(min(top_k, len(class_names)), dim=-1)
         return [
             [{"label": class_names[index], "score": score} for index, score in zip(*row, strict=True)]
@@ -468,9 +443,9 @@ class CLIPFSARProcessor(ProcessorMixin):
         """uint8 (T, H, W, 3) -> (T, 3, crop height, crop width), from 0 to 255, cropped at random with a generator."""
         frames = frames.permute(0, 3, 1, 2)  # (T, 3, H, W), channels last in memory: twice as fast to resize on CPU
         height, width = self._crop_size(frames.shape[-2:])
-        frames = _resize(frames, self.image_processor, self.preprocessing)
+        frames = resize_for_crop(frames, self.image_processor, self.preprocessing)
         # contiguous here, because permuting bytes is cheaper than permuting the floats they become
-        return _crop(frames, height, width, crop_generator).contiguous()
+        return crop_frames(frames, height, width, crop_generator).contiguous()
 
     def _normalize_(self, pixels: torch.Tensor, augmentation: str, generator: torch.Generator | None) -> None:
         """0 to 255 -> what the model wants, in place, by way of the augmentation on [0, 1]."""
@@ -482,7 +457,7 @@ class CLIPFSARProcessor(ProcessorMixin):
             pixels.mul_(1 / 255 if is_official else settings.rescale_factor)
         if is_official or settings.do_normalize:
             mean, std = (
-                _per_channel(tuple(value), pixels.device) for value in (settings.image_mean, settings.image_std)
+                per_channel(tuple(value), pixels.device) for value in (settings.image_mean, settings.image_std)
             )
             pixels.sub_(mean).div_(std)
 
@@ -490,12 +465,12 @@ class CLIPFSARProcessor(ProcessorMixin):
         """Height and width of the pixel values, from the image processor's settings; `frame_size` if these fix none."""
         settings = self.image_processor
         if self.preprocessing == "official":
-            return _official_crop_size(settings)
+            return official_crop_size(settings)
         size = settings.crop_size if getattr(settings, "do_center_crop", False) else settings.size
         if size is settings.size and not settings.do_resize:
             return frame_size
         if size.get("shortest_edge"):
-            return _shortest_edge_size(frame_size, size.get("shortest_edge"))
+            return shortest_edge_size(frame_size, size.get("shortest_edge"))
         return size.get("height"), size.get("width")
 
     def _check_archive(self, archive: FrameArchive, draws: bool) -> None:
@@ -542,22 +517,23 @@ def _in_words(settings: dict) -> str:
 def _fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
     """Settings that a plain checkpoint needs and does not name: none for CLIP and for what we saved ourselves.
 
-    MetaCLIP 2's tokenizer allows more tokens than its text tower has positions. SigLIP's texts are padded to the length
-    of its training. SigLIP 2's image processor cuts images of any shape into patches, and has no size: frames become
-    squares of as many.
+    A tokenizer may allow more tokens than its text tower has positions: MetaCLIP 2's does. SigLIP's texts are padded to
+    the length of its training. SigLIP 2's image processor cuts images of any shape into patches, and has no size:
+    frames become squares of as many.
     """
     try:
         config, _ = PretrainedConfig.get_config_dict(name_or_path, **loading)
     except OSError:
         return {}
-    model_type, text_config = config.get("model_type"), config.get("text_config") or {}
-    if model_type == "metaclip_2":
-        limit = text_config.get("max_position_embeddings", 77)
-        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit)
-    if model_type not in ("siglip", "siglip2"):
+    made_by = config_class(config.get("model_type"))
+    if made_by is None or "clip_config" in config:
         return {}
+    config = made_by(**config)
+    limit = max_tokens(config)
+    if limit is not None:
+        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit)
     settings = processor.image_processor
-    if model_type == "siglip2" and getattr(settings, "max_num_patches", None):
+    if takes_patches(config) and getattr(settings, "max_num_patches", None):
         from transformers import CLIPImageProcessor  # says without torchvision that it does without, so not at the top
 
         edge = int(settings.max_num_patches**0.5) * settings.patch_size
@@ -568,7 +544,7 @@ def _fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
             image_mean=settings.image_mean,
             image_std=settings.image_std,
         )
-    return {"prompt_length": text_config.get("max_position_embeddings", 64)}
+    return {"prompt_length": limit} if has_texts_of_one_length(config) else {}
 
 
 def _draw_seeds(generator: torch.Generator | None) -> tuple[int, int]:
@@ -591,6 +567,28 @@ def _check_class_names(class_names: Sequence[str], unique: bool = True) -> list[
             raise ValueError(f"Class name {name!r} appears twice in class_names: names must be unique.")
         seen.add(name)
     return class_names
+
+
+def _checked_episode(support_videos, support_labels, class_names, query_videos, query_labels) -> tuple:
+    """The same five of an episode, in one form and checked against each other: lists of videos, labels as ints."""
+    if class_names is not None:
+        class_names = _check_class_names(class_names)
+    if isinstance(support_videos, Mapping) and not is_one_video(support_videos):
+        if support_labels is not None:
+            raise ValueError("support_videos is a dict of classes, so support_labels must be left out.")
+        support_videos, support_labels, class_names = _flatten_classes(support_videos, class_names)
+    if support_videos is not None:
+        support_videos = as_video_list(support_videos)
+    if query_videos is not None:
+        if isinstance(query_videos, Mapping) and not is_one_video(query_videos):
+            raise ValueError("query_videos must be a list of videos, not a dict: pass the classes as query_labels.")
+        query_videos = as_video_list(query_videos)
+    support_labels, class_names = _check_support(support_videos, support_labels, class_names)
+    if query_labels is not None:
+        query_labels = _label_indices("query_labels", query_labels, class_names, "query_videos", query_videos)
+    if support_videos is None and query_videos is None and class_names is None:
+        raise ValueError("Nothing to process: give support_videos, query_videos or class_names.")
+    return support_videos, support_labels, class_names, query_videos, query_labels
 
 
 def _flatten_classes(support_videos: Mapping[str, Any], class_names: list[str] | None):

@@ -6,7 +6,6 @@ again.
 Letters in shapes: N classes, K clips of a class, Q query videos, T frames, D feature size.
 """
 
-import contextlib
 import hashlib
 import io
 import itertools
@@ -16,7 +15,7 @@ import re
 import tempfile
 import urllib.parse
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,28 +45,35 @@ except ImportError:
 
 try:
     from .fingerprint_clipfsar import (
-        _SETTINGS_OF_COMPARISONS,
-        _differences,
-        _fingerprint,
-        _weights_state,
-        arithmetic,
+        COMPARISON_SETTINGS,
+        differences,
+        fingerprint_of,
+        precision_of,
         preprocessing_settings,
         unseen_settings,
         weights_digest,
+        weights_state,
     )
 except ImportError:
     if __package__:
         raise
     from fingerprint_clipfsar import (
-        _SETTINGS_OF_COMPARISONS,
-        _differences,
-        _fingerprint,
-        _weights_state,
-        arithmetic,
+        COMPARISON_SETTINGS,
+        differences,
+        fingerprint_of,
+        precision_of,
         preprocessing_settings,
         unseen_settings,
         weights_digest,
+        weights_state,
     )
+
+try:
+    from .modeling_clipfsar import evaluating
+except ImportError:
+    if __package__:
+        raise
+    from modeling_clipfsar import evaluating
 
 try:
     from .video_clipfsar import as_video_list
@@ -75,6 +81,11 @@ except ImportError:
     if __package__:
         raise
     from video_clipfsar import as_video_list
+
+arithmetic = precision_of  # its name in version 0.1
+
+# From this score of "none of these" a video counts as unknown: equal odds.
+UNKNOWN_THRESHOLD = 0.5
 
 SUPPORT_SET_NAME = "support_set.json"
 SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
@@ -88,20 +99,6 @@ THUMBNAIL_HEIGHT = 96
 def repeatable_sampling(processor) -> str | None:
     """For `process_videos`: segment centres in place of random frames, so that the same clip gives the same answer."""
     return "segment_center" if processor.frame_sampling == "segment_random" else None
-
-
-@contextlib.contextmanager
-def _evaluating(model) -> Iterator[None]:
-    """No dropout, no gradients; the model is left as it was."""
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if was_training:
-            model.train()
 
 
 # --- the support set --------------------------------------------------------------------------------------------------
@@ -134,7 +131,7 @@ class SupportSet:
         logits = SupportSet.from_pretrained("my_classes").classify(model, model.get_video_features(pixel_values))
 
     Adding and removing never encodes a clip again. `fingerprint` says what the features were made with; every use with
-    another model, arithmetic or preprocessing is an error that names both.
+    another model, precision or preprocessing is an error that names both.
     """
 
     def __init__(self, fingerprint: dict | None = None, classes: Mapping[str, EnrolledClass] | None = None):
@@ -200,24 +197,13 @@ class SupportSet:
             self.check(model, processor)
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
         encoded: dict[str, list] = {name: [] for name in videos}
-        errors = []
+        errors: list[str] = []
         progress = tqdm(total=len(jobs), desc="enrolling", unit="clip", disable=not show_progress)
         for start in range(0, len(jobs), batch_size):
-            readable, pixel_values = [], []
-            for job in jobs[start : start + batch_size]:
-                try:
-                    video = processor.process_videos([job[1]], frame_sampling=repeatable_sampling(processor))
-                    pixel_values.append(video[0])
-                    readable.append(job)
-                except processor.unreadable_error as error:
-                    errors.append(str(error))
-            if readable:
-                with _evaluating(model):
-                    embeds = model.get_video_features(torch.stack(pixel_values).to(model.device)).float().cpu()
-                for (name, video), clip_embeds, pixels in zip(readable, embeds, pixel_values, strict=True):
-                    picture = _film_strip(processor.to_frames(pixels)) if thumbnails else b""
-                    encoded[name].append((_clip_name(video), clip_embeds.clone(), picture))
-            progress.update(len(jobs[start : start + batch_size]))
+            batch = jobs[start : start + batch_size]
+            for name, clip in _encode_clips(model, processor, batch, thumbnails, errors):
+                encoded[name].append(clip)
+            progress.update(len(batch))
         progress.close()
         if errors and not skip_unreadable:
             listed = "\n".join(errors)
@@ -229,10 +215,13 @@ class SupportSet:
         for name, clips in encoded.items():
             if not clips:
                 raise ValueError(f"Class {name!r}: none of its {len(videos[name])} clips can be read.")
+        self._take_in(model, processor, encoded)
 
+    def _take_in(self, model, processor, encoded: dict[str, list]) -> None:
+        """Puts encoded clips into their classes, new ones with their text feature."""
         if self.fingerprint is None:
-            self.fingerprint = _fingerprint(model, processor)
-        new_names = [name for name in videos if name not in self.classes]
+            self.fingerprint = fingerprint_of(model, processor)
+        new_names = [name for name in encoded if name not in self.classes]
         if new_names:
             for name, embeds in zip(new_names, encode_class_names(model, processor, new_names).cpu(), strict=True):
                 self.classes[name] = EnrolledClass(embeds.clone())
@@ -329,21 +318,22 @@ class SupportSet:
         """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
         prototypes = self.get_prototypes(model)
         query_embeds = query_embeds.to(model.device)
-        with _evaluating(model):
+        with evaluating(model):
             distances = model.get_distances(model.get_query_states(query_embeds), prototypes)
             return distances, model.get_text_logits(query_embeds, self._derived["class_embeds"])
 
     def get_prototypes(self, model) -> torch.Tensor:
         """(N, T, D), on the model's device; made once and kept until classes, clips or the model change."""
         self.check(model)
-        settings = tuple(getattr(model.config, name) for name in _SETTINGS_OF_COMPARISONS)
-        made_with = (_weights_state(model), settings)
+        settings = tuple(getattr(model.config, name) for name in COMPARISON_SETTINGS)
+        distance = getattr(model.align, "__func__", model.align)  # a subclass may have a distance of its own
+        made_with = (weights_state(model), settings, type(model), distance)
         if self._derived.get("made_with") != made_with:
             enrolled = list(self.classes.values())
             class_embeds = torch.stack([one.class_embeds for one in enrolled]).to(model.device)
             support_embeds = torch.cat([one.support_embeds for one in enrolled]).to(model.device)
             labels = torch.arange(len(enrolled)).repeat_interleave(torch.tensor(list(self.num_clips.values())))
-            with _evaluating(model):
+            with evaluating(model):
                 prototypes = model.get_prototypes(
                     support_embeds[None], labels[None].to(model.device), class_embeds[None]
                 )[0]
@@ -353,7 +343,7 @@ class SupportSet:
     # None of these
 
     def score_unknown(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
-        """Scores (Q,) from 0 to 1 of query videos (Q, T, D) being of *none* of the enrolled classes; 0.5 is the limit.
+        """Scores (Q,) from 0 to 1 of query videos (Q, T, D) being of *none* of the enrolled classes.
 
         Calibrated on the set itself by leaving out. What known videos look like: each clip against the prototypes made
         without it, so only clips of classes with two or more count. What unknown ones look like: each clip with its
@@ -413,7 +403,7 @@ class SupportSet:
             return torch.full((1,), torch.inf, device=model.device)
         others = torch.tensor([[row for row in range(num_clips) if row != left_out] for left_out in range(num_clips)])
         distances = []
-        with _evaluating(model):
+        with evaluating(model):
             for rows in torch.arange(num_clips).split(clips_per_batch):
                 labels = torch.zeros(len(rows), num_clips - 1, dtype=torch.long, device=model.device)
                 texts = text.expand(len(rows), 1, -1)
@@ -429,7 +419,7 @@ class SupportSet:
         inference_mode = self._checked_mode(model, inference_mode)
         prototypes = self.get_prototypes(model)
         query_embeds = query_embeds.to(model.device)
-        with _evaluating(model):
+        with evaluating(model):
             numbers = explain_classification(
                 model, query_embeds, prototypes, self._derived["class_embeds"], inference_mode
             )
@@ -451,7 +441,7 @@ class SupportSet:
         preprocessing; the message names both sides."""
         if self.fingerprint is None:
             raise ValueError("No class is enrolled yet: add some with SupportSet.add(model, processor, videos).")
-        now = _fingerprint(model, processor)
+        now = fingerprint_of(model, processor)
         enrolled_with = self.fingerprint
         if any(now[name] != enrolled_with[name] for name in ("weights", "dtype")):
             one, other = (
@@ -463,7 +453,7 @@ class SupportSet:
             )
         if processor is None:
             return
-        different = _differences(enrolled_with["preprocessing"], now["preprocessing"])
+        different = differences(enrolled_with["preprocessing"], now["preprocessing"])
         if different:
             raise ValueError(
                 f"The support set was enrolled with other preprocessing: {'; '.join(different)}. Use the processor it "
@@ -600,10 +590,34 @@ def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[to
     return weights.float(), offset.float()
 
 
+def _encode_clips(
+    model, processor, jobs: list[tuple[str, Any]], thumbnails: bool, errors: list[str]
+) -> list[tuple[str, tuple[str | None, torch.Tensor, bytes]]]:
+    """Class, and file name, frame features and picture, of each readable clip of (class, video); what is wrong with
+    the others goes to `errors`."""
+    readable, pixel_values = [], []
+    for job in jobs:
+        try:
+            video = processor.process_videos([job[1]], frame_sampling=repeatable_sampling(processor))
+            pixel_values.append(video[0])
+            readable.append(job)
+        except processor.unreadable_error as error:
+            errors.append(str(error))
+    if not readable:
+        return []
+    with evaluating(model):
+        embeds = model.get_video_features(torch.stack(pixel_values).to(model.device)).float().cpu()
+    encoded = []
+    for (name, video), clip_embeds, pixels in zip(readable, embeds, pixel_values, strict=True):
+        picture = _film_strip(processor.to_frames(pixels)) if thumbnails else b""
+        encoded.append((name, (_clip_name(video), clip_embeds.clone(), picture)))
+    return encoded
+
+
 def encode_class_names(model, processor, class_names: Iterable[str]) -> torch.Tensor:
     """Text features (N, D) of class names, float32, on the model's device."""
     tokens = processor.tokenize_classes(list(class_names))
-    with _evaluating(model):
+    with evaluating(model):
         return model.get_class_features(**{name: ids.to(model.device) for name, ids in tokens.items()}).float()
 
 
@@ -664,6 +678,7 @@ def _listed(names: list[str]) -> str:
 
 
 __all__ = [
+    "UNKNOWN_THRESHOLD",
     "EnrolledClass",
     "SupportSet",
     "arithmetic",

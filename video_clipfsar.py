@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 try:
-    from .choices_clipfsar import DECODERS, FRAME_SAMPLINGS, _check_choice, _check_positive_integer
+    from .choices_clipfsar import DECODERS, FRAME_SAMPLINGS, check_choice, check_positive_integer
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import DECODERS, FRAME_SAMPLINGS, _check_choice, _check_positive_integer
+    from choices_clipfsar import DECODERS, FRAME_SAMPLINGS, check_choice, check_positive_integer
 
 try:
     from .frame_archive_clipfsar import ZIP_MAGIC, FrameArchive
@@ -60,8 +60,8 @@ def sample_frame_indices(
     Raises `ValueError` for counts or rates below their limits, for an unknown `sampling`, and for `"interval"` without
     `fps`.
     """
-    _check_choice("sampling", sampling, FRAME_SAMPLINGS)
-    _check_positive_integer("num_frames", num_frames)
+    check_choice("sampling", sampling, FRAME_SAMPLINGS)
+    check_positive_integer("num_frames", num_frames)
     if num_video_frames < 1:
         raise ValueError(f"num_video_frames={num_video_frames}, but at least 1 frame is needed to sample from.")
 
@@ -326,7 +326,7 @@ def read_video_frames(
     A file that ends before the length its own header states is refused whole, since its true number of frames, and so
     the choice among them, is unknown. Raises `ImportError` when the decoder asked for, or any, is not installed.
     """
-    _check_choice("decoder", decoder, ("auto", *DECODERS))
+    check_choice("decoder", decoder, ("auto", *DECODERS))
     path, source = _locate(video)
     if isinstance(source, (str, bytes)) and not (isinstance(source, str) and os.path.isdir(source)):
         container = _check_container(path, source)

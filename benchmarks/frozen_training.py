@@ -134,9 +134,7 @@ def main(arguments: Arguments):
     print("|---|---|---|")
     for row, run in rows.items():
         print(f"| {row} | {run.seconds:.4f} | {run.seconds / on_features.seconds:.1f} |")
-    print(
-        f"Encoding the {len(on_features.train_split)} training videos, once: {on_features.encoding_seconds:.1f} s."
-    )
+    print(f"Encoding the {len(on_features.train_split)} training videos, once: {on_features.encoding_seconds:.1f} s.")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,28 @@
-"""Other backbones than CLIP, as tiny models with random weights: SigLIP, SigLIP 2, MetaCLIP 2; and what is refused."""
+"""Other backbones than CLIP, as tiny models with random weights, from plain checkpoints; and what is refused."""
 
 import numpy as np
 import pytest
 import torch
 from golden.formula_model import formula_tensor
-from tiny_data import run_in_children, save_tiny_clip, tiny_tokenizer, training_arguments, write_video_folder
+from tiny_data import (
+    random_clip,
+    run_in_children,
+    save_tiny_clip,
+    tiny_tokenizer,
+    training_arguments,
+    write_video_folder,
+)
 from transformers import (
+    AlignConfig,
+    AltCLIPConfig,
     AutoModel,
+    BlipConfig,
+    ChineseCLIPConfig,
+    ClapAudioConfig,
     CLIPImageProcessor,
     CLIPTextConfig,
     MetaClip2Config,
+    PretrainedConfig,
     Siglip2Config,
     Siglip2ImageProcessor,
     SiglipConfig,
@@ -17,26 +30,63 @@ from transformers import (
     XCLIPConfig,
 )
 
+from clipfsar.inference.load_model import load_model
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
+from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import CLIPFSARProcessor
 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 # Texts of 14 tokens: longer than the prompts of the tests, as SigLIP's 64 are than most.
 TEXT = TOWER | {"vocab_size": 54, "max_position_embeddings": 14, "bos_token_id": 52, "eos_token_id": 53}
+# ALIGN's visual tower: convolutions with batch norms, and no projection after them.
+EFFICIENT_NET = {
+    "image_size": 16,
+    "hidden_dim": 24,
+    "width_coefficient": 1.0,
+    "depth_coefficient": 1.0,
+    "kernel_sizes": [3, 3],
+    "in_channels": [32, 16],
+    "out_channels": [16, 24],
+    "strides": [1, 2],
+    "num_block_repeats": [1, 1],
+    "expand_ratios": [1, 2],
+    "depthwise_padding": [],
+    "pooling_type": "mean",
+}
 CONFIGS = {
     "siglip": SiglipConfig(text_config=TEXT, vision_config=TOWER | {"image_size": 16, "patch_size": 8}),
     "siglip2": Siglip2Config(text_config=TEXT, vision_config=TOWER | {"num_patches": 4, "patch_size": 8}),
     "metaclip_2": MetaClip2Config(
         text_config=TEXT, vision_config=TOWER | {"image_size": 16, "patch_size": 8}, projection_dim=24
     ),
+    # positions of RoBERTa's kind: two more than there may be tokens
+    "altclip": AltCLIPConfig(
+        text_config=TEXT | {"max_position_embeddings": 16, "pad_token_id": 1, "project_dim": 16},
+        vision_config=TOWER | {"image_size": 16, "patch_size": 8},
+        projection_dim=24,
+    ),
+    "chinese_clip": ChineseCLIPConfig(
+        text_config=TEXT, vision_config=TOWER | {"image_size": 16, "patch_size": 8}, projection_dim=24
+    ),
+    "blip": BlipConfig(
+        text_config=TEXT | {"encoder_hidden_size": 16},
+        vision_config=TOWER | {"image_size": 16, "patch_size": 8},
+        projection_dim=24,
+    ),
+    "align": AlignConfig(text_config=TEXT, vision_config=EFFICIENT_NET, projection_dim=24),
 }
 SIZE = {"height": 16, "width": 16}
 IMAGE_PROCESSORS = {
     "siglip": lambda: SiglipImageProcessor(size=SIZE),
     "siglip2": lambda: Siglip2ImageProcessor(patch_size=8, max_num_patches=4),
-    "metaclip_2": lambda: CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SIZE),
 }
+
+
+def clip_image_processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SIZE)
+
+
 OURS = {"num_frames": 2, "temporal_num_heads": 2, "temporal_intermediate_size": 32}
 
 
@@ -47,7 +97,7 @@ def plain(request, tmp_path_factory):
     torch.manual_seed(0)
     model = AutoModel.from_config(CONFIGS[request.param]).eval()
     model.save_pretrained(folder)
-    IMAGE_PROCESSORS[request.param]().save_pretrained(folder)
+    IMAGE_PROCESSORS.get(request.param, clip_image_processor)().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return model, folder
 
@@ -166,6 +216,25 @@ def test_videos_get_the_size_and_normalisation_of_the_backbone(processor, model)
         torch.testing.assert_close(pixels, torch.ones_like(pixels), rtol=0, atol=1e-6)
 
 
+def test_an_unreadable_video_among_others_is_marked(model, processor):
+    classify = FewShotVideoClassificationPipeline(model, processor)
+    classify.enroll({"run": [random_clip(1)], "dive": [random_clip(2)]})
+    answers = classify([random_clip(3), b"no video"])
+    assert {entry["label"] for entry in answers[0]} == {"run", "dive"}
+    assert answers[1][0]["label"] is None
+
+
+def test_zero_shot_answers_of_a_plain_checkpoint_are_the_backbones_own(plain):
+    model, _ = load_model(str(plain[1]))
+    assert model.config.temporal_num_layers == 0
+    image, text = (torch.nn.functional.normalize(formula_tensor((2, model.config.hidden_size), i)) for i in range(2))
+    cosines = image @ text.T
+    logits = cosines / plain[0].temperature if model.config.clip_config.model_type == "align" else None
+    if logits is None:
+        logits = cosines * plain[0].logit_scale.exp()
+    torch.testing.assert_close(model.get_text_logits(image[None, :, None], text[None])[0], logits)
+
+
 def test_prompt_length_given_by_hand_wins(plain):
     processor = CLIPFSARProcessor.from_pretrained(plain[1], prompt_length=9)
     assert processor.tokenize_classes(["run"])["input_ids"].shape == (1, 9)
@@ -200,19 +269,40 @@ def test_siglip_trains_from_a_plain_checkpoint(tmp_path):
     assert CLIPFSARProcessor.from_pretrained(tmp_path / "run" / "best").prompt_length == 14
 
 
+class UnregisteredConfig(PretrainedConfig):
+    model_type = "unregistered"
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("config", "model_type"), [(XCLIPConfig, "xclip"), (CLIPTextConfig, "clip_text_model")])
-def test_backbone_without_the_two_getters_is_refused_by_name(config, model_type, tmp_path):
+@pytest.mark.parametrize(
+    ("config", "type_and_reason"),
+    [
+        (XCLIPConfig, "of type 'xclip', but XCLIPModel has no get_image_features"),
+        (
+            CLIPTextConfig,
+            "type 'clip_text_model', but CLIPTextModel has no get_image_features and no get_text_features",
+        ),
+        (ClapAudioConfig, "of type 'clap_audio_model', but AutoModel has no model for it"),
+        (UnregisteredConfig, "of type 'unregistered', but AutoConfig does not know this type"),
+    ],
+)
+def test_backbone_without_the_two_getters_is_refused_by_name(config, type_and_reason, tmp_path):
     config().save_pretrained(tmp_path)
-    message = (
-        f"holds a model of type '{model_type}'; CLIP-FSAR starts from a checkpoint of type clipfsar, clip, clip_res"
-    )
-    with pytest.raises(ValueError, match=message):
+    accepted = "a model with get_image_features and get_text_features, such as clip, siglip"
+    for clip_config in (config(), config().to_dict()):
+        with pytest.raises(ValueError, match=f"{type_and_reason}.*CLIP-FSAR is built on {accepted}"):
+            CLIPFSARConfig(clip_config=clip_config)
+    with pytest.raises(ValueError, match=f"{type_and_reason}.*CLIP-FSAR starts from .* {accepted}"):
         CLIPFSARConfig.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"clip_config is of type '{model_type}'; CLIP-FSAR is built on one of clip, "):
-        CLIPFSARConfig(clip_config=config().to_dict())
+
+
+def test_features_of_another_size_than_the_configuration_says_are_refused():
+    align = AlignConfig(text_config=TEXT, vision_config=EFFICIENT_NET, projection_dim=16)
+    model = CLIPFSARModel(CLIPFSARConfig(clip_config=align, **OURS))
+    with pytest.raises(ValueError, match=r"type 'align' gives features of shape \(2, 24\); \(batch, 16\) is needed"):
+        model.get_video_features(torch.zeros(1, 2, 3, 16, 16))
 
 
 def test_towers_of_two_sizes_are_refused():

@@ -89,7 +89,7 @@ def test_plain_clip_config_becomes_the_nested_one(tiny_config, tmp_path):
 
 def test_config_of_another_model_is_refused(tmp_path):
     ViTConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds a model of type 'vit'; CLIP-FSAR starts from .* clipfsar, clip, "):
+    with pytest.raises(ValueError, match=r"type 'vit', but ViTModel has no get_image_features .* starts from"):
         CLIPFSARConfig.from_pretrained(tmp_path)
 
 

@@ -16,25 +16,30 @@ LIBRARY = sorted(path.stem for path in ROOT.glob("*_clipfsar.py"))
 # Siblings that each module of the library may import; a new module gets its line here.
 MAY_IMPORT = {
     "choices_clipfsar": set(),
-    "configuration_clipfsar": {"choices_clipfsar"},
+    "backbones_clipfsar": set(),
+    "configuration_clipfsar": {"backbones_clipfsar", "choices_clipfsar"},
     "resnet_clipfsar": {"configuration_clipfsar"},
     "alignment_clipfsar": set(),
-    "modeling_clipfsar": {"alignment_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"},
+    "modeling_clipfsar": {
+        *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
+    },
     "frame_archive_clipfsar": set(),
     "video_clipfsar": {"choices_clipfsar", "frame_archive_clipfsar"},
     "pixels_clipfsar": set(),
     "processing_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "frame_archive_clipfsar", "pixels_clipfsar", "video_clipfsar"),
+        "backbones_clipfsar",
     },
     "episodes_clipfsar": set(),
     "explanation_clipfsar": set(),
-    "fingerprint_clipfsar": set(),
+    "fingerprint_clipfsar": {"backbones_clipfsar"},
     "support_set_clipfsar": {
-        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "video_clipfsar"),
+        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "modeling_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),
         *("episodes_clipfsar", "explanation_clipfsar", "support_set_clipfsar", "fingerprint_clipfsar"),
+        "backbones_clipfsar",
     },
 }
 # pytest puts tests/ on the path: helpers, and folders of them, are imported by these names.

@@ -178,7 +178,7 @@ def test_a_plain_clip_works_without_training(tmp_path, folders, capsys):
 
 def test_a_model_of_another_kind_is_refused(tmp_path, folders):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="holds a model of type 'bert'; CLIP-FSAR starts from"):
+    with pytest.raises(ValueError, match="holds a model of type 'bert', but BertModel has no get_image_"):
         predict(folders, "--model", tmp_path)
 
 

@@ -17,7 +17,7 @@ from clipfsar.evaluation.feature_store import FeatureStore
 from clipfsar.inference import predict
 from clipfsar.inference.quantized import DTYPES, quantize_int8
 from pipeline_clipfsar import save_with_pipeline
-from support_set_clipfsar import SupportSet, arithmetic
+from support_set_clipfsar import SupportSet, precision_of
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_quantised_is_refused_with_the_remedy(tiny_model):
     ):
         with pytest.raises(ValueError, match=reason):
             quantize_int8(model)
-        assert arithmetic(model) != "int8"
+        assert precision_of(model) != "int8"
 
 
 # --- features that are kept -------------------------------------------------------------------------------------------

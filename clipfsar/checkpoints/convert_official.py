@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessor
 
+from backbones_clipfsar import is_in_official_program
 from clipfsar.checkpoints.openai_weights import (
     Place,
     check_image_features,
@@ -133,8 +134,7 @@ def official_checkpoint(model: CLIPFSARModel) -> dict:
     """
     config = model.config
     problems = {
-        f"a backbone of type {config.clip_config.model_type!r}": config.clip_config.model_type
-        not in ("clip", "clip_resnet"),
+        f"a backbone of type {config.clip_config.model_type!r}": not is_in_official_program(config.clip_config),
         f"temporal_num_heads={config.temporal_num_heads} instead of {_NUM_HEADS}": config.temporal_num_heads
         != _NUM_HEADS,
         "no temporal layers": config.temporal_num_layers == 0,

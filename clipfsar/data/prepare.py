@@ -26,12 +26,12 @@ from datasets import Dataset, DatasetDict, Value, Video
 from transformers import HfArgumentParser
 
 from choices_clipfsar import DECODERS, PREPROCESSINGS
-from episodes_clipfsar import read_labels
-from clipfsar.options import HelpFormatter, option
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
-from clipfsar.presets import PRESETS, dataset_folder
-from clipfsar.data.splits import check_disjoint_classes, load_video_splits
 from clipfsar.data.sources import SPLITS, folder_splits, official_splits, resplit, table_splits, to_dataset
+from clipfsar.data.splits import check_disjoint_classes, load_video_splits
+from clipfsar.options import HelpFormatter, option
+from clipfsar.presets import PRESETS, dataset_folder
+from episodes_clipfsar import read_labels
 
 DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # that of Kinetics-100 and SSv2
 TABLE_SUFFIXES = (".csv", ".jsonl")

@@ -23,9 +23,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
     """
     path = Path(source)
     if path.is_file():
-        raise ValueError(
-            f"{source} is a file: clipfsar prepare --source {source} makes a data set of it."
-        )
+        raise ValueError(f"{source} is a file: clipfsar prepare --source {source} makes a data set of it.")
     if path.is_dir() and not any(path.iterdir()):
         raise FileNotFoundError(f"{source} is an empty folder; a data set with videos is needed.")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():

@@ -33,7 +33,9 @@ class VideoSplit:
         self.name = name or str(getattr(dataset, "split", None) or "all")
 
     @classmethod
-    def of(cls, dataset, video_column: str = "video", label_column: str = "label", name: str | None = None) -> "VideoSplit":
+    def of(
+        cls, dataset, video_column: str = "video", label_column: str = "label", name: str | None = None
+    ) -> "VideoSplit":
         """`dataset` itself if it is a split already, else a split of it."""
         return dataset if isinstance(dataset, cls) else cls(dataset, video_column, label_column, name)
 

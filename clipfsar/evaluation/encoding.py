@@ -12,8 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from clipfsar.data.video_split import VideoSplit
-from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
-from support_set_clipfsar import _evaluating as evaluating
+from modeling_clipfsar import VISION_MODULES, CLIPFSARModel, evaluating
 from support_set_clipfsar import encode_class_names
 
 

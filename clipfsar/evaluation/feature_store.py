@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from backbones_clipfsar import tower_configs
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.encoding import VideoEncoder
-from fingerprint_clipfsar import arithmetic, preprocessing_settings, unseen_settings, weights_digest
+from fingerprint_clipfsar import precision_of, preprocessing_settings, unseen_settings, weights_digest
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 
 _FORMAT = 1
@@ -67,7 +68,7 @@ class FeatureStore:
             "format": _FORMAT,
             "visual tower": _digest_of_visual_tower(encoder.model),
             "preprocessing": preprocessing_settings(encoder.processor),
-            "arithmetic": f"{arithmetic(encoder.model)}, mixed precision: {encoder.accelerator.mixed_precision}",
+            "arithmetic": f"{precision_of(encoder.model)}, mixed precision: {encoder.accelerator.mixed_precision}",
             "videos": split.digest,
             "num_videos": len(split),
         }
@@ -137,7 +138,7 @@ def _digest_of_visual_tower(model: CLIPFSARModel) -> str:
     """Of the visual tower alone: a temporal transformer trained further leaves frame features as they are."""
     names = [name.rstrip(".") for name in VISION_MODULES]
     towers = [getattr(model.clip, name) for name in names if hasattr(model.clip, name)]
-    return weights_digest(towers, unseen_settings(model.config.clip_config.vision_config))
+    return weights_digest(towers, unseen_settings(tower_configs(model.config.clip_config)[0]))
 
 
 __all__ = ["FeatureStore"]

@@ -5,8 +5,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from modeling_clipfsar import CLIPFSARModel
-from support_set_clipfsar import _evaluating as evaluating
+from modeling_clipfsar import CLIPFSARModel, evaluating
 
 
 class SplitFeatures:

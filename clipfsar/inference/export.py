@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from backbones_clipfsar import takes_patches
 from choices_clipfsar import INFERENCE_MODES
 from clipfsar.inference.load_model import load_model
 from clipfsar.options import option, parse_options
@@ -73,7 +74,7 @@ class QueryClassifier(nn.Module):
 
     def __init__(self, model: CLIPFSARModel, inference_mode: str):
         super().__init__()
-        if model.config.clip_config.model_type == "siglip2":
+        if takes_patches(model.config.clip_config):
             raise ValueError(
                 "SigLIP 2's visual tower looks at its images one by one, so that it does not become a graph for any "
                 "number of queries: export a model on CLIP, MetaCLIP 2 or the first SigLIP."

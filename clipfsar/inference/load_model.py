@@ -5,6 +5,7 @@ import sys
 import torch
 from transformers import PretrainedConfig
 
+from backbones_clipfsar import cosine_scale
 from clipfsar.inference.quantized import quantize_int8
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
@@ -29,7 +30,9 @@ def load_model(name: str, dtype: str = "float32") -> tuple[CLIPFSARModel, CLIPFS
     model = CLIPFSARModel.from_pretrained(name, **settings).eval()
     if is_plain:
         # CLIP's own factor on the cosines of zero-shot classification; ours would have to be trained.
-        model.video_text_scale.data.fill_(model.clip.logit_scale.detach().exp())
+        scale = cosine_scale(model.clip)
+        if scale is not None:
+            model.video_text_scale.data.fill_(scale)
     if dtype == "int8":
         quantize_int8(model)
     return model, CLIPFSARProcessor.from_pretrained(name)

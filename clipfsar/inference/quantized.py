@@ -1,4 +1,4 @@
-"""Whole-number arithmetic on CPUs: the linear layers of the visual tower in int8."""
+"""int8 on CPUs: quantizes the linear layers of the visual tower."""
 
 import warnings
 
@@ -17,7 +17,7 @@ def quantize_int8(model: CLIPFSARModel) -> CLIPFSARModel:
     temporal transformer and alignment. Such a model classifies on a CPU; it is neither trained, saved nor moved.
 
     Raises:
-        ValueError: For a model elsewhere than on the CPU or in other arithmetic than float32, or a tower without an
+        ValueError: For a model elsewhere than on the CPU or in another precision than float32, or a tower without an
             encoder of linear layers (CLIP's ResNets).
         ImportError: With a PyTorch that no longer has `torch.ao.quantization`.
     """

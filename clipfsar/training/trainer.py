@@ -29,6 +29,7 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import TrainOutput
 
+from backbones_clipfsar import is_convolutional
 from clipfsar.checkpoints.model_card import SELECTED_ON_TEST, public_name, write_model_card
 from clipfsar.checkpoints.push_to_hub import push_folder
 from clipfsar.data.splits import check_disjoint_classes
@@ -359,7 +360,7 @@ class EpisodicTrainer:
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
             enable()
         self.model.to(accelerator.device)
-        if self.model.config.clip_config.model_type == "clip_resnet":
+        if is_convolutional(self.model.config.clip_config):
             self.model.to(memory_format=torch.channels_last)  # an eighth less time for RN50 on a CPU
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.episodes = self._training_episodes()
