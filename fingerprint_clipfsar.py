@@ -1,4 +1,4 @@
-"""What features depend on: weights, precision and preprocessing, as digests and plain values to compare."""
+"""Inputs to the fingerprint of a support set: weights, precision and preprocessing, as digests and plain values."""
 
 import hashlib
 import itertools
@@ -17,7 +17,7 @@ except ImportError:
         raise
     from backbones_clipfsar import tower_configs
 
-# Of the configuration: change one, and prototypes, distances or text logits change with the same weights.
+# Settings of the configuration: change one, and the same weights give other prototypes, distances or text logits.
 COMPARISON_SETTINGS = (
     *("support_pooling", "prototype_modulation", "alignment"),
     *("otam_smoothing", "otam_bidirectional", "cosine_epsilon"),
@@ -51,7 +51,7 @@ def precision_of(model) -> str:
 
 
 def unseen_settings(tower_config) -> list:
-    """What shapes a tower's features without showing in the names and shapes of its weights."""
+    """Settings that change a tower's features without showing in the names and shapes of its weights."""
     return [getattr(tower_config, name, None) for name in ("hidden_act", "num_attention_heads", "layer_norm_eps")]
 
 
@@ -62,7 +62,7 @@ _IMAGE_SETTINGS = (
 
 
 def preprocessing_settings(processor) -> dict:
-    """The settings of a processor that frame features depend on, as JSON would give them back."""
+    """The settings of a processor that change frame features, as JSON would give them back."""
     settings = processor.to_dict()
     names = ("num_frames", "frame_sampling", "sampling_rate", "target_fps", "preprocessing")
     relevant = {name: settings[name] for name in names}
@@ -99,7 +99,7 @@ def _public_name(model) -> str:
 
 
 def fingerprint_of(model, processor=None) -> dict:
-    """What the features of a support set depend on, ready for JSON."""
+    """Model, weights, precision and, with a processor, preprocessing of a support set's features, ready for JSON."""
     fingerprint = {
         "model": _public_name(model),
         "weights": model_digest(model),

@@ -213,7 +213,10 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.clip.vision_model.get_input_embeddings()
+        tower = getattr(self.clip, "vision_model", None)
+        if not hasattr(tower, "get_input_embeddings"):  # a backbone of one's own: transformers knows this error
+            raise NotImplementedError(f"The visual tower of {type(self.clip).__name__} has no get_input_embeddings.")
+        return tower.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module):
         self.clip.vision_model.set_input_embeddings(value)

@@ -1,8 +1,8 @@
 """Enrolled classes: clips encoded once, kept, saved and shared, against which videos are then classified.
 
-A `SupportSet` holds what does not depend on the other clips: the frame features of each clip and the text feature of
-each class. Prototypes follow from these in no time, so classes and clips come and go without the others being encoded
-again.
+A `SupportSet` holds the frame features of each clip and the text feature of each class. Neither depends on the other
+clips, and prototypes follow from them in no time: you can add and remove classes and clips, and the others are not
+re-encoded.
 Letters in shapes: N classes, K clips of a class, Q query videos, T frames, D feature size.
 """
 
@@ -91,9 +91,6 @@ SUPPORT_SET_NAME = "support_set.json"
 SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
 _FORMAT = 1
 THUMBNAIL_HEIGHT = 96
-
-
-# --- what features depend on ------------------------------------------------------------------------------------------
 
 
 def repeatable_sampling(processor) -> str | None:

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from clipfsar.inference.load_model import load_model
+from clipfsar.inference.quantized import quantize_int8
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
@@ -303,6 +304,12 @@ def test_features_of_another_size_than_the_configuration_says_are_refused():
     model = CLIPFSARModel(CLIPFSARConfig(clip_config=align, **OURS))
     with pytest.raises(ValueError, match=r"type 'align' gives features of shape \(2, 24\); \(batch, 16\) is needed"):
         model.get_video_features(torch.zeros(1, 2, 3, 16, 16))
+
+
+def test_int8_is_refused_where_the_encoder_has_no_linear_layers():
+    model = CLIPFSARModel(CLIPFSARConfig(clip_config=CONFIGS["align"], **OURS))
+    with pytest.raises(ValueError, match="visual tower of a 'align' is made of convolutions"):
+        quantize_int8(model)
 
 
 def test_towers_of_two_sizes_are_refused():

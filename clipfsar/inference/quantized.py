@@ -27,7 +27,7 @@ def quantize_int8(model: CLIPFSARModel) -> CLIPFSARModel:
             f"{model.device}. Load it so, or use bfloat16, which GPUs have, too."
         )
     encoder = getattr(model.clip.vision_model, "encoder", None)
-    if encoder is None:
+    if encoder is None or not any(isinstance(module, nn.Linear) for module in encoder.modules()):
         raise ValueError(
             f"int8 is for linear layers, and the visual tower of a {model.config.clip_config.model_type!r} is made of "
             "convolutions: use float32 or bfloat16."
