@@ -1,12 +1,20 @@
-"""Extension points: a backbone and a distance of one's own, each as a reader would write it."""
+"""Extension points: a backbone, a distance and a data source of one's own, each as a reader would write it."""
 
+import zipfile
+
+import numpy as np
 import pytest
 import torch
-from tiny_data import random_clip, tiny_model_and_processor, tiny_tokenizer
+from datasets import Dataset
+from tiny_data import model_of_tiny_clip, random_clip, tiny_model_and_processor, tiny_tokenizer, write_video
 from torch import nn
 from transformers import AutoConfig, AutoModel, CLIPImageProcessor, PretrainedConfig, PreTrainedModel
 
-from clipfsar.evaluation.episodes import evaluate
+from clipfsar.evaluation.episodes import evaluate_features
+from clipfsar.evaluation.protocol import Protocol
+from clipfsar.evaluation.split_features import SplitFeatures
+from clipfsar.training.arguments import EpisodicTrainingArguments
+from clipfsar.training.trainer import EpisodicTrainer
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel, evaluating
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
@@ -205,9 +213,11 @@ def test_evaluation_uses_ones_own_distance(models):
         clips = [random_clip(seed) for seed in (1, 1, 1, 2, 2, 2)]
         embeds = own.get_video_features(processor.process_videos(clips))
         texts = own.get_class_features(**processor.tokenize_classes(["run", "dive"]))
-    settings = {"n_way": 2, "n_shot": 1, "n_query": 1, "n_episodes": 4}
-    accuracies = [evaluate(model, embeds, texts, [0, 0, 0, 1, 1, 1], **settings)[0] for model in (own, contrary)]
-    assert [result.accuracy for result in accuracies] == [100.0, 0.0]
+    protocol = Protocol(n_way=2, n_shot=1, n_episodes=4, inference_modes="few_shot")
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    for model, accuracy in ((own, 100.0), (contrary, 0.0)):
+        (result,) = evaluate_features(SplitFeatures(model, embeds, texts, labels), protocol, ["run", "dive"])
+        assert result.accuracy == accuracy
 
 
 def test_a_model_with_ones_own_distance_is_saved_and_loaded(models, tmp_path):
@@ -217,6 +227,45 @@ def test_a_model_with_ones_own_distance_is_saved_and_loaded(models, tmp_path):
     loaded = TimeWarpedModel.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(**episode).logits, own(**episode).logits)
+
+
+# --- a data source ----------------------------------------------------------------------------------------------------
+
+
+def videos_in_zip(path):
+    """Rows of a data set out of one archive: the bytes of each file, and its folder as its class."""
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            yield {"video": {"path": name, "bytes": archive.read(name)}, "label": name.split("/")[0]}
+
+
+def test_a_data_source_of_ones_own_trains_and_evaluates(tiny_clip, processor, tmp_path):
+    colours = {"red": (230, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (240, 240, 240)}
+    with zipfile.ZipFile(tmp_path / "videos.zip", "w") as archive:
+        for name, colour in colours.items():
+            for number in range(3):
+                write_video(tmp_path / "clip.mp4", colour, seed=number)
+                archive.write(tmp_path / "clip.mp4", f"{name}/{number}.mp4")
+    videos = Dataset.from_list(list(videos_in_zip(tmp_path / "videos.zip")))
+    base, novel = (
+        videos.filter(lambda label, names=names: label in names, input_columns="label")
+        for names in (("red", "green"), ("blue", "white"))
+    )
+    args = EpisodicTrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        n_way=2,
+        n_shot=[1],
+        train_n_query=1,
+        episodes=4,
+        eval_every=4,
+        eval_episodes=5,
+        num_workers=0,
+        report_to="none",
+    )
+    trainer = EpisodicTrainer(model_of_tiny_clip(tiny_clip), args, base, novel, processor)
+    trainer.train()
+    (result,) = trainer.evaluate(novel, inference_modes="few_shot", n_episodes=10)
+    assert set(result.per_class) == {"blue", "white"}
 
 
 # --- evaluation mode --------------------------------------------------------------------------------------------------

@@ -81,9 +81,10 @@ class VideoEncoder:
             num_workers=self.num_workers,
             pin_memory=self.model.device.type == "cuda",
         )
-        with progress, evaluating(self.model):
+        with progress:
             for start, pixel_values in zip(range(0, len(rows), self.batch_size), loader, strict=True):
-                with self.accelerator.autocast():
+                # not around the loop: what a generator switches off would stay off for whoever it yields to
+                with evaluating(self.model), self.accelerator.autocast():
                     frames = pixel_values.to(self.model.device, non_blocking=True)
                     embeds = self.model.get_video_features(frames).float()
                 yield list(rows[start : start + self.batch_size]), embeds

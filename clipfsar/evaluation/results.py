@@ -195,8 +195,10 @@ class EvaluationResults(list):
         Raises:
             ImportError: Where pandas is not installed.
         """
-        import pandas
-
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("A table of results needs pandas: pip install pandas.") from None
         rows = []
         for result in self.to_dicts():
             per_class = result.pop("per_class_accuracy")
