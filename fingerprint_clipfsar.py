@@ -5,10 +5,16 @@ import itertools
 import json
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
+
+try:
+    from .paths_clipfsar import public_name
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import public_name
 
 # Of the configuration: change one, and prototypes, distances or text logits change with the same weights.
 _SETTINGS_OF_COMPARISONS = (
@@ -84,18 +90,11 @@ def model_digest(model) -> str:
     return _digests[model][1]
 
 
-def _public_name(model) -> str:
-    """A Hub id, or the last part of a path: paths of this machine are nobody's business."""
-    name = str(getattr(model, "name_or_path", "") or "")
-    if not name:
-        return "a model made in memory"
-    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
-
-
 def _fingerprint(model, processor=None) -> dict:
     """What the features of a support set depend on, ready for JSON."""
+    name = str(getattr(model, "name_or_path", "") or "")
     fingerprint = {
-        "model": _public_name(model),
+        "model": public_name(name) if name else "a model made in memory",
         "weights": model_digest(model),
         "dtype": arithmetic(model),
     }

@@ -17,11 +17,11 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import cached_file
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES
+    from .choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES
+    from choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL
 
 try:
     from .configuration_clipfsar import CLIPFSARConfig
@@ -59,7 +59,6 @@ except ImportError:
     from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet, encode_class_names, repeatable_sampling
 
 TASK = "few-shot-video-classification"
-UNKNOWN_LABEL = "none of these"
 _NOT_BOTH = (
     "Give support_set or candidate_labels, not both: a support set has its class names already "
     "(inference_mode='zero_shot' uses these alone)."

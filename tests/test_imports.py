@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "choices_clipfsar": set(),
     "configuration_clipfsar": {"choices_clipfsar"},
     "resnet_clipfsar": {"configuration_clipfsar"},
+    "paths_clipfsar": {"choices_clipfsar"},
     "alignment_clipfsar": set(),
     "modeling_clipfsar": {"alignment_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"},
     "frame_archive_clipfsar": set(),
@@ -28,9 +29,9 @@ MAY_IMPORT = {
     },
     "episodes_clipfsar": set(),
     "explanation_clipfsar": set(),
-    "fingerprint_clipfsar": set(),
+    "fingerprint_clipfsar": {"paths_clipfsar"},
     "support_set_clipfsar": {
-        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "video_clipfsar"),
+        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "paths_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),

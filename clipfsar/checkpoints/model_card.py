@@ -4,6 +4,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from paths_clipfsar import public_name
+
 SELECTED_ON_TEST = (
     "WARNING: the model was selected on the TEST split, as the official program does. The test accuracy is too high, "
     "not to be compared with models selected on validation classes."
@@ -137,11 +139,6 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
         seed=args.seed,
     )
     ModelCard(f"---\n{data.to_yaml()}\n---\n{content}").save(folder / "README.md")
-
-
-def public_name(source: str) -> str:
-    """A Hub id as it is; of a path of this machine the last part."""
-    return Path(source).resolve().name if Path(source).exists() else source
 
 
 def _eval_results(results: list, dataset_name: str) -> list[EvalResult] | None:

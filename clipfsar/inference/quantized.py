@@ -5,9 +5,8 @@ import warnings
 import torch
 from torch import nn
 
+from choices_clipfsar import DTYPES
 from modeling_clipfsar import CLIPFSARModel
-
-DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
 def quantize_int8(model: CLIPFSARModel) -> CLIPFSARModel:
