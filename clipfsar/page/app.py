@@ -1,14 +1,5 @@
-"""A page to try CLIP-FSAR on: name classes, show a few clips of each, ask about another clip, see why.
+"""The page behind `clipfsar demo-page`: what it looks like, and what happens when a visitor does something."""
 
-    python -m demo.app                                  # the model of `make demo`, or else the tiny CLIP
-    python -m demo.app --model runs/mine/best           # a folder or Hub id: CLIP-FSAR, or a plain CLIP
-
-`make page` sets it up and starts it. Clips go to the machine that serves the page and nowhere else: no analytics, no
-public link, nothing loaded from other hosts (the browser is told to refuse it). A clip is deleted once its frames are
-encoded, the one in question when it is replaced or its visitor leaves. Nobody sees the classes of others.
-"""
-
-import argparse
 import base64
 import html
 import io
@@ -16,8 +7,6 @@ import os
 import signal
 import sys
 import tempfile
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -25,44 +14,25 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
     import gradio as gr
     from starlette.middleware import Middleware
-except ImportError:
-    if __name__ != "__main__":
-        raise
-    sys.exit("error: the page needs gradio: `make page` sets up an environment with it, `pip install gradio` adds it.")
+except ImportError as error:
+    raise ImportError(
+        f"The page needs gradio ({error}): pip install 'clipfsar[demo]' adds it; in a checkout, `make page` sets it up."
+    ) from error
 import torch
 from PIL import Image
-from transformers import HfArgumentParser
 
-from clipfsar.data.sources import VIDEO_SUFFIXES
+from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.inference.load_model import load_model
-from demo.synthetic import TINY_CLIP
-from demo.visitor import Examples, Visitor, render_examples
+from clipfsar.page.arguments import PageArguments
+from clipfsar.page.visitor import Examples, Visitor
 from explanation_clipfsar import Explanation
-from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-TRAINED_IN_DEMO = REPOSITORY / "demo_output" / "runs" / "4" / "best"
+from paths_clipfsar import public_name
+from pipeline_clipfsar import FewShotVideoClassificationPipeline
 
 MAX_FILE_SIZE = "100mb"
 MAX_BARS = 8
 MODES = {"few_shot": "example clips", "zero_shot": "class names", "ensemble": "both"}
 CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}, "audio": False}
-
-
-@dataclass
-class Arguments:
-    model: str | None = field(
-        default=os.environ.get("CLIPFSAR_MODEL"),
-        metadata={
-            "help": "Folder or Hub id of a CLIP-FSAR model or a plain CLIP. Default: the environment's CLIPFSAR_MODEL, "
-            "or the model that `make demo` trained, or the tiny CLIP."
-        },
-    )
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: a GPU if there is one."})
-    host: str | None = field(
-        default=None, metadata={"help": "Address to listen on; default: this machine alone (127.0.0.1)."}
-    )
-    port: int | None = field(default=None, metadata={"help": "Default: the first free one from 7860 on."})
 
 
 # --- pieces of the page -----------------------------------------------------------------------------------------------
@@ -222,234 +192,255 @@ class NothingFromElsewhere:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
+# Whatever uses the model waits its turn.
+_ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
+_AT_ONCE = {"show_progress": "hidden", "api_visibility": "private"}
 
-def build_page(pipeline: FewShotVideoClassificationPipeline, examples: Examples, note: str = "") -> gr.Blocks:
+
+def build_page(
+    pipeline: FewShotVideoClassificationPipeline, examples: Examples | None = None, note: str = ""
+) -> gr.Blocks:
     """The page, ready to be launched; `note` says of the model what visitors should know."""
-    uploads = Uploads()
-    # Whatever uses the model waits its turn.
-    one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
-    at_once = {"show_progress": "hidden", "api_visibility": "private"}
+    return _Page(pipeline, examples or Examples()).build(note)
 
-    with gr.Blocks(title="Few-shot video classification", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        visitor = gr.State(Visitor, time_to_live=6 * 3600)
-        revision = gr.State(0)
-        gr.Markdown("# Few-shot video classification\nShow a few clips of each class, then ask about a new one.")
-        gr.HTML(
-            f'<div class="quiet">{html.escape(note)} Clips stay on the machine that serves this page and are deleted '
-            f"after use; up to {MAX_FILE_SIZE.upper().replace('MB', ' MB')} each.</div>"
-        )
-        with gr.Row():
-            with gr.Column(min_width=320):
-                gr.Markdown("## 1. Classes")
 
-                def remove(class_name: str, here: Visitor, clip: str | None = None):
-                    here.remove(class_name, clip)
-                    return "", here.revision
+def _camera() -> gr.WebcamOptions:
+    return gr.WebcamOptions(mirror=False, constraints=CAMERA)
 
-                @gr.render([visitor, revision], [page.load, revision.change], show_progress="hidden")
-                def show_classes(here: Visitor, _):
-                    removed = [classes_message, revision]
-                    if not len(here.support_set):
-                        hint = "No class yet. Add at least two below, or try the example classes."
-                        gr.HTML(message(hint, "hint"))
-                    for name, enrolled in here.support_set.classes.items():
-                        with gr.Column(elem_classes="card"):
-                            with gr.Row(elem_classes="line"):
-                                gr.HTML(f'<span class="class-title">{html.escape(name)}</span>')
-                                button = gr.Button("Remove class", size="sm", min_width=110, scale=0)
-                                button.click(partial(remove, name), visitor, removed, **at_once)
-                            for clip, thumbnail in zip(enrolled.clip_names, enrolled.thumbnails, strict=True):
-                                with gr.Row(elem_classes="line"):
-                                    gr.HTML(clip_strip(thumbnail, clip))
-                                    if len(enrolled.clip_names) > 1:  # an only clip goes with its class
-                                        button = gr.Button("✕", size="sm", min_width=36, scale=0)
-                                        button.click(partial(remove, name, clip=clip), visitor, removed, **at_once)
 
-                gr.Markdown("### Add clips")
-                class_name = gr.Textbox(
-                    label="Class", placeholder="opening a door", info="A new one, or one from above.", max_lines=1
-                )
-                files = gr.File(
-                    label="Clips",
-                    file_count="multiple",
-                    file_types=["video", *VIDEO_SUFFIXES],
-                    height=150,
-                    elem_id="clips",
-                )
-                with gr.Accordion("Record a clip", open=False):
-                    recording = gr.Video(
-                        sources=["webcam"],
-                        show_label=False,
-                        height=300,
-                        elem_id="recording",
-                        # Without sound, and as recorded: gradio would need ffmpeg to mute or mirror it afterwards.
-                        include_audio=True,
-                        webcam_options=gr.WebcamOptions(mirror=False, constraints=CAMERA),
-                    )
-                with gr.Row():
-                    add_button = gr.Button("Add to class", variant="primary")
-                    example_button = gr.Button("Add the example classes")
-                classes_message = gr.HTML(elem_classes="message")
-            with gr.Column(min_width=320):
-                gr.Markdown("## 2. Clip in question")
-                query = gr.Video(
-                    sources=["upload", "webcam"],
-                    label="Clip",
-                    height=300,
-                    elem_id="query",
-                    include_audio=True,
-                    webcam_options=gr.WebcamOptions(mirror=False, constraints=CAMERA),
-                )
-                query_message = gr.HTML(elem_classes="message")
-                gr.HTML('<div class="quiet">Or an example; the last one is of none of the example classes:</div>')
-                with gr.Row(elem_classes="tight"):
-                    example_queries = [
-                        (gr.Button(description, size="sm", min_width=120), path)
-                        for description, path in examples.queries.items()
-                    ]
-                gr.Markdown("## 3. Answer")
-                with gr.Group():
-                    mode = gr.Radio(
-                        [(name, mode) for mode, name in MODES.items()],
-                        value=pipeline.model.config.inference_mode,
-                        label="Decide by",
-                    )
-                    detect_unknown = gr.Checkbox(label=f"Allow “{UNKNOWN_LABEL}”")
-                answer_html = gr.HTML(elem_id="answer")
-                with gr.Column(visible=False) as why_part:
-                    gr.Markdown("### Why")
-                    frames_html = gr.HTML()
-                    why_class = gr.Dropdown(label="Matched with", interactive=True)
-                    why_html = gr.HTML()
+class _Page:
+    """Components of the page as attributes, so that each part and what follows from it has a method of its own."""
 
-        # What follows from classes, clip and settings
+    def __init__(self, pipeline: FewShotVideoClassificationPipeline, examples: Examples):
+        self.pipeline, self.examples, self.uploads = pipeline, examples, Uploads()
 
-        def show_answer(here: Visitor, mode: str, detect_unknown: bool):
-            explanation, note = here.answer(pipeline, mode, detect_unknown)
-            if explanation is None:
-                return message(note, "hint"), gr.skip(), gr.skip(), gr.skip(), gr.Column(visible=False)
-            label = explanation.label
-            return (
-                message(note) + probability_bars(explanation),
-                "<div class='quiet'>The frames of the clip that the model saw, first to last:</div>"
-                + frames_row(explanation.query_frames),
-                gr.Dropdown(choices=explanation.class_names, value=label, visible=mode != "zero_shot"),
-                alignment_picture(explanation, label) if mode != "zero_shot" else "",
-                gr.Column(visible=True),
+    def build(self, note: str) -> gr.Blocks:
+        settings = {"title": "Few-shot video classification", "analytics_enabled": False, "delete_cache": (600, 3600)}
+        with gr.Blocks(**settings) as self.page:
+            self.visitor = gr.State(Visitor, time_to_live=6 * 3600)
+            self.revision = gr.State(0)
+            gr.Markdown("# Few-shot video classification\nShow a few clips of each class, then ask about a new one.")
+            gr.HTML(
+                f'<div class="quiet">{html.escape(note)} Clips stay on the machine that serves this page and are '
+                f"deleted after use; up to {MAX_FILE_SIZE.upper().replace('MB', ' MB')} each.</div>"
             )
+            with gr.Row():
+                with gr.Column(min_width=320):
+                    self.add_classes()
+                with gr.Column(min_width=320):
+                    self.add_query()
+                    self.add_answer()
+            self.connect_answer()
+            self.connect_uploads()
+            self.connect_classes()
+            self.connect_query()
+            self.page.unload(self.forget)
+        return self.page
 
+    # What it looks like
+
+    def add_classes(self):
+        gr.Markdown("## 1. Classes")
+        changes = [self.page.load, self.revision.change]
+        gr.render([self.visitor, self.revision], changes, show_progress="hidden")(self.show_classes)
+        gr.Markdown("### Add clips")
+        self.class_name = gr.Textbox(
+            label="Class", placeholder="opening a door", info="A new one, or one from above.", max_lines=1
+        )
+        self.files = gr.File(
+            label="Clips",
+            file_count="multiple",
+            file_types=["video", *VIDEO_SUFFIXES],
+            height=150,
+            elem_id="clips",
+        )
+        with gr.Accordion("Record a clip", open=False):
+            self.recording = gr.Video(
+                sources=["webcam"],
+                show_label=False,
+                height=300,
+                elem_id="recording",
+                # Without sound, and as recorded: gradio would need ffmpeg to mute or mirror it afterwards.
+                include_audio=True,
+                webcam_options=_camera(),
+            )
+        with gr.Row():
+            self.add_button = gr.Button("Add to class", variant="primary")
+            self.example_button = gr.Button("Add the example classes", visible=bool(self.examples.classes))
+        self.classes_message = gr.HTML(elem_classes="message")
+
+    def show_classes(self, here: Visitor, _):
+        if not len(here.support_set):
+            others = ", or try the example classes" if self.examples.classes else ""
+            gr.HTML(message(f"No class yet. Add at least two below{others}.", "hint"))
+        for name, enrolled in here.support_set.classes.items():
+            with gr.Column(elem_classes="card"):
+                with gr.Row(elem_classes="line"):
+                    gr.HTML(f'<span class="class-title">{html.escape(name)}</span>')
+                    self.add_removal(gr.Button("Remove class", size="sm", min_width=110, scale=0), name)
+                for clip, thumbnail in zip(enrolled.clip_names, enrolled.thumbnails, strict=True):
+                    with gr.Row(elem_classes="line"):
+                        gr.HTML(clip_strip(thumbnail, clip))
+                        if len(enrolled.clip_names) > 1:  # an only clip goes with its class
+                            self.add_removal(gr.Button("✕", size="sm", min_width=36, scale=0), name, clip)
+
+    def add_removal(self, button: gr.Button, class_name: str, clip: str | None = None):
+        def remove(here: Visitor):
+            here.remove(class_name, clip)
+            return "", here.revision
+
+        button.click(remove, self.visitor, [self.classes_message, self.revision], **_AT_ONCE)
+
+    def add_query(self):
+        gr.Markdown("## 2. Clip in question")
+        self.query = gr.Video(
+            sources=["upload", "webcam"],
+            label="Clip",
+            height=300,
+            elem_id="query",
+            include_audio=True,
+            webcam_options=_camera(),
+        )
+        self.query_message = gr.HTML(elem_classes="message")
+        self.example_queries = []
+        if self.examples.queries:
+            gr.HTML(f'<div class="quiet">{self.examples.note_on_queries}</div>')
+            with gr.Row(elem_classes="tight"):
+                for name, path in self.examples.queries.items():
+                    self.example_queries.append((gr.Button(name, size="sm", min_width=120), path))
+
+    def add_answer(self):
+        gr.Markdown("## 3. Answer")
+        with gr.Group():
+            self.mode = gr.Radio(
+                [(name, mode) for mode, name in MODES.items()],
+                value=self.pipeline.model.config.inference_mode,
+                label="Decide by",
+            )
+            self.detect_unknown = gr.Checkbox(label=f"Allow “{UNKNOWN_LABEL}”")
+        self.answer_html = gr.HTML(elem_id="answer")
+        with gr.Column(visible=False) as self.why_part:
+            gr.Markdown("### Why")
+            self.frames_html = gr.HTML()
+            self.why_class = gr.Dropdown(label="Matched with", interactive=True)
+            self.why_html = gr.HTML()
+
+    # What follows from classes, clip and settings
+
+    def connect_answer(self):
         gr.on(
-            [page.load, revision.change, mode.change, detect_unknown.change],
-            show_answer,
-            [visitor, mode, detect_unknown],
-            [answer_html, frames_html, why_class, why_html, why_part],
-            **one_at_a_time,
+            [self.page.load, self.revision.change, self.mode.change, self.detect_unknown.change],
+            self.show_answer,
+            [self.visitor, self.mode, self.detect_unknown],
+            [self.answer_html, self.frames_html, self.why_class, self.why_html, self.why_part],
+            **_ONE_AT_A_TIME,
             trigger_mode="always_last",  # or what is asked while an answer is under way would be dropped
             show_progress="minimal",
-            show_progress_on=answer_html,
+            show_progress_on=self.answer_html,
         )
-        why_class.input(
+        self.why_class.input(
             lambda here, name: alignment_picture(here.explanation, name) if here.explanation else "",
-            [visitor, why_class],
-            why_html,
-            **one_at_a_time,
+            [self.visitor, self.why_class],
+            self.why_html,
+            **_ONE_AT_A_TIME,
             trigger_mode="always_last",
         )
 
-        # What visitors do
+    def show_answer(self, here: Visitor, mode: str, detect_unknown: bool):
+        explanation, note = here.answer(self.pipeline, mode, detect_unknown)
+        if explanation is None:
+            return message(note, "hint"), gr.skip(), gr.skip(), gr.skip(), gr.Column(visible=False)
+        label = explanation.label
+        return (
+            message(note) + probability_bars(explanation),
+            "<div class='quiet'>The frames of the clip that the model saw, first to last:</div>"
+            + frames_row(explanation.query_frames),
+            gr.Dropdown(choices=explanation.class_names, value=label, visible=mode != "zero_shot"),
+            alignment_picture(explanation, label) if mode != "zero_shot" else "",
+            gr.Column(visible=True),
+        )
 
-        def keep_uploads(paths: list[str] | str | None, request: gr.Request):
-            uploads.keep(request.session_hash, *([paths] if isinstance(paths, str) else paths or ()))
+    # What visitors do
 
-        for component, event in ((files, files.upload), (recording, recording.change)):
-            event(keep_uploads, component, **at_once)
+    def connect_uploads(self):
+        for component, event in ((self.files, self.files.upload), (self.recording, self.recording.change)):
+            event(self.keep_uploads, component, **_AT_ONCE)
 
-        def add_clips(here: Visitor, name: str, paths: list[str] | None, recorded: str | None, request: gr.Request):
-            clips = [*(paths or ()), *([recorded] if recorded else ())]
-            try:
-                done = here.add(pipeline, name, clips)
-            except ValueError as error:
-                return message(str(error)), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-            uploads.release(request.session_hash, *(clip for clip in clips if clip != here.query_path))
-            return message(done, "done"), "", None, None, here.revision
+    def keep_uploads(self, paths: list[str] | str | None, request: gr.Request):
+        self.uploads.keep(request.session_hash, *([paths] if isinstance(paths, str) else paths or ()))
 
+    def connect_classes(self):
         gr.on(
-            [add_button.click, class_name.submit],
-            add_clips,
-            [visitor, class_name, files, recording],
-            [classes_message, class_name, files, recording, revision],
-            **one_at_a_time,
-            show_progress_on=add_button,
+            [self.add_button.click, self.class_name.submit],
+            self.add_clips,
+            [self.visitor, self.class_name, self.files, self.recording],
+            [self.classes_message, self.class_name, self.files, self.recording, self.revision],
+            **_ONE_AT_A_TIME,
+            show_progress_on=self.add_button,
+        )
+        self.example_button.click(
+            self.add_examples,
+            self.visitor,
+            [self.classes_message, self.revision],
+            **_ONE_AT_A_TIME,
+            show_progress_on=self.example_button,
         )
 
-        def add_examples(here: Visitor):
-            try:
-                return message(examples.add_to(here, pipeline), "done"), here.revision
-            except ValueError as error:
-                return message(str(error)), here.revision
+    def add_clips(self, here: Visitor, name: str, paths: list[str] | None, recorded: str | None, request: gr.Request):
+        clips = [*(paths or ()), *([recorded] if recorded else ())]
+        try:
+            done = here.add(self.pipeline, name, clips)
+        except ValueError as error:
+            return message(str(error)), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        self.uploads.release(request.session_hash, *(clip for clip in clips if clip != here.query_path))
+        return message(done, "done"), "", None, None, here.revision
 
-        example_button.click(
-            add_examples,
-            visitor,
-            [classes_message, revision],
-            **one_at_a_time,
-            show_progress_on=example_button,
+    def add_examples(self, here: Visitor):
+        try:
+            return message(self.examples.add_to(here, self.pipeline), "done"), here.revision
+        except ValueError as error:
+            return message(str(error)), here.revision
+
+    def connect_query(self):
+        self.query.change(
+            self.ask,
+            [self.visitor, self.query],
+            [self.query_message, self.revision],
+            **_ONE_AT_A_TIME,
+            show_progress_on=self.query_message,
         )
+        for button, path in self.example_queries:
+            button.click(lambda path=path: path, None, self.query, **_AT_ONCE)
 
-        def ask(here: Visitor, path: str | None, request: gr.Request):
-            visitor_id = request.session_hash
-            replaced = here.query_path
-            if replaced and replaced != path:
-                uploads.release(visitor_id, replaced)
-            if path:
-                uploads.keep(visitor_id, path)
-            try:
-                here.set_query(pipeline, path)
-            except ValueError as error:
-                return message(str(error)), here.revision
-            return "", here.revision
+    def ask(self, here: Visitor, path: str | None, request: gr.Request):
+        visitor_id = request.session_hash
+        replaced = here.query_path
+        if replaced and replaced != path:
+            self.uploads.release(visitor_id, replaced)
+        if path:
+            self.uploads.keep(visitor_id, path)
+        try:
+            here.set_query(self.pipeline, path)
+        except ValueError as error:
+            return message(str(error)), here.revision
+        return "", here.revision
 
-        query.change(
-            ask,
-            [visitor, query],
-            [query_message, revision],
-            **one_at_a_time,
-            show_progress_on=query_message,
-        )
-        for button, path in example_queries:
-            button.click(lambda path=path: path, None, query, **at_once)
-
-        def forget(request: gr.Request):
-            uploads.forget(request.session_hash)
-
-        page.unload(forget)
-    return page
+    def forget(self, request: gr.Request):
+        self.uploads.forget(request.session_hash)
 
 
-def default_model() -> str:
-    return str(TRAINED_IN_DEMO if TRAINED_IN_DEMO.is_dir() else TINY_CLIP)
-
-
-def main(arguments: Arguments):
+def main(arguments: PageArguments, note: str | None = None):
+    """Serves the page until it is interrupted; `note` says something else of the model than its name."""
     # One core is left for reading clips and serving the page; more threads than free cores are very slow.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
-    model_name = arguments.model or default_model()
-    if not Path(model_name).is_dir() and (model_name.startswith((".", "/")) or model_name.count("/") > 1):
-        raise FileNotFoundError(f"--model {model_name}: there is no such folder.")
-    model, processor = load_model(model_name)
+    examples = Examples.from_folder(arguments.examples) if arguments.examples else Examples()
+    model, processor = load_model(arguments.model)
     pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=arguments.device)
-    if arguments.model:
-        note = f"Model: {Path(model_name).name if Path(model_name).is_dir() else model_name}."
-    else:
-        note = (
-            "This page runs a tiny model for demonstration: it knows rendered coloured shapes and nothing of the real "
-            "world, so begin with the examples. Whoever starts the page can name another model."
-        )
     # SIGTERM would leave the folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="clipfsar_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))
-        page = build_page(pipeline, render_examples(Path(folder, "examples")), note)
+        page = build_page(pipeline, examples, note or f"Model: {public_name(arguments.model)}.")
         page.launch(
             server_name=arguments.host,
             server_port=arguments.port,
@@ -458,7 +449,7 @@ def main(arguments: Arguments):
             share=False,
             ssr_mode=False,
             max_file_size=MAX_FILE_SIZE,
-            allowed_paths=[str(Path(folder, "examples"))],
+            allowed_paths=[str(Path(arguments.examples).absolute())] if arguments.examples else [],
             footer_links=[],
             enable_monitoring=False,
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
@@ -469,9 +460,4 @@ def main(arguments: Arguments):
         page.block_thread()
 
 
-if __name__ == "__main__":
-    try:
-        parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        main(parser.parse_args_into_dataclasses()[0])
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+__all__ = ["Uploads", "alignment_picture", "build_page", "main", "message", "probability_bars"]

@@ -1,0 +1,5 @@
+"""Shim: overwritten at merge."""
+
+from clipfsar.training.trainer import main
+
+__all__ = ["main"]
