@@ -93,6 +93,8 @@ def make_parser(
     for item in fields(options_class):
         own = item.default if item.default_factory is MISSING else item.default_factory()
         _add_option(parser, item, hints[item.name], own, defaults.get(item.name, own))
+    needed = [f"{action.option_strings[0]} {action.dest.upper()} " for action in parser._actions if action.required]
+    parser.usage = f"%(prog)s {''.join(needed)}[OPTIONS]"
     return parser
 
 

@@ -50,8 +50,11 @@ FLOORS = (
     ("clipfsar.metrics", "clipfsar.options", "clipfsar.presets", "clipfsar.plots"),
     ("clipfsar.data", "clipfsar.checkpoints"),
     ("clipfsar.inference",),
-    ("clipfsar.evaluation",),
+    ("clipfsar.evaluation", "clipfsar.page"),
     ("clipfsar.training",),
+    ("clipfsar",),
+    ("clipfsar.cli",),
+    ("clipfsar.__main__",),
     ("train", "demo"),
     ("benchmarks",),
 )
@@ -188,6 +191,8 @@ def floor_of(module: str) -> int | None:
 
 
 def _lies_in(module: str, room: str) -> bool:
+    if room == "clipfsar":  # the package itself, which names everything; its rooms lie on floors of their own
+        return module == room
     return module == room or module.startswith(f"{room}.")
 
 
@@ -214,6 +219,7 @@ def test_nothing_changes_where_modules_are_looked_for():
 def test_the_wheel_holds_the_library_and_the_package():
     assert sorted(PYPROJECT["tool"]["setuptools"]["py-modules"]) == LIBRARY
     assert PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"] == ["clipfsar*"]
+    assert (ROOT / "clipfsar" / "py.typed").is_file()
 
 
 def test_no_package_file_stands_where_it_breaks_test_collection():

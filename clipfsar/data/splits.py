@@ -73,9 +73,9 @@ def _with_class_names_in_words(split: Dataset, label_column: str) -> Dataset:
     names = list(class_names_of_folders(label.names, f"the split {split.split}").values())
     if names == label.names:
         return split
-    features = split.features.copy()
-    features[label_column] = ClassLabel(names=names)
-    return split.cast(features, keep_in_memory=True)
+    info = split.info.copy()
+    info.features[label_column] = ClassLabel(names=names)  # the numbers in the table stay
+    return Dataset(split.data.cast(info.features.arrow_schema), info, split.split)
 
 
 def check_disjoint_classes(
