@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from demo.visitor import EXAMPLE_QUERIES, Visitor, render_examples
 from tiny_data import COLOURS, REPOSITORY, tiny_model_and_processor, write_video
 
 from demo import visitor as visitor_module
 from demo.make_space import make_space
-from demo.visitor import EXAMPLE_QUERIES, Visitor, render_examples
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 
 
