@@ -928,8 +928,9 @@ def test_errors_of_the_user_are_one_line_on_the_command_line(arguments, message,
     monkeypatch.chdir(tmp_path)
     code = clipfsar(["prepare", *arguments, "--output_dir", "data", "--num_workers", "1"])
     assert code == (2 if "--frame_size" in arguments else 1)
-    last = capsys.readouterr().err.splitlines(keepends=True)[-1]  # after a progress bar
-    assert re.search(f"^error: .*{message}", last)
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    assert re.search(f"error: .*{message}", lines[-1])  # a progress bar may stand before it
+    assert sum("error: " in line for line in lines) == 1
 
 
 def test_the_help_shows_the_example_commands_on_lines_of_their_own(capsys):
