@@ -98,30 +98,6 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
         model_name="CLIP-FSAR",
         eval_results=_eval_results(results, dataset_name),
     )
-    if results:
-        table = ["| way | shot | mode | accuracy | 95% interval | episodes |", "|---|---|---|---|---|---|"]
-        table += [
-            f"| {r.n_way} | {r.n_shot} | {r.inference_mode} | {r.accuracy:.1f}% | ± {r.interval:.1f} | {r.n_episodes} |"
-            for r in results
-        ]
-        text = (
-            "Test split, classes that were not trained on"
-            if not args.allow_shared_classes
-            else (
-                "Test split. **Its classes may have been trained on (`--allow_shared_classes`): not a few-shot result**"
-            )
-        )
-        text += ". The interval is over episodes, the videos being given.\n\n" + "\n".join(table)
-        if args.select_on == "test":
-            text = f"**{SELECTED_ON_TEST}**\n\n{text}"
-    else:
-        text = "Test split: not measured."
-    selection = ""
-    if best:
-        selection = (
-            f" The model is that of episode {best['episode']}, the best on the {args.select_on} classes: "
-            f"{best['accuracy']:.1f} ± {best['interval']:.1f}% ({best['n_episodes']} episodes)."
-        )
     content = _TEXT.format(
         dataset_name=dataset_name,
         base_model=base_model,
@@ -129,8 +105,8 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
         licence=_OPENAI_LICENCE if base_model.startswith("openai/clip-") else "",
         model_id=args.push_to_hub or MODEL_PLACEHOLDER,
         num_frames=args.num_frames,
-        results=text,
-        selection=selection,
+        results=_results_text(args, results),
+        selection=_selection_text(args, best),
         num_base_classes=num_base_classes,
         episodes_done=best["episode"] if best else args.episodes,
         n_way=args.n_way,
@@ -139,6 +115,30 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
         seed=args.seed,
     )
     ModelCard(f"---\n{data.to_yaml()}\n---\n{content}").save(folder / "README.md")
+
+
+def _results_text(args, results: list) -> str:
+    if not results:
+        return "Test split: not measured."
+    table = ["| way | shot | mode | accuracy | 95% interval | episodes |", "|---|---|---|---|---|---|"]
+    table += [
+        f"| {r.n_way} | {r.n_shot} | {r.inference_mode} | {r.accuracy:.1f}% | ± {r.interval:.1f} | {r.n_episodes} |"
+        for r in results
+    ]
+    text = "Test split, classes that were not trained on"
+    if args.allow_shared_classes:
+        text = "Test split. **Its classes may have been trained on (`--allow_shared_classes`): not a few-shot result**"
+    text += ". The interval is over episodes, the videos being given.\n\n" + "\n".join(table)
+    return f"**{SELECTED_ON_TEST}**\n\n{text}" if args.select_on == "test" else text
+
+
+def _selection_text(args, best: dict | None) -> str:
+    if not best:
+        return ""
+    return (
+        f" The model is that of episode {best['episode']}, the best on the {args.select_on} classes: "
+        f"{best['accuracy']:.1f} ± {best['interval']:.1f}% ({best['n_episodes']} episodes)."
+    )
 
 
 def _eval_results(results: list, dataset_name: str) -> list[EvalResult] | None:
