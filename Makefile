@@ -31,7 +31,7 @@ $(PAGE_VENV)/.installed: demo/requirements.txt
 	touch $@
 
 page: $(PAGE_VENV)/.installed  ## open the demo page, in an environment of its own; other models: demo/README.md
-	$(PAGE_VENV)/bin/python -m demo.app
+	$(PAGE_VENV)/bin/python -m demo.page
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -12,6 +12,16 @@ PREPROCESSINGS = ("clip", "official")
 QUERY_AUGMENTATIONS = ("none", "kinetics")
 DECODERS = ("decord", "torchcodec", "av")  # the order in which decoder="auto" tries them
 DTYPES = ("float32", "float16", "bfloat16", "int8")
+EXPORT_FORMATS = ("onnx", "torch")
+FRAME_STORES = ("none", "jpeg", "raw")
+OUTPUT_FORMATS = ("table", "json", "csv")
+# Preparation looks for a listed file that was converted to another format in this order.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"),
+    *(".3gp", ".asf", ".m2ts", ".mts", ".ogv", ".ts"),
+)
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+UNKNOWN_LABEL = "none of these"  # the label of clips that belong to no class, if asked for
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

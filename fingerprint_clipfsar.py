@@ -5,7 +5,6 @@ import itertools
 import json
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,13 @@ except ImportError:
     if __package__:
         raise
     from backbones_clipfsar import tower_configs
+
+try:
+    from .paths_clipfsar import public_name
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import public_name
 
 # Settings of the configuration: change one, and the same weights give other prototypes, distances or text logits.
 COMPARISON_SETTINGS = (
@@ -90,18 +96,11 @@ def model_digest(model) -> str:
     return _digests[model][1]
 
 
-def _public_name(model) -> str:
-    """A Hub id, or the last part of a path: paths of this machine are nobody's business."""
-    name = str(getattr(model, "name_or_path", "") or "")
-    if not name:
-        return "a model made in memory"
-    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
-
-
 def fingerprint_of(model, processor=None) -> dict:
     """Model, weights, precision and, with a processor, preprocessing of a support set's features, ready for JSON."""
+    name = str(getattr(model, "name_or_path", "") or "")
     fingerprint = {
-        "model": _public_name(model),
+        "model": public_name(name) if name else "a model made in memory",
         "weights": model_digest(model),
         "dtype": precision_of(model),
     }

@@ -24,11 +24,11 @@ except ImportError:
     from backbones_clipfsar import image_size
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES
+    from .choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES
+    from choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL
 
 try:
     from .configuration_clipfsar import CLIPFSARConfig
@@ -78,7 +78,6 @@ except ImportError:
     )
 
 TASK = "few-shot-video-classification"
-UNKNOWN_LABEL = "none of these"
 _NOT_BOTH = (
     "Give support_set or candidate_labels, not both: a support set has its class names already "
     "(inference_mode='zero_shot' uses these alone)."

@@ -76,6 +76,13 @@ except ImportError:
     from modeling_clipfsar import evaluating
 
 try:
+    from .paths_clipfsar import replace_file
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import replace_file
+
+try:
     from .video_clipfsar import as_video_list
 except ImportError:
     if __package__:
@@ -474,18 +481,17 @@ class SupportSet:
             for row, picture in enumerate(enrolled.thumbnails if thumbnails else ()):
                 if picture:
                     tensors[f"thumbnails.{number}.{row}"] = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
-        partial = folder / f".{SUPPORT_SET_WEIGHTS_NAME}.partial"
-        save_file(tensors, partial)
+        with replace_file(folder / SUPPORT_SET_WEIGHTS_NAME) as partial:
+            save_file(tensors, partial)
+            digest = hashlib.sha256(partial.read_bytes()).hexdigest()
         description = {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
             "classes": [{"name": name, "clips": one.clip_names} for name, one in self.classes.items()],
-            "sha256": hashlib.sha256(partial.read_bytes()).hexdigest(),
+            "sha256": digest,
         }
-        os.replace(partial, folder / SUPPORT_SET_WEIGHTS_NAME)
-        partial = folder / f".{SUPPORT_SET_NAME}.partial"
-        partial.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, folder / SUPPORT_SET_NAME)
+        with replace_file(folder / SUPPORT_SET_NAME) as partial:
+            partial.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | os.PathLike, **hub_options) -> "SupportSet":

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 try:
-    from .choices_clipfsar import DECODERS, FRAME_SAMPLINGS, check_choice, check_positive_integer
+    from .choices_clipfsar import DECODERS, FRAME_SAMPLINGS, IMAGE_SUFFIXES, check_choice, check_positive_integer
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import DECODERS, FRAME_SAMPLINGS, check_choice, check_positive_integer
+    from choices_clipfsar import DECODERS, FRAME_SAMPLINGS, IMAGE_SUFFIXES, check_choice, check_positive_integer
 
 try:
     from .frame_archive_clipfsar import ZIP_MAGIC, FrameArchive
@@ -30,7 +30,6 @@ except ImportError:
         raise
     from frame_archive_clipfsar import ZIP_MAGIC, FrameArchive
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DOWNLOAD_TIMEOUT_SECONDS = 60
 KEPT_PACKET_BYTES = 2**25  # of a video that PyAV has looked through, until its frames are read
 

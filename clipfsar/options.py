@@ -1,27 +1,176 @@
-"""Dataclasses of options as command lines."""
+"""Dataclasses of options as command lines. Needs nothing but Python: `--help` and usage errors answer at once."""
 
 import argparse
-from dataclasses import field
+import dataclasses
+import difflib
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, field, fields
+from typing import Any
 
-from transformers import HfArgumentParser
+REQUIRED = MISSING  # default of an option that must be given
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind the options, and the lines of the description as they are."""
+    """Shows defaults, where there are any, and keeps the lines of the description."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.required or action.default in (None, []):
+            return action.help or ""
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
-def option(default, text: str, choices=None):
-    """A field of a dataclass of options, with its help; a list as default is copied."""
+def option(default: Any, text: str, choices: Iterable[str] | None = None):
+    """A field of a dataclass of options, with its help. A list as default is copied; `REQUIRED` means none."""
     metadata = {"help": text} | ({"choices": list(choices)} if choices else {})
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def parse_options(options: type, description: str | None):
-    """The command line as an instance of a dataclass of options."""
-    parser = HfArgumentParser(options, description=description, formatter_class=HelpFormatter)
-    return parser.parse_args_into_dataclasses()[0]
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant, or None if no one is close."""
+    return next(iter(difflib.get_close_matches(name, list(names), n=1)), None)
 
 
-__all__ = ["HelpFormatter", "option", "parse_options"]
+class OptionParser(argparse.ArgumentParser):
+    """Prints a usage error as one line, `error: ...`, and exits with 2. Takes `-` for `_` in names of options."""
+
+    def error(self, message: str):
+        message = message.removeprefix("argument ")
+        self.exit(2, f"error: {message}{'' if message.endswith(('.', '?')) else '.'}\n")
+
+    def parse_options(self, command_line: Sequence[str]) -> dict[str, Any]:
+        """The values by their names."""
+        command_line = [_with_underscores(part) for part in command_line]
+        known = [name for action in self._actions for name in action.option_strings]
+        given = [part.partition("=")[0] for part in command_line if part.startswith("--")]
+        for name in given:  # before a required option that is missing because it is misspelt
+            if name not in known:
+                meant = nearest(name, known)
+                self.error(f"Unknown option {name!r}: {f'did you mean {meant!r}?' if meant else 'see --help.'}")
+        values, unexpected = self.parse_known_args(command_line)
+        if unexpected:
+            self.error(f"Unexpected value {unexpected[0]!r}: values follow their option, --NAME VALUE.")
+        return vars(values)
+
+
+def _with_underscores(part: str) -> str:
+    if not part.startswith("--"):
+        return part
+    name, equals, value = part[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def make_parser(
+    options_class: type,
+    description: str | None = None,
+    prog: str | None = None,
+    defaults: dict[str, Any] | None = None,
+) -> OptionParser:
+    """A parser with an option for each field of a dataclass.
+
+    Types of fields: `str`, `int`, `float`, `bool`, each also `| None`, and lists of them. A flag is `--flag`,
+    `--flag true` or `--flag false`; one that is true by default also has `--no_flag`.
+
+    Args:
+        description: Shown by `--help`; by default the docstring of the class.
+        prog: Name of the program in the usage.
+        defaults: Values that take the place of the fields' own defaults.
+    """
+    if description is None:
+        description = inspect.getdoc(options_class)
+    parser = OptionParser(prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    hints, defaults = typing.get_type_hints(options_class), defaults or {}
+    unknown = defaults.keys() - {item.name for item in fields(options_class)}
+    if unknown:
+        raise TypeError(f"{options_class.__name__} has no option {', '.join(sorted(unknown))}.")
+    for item in fields(options_class):
+        own = item.default if item.default_factory is MISSING else item.default_factory()
+        _add_option(parser, item, hints[item.name], own, defaults.get(item.name, own))
+    needed = [f"{action.option_strings[0]} {action.dest.upper()} " for action in parser._actions if action.required]
+    parser.usage = f"%(prog)s {''.join(needed)}[OPTIONS]"
+    return parser
+
+
+def _add_option(parser: OptionParser, item: dataclasses.Field, hint: Any, own_default: Any, default: Any):
+    kind, is_list = _value_type(hint, item.name)
+    # argparse formats a help text, so a plain % must be written twice
+    settings = {"help": item.metadata.get("help", "").replace("%", "%%"), "type": kind}
+    settings |= {"required": True} if default is MISSING else {"default": default}
+    choices = item.metadata.get("choices")
+    if choices:
+        settings |= {"type": _chooser(kind, choices), "metavar": f"{{{','.join(map(str, choices))}}}"}
+    if is_list:
+        settings["nargs"] = "*" if own_default == [] else "+"
+    elif kind is bool:
+        settings |= {"type": _truth, "nargs": "?", "const": True, "metavar": "true|false"}
+        settings |= {"default": False, "required": False} if default is MISSING else {}
+    parser.add_argument(f"--{item.name}", **settings)
+    if kind is bool and own_default is True:
+        silent = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        parser.add_argument(f"--no_{item.name}", dest=item.name, action="store_false", **silent)
+
+
+def _value_type(hint: Any, name: str) -> tuple[type, bool]:
+    """The type of one value, and whether the option takes a list of them."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        hint = parts[0] if len(parts) == 1 else hint
+    is_list = typing.get_origin(hint) is list
+    if is_list:
+        (hint,) = typing.get_args(hint)
+    if hint not in (str, int, float, bool):
+        raise TypeError(f"Option {name!r} has the type {hint}; str, int, float, bool and lists of them are possible.")
+    return hint, is_list
+
+
+def _truth(text: str | bool) -> bool:
+    words = {"true": True, "yes": True, "t": True, "y": True, "1": True}
+    words |= {"false": False, "no": False, "f": False, "n": False, "0": False}
+    if str(text).lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return words[str(text).lower()]
+
+
+def _chooser(kind: type, choices: list) -> Callable[[str], Any]:
+    def choose(text: str):
+        value = kind(text)
+        if value not in choices:
+            meant = nearest(text, map(str, choices))
+            hint = f"; did you mean {meant!r}?" if meant else ""
+            raise argparse.ArgumentTypeError(
+                f"invalid choice: {text!r} (choose from {', '.join(map(str, choices))}){hint}"
+            )
+        return value
+
+    choose.__name__ = kind.__name__  # argparse names it where `kind` refuses a value
+    return choose
+
+
+def parse_options(
+    options_class: type,
+    description: str | None = None,
+    command_line: Sequence[str] | None = None,
+    prog: str | None = None,
+    defaults: dict[str, Any] | None = None,
+):
+    """A command line as an instance of a dataclass of options; the arguments are those of `make_parser`.
+
+    A usage error ends the program with code 2 and one line on stderr. It may come from the dataclass itself, as a
+    `ValueError` of its `__post_init__`.
+    """
+    parser = make_parser(options_class, description, prog, defaults)
+    values = parser.parse_options(sys.argv[1:] if command_line is None else command_line)
+    try:
+        return options_class(**values)
+    except ValueError as error:
+        parser.error(" ".join(str(error).split()))
+
+
+__all__ = ["REQUIRED", "HelpFormatter", "OptionParser", "make_parser", "nearest", "option", "parse_options"]

@@ -1,5 +1,7 @@
 """Training settings per benchmark, in one place. `defaults < preset < command line`."""
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 
@@ -90,6 +92,14 @@ def dataset_folder(benchmark: str) -> str:
     return f"./data/{benchmark}"  # with the dot it is no id on the Hub
 
 
+def benchmark_on(command_line: Sequence[str]) -> str | None:
+    """The benchmark that a command line names, whose preset sets the defaults of the other options; None if none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--benchmark", nargs="?")
+    benchmark = parser.parse_known_args(command_line)[0].benchmark
+    return benchmark if benchmark in PRESETS else None  # the real parser refuses an unknown one
+
+
 def learning_rate_at(
     episode: int,
     learning_rate: float,
@@ -106,4 +116,4 @@ def learning_rate_at(
     return learning_rate * 0.1 ** sum(episode >= start for start in decay_episodes)
 
 
-__all__ = ["PRESETS", "Preset", "dataset_folder", "learning_rate_at"]
+__all__ = ["PRESETS", "Preset", "benchmark_on", "dataset_folder", "learning_rate_at"]

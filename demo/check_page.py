@@ -9,7 +9,6 @@ somebody else. Ends with an error where the page does something else than it sho
 host, where the browser reports an error, or where an upload is left behind.
 """
 
-import argparse
 import os
 import shutil
 import socket
@@ -18,12 +17,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
-from demo.visitor import render_examples
+from clipfsar.options import REQUIRED, option, parse_options
+from clipfsar.page.visitor import Examples
+from demo.page import REPOSITORY, render_examples
 
 try:
     from playwright.sync_api import Page, expect, sync_playwright
@@ -36,11 +35,9 @@ FIRST, SECOND = "red star growing", "green star bouncing"
 
 @dataclass
 class Arguments:
-    output_dir: str = field(metadata={"help": "Folder for the pictures."})
-    model: str | None = field(default=None, metadata={"help": "Passed to the page."})
-    chromium: str | None = field(
-        default=shutil.which("chromium"), metadata={"help": "Browser; default: the system's, or else playwright's own."}
-    )
+    output_dir: str = option(REQUIRED, "Folder for the pictures.")
+    model: str | None = option(None, "Passed to the page.")
+    chromium: str | None = option(shutil.which("chromium"), "Browser; default: the system's, or else playwright's own.")
 
 
 def start_page(folder: Path, model: str | None) -> tuple[subprocess.Popen, str]:
@@ -48,8 +45,8 @@ def start_page(folder: Path, model: str | None) -> tuple[subprocess.Popen, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).with_name("app.py")), "--port", str(port)]
-    page = subprocess.Popen(command + (["--model", model] if model else []), env=os.environ | {"TMPDIR": str(folder)})
+    command = [sys.executable, "-m", "demo.page", "--port", str(port), *(["--model", model] if model else [])]
+    page = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"TMPDIR": str(folder)})
     address = f"http://127.0.0.1:{port}/"
     for _ in range(240):
         try:
@@ -166,7 +163,7 @@ def main(arguments: Arguments):
     pictures.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         folder = Path(folder)
-        clips = render_examples(folder / "clips")
+        clips = Examples.from_folder(render_examples(folder / "clips"))
         process, address = start_page(folder, arguments.model)
         try:
             options = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--no-sandbox"]
@@ -211,5 +208,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    main(parser.parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

@@ -4,20 +4,25 @@ python -m demo.make_space --output_dir space
 hf upload NAME/SPACE space --repo-type space
 """
 
-import argparse
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import HfArgumentParser
+from clipfsar.options import REQUIRED, option, parse_options
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+APP = '''"""Starts the page: a Space runs this file."""
+
+from demo.page import main
+
+main([])
+'''
 
 
 @dataclass
 class Arguments:
-    output_dir: str = field(metadata={"help": "Folder of the Space; must be empty or not there yet."})
+    output_dir: str = option(REQUIRED, "Folder of the Space; must be empty or not there yet.")
 
 
 def make_space(folder: Path):
@@ -32,11 +37,11 @@ def make_space(folder: Path):
     # A Space reads these two at its root.
     for name in ("README.md", "requirements.txt"):
         shutil.move(folder / "demo" / name, folder / name)
+    (folder / "app.py").write_text(APP)
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     try:
-        make_space(Path(parser.parse_args_into_dataclasses()[0].output_dir))
+        make_space(Path(parse_options(Arguments, __doc__).output_dir))
     except ValueError as error:
         sys.exit(f"error: {error}")

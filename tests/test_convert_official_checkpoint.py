@@ -13,7 +13,9 @@ from golden.formula_model import (
 )
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
-from clipfsar.checkpoints.convert_official import Arguments, convert_official_checkpoint, main
+from clipfsar.checkpoints.arguments import ConvertArguments as Arguments
+from clipfsar.checkpoints.convert import main
+from clipfsar.checkpoints.convert_official import convert_official_checkpoint
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -331,7 +333,7 @@ def test_hostile_checkpoint_is_refused_before_it_runs(tmp_path, openai_state):
 
 
 def test_program_says_what_it_needs(tmp_path):
-    with pytest.raises(ValueError, match="--clip_checkpoint and --output_dir are needed"):
+    with pytest.raises(ValueError, match="are needed; --clip_checkpoint and --output_dir are missing"):
         main(Arguments(checkpoint=str(tmp_path / "official.pyth")))
 
 

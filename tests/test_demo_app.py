@@ -4,15 +4,18 @@
 """
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_data import COLOURS, REPOSITORY, tiny_model_and_processor, write_video
 
-from demo import visitor as visitor_module
+from clipfsar.page import visitor as visitor_module
+from clipfsar.page.visitor import Examples, Visitor
 from demo.make_space import make_space
-from demo.visitor import EXAMPLE_QUERIES, Visitor, render_examples
+from demo.page import EXAMPLE_QUERIES, default_model, render_examples
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 
 
@@ -137,11 +140,35 @@ def test_visitors_do_not_see_each_others_classes(visitor):
 
 
 def test_examples_are_added_once_and_beside_what_is_there(pipe, clips, tmp_path, visitor):
-    examples = render_examples(tmp_path)
+    examples = Examples.from_folder(render_examples(tmp_path))
     assert list(examples.queries) == list(EXAMPLE_QUERIES)
     assert examples.add_to(visitor, pipe) == "Added 3 example classes."
     assert examples.add_to(visitor, pipe) == "The example classes are here already."
     assert list(visitor.support_set.num_clips.values()) == [2, 2, 2, 2, 2]
+
+
+def test_the_note_on_the_queries_says_which_one_is_of_no_class():
+    classes = {"a": ["a.mp4"], "b": ["b.mp4"]}
+    strange = Examples(classes, {"a": "1.mp4", "c": "2.mp4"})
+    assert strange.note_on_queries == "Or an example; the last one is of none of the example classes:"
+    assert Examples(classes, {"a": "1.mp4"}).note_on_queries == "Or an example:"
+    assert Examples(classes, {"c": "1.mp4", "a": "2.mp4"}).note_on_queries == "Or an example:"
+
+
+def test_the_same_clip_gets_the_same_answer_from_a_model_that_samples_at_random(clips):
+    model, processor = tiny_model_and_processor()
+    processor.frame_sampling = "segment_random"
+    pipe, embeds = FewShotVideoClassificationPipeline(model, processor, device="cpu"), []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        visitor = Visitor()
+        visitor.set_query(pipe, clips["red"][0])
+        embeds.append(visitor.query_embeds)
+    assert torch.equal(embeds[0], embeds[1])
+    assert torch.equal(embeds[0], embeds[2])
+    processor.frame_sampling = "segment_center"
+    visitor.set_query(pipe, clips["red"][0])
+    assert torch.equal(visitor.query_embeds, embeds[0])
 
 
 def test_a_space_has_the_code_and_what_spaces_read(tmp_path):
@@ -149,7 +176,12 @@ def test_a_space_has_the_code_and_what_spaces_read(tmp_path):
     readme = (tmp_path / "space" / "README.md").read_text(encoding="utf-8")
     settings = dict(line.split(": ", 1) for line in readme.split("---\n")[1].splitlines())
     requirements = (tmp_path / "space" / "requirements.txt").read_text()
-    assert (tmp_path / "space" / settings["app_file"]).is_file()
+    assert settings["app_file"] == "app.py"
+    program = (tmp_path / "space" / "app.py").read_text()
+    assert "from demo.page import main" in program
+    found = "import demo.page, clipfsar.page.arguments, sys; print(demo.page.default_model())"
+    model = subprocess.check_output([sys.executable, "-c", found], cwd=tmp_path / "space", text=True).strip()
+    assert model == str(tmp_path / "space" / "demo" / "synthetic" / "tiny_clip")
     assert f"gradio=={settings['sdk_version']}\n" in requirements
     assert (tmp_path / "space" / "demo" / "synthetic" / "tiny_clip" / "model.safetensors").is_file()
     modules = {path.name for path in REPOSITORY.glob("*_clipfsar.py")}
@@ -163,7 +195,7 @@ def test_a_space_has_the_code_and_what_spaces_read(tmp_path):
 
 @pytest.fixture
 def app():
-    return pytest.importorskip("demo.app", reason="gradio is not installed", exc_type=ImportError)
+    return pytest.importorskip("clipfsar.page.app", reason="gradio is not installed", exc_type=ImportError)
 
 
 def test_names_are_shown_as_they_are_and_never_run(app, pipe, clips):
@@ -212,6 +244,21 @@ def test_uploads_go_with_the_last_visitor_who_holds_them(app, tmp_path):
 
 
 def test_the_page_is_built_without_analytics(app, pipe, tmp_path):
-    page = app.build_page(pipe, render_examples(tmp_path))
+    page = app.build_page(pipe, Examples.from_folder(render_examples(tmp_path)))
     assert not page.analytics_enabled
-    assert Path(app.default_model()).is_dir()
+    assert Path(default_model()).is_dir()
+
+
+def words_of(page) -> list[str]:
+    """Texts of the page's visible components, in order."""
+    properties = [component["props"] for component in page.get_config_file()["components"]]
+    return [str(props.get("value") or props.get("label") or "") for props in properties if props.get("visible", True)]
+
+
+def test_a_page_without_examples_offers_none(app, pipe, tmp_path):
+    with_examples = words_of(app.build_page(pipe, Examples.from_folder(render_examples(tmp_path))))
+    without = words_of(app.build_page(pipe))
+    assert "Add the example classes" in with_examples
+    assert "Add the example classes" not in without
+    assert set(EXAMPLE_QUERIES) <= set(with_examples)
+    assert not set(EXAMPLE_QUERIES) & set(without)

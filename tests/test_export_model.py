@@ -16,7 +16,8 @@ from test_backbones import CONFIGS, OURS
 from tiny_data import REPOSITORY, random_clip, tiny_model_and_processor, write_video
 
 from clipfsar.inference import export as export_model
-from clipfsar.inference.export import Arguments, QueryClassifier, export, main
+from clipfsar.inference.arguments import ExportArguments as Arguments
+from clipfsar.inference.export import QueryClassifier, export, main
 from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
 from support_set_clipfsar import SupportSet

@@ -8,7 +8,8 @@ import torch
 from golden.formula_model import fill_by_formula, tiny_clip_config, tiny_resnet_clip_config
 from safetensors.torch import save_file
 
-from clipfsar.checkpoints.convert_openai import Arguments, main
+from clipfsar.checkpoints.arguments import ConvertArguments as Arguments
+from clipfsar.checkpoints.convert import main
 from clipfsar.checkpoints.openai_weights import load_clip, model_of_config, openai_place, read_openai_state, to_places
 from modeling_clipfsar import CLIPFSARModel
 

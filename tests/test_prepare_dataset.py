@@ -5,9 +5,7 @@ import importlib.util
 import json
 import os
 import re
-import runpy
 import shutil
-import sys
 from collections import Counter
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -31,10 +29,12 @@ from tiny_data import (
     write_video_folder,
 )
 
+from clipfsar.cli import main as clipfsar
 from clipfsar.data import frame_store
 from clipfsar.data import prepare as prepare_dataset
+from clipfsar.data.arguments import parse_arguments
 from clipfsar.data.frame_store import MISSING, in_processes
-from clipfsar.data.prepare import Preparation, parse_arguments, with_class_names
+from clipfsar.data.prepare import Preparation, with_class_names
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.evaluate_model import main as evaluate
@@ -839,11 +839,12 @@ def test_a_prepared_data_set_is_not_prepared_over(table, tmp_path):
         ({"source": "a", "jpeg_quality": 96}, "--jpeg_quality 96 must be at most 95"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, message):
+def test_options_that_make_no_sense_are_refused(options, message, capsys):
     options = {"output_dir": "data"} | options
     given = {name: value for name, value in options.items() if value is not None}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=r"^2$"):
         parse_arguments(command_line(**given))
+    assert re.match(f"error: .*{message}", capsys.readouterr().err)
 
 
 def test_a_benchmark_sets_preprocessing_and_folder_and_the_command_line_both():
@@ -912,7 +913,7 @@ def offline(monkeypatch):
     [
         (["--source", "./nothing"], r"\./nothing does not exist\. Give a folder"),
         (["--source", "nothing"], r"nothing does not exist\. Give a folder with videos or the Hub id .*OWNER/NAME"),
-        (["--source", "nothing.csv"], r"--source nothing\.csv does not exist\.$"),
+        (["--source", "nothing.csv"], r"--source nothing\.csv does not exist\.\n$"),
         (["--source", "somebody/nothing"], "'somebody/nothing'"),  # as a Hub id: cannot be reached
         (["--source", "clips.csv", "--decoder", "torchcodec"], "decoder='torchcodec' cannot be imported"),
         (["--source", "clips.csv", "--frame_size", "0"], "--frame_size 0 must be at least 1"),
@@ -922,14 +923,15 @@ def offline(monkeypatch):
         ),
     ],
 )
-def test_errors_of_the_user_are_one_line_on_the_command_line(arguments, message, table, tmp_path, monkeypatch):
+def test_errors_of_the_user_are_one_line_on_the_command_line(arguments, message, table, tmp_path, monkeypatch, capsys):
     if "torchcodec" in arguments and importlib.util.find_spec("torchcodec"):
         pytest.skip("torchcodec is installed")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["prepare", *arguments, "--output_dir", "data", "--num_workers", "1"])
-    with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
-        runpy.run_module("clipfsar.data.prepare", run_name="__main__")
-    assert "\n" not in str(error.value)
+    code = clipfsar(["prepare", *arguments, "--output_dir", "data", "--num_workers", "1"])
+    assert code == (2 if "--frame_size" in arguments else 1)
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    assert re.search(f"error: .*{message}", lines[-1])  # a progress bar may stand before it
+    assert sum("error: " in line for line in lines) == 1
 
 
 def test_the_help_shows_the_example_commands_on_lines_of_their_own(capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from clipfsar.cli import main as run_command
 from clipfsar.presets import PRESETS, learning_rate_at
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
 from clipfsar.training.program import main
@@ -190,7 +191,7 @@ def test_help_explains_every_option_and_lists_the_benchmarks(capsys):
 
 
 def test_print_config_prints_the_resolved_settings_and_stops(capsys):
-    assert main(parse_arguments(["--benchmark", "hmdb51", "--n_shot", "3", "--print_config"])) is None
+    assert run_command(["train", "--benchmark", "hmdb51", "--n_shot", "3", "--print_config"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == asdict(parse_arguments(["--benchmark", "hmdb51", "--n_shot", "3", "--print_config"]))
     assert (printed["video_text_loss_weight"], printed["n_shot"]) == (1.2, [3])

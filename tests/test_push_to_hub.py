@@ -1,8 +1,6 @@
 """Uploading a folder: what goes up, what is refused. The Hub is a folder here."""
 
-import runpy
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ from tiny_data import tiny_model_and_processor
 
 from clipfsar.checkpoints.model_card import write_model_card
 from clipfsar.checkpoints.push_to_hub import missing_files, push_folder
+from clipfsar.cli import main as clipfsar
 from clipfsar.training.arguments import parse_arguments
 from pipeline_clipfsar import save_with_pipeline
 
@@ -100,10 +99,8 @@ def test_weights_in_several_files_are_complete(folder):
     assert missing_files(folder) == []
 
 
-def test_the_program_prints_the_address(folder, hub, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["push_to_hub.py", "--folder", str(folder), "--repo_id", "actions"])
-    runpy.run_module("clipfsar.checkpoints.push_to_hub", run_name="__main__")
+def test_the_program_prints_the_address(folder, hub, capsys):
+    assert clipfsar(["push", "--folder", str(folder), "--repo_id", "actions"]) == 0
     assert capsys.readouterr().out == "https://hub/commit\n"
-    monkeypatch.setattr(sys, "argv", ["push_to_hub.py", "--folder", "nothing", "--repo_id", "actions"])
-    with pytest.raises(SystemExit, match="error: nothing is not a folder"):
-        runpy.run_module("clipfsar.checkpoints.push_to_hub", run_name="__main__")
+    assert clipfsar(["push", "--folder", "nothing", "--repo_id", "actions"]) == 1
+    assert capsys.readouterr().err.startswith("error: --folder nothing does not exist. Give the folder of a model")

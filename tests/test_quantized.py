@@ -7,14 +7,13 @@ import torch
 from accelerate import Accelerator
 from golden.formula_model import formula_tensor, tiny_config, tiny_resnet_clip_config
 from tiny_data import model_of_tiny_clip, random_clip, tiny_model_and_processor, video_splits, write_video_folder
-from transformers import HfArgumentParser
 
+from clipfsar.cli import main as clipfsar
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.evaluate_model import run
 from clipfsar.evaluation.feature_store import FeatureStore
-from clipfsar.inference import predict
 from clipfsar.inference.quantized import DTYPES, quantize_int8
 from pipeline_clipfsar import save_with_pipeline
 from support_set_clipfsar import SupportSet, precision_of
@@ -142,18 +141,18 @@ def test_predict_answers_in_int8_on_the_cpu_only(data, capsys):
         command = [
             str(option) for option in (*options, "--dtype", dtype, *(["--device", "cpu"] if dtype != "int8" else []))
         ]
-        assert predict.main(HfArgumentParser(predict.Arguments).parse_args_into_dataclasses(command)[0]) == 0
+        assert clipfsar(["predict", *command]) == 0
         (result,) = json.loads(capsys.readouterr().out)
         answers[dtype] = {answer["label"]: answer["score"] for answer in result["answer"]}
     assert answers["int8"] == pytest.approx(answers["float32"], abs=0.05)
     assert answers["int8"] != answers["float32"]
     command = [str(option) for option in (*options, "--dtype", "int8", "--device", "cuda")]
-    with pytest.raises(ValueError, match="--dtype int8 is for CPUs: leave --device cuda out, or use --dtype bfloat16"):
-        predict.main(HfArgumentParser(predict.Arguments).parse_args_into_dataclasses(command)[0])
+    assert clipfsar(["predict", *command]) == 2
+    message = "error: --dtype int8 is for CPUs: leave --device cuda out, or use --dtype bfloat16.\n"
+    assert capsys.readouterr().err == message
 
 
-@pytest.mark.parametrize("options", [EvaluateArguments, predict.Arguments])
-def test_an_unknown_arithmetic_is_refused_with_the_choices(options, capsys):
-    with pytest.raises(SystemExit):
-        HfArgumentParser(options).parse_args_into_dataclasses(["--model", "x", "--dataset", "y", "--dtype", "int4"])
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_an_unknown_precision_is_refused_with_the_choices(command, capsys):
+    assert clipfsar([command, "--model", "x", "--dtype", "int4"]) == 2
     assert "choose from" in capsys.readouterr().err

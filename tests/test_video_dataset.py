@@ -34,7 +34,7 @@ def test_a_video_folder_is_read_with_its_classes_and_undecoded(video_folder):
     splits = load_video_splits(str(video_folder))
     assert list(splits) == ["train", "validation", "test"]
     for split, classes in CLASSES.items():
-        assert names_of(splits[split]) == [name for name in classes for _ in range(2)]
+        assert names_of(splits[split]) == [name.replace("_", " ") for name in classes for _ in range(2)]
         paths = [video["path"] for video in splits[split]["video"]]
         assert paths == [str(video_folder / split / name / f"{n}.mp4") for name in classes for n in range(2)]
     check_disjoint_classes(splits)
@@ -44,7 +44,7 @@ def test_a_video_folder_has_the_rows_of_the_same_data_set_in_memory(video_folder
     read = load_video_splits(str(video_folder))
     for split in splits:
         assert [video["path"] for video in read[split]["video"]] == list(splits[split]["video"])
-        assert names_of(read[split]) == names_of(splits[split])
+        assert names_of(read[split]) == [name.replace("_", " ") for name in names_of(splits[split])]
 
 
 def test_saved_splits_are_read(splits, tmp_path):

@@ -1,21 +1,12 @@
-"""Turns a checkpoint of the official CLIP-FSAR program into a folder that `from_pretrained` loads, and back.
-
-    clipfsar convert --checkpoint checkpoint_epoch_00001.pyth \\
-        --clip_checkpoint RN50.pt --output_dir clip-fsar-rn50 --tokenizer openai/clip-vit-base-patch32
-    clipfsar convert --model clip-fsar-rn50 --checkpoint back_again.pyth
+"""Official checkpoints as models of ours, and back.
 
 The official checkpoint holds the visual tower (a ViT or CLIP's ResNet, of any size), the temporal transformer (of any
-depth) and the video-text scale; CLIP's text tower is not in it and comes from `--clip_checkpoint`: OpenAI's file
-(TorchScript archive or state dict), or a Hugging Face folder or Hub id of a CLIP or a CLIP-FSAR model. No file's own
-program is run. The optimizer's state is not converted.
+depth) and the video-text scale; CLIP's text tower is not in it. No file's own program is run. The optimizer's state is
+not converted.
 """
 
 import re
-import sys
-from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer, CLIPImageProcessor
 
 from backbones_clipfsar import is_in_official_program
@@ -29,7 +20,6 @@ from clipfsar.checkpoints.openai_weights import (
     openai_place,
     to_places,
 )
-from clipfsar.options import parse_options
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from pipeline_clipfsar import save_with_pipeline
@@ -47,28 +37,6 @@ _TEMPORAL_NAMES = {
 }
 _NUM_HEADS = 8  # of the official temporal transformer, whatever its size
 _FEED_FORWARD = "head.context2.layers.0.1.net.0.weight"
-
-
-@dataclass
-class Arguments:
-    checkpoint: str = field(metadata={"help": "The official program's .pyth file; with --model, the one to write."})
-    clip_checkpoint: str | None = field(
-        default=None,
-        metadata={"help": "CLIP for the text tower: OpenAI's .pt file, or a Hugging Face folder or Hub id."},
-    )
-    output_dir: str | None = field(default=None, metadata={"help": "Folder to write."})
-    model: str | None = field(
-        default=None,
-        metadata={"help": "The other direction: a CLIP-FSAR folder or Hub id to write as an official checkpoint."},
-    )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "Tokenizer to put beside the weights: a folder or Hub id. By default that of --clip_checkpoint if "
-            "it is a Hugging Face one; OpenAI's .pt files have none."
-        },
-    )
-    num_frames: int = field(default=8, metadata={"help": "Frames per video the model was trained with."})
 
 
 def official_place(name: str) -> Place:
@@ -165,29 +133,10 @@ def save_with_processor(model: CLIPFSARModel, output_dir: str, tokenizer: str | 
     save_with_pipeline(model, processor, output_dir, **saving)
 
 
-def main(arguments: Arguments):
-    if arguments.model is not None:
-        if Path(arguments.checkpoint).exists():
-            raise ValueError(f"--checkpoint {arguments.checkpoint} is there already: name a new file to write to.")
-        model = CLIPFSARModel.from_pretrained(arguments.model, dtype=torch.float32)
-        converted = official_checkpoint(model)
-        torch.save(converted, arguments.checkpoint)
-        print(f"{arguments.checkpoint}: {len(converted['model_state'])} weights; CLIP's text tower has no place there.")
-        return
-    if arguments.clip_checkpoint is None or arguments.output_dir is None:
-        raise ValueError("--clip_checkpoint and --output_dir are needed (or --model, for the other direction).")
-    if not Path(arguments.checkpoint).is_file():
-        raise FileNotFoundError(f"--checkpoint {arguments.checkpoint}: there is no such file.")
-    model, report = convert_official_checkpoint(arguments.checkpoint, arguments.clip_checkpoint, arguments.num_frames)
-    print("\n".join(report))
-    tokenizer = arguments.tokenizer
-    if tokenizer is None and not Path(arguments.clip_checkpoint).is_file():
-        tokenizer = arguments.clip_checkpoint
-    save_with_processor(model, arguments.output_dir, tokenizer)
-
-
-if __name__ == "__main__":
-    try:
-        main(parse_options(Arguments, __doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+__all__ = [
+    "convert_official_checkpoint",
+    "is_in_official",
+    "official_checkpoint",
+    "official_place",
+    "save_with_processor",
+]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from paths_clipfsar import public_name
+
 SELECTED_ON_TEST = (
     "WARNING: the model was selected on the TEST split, as the official program does. The test accuracy is too high, "
     "not to be compared with models selected on validation classes."
@@ -97,30 +99,6 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
         model_name="CLIP-FSAR",
         eval_results=_eval_results(results, dataset_name),
     )
-    if results:
-        table = ["| way | shot | mode | accuracy | 95% interval | episodes |", "|---|---|---|---|---|---|"]
-        table += [
-            f"| {r.n_way} | {r.n_shot} | {r.inference_mode} | {r.accuracy:.1f}% | ± {r.interval:.1f} | {r.n_episodes} |"
-            for r in results
-        ]
-        text = (
-            "Test split, classes that were not trained on"
-            if not args.allow_shared_classes
-            else (
-                "Test split. **Its classes may have been trained on (`--allow_shared_classes`): not a few-shot result**"
-            )
-        )
-        text += ". The interval is over episodes, the videos being given.\n\n" + "\n".join(table)
-        if args.select_on == "test":
-            text = f"**{SELECTED_ON_TEST}**\n\n{text}"
-    else:
-        text = "Test split: not measured."
-    selection = ""
-    if best:
-        selection = (
-            f" The model is that of episode {best['episode']}, the best on the {args.select_on} classes: "
-            f"{best['accuracy']:.1f} ± {best['interval']:.1f}% ({best['n_episodes']} episodes)."
-        )
     content = _TEXT.format(
         dataset_name=dataset_name,
         base_model=base_model,
@@ -128,8 +106,8 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
         licence=_OPENAI_LICENCE if base_model.startswith("openai/clip-") else "",
         model_id=args.push_to_hub or MODEL_PLACEHOLDER,
         num_frames=args.num_frames,
-        results=text,
-        selection=selection,
+        results=_results_text(args, results),
+        selection=_selection_text(args, best),
         num_base_classes=num_base_classes,
         episodes_done=best["episode"] if best else args.episodes,
         n_way=args.n_way,
@@ -140,9 +118,28 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
     ModelCard(f"---\n{data.to_yaml()}\n---\n{content}").save(folder / "README.md")
 
 
-def public_name(source: str) -> str:
-    """A Hub id as it is; of a path of this machine the last part."""
-    return Path(source).resolve().name if Path(source).exists() else source
+def _results_text(args, results: list) -> str:
+    if not results:
+        return "Test split: not measured."
+    table = ["| way | shot | mode | accuracy | 95% interval | episodes |", "|---|---|---|---|---|---|"]
+    table += [
+        f"| {r.n_way} | {r.n_shot} | {r.inference_mode} | {r.accuracy:.1f}% | ± {r.interval:.1f} | {r.n_episodes} |"
+        for r in results
+    ]
+    text = "Test split, classes that were not trained on"
+    if args.allow_shared_classes:
+        text = "Test split. **Its classes may have been trained on (`--allow_shared_classes`): not a few-shot result**"
+    text += ". The interval is over episodes, the videos being given.\n\n" + "\n".join(table)
+    return f"**{SELECTED_ON_TEST}**\n\n{text}" if args.select_on == "test" else text
+
+
+def _selection_text(args, best: dict | None) -> str:
+    if not best:
+        return ""
+    return (
+        f" The model is that of episode {best['episode']}, the best on the {args.select_on} classes: "
+        f"{best['accuracy']:.1f} ± {best['interval']:.1f}% ({best['n_episodes']} episodes)."
+    )
 
 
 def _eval_results(results: list, dataset_name: str) -> list[EvalResult] | None:
@@ -163,4 +160,4 @@ def _eval_results(results: list, dataset_name: str) -> list[EvalResult] | None:
     ] or None
 
 
-__all__ = ["MODEL_PLACEHOLDER", "SELECTED_ON_TEST", "public_name", "write_model_card"]
+__all__ = ["MODEL_PLACEHOLDER", "SELECTED_ON_TEST", "write_model_card"]

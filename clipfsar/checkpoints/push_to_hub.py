@@ -1,35 +1,16 @@
-"""Uploads the folder of a model, made by train/train.py or a converter, to the Hugging Face Hub.
-
-    clipfsar push --folder runs/mine/best --repo_id me/clip-fsar-mine
-    clipfsar push --folder runs/mine/best --repo_id me/clip-fsar-mine --private false --revision v2
-
-Log in before with `hf auth login`. A new repository is private unless asked otherwise. What goes up is weights,
-processor, code, settings and model card: nothing but the folder's own files, after a check that all of them are there.
-"""
+"""Uploads the folder of a model to the Hugging Face Hub: the work behind `clipfsar push`."""
 
 import json
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers.dynamic_module_utils import get_relative_imports
 
+from clipfsar.checkpoints.arguments import PushArguments
 from clipfsar.checkpoints.model_card import MODEL_PLACEHOLDER
-from clipfsar.options import parse_options
 
 # What may lie about in a folder that was used: caches, files half written, states of a training.
 _NOT_UPLOADED = ["__pycache__/**", "*.pyc", ".*", "**/.*", "*.partial", "*.tmp", "state/**", "optimizer*", "*.bin"]
-
-
-@dataclass
-class Arguments:
-    folder: str = field(metadata={"help": "Folder of a model, e.g. runs/mine/best."})
-    repo_id: str = field(metadata={"help": "Repository on the Hub, USER/NAME; made if need be."})
-    private: bool = field(default=True, metadata={"help": "Make a new repository private; an old one stays as it is."})
-    revision: str | None = field(default=None, metadata={"help": "Branch to upload to; made if need be."})
-    commit_message: str = field(default="Upload CLIP-FSAR model", metadata={"help": "Message of the commit."})
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -83,9 +64,8 @@ def push_folder(
     return str(commit)
 
 
-if __name__ == "__main__":
-    arguments = parse_options(Arguments, __doc__)
-    try:
-        print(push_folder(**vars(arguments)))
-    except (ValueError, OSError, HFValidationError, HfHubHTTPError) as error:
-        sys.exit(f"error: {error}")
+def main(arguments: PushArguments):
+    print(push_folder(**vars(arguments)))
+
+
+__all__ = ["main", "missing_files", "push_folder"]

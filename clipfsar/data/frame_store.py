@@ -6,7 +6,7 @@ Done work lies in shards on the disk, so that an interrupted run loses a shard a
 import json
 import multiprocessing
 import os
-import shutil
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,6 +25,7 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is
 from tqdm.auto import tqdm
 
 from frame_archive_clipfsar import FRAME_FORMATS, pack_frames
+from paths_clipfsar import replace_file
 from pixels_clipfsar import resize_frames, resize_settings
 from video_clipfsar import VideoReadError, read_video_frames, sample_frame_indices
 
@@ -154,7 +155,7 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
                 is_broken = True
             if is_broken:
                 pool.shutdown()
-                result = _alone(function, job, new_pool)
+                result = _run_in_own_process(function, job, new_pool)
                 pool = new_pool(num_workers)
                 under_way = deque((job, submit(job)) for job, _ in under_way)
             yield result
@@ -178,13 +179,12 @@ def _result(future: Future, pool: ProcessPoolExecutor, seconds: float = 1.0):
 
 
 def _start_server(context):
-    """The server looks for what it shall import along PYTHONPATH alone (Python 3.11), whatever `sys.path` is here."""
+    """The server searches PYTHONPATH for its imports (Python 3.11), so for this moment it holds `sys.path`."""
     from multiprocessing import forkserver  # not on Windows
 
     context.set_forkserver_preload([__name__])
     before = os.environ.get("PYTHONPATH")
-    root = str(Path(__file__).resolve().parents[1])
-    os.environ["PYTHONPATH"] = root if before is None else os.pathsep.join([root, before])
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     forkserver.ensure_running()
     if before is None:
         del os.environ["PYTHONPATH"]
@@ -192,7 +192,7 @@ def _start_server(context):
         os.environ["PYTHONPATH"] = before
 
 
-def _alone(function: Callable, job, new_pool: Callable[[int], ProcessPoolExecutor]):
+def _run_in_own_process(function: Callable, job, new_pool: Callable[[int], ProcessPoolExecutor]):
     """The result of one job in a process of its own: was it this one that took the others down?"""
     with new_pool(1) as pool:
         try:
@@ -274,23 +274,23 @@ def _write_shard(
 ) -> _Shard:
     """A shard appears under its name only when it is complete."""
     path = folder / f"shard-{number:06d}"
-    partial = folder / f".{path.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    if settings.keeps_something:
-        part = dataset.select(kept)
-        videos = [
-            {"path": os.path.basename(video["path"] or "") or None, "bytes": data}
-            for video, data in zip(references(part), kept.values(), strict=True)
-        ]
-        # A plain struct: `datasets` would take frames for a video, and throw bytes away where the path is a file.
-        features = Features({"video": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("string")})
-        _save_quietly(
-            Dataset.from_dict({"video": videos, "label": part["label"]}, features=features), partial / "videos"
-        )
-    (partial / "keys.json").write_text(json.dumps(keys))
-    os.replace(partial, path)
+    with replace_file(path) as partial:
+        partial.mkdir()
+        if settings.keeps_something:
+            _save_quietly(_kept_videos(dataset.select(kept), list(kept.values())), partial / "videos")
+        (partial / "keys.json").write_text(json.dumps(keys))
     return _Shard(path, keys)
+
+
+def _kept_videos(part: Dataset, kept: list[bytes | None]) -> Dataset:
+    """Rows with what is kept of their videos in place of the videos."""
+    videos = [
+        {"path": os.path.basename(video["path"] or "") or None, "bytes": data}
+        for video, data in zip(references(part), kept, strict=True)
+    ]
+    # A plain struct: `datasets` would take frames for a video, and throw bytes away where the path is a file.
+    features = Features({"video": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("string")})
+    return Dataset.from_dict({"video": videos, "label": part["label"]}, features=features)
 
 
 def references(dataset: Dataset) -> Iterator[dict]:

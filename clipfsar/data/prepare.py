@@ -1,142 +1,39 @@
-"""Makes a data set for training out of videos as people have them, and finds what is wrong before training does.
+"""Makes a data set for training out of videos as people have them: the work behind `clipfsar prepare`."""
 
-    clipfsar prepare --benchmark hmdb51 --official_splits LISTS --video_root VIDEOS --frame_store jpeg
-    clipfsar prepare --source FOLDER          # SPLIT/CLASS/VIDEO, or CLASS/VIDEO shared out by classes
-    clipfsar prepare --source clips.csv       # columns path, label and, if there are splits, split
-    clipfsar prepare --source HUB_ID --class_split 64 12 24
-
-Every video is read once, in parallel; what cannot be read is listed in bad_videos.csv. With --frame_store the frames
-are kept, resized, in the data set, from which training reads them many times faster than from the files. An interrupted
-preparation goes on when it is started again.
-"""
-
-import argparse
 import csv
 import json
 import math
-import os
 import shutil
-import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Value, Video
-from transformers import HfArgumentParser
 
-from choices_clipfsar import DECODERS, PREPROCESSINGS
+from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, SPLITS, TABLE_SUFFIXES, PrepareArguments
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
-from clipfsar.data.sources import SPLITS, folder_splits, official_splits, resplit, table_splits, to_dataset
+from clipfsar.data.sources import folder_splits, official_splits, resplit, table_splits, to_dataset
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
-from clipfsar.options import HelpFormatter, option
-from clipfsar.presets import PRESETS, dataset_folder
+from clipfsar.presets import PRESETS
 from episodes_clipfsar import read_labels
 
-DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # that of Kinetics-100 and SSv2
-TABLE_SUFFIXES = (".csv", ".jsonl")
 WORK_FOLDER = ".preparing"
 BYTES_PER_PARQUET_FILE = 500 * 2**20
 
 
-@dataclass
-class Arguments:
-    # From where
-    source: str | None = option(
-        None,
-        "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .jsonl), saved data set, or Hub id.",
+def frame_store_settings(arguments: PrepareArguments) -> FrameStoreSettings:
+    return FrameStoreSettings(
+        "file" if arguments.embed_videos else arguments.frame_store,
+        arguments.frame_size,
+        arguments.preprocessing,
+        arguments.frames_per_video,
+        arguments.jpeg_quality,
+        arguments.decoder,
     )
-    official_splits: str | None = option(None, "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt.")
-    video_root: str | None = option(None, "Folder that the paths of the official lists, or of a table, start from.")
-    class_names_file: str | None = option(
-        None, "YAML file of the official program with the class names; else they are read off the videos' folders."
-    )
-    validation_class_names: str | None = option(
-        None,
-        "Validation class names, a line each in the order of the ids, or Something-Something's JSON file of labels; "
-        "else they are read off the videos' folders.",
-    )
-    splits: list[str] = option(list(SPLITS), "Official lists to read.", SPLITS)
-    benchmark: str | None = option(
-        None,
-        "Checks the numbers of classes and videos against the published ones; sets preprocessing and output_dir.",
-        PRESETS,
-    )
-    path_column: str = option("path", "Column of a table with the paths.")
-    split_column: str = option("split", "Column of a table with the splits, if it has one.")
-    label_column: str = option("label", "Column with the classes.")
-    video_column: str = option("video", "Column of a data set with the videos.")
-    class_split: list[float] = option(
-        [],
-        "Share the classes out anew: fractions or numbers of classes for train, validation and test. Data without "
-        f"splits are shared out as {' '.join(map(str, DEFAULT_CLASS_SPLIT))}.",
-    )
-    seed: int = option(0, "Of --class_split.")
-
-    # What to do
-    skip_reading: bool = option(
-        False, "Do not try to read every video, only look whether the files are there. A frame store reads them anyway."
-    )
-    skip_bad_videos: bool = option(
-        False, "Go on without missing and unreadable videos, instead of stopping once all are listed."
-    )
-    frame_store: str = option(
-        "none",
-        "Keep resized frames in the data set: jpeg is small and near enough, raw is exact and about 14 times larger.",
-        ("none", "jpeg", "raw"),
-    )
-    frame_size: int = option(224, "Input size of the model that the frame store is for.")
-    preprocessing: str = option("clip", "Preprocessing that the frame store is for.", PREPROCESSINGS)
-    frames_per_video: int = option(
-        72, "Frames kept of a longer video, evenly spaced; 9 x 8, so that one of 8 segments still has 9. 0 keeps all."
-    )
-    jpeg_quality: int = option(90, "1 to 95.")
-    embed_videos: bool = option(False, "Put the video files themselves into the data set, to move or upload it.")
-    decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
-    num_workers: int = option(os.cpu_count() or 1, "Processes that read videos.")
-
-    # Where to
-    output_dir: str | None = option(None, "Folder of the data set; with --benchmark NAME it is data/NAME.")
-    format: str = option(
-        "disk",
-        "disk is for load_from_disk, parquet for load_dataset and the Hub; training takes both.",
-        ("disk", "parquet"),
-    )
-    push_to_hub: str | None = option(None, "Also upload the data set, videos included, to this Hub repository.")
-    hub_private: bool = option(True, "Make a new Hub repository private.")
-
-    def __post_init__(self):
-        if (self.source is None) == (self.official_splits is None):
-            raise ValueError("Give either --source or --official_splits with --video_root.")
-        if self.official_splits is not None and self.video_root is None:
-            raise ValueError("--official_splits needs --video_root, the folder that the lists' paths start from.")
-        if self.output_dir is None:
-            raise ValueError("--output_dir is missing: the folder of the data set.")
-        if self.embed_videos and self.frame_store != "none":
-            raise ValueError("--embed_videos and --frame_store both fill the data set: choose one.")
-        for name, least in (("frame_size", 1), ("frames_per_video", 0), ("num_workers", 1), ("jpeg_quality", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}.")
-        if self.jpeg_quality > 95:
-            raise ValueError(f"--jpeg_quality {self.jpeg_quality} must be at most 95.")
-
-    def frame_store_settings(self) -> FrameStoreSettings:
-        return FrameStoreSettings(
-            "file" if self.embed_videos else self.frame_store,
-            self.frame_size,
-            self.preprocessing,
-            self.frames_per_video,
-            self.jpeg_quality,
-            self.decoder,
-        )
-
-    def that_shape_the_result(self) -> dict:
-        """Options on which a preparation that goes on must agree with the one that was interrupted."""
-        others = {"output_dir", "num_workers", "skip_bad_videos", "push_to_hub", "hub_private"}
-        return {name: value for name, value in asdict(self).items() if name not in others}
 
 
-def read_source(arguments: Arguments) -> DatasetDict:
+def read_source(arguments: PrepareArguments) -> DatasetDict:
     """The data set as it is named, with the columns video (paths or bytes) and label (names); nothing is decoded."""
     if arguments.official_splits is not None:
         return to_dataset(
@@ -191,21 +88,21 @@ def _path_or_none(path: str | None) -> Path | None:
 class Preparation:
     """One data set under way from its source to the output folder."""
 
-    def __init__(self, arguments: Arguments):
+    def __init__(self, arguments: PrepareArguments):
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
         self.work_dir = self.output_dir / WORK_FOLDER
         self.splits = read_source(arguments)
         check_disjoint_classes(self.splits, remedy="--class_split shares all classes out anew")
         self.listed = {split: (len(set(dataset["label"])), len(dataset)) for split, dataset in self.splits.items()}
-        self.num_twice = self._leave_out_repetitions()
+        self.num_duplicates = self._leave_out_duplicates()
         self.bad = []  # {"split", "class", "path", "problem"}
 
     def run(self):
         arguments = self.arguments
         self._open_output_dir()
         missing = self._missing_rows()
-        reads = not arguments.skip_reading or arguments.frame_store_settings().keeps_something
+        reads = not arguments.skip_reading or frame_store_settings(arguments).keeps_something
         # Missing files are known in seconds; nobody shall wait for the reading of all others to hear of them.
         if not reads or (any(missing.values()) and not arguments.skip_bad_videos):
             for split, rows in missing.items():
@@ -229,7 +126,7 @@ class Preparation:
 
     def _open_output_dir(self):
         """Goes on with an interrupted preparation of the same settings; refuses to touch anything else."""
-        settings, path = self.arguments.that_shape_the_result(), self.work_dir / "settings.json"
+        settings, path = self.arguments.settings(), self.work_dir / "settings.json"
         if (self.output_dir / "preparation.json").is_file():
             raise ValueError(f"{self.output_dir} holds a prepared data set already: delete it or name another folder.")
         if path.is_file():
@@ -252,7 +149,7 @@ class Preparation:
         }
 
     def _read_videos(self):
-        settings, num_workers = self.arguments.frame_store_settings(), self.arguments.num_workers
+        settings, num_workers = frame_store_settings(self.arguments), self.arguments.num_workers
         for split, dataset in self.splits.items():
             description = f"reading {split} videos"
             read, problems = read_split(dataset, self.work_dir / split, settings, num_workers, description)
@@ -271,13 +168,13 @@ class Preparation:
             self.bad.append({"split": split, "class": name, "path": video["path"], "problem": problem})
         self.splits[split] = dataset.select([row for row in range(len(dataset)) if row not in problems])
 
-    def _leave_out_repetitions(self) -> int:
+    def _leave_out_duplicates(self) -> int:
         """A file listed twice could be support and query of one episode: one stays.
 
         Raises:
             ValueError: For a file with two classes.
         """
-        class_of, num_twice = {}, 0
+        class_of, num_duplicates = {}, 0
         for split, dataset in self.splits.items():
             rows = []
             for row, (video, name) in enumerate(zip(references(dataset), dataset["label"], strict=True)):
@@ -287,10 +184,10 @@ class Preparation:
                 elif class_of[path] != name:
                     raise ValueError(f"{path} is listed as {class_of[path]!r} and as {name!r}: a video has one class.")
                 class_of[path] = name
-            num_twice += len(dataset) - len(rows)
+            num_duplicates += len(dataset) - len(rows)
             if len(rows) < len(dataset):
                 self.splits[split] = dataset.select(rows)
-        return num_twice
+        return num_duplicates
 
     def _write_bad_videos(self):
         path = self.output_dir / "bad_videos.csv"
@@ -321,8 +218,8 @@ class Preparation:
                     f"note: {split} lists {num_videos:,} videos of {num_classes} classes; the published "
                     f"{self.arguments.benchmark} has {published[split][1]:,} of {published[split][0]}."
                 )
-        if self.num_twice:
-            lines.append(f"note: {_videos(self.num_twice)} listed twice; each stays once.")
+        if self.num_duplicates:
+            lines.append(f"note: {_videos(self.num_duplicates)} listed twice; each stays once.")
         for split, dataset in self.splits.items():
             sizes = Counter(dataset["label"])
             if sizes and (len(sizes) < 5 or min(sizes.values()) < 6):
@@ -375,22 +272,8 @@ def _videos(number: int) -> str:
     return f"{number:,} video{' is' if number == 1 else 's are'}"
 
 
-def parse_arguments(command_line: list[str] | None = None) -> Arguments:
-    """The command line over the benchmark's settings over the defaults."""
-    command_line = sys.argv[1:] if command_line is None else command_line
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--benchmark", choices=list(PRESETS))
-    benchmark = first.parse_known_args(command_line)[0].benchmark
-    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
-    if benchmark:
-        parser.set_defaults(preprocessing=PRESETS[benchmark].preprocessing, output_dir=dataset_folder(benchmark))
-    return parser.parse_args_into_dataclasses(command_line)[0]
+def main(arguments: PrepareArguments):
+    Preparation(arguments).run()
 
 
-if __name__ == "__main__":
-    try:
-        Preparation(parse_arguments()).run()
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-
-__all__ = ["Arguments", "Preparation", "parse_arguments", "read_source"]
+__all__ = ["Preparation", "main", "read_source", "with_class_names"]

@@ -15,15 +15,10 @@ import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
-from clipfsar.data.splits import spelling_aside
-from video_clipfsar import IMAGE_SUFFIXES
+from choices_clipfsar import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from clipfsar.data.arguments import SPLITS
+from paths_clipfsar import class_name_of_folder, class_names_of_folders, normalized_class_name
 
-# In the order in which a file is looked for that a list names with another suffix.
-VIDEO_SUFFIXES = (
-    *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"),
-    *(".3gp", ".asf", ".m2ts", ".mts", ".ogv", ".ts"),
-)
-SPLITS = ("train", "validation", "test")
 _SPLIT_FOLDERS = {
     "train": "train",
     "validation": "validation",
@@ -222,12 +217,6 @@ def _names_of_folders(videos: list[ListedVideo], list_file: Path, split: str) ->
     return names
 
 
-def class_name_of_folder(folder: str) -> str:
-    """Words as a text tower wants them: brush_hair -> brush hair, ApplyEyeMakeup -> Apply Eye Makeup."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder.replace("_", " "))
-    return " ".join(words.split())
-
-
 def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, str]:
     """Names by class id from a text file, or from Something-Something's own labels by the ids of the videos."""
     if path.suffix != ".json":
@@ -268,7 +257,7 @@ def folder_splits(folder: Path) -> dict[str, list[Clip]]:
     A video is a file with a known suffix, or a folder of images.
 
     Raises:
-        ValueError: When there are no videos, with what was expected.
+        ValueError: When there are no videos, with what was expected, or when two folders stand for one class.
     """
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
     if {name.lower() for name in names} & set(_SPLIT_FOLDERS):
@@ -292,11 +281,12 @@ def folder_splits(folder: Path) -> dict[str, list[Clip]]:
 
 
 def _clips_of_classes(folder: Path) -> list[Clip]:
+    folders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     clips = []
-    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        for entry in sorted(os.scandir(class_folder), key=lambda entry: entry.name):
+    for name, class_name in class_names_of_folders(folders, folder).items():
+        for entry in sorted(os.scandir(folder / name), key=lambda entry: entry.name):
             if entry.name[0] != "." and (_is_frame_folder(entry) or entry.name.lower().endswith(VIDEO_SUFFIXES)):
-                clips.append(Clip(os.path.abspath(entry.path), class_name_of_folder(class_folder.name)))
+                clips.append(Clip(os.path.abspath(entry.path), class_name))
     return clips
 
 
@@ -403,7 +393,7 @@ def resplit(splits: DatasetDict, shares: Sequence[float], seed: int = 0) -> Data
     """
     pooled = concatenate_datasets(list(splits.values()))
     names, first = list(pooled["label"]), {}
-    labels = np.array([first.setdefault(spelling_aside(name), name) for name in names])
+    labels = np.array([first.setdefault(normalized_class_name(name), name) for name in names])
     if labels.tolist() != names:
         pooled = pooled.remove_columns("label").add_column("label", labels.tolist())
     return DatasetDict(

@@ -1,16 +1,19 @@
 """Reads a video data set with class-disjoint splits from wherever it is."""
 
-import re
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset, load_from_disk
 from pyarrow.parquet import read_schema
 
 from episodes_clipfsar import read_labels, undecoded_videos
+from paths_clipfsar import class_names_of_folders, looks_like_path, normalized_class_name
 
 
 def load_video_splits(source: str, video_column: str = "video", label_column: str = "label") -> DatasetDict:
     """The splits of a video data set, videos not decoded.
+
+    The class names of a `videofolder` tree are those of its folders in words, as everywhere: brush_hair and
+    ApplyEyeMakeup become "brush hair" and "Apply Eye Makeup".
 
     Args:
         source: A folder written by `save_to_disk`, a folder of Parquet files, a `videofolder` tree
@@ -19,7 +22,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
 
     Raises:
         FileNotFoundError: Where nothing is at a path.
-        ValueError: When a column is missing (the message lists those there are).
+        ValueError: When a column is missing (the message lists those there are), or two folders stand for one class.
     """
     path = Path(source)
     if path.is_file():
@@ -28,7 +31,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         raise FileNotFoundError(f"{source} is an empty folder; a data set with videos is needed.")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         splits = load_from_disk(source)
-    elif path.is_dir() or not _looks_like_path(source):
+    elif path.is_dir() or ("/" in source and not looks_like_path(source)):  # data sets on the Hub have an owner
         splits = load_dataset(source)
         _check_class_names_of_files(path, label_column)
     else:
@@ -43,7 +46,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
             raise ValueError(f"{source}, split {name!r} holds no videos: leave it out or fill it.")
         try:
             read_labels(split.select([0]), label_column)
-            splits[name] = undecoded_videos(split, video_column)
+            splits[name] = _with_class_names_in_words(undecoded_videos(split, video_column), label_column)
         except ValueError as error:
             raise ValueError(f"{source}, split {name!r}: {error}") from None
     return splits
@@ -62,14 +65,17 @@ def _check_class_names_of_files(folder: Path, label_column: str):
         )
 
 
-def _looks_like_path(source: str) -> bool:
-    """A Hub id is OWNER/NAME."""
-    return source.startswith((".", "/", "~")) or source.count("/") != 1 or "\\" in source
-
-
-def spelling_aside(class_name: str) -> str:
-    """The same for brush_hair, brush-hair and Brush Hair."""
-    return re.sub(r"[\s_-]", "", class_name.casefold())
+def _with_class_names_in_words(split: Dataset, label_column: str) -> Dataset:
+    """A split whose class names come from folders gets the names in words; others stay as they are."""
+    label = split.features[label_column]
+    if split.info.builder_name != "videofolder" or not isinstance(label, ClassLabel):
+        return split
+    names = list(class_names_of_folders(label.names, f"the split {split.split}").values())
+    if names == label.names:
+        return split
+    info = split.info.copy()
+    info.features[label_column] = ClassLabel(names=names)  # the numbers in the table stay
+    return Dataset(split.data.cast(info.features.arrow_schema), info, split.split)
 
 
 def check_disjoint_classes(
@@ -77,13 +83,13 @@ def check_disjoint_classes(
     label_column: str = "label",
     remedy: str = "if you mean it, --allow_shared_classes goes on and says so in the results",
 ):
-    """Few-shot accuracy is about classes never trained on. Spelling aside: brush_hair and Brush Hair are one class.
+    """Few-shot accuracy is about classes never trained on. brush_hair and Brush Hair are one class.
 
     Raises:
         ValueError: When two splits share classes; the message names them.
     """
     names = {
-        split: {spelling_aside(name): name for name in read_labels(dataset, label_column)[1]}
+        split: {normalized_class_name(name): name for name in read_labels(dataset, label_column)[1]}
         for split, dataset in splits.items()
     }
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -95,4 +101,4 @@ def check_disjoint_classes(
             )
 
 
-__all__ = ["check_disjoint_classes", "load_video_splits", "spelling_aside"]
+__all__ = ["check_disjoint_classes", "load_video_splits"]

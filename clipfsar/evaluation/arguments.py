@@ -1,26 +1,27 @@
 """Options of `clipfsar evaluate`; no torch is needed to read them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from choices_clipfsar import ALIGNMENTS, DTYPES, INFERENCE_MODES
-from clipfsar.options import option
-
-DESCRIPTION = """Few-shot accuracy of a model: every video is encoded once, episodes then only align features.
-
-    clipfsar evaluate --model runs/mine/best --dataset DATA --split test --n_shot 1 5 --output_dir results
-    clipfsar evaluate --model runs/mine/best --dataset DATA --n_shot 1 --exact          # over all episodes there are
-    clipfsar evaluate --model runs/mine/best --dataset DATA --n_shot 5 --until_interval 0.2
-    clipfsar evaluate --model runs/b/best --compare_with runs/a/best --dataset DATA     # the same episodes, paired
-
-With --feature_store the frame features stay on disk: the next evaluation reads them, and an interrupted one goes on.
-"""
+from clipfsar.options import REQUIRED, option
+from paths_clipfsar import check_path
 
 
 @dataclass
 class EvaluateArguments:
+    """Few-shot accuracy of a model: every video is encoded once, episodes only align features.
+
+        clipfsar evaluate --model runs/mine/best --dataset DATA --split test --n_shot 1 5 --output_dir results
+        clipfsar evaluate --model runs/mine/best --dataset DATA --n_shot 1 --exact    # over all episodes
+        clipfsar evaluate --model runs/mine/best --dataset DATA --n_shot 5 --until_interval 0.2
+        clipfsar evaluate --model runs/b/best --compare_with runs/a/best --dataset DATA    # same episodes, paired
+
+    With --feature_store the frame features stay on disk: the next evaluation reads them, and an interrupted one goes on.
+    """
+
     # What
-    model: str = field(metadata={"help": "Folder or Hub id of a CLIP-FSAR model (or of a plain CLIP, untrained)."})
-    dataset: str = field(metadata={"help": "Folder or Hub id of a video data set."})
+    model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model (or of a plain CLIP, untrained).")
+    dataset: str = option(REQUIRED, "Folder or Hub id of a video data set.")
     split: str = option("test", "Split to draw episodes from.")
     compare_with: str | None = option(None, "Another model that answers the same episodes; the comparison is paired.")
     alignment: str | None = option(None, "Another alignment than the model's.", ALIGNMENTS)
@@ -77,6 +78,13 @@ class EvaluateArguments:
         for name in ("write_episodes", "until_interval"):
             if self.read_episodes is not None and getattr(self, name) is not None:
                 raise ValueError(f"--read_episodes takes the episodes as they are: leave --{name} out.")
+
+    def check_files(self):
+        """Raises `FileNotFoundError` for a local path that is not there."""
+        check_path("model", self.model)
+        check_path("compare_with", self.compare_with)
+        check_path("dataset", self.dataset, "clipfsar prepare makes a data set of videos.")
+        check_path("read_episodes", self.read_episodes, is_local=True)
 
 
 __all__ = ["EvaluateArguments"]

@@ -5,7 +5,6 @@ batches in flight, and the next one goes on. A store made of other weights, fram
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.encoding import VideoEncoder
 from fingerprint_clipfsar import precision_of, preprocessing_settings, unseen_settings, weights_digest
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
+from paths_clipfsar import replace_file
 
 _FORMAT = 1
 
@@ -97,9 +97,8 @@ class FeatureStore:
             raise ValueError(f"{folder} is no feature store, but not empty either: name another folder.")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(manifest, indent=2) + "\n")
-        os.replace(partial, path)
+        with replace_file(path) as partial:
+            partial.write_text(json.dumps(manifest, indent=2) + "\n")
 
     def _encode_missing(self, split: VideoSplit, draw_seed: tuple[int, ...] | None, description: str):
         """This process's share of the videos that no file of the store holds yet."""
@@ -129,9 +128,8 @@ class FeatureStore:
 
 def _save_whole(tensors: dict[str, torch.Tensor], path: Path):
     """A file appears under its name only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial)
-    os.replace(partial, path)
+    with replace_file(path) as partial:
+        save_file(tensors, partial)
 
 
 def _digest_of_visual_tower(model: CLIPFSARModel) -> str:

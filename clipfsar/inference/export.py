@@ -1,20 +1,9 @@
-"""Exports what answers a query, frames and classes in, logits out, for programs without this library or Python.
-
-    clipfsar export --model runs/mine/best --output_dir exported                            # .onnx, .pt2
-    clipfsar export --model runs/mine/best --output_dir exported --support_set my_classes   # and classes
-    clipfsar export --model runs/mine/best --output_dir exported --support_set more --only_classes true
-
-The classes are inputs: what was enrolled (`clipfsar predict --save_support my_classes`) is written to classes.npz, any
-number of classes will do, and other ones need no new export. query_classifier.json says what the inputs mean and how
-frames become pixel values. Every file is loaded again and compared with the model on random frames before it counts.
-"""
+"""Exports the query path, frames and classes in, logits out: the work behind `clipfsar export`."""
 
 import copy
 import json
 import logging
-import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +12,8 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from backbones_clipfsar import takes_patches
-from choices_clipfsar import INFERENCE_MODES
+from clipfsar.inference.arguments import ExportArguments
 from clipfsar.inference.load_model import load_model
-from clipfsar.options import option, parse_options
 from fingerprint_clipfsar import model_digest, preprocessing_settings
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from support_set_clipfsar import SupportSet
@@ -43,30 +31,8 @@ MEANINGS = {
 }
 
 
-@dataclass
-class Arguments:
-    model: str = option(None, "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained).")
-    output_dir: str = option(None, "Folder for the files.")
-    formats: list[str] = option(list(FILES), f"Any of {', '.join(FILES)}: ONNX, and PyTorch's own (torch.export).")
-    inference_mode: str | None = option(
-        None, "few_shot: by the clips; zero_shot: by the names; ensemble: by both. None: the model's.", INFERENCE_MODES
-    )
-    support_set: str | None = option(None, f"Saved support set (folder or Hub id) whose classes go to {CLASSES}.")
-    only_classes: bool = option(False, f"Write {CLASSES} alone, for a model that lies exported in output_dir.")
-
-    def __post_init__(self):
-        for name in ("model", "output_dir"):
-            if getattr(self, name) is None:
-                raise ValueError(f"--{name} is missing.")
-        unknown = sorted(set(self.formats) - set(FILES))
-        if unknown:
-            raise ValueError(f"--formats {' '.join(unknown)}: there are {', '.join(FILES)}.")
-        if self.only_classes and self.support_set is None:
-            raise ValueError("--only_classes writes the classes of a support set: give --support_set.")
-
-
 class QueryClassifier(nn.Module):
-    """The way of a query through a model: visual tower, temporal transformer, comparison with the classes.
+    """The query path of a model: visual tower, temporal transformer, comparison with the classes.
 
     Letters in shapes: Q queries, N classes, T frames, D feature size. It shares the model's weights, without the text
     tower, which only class names need. Raises `ValueError` for SigLIP 2.
@@ -175,8 +141,8 @@ def _onnxruntime():
         import onnxscript  # noqa: F401, what torch.onnx.export needs
     except ImportError as error:
         raise ImportError(
-            f"ONNX files need the extra [export] ({error}): pip install -c constraints.txt -e '.[train,export]', or "
-            "leave them out with --formats torch."
+            f"ONNX files need the extra [export] ({error}): pip install 'clipfsar[export]', or leave "
+            "them out with --formats torch."
         ) from error
     return onnxruntime
 
@@ -225,7 +191,7 @@ def describe(model: CLIPFSARModel, processor, inference_mode: str, shapes: dict[
     }
 
 
-def main(arguments: Arguments):
+def main(arguments: ExportArguments):
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder = Path(arguments.output_dir)
@@ -258,8 +224,4 @@ def main(arguments: Arguments):
     (folder / DESCRIPTION).write_text(text, encoding="utf-8")
 
 
-if __name__ == "__main__":
-    try:
-        main(parse_options(Arguments, __doc__))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+__all__ = ["QueryClassifier", "describe", "export", "input_shapes", "main", "write_classes"]

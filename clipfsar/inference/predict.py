@@ -1,97 +1,25 @@
-"""Classifies videos by a few example clips per class. In the folder EXAMPLES lies a folder of clips for every class.
+"""Classifies videos by a few example clips per class: the work behind `clipfsar predict`."""
 
-    clipfsar predict --model runs/mine/best --support EXAMPLES --query new.mp4 folder_of_videos
-    clipfsar predict --model runs/mine/best --support EXAMPLES --save_support my_classes      # encode once, ...
-    clipfsar predict --model runs/mine/best --support my_classes --query new.mp4              # ... ask often
-    clipfsar predict --model runs/mine/best --labels "jumping, running" --query new.mp4       # names alone
-    clipfsar predict --model runs/mine/best --support EXAMPLES --query new.mp4 --pictures why # why it says so
-    clipfsar predict --model runs/mine/best --support EXAMPLES --query long.mp4 --window_seconds 3 \\
-        --stride_seconds 1 --pictures timelines --format csv --output timeline.csv                   # what, and when
-
-A clip is a video file or a folder of image files. With --window_seconds a long video is decoded once, and every window
-of it is classified. Exit code: 0 when all queries were answered, 3 when some could not be read (they are marked in the
-output), 1 when nothing could be done. A plain CLIP as --model works without training, by its frame features alone.
-"""
-
-import argparse
 import csv
 import io
 import itertools
 import json
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from choices_clipfsar import INFERENCE_MODES
-from clipfsar.data.sources import VIDEO_SUFFIXES
+from choices_clipfsar import IMAGE_SUFFIXES, UNKNOWN_LABEL, VIDEO_SUFFIXES
+from clipfsar.inference.arguments import PredictArguments
 from clipfsar.inference.load_model import load_model
-from clipfsar.inference.quantized import DTYPES
 from clipfsar.inference.windows import classify_windows, encode_windows
 from clipfsar.plots import plot_timeline
-from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
+from paths_clipfsar import class_names_of_folders
+from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
-from video_clipfsar import IMAGE_SUFFIXES
 
-FORMATS = ("table", "json", "csv")
 SOME_UNREADABLE = 3
-
-
-@dataclass
-class Arguments:
-    model: str = field(metadata={"help": "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained)."})
-    support: str | None = field(
-        default=None,
-        metadata={
-            "help": "The classes: a folder EXAMPLES/CLASS/clips, or a support set saved before, also on the Hub."
-        },
-    )
-    labels: str | None = field(
-        default=None, metadata={"help": "Class names alone, separated by commas, instead of --support (zero-shot)."}
-    )
-    query: list[str] = field(default_factory=list, metadata={"help": "Videos to classify: files, or folders of them."})
-    inference_mode: str | None = field(
-        default=None,
-        metadata={
-            "help": "few_shot: by the clips; zero_shot: by the class names; ensemble: by both. Default: the model's.",
-            "choices": list(INFERENCE_MODES),
-        },
-    )
-    top_k: int = field(default=5, metadata={"help": "Classes shown per video."})
-    detect_unknown: bool = field(default=False, metadata={"help": f"Also score {UNKNOWN_LABEL!r}."})
-    window_seconds: float | None = field(
-        default=None, metadata={"help": "Classify windows of this length instead of whole videos."}
-    )
-    stride_seconds: float | None = field(
-        default=None, metadata={"help": "From the start of a window to that of the next; default: half a window."}
-    )
-    fps: float | None = field(
-        default=None, metadata={"help": "Frames per second of videos that do not say, such as folders of frames."}
-    )
-    format: str = field(default="table", metadata={"help": "Of the output.", "choices": list(FORMATS)})
-    output: str | None = field(default=None, metadata={"help": "File for the output; default: the terminal."})
-    pictures: str | None = field(
-        default=None,
-        metadata={"help": "Folder for a picture per video: why the answer, or with windows the timeline."},
-    )
-    save_support: str | None = field(
-        default=None, metadata={"help": "Folder to keep the encoded classes in; --support takes it the next time."}
-    )
-    skip_unreadable: bool = field(
-        default=False, metadata={"help": "Leave unreadable example clips out, with a warning."}
-    )
-    batch_size: int = field(default=8, metadata={"help": "Videos per forward."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; default: a GPU if there is one."})
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Arithmetic; auto: as saved; int8: of the visual tower, on a CPU.",
-            "choices": ["auto", *DTYPES],
-        },
-    )
 
 
 def find_clips(folder: Path) -> list[Path]:
@@ -104,21 +32,22 @@ def find_clips(folder: Path) -> list[Path]:
 
 
 def find_classes(folder: Path) -> dict[str, list[Path]]:
-    """`{class name: clips}` of a folder with a folder of clips for every class.
+    """`{class name: clips}` of a folder with a folder of clips for every class, named as in a training set.
 
     Raises:
-        ValueError: Without such folders, or with one that holds no clips.
+        ValueError: Without such folders, with one that holds no clips, or with two that stand for one class.
     """
-    classes = {child.name: find_clips(child) for child in sorted(folder.iterdir()) if child.is_dir()}
-    classes = {name: clips for name, clips in classes.items() if not name.startswith(".")}
-    if not classes:
+    folders = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if not folders:
         raise ValueError(
             f"{folder} holds no folders: give one folder of clips per class, {folder / 'CLASS' / 'a.mp4'}."
         )
-    for name, clips in classes.items():
-        if not clips:
+    classes = {}
+    for name, class_name in class_names_of_folders(folders, folder).items():
+        classes[class_name] = find_clips(folder / name)
+        if not classes[class_name]:
             raise ValueError(
-                f"Class {name!r} has no clips: {folder / name} holds neither video files "
+                f"Class {class_name!r} has no clips: {folder / name} holds neither video files "
                 f"({' '.join(VIDEO_SUFFIXES)}) nor image files."
             )
     return classes
@@ -137,8 +66,7 @@ def find_queries(names: list[str]) -> list[str]:
 class Prediction:
     """A model, the classes it chooses from, and what it says of each query."""
 
-    def __init__(self, arguments: Arguments):
-        _check(arguments)
+    def __init__(self, arguments: PredictArguments):
         self.arguments = arguments
         for folder in filter(None, (arguments.pictures, arguments.output and Path(arguments.output).parent)):
             Path(folder).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
@@ -162,8 +90,6 @@ class Prediction:
 
     def _support_set(self, source: str) -> SupportSet:
         folder = Path(source).expanduser()
-        if not folder.is_dir() and (folder.is_absolute() or source.startswith(".") or source.count("/") > 1):
-            raise FileNotFoundError(f"--support {source}: there is no such folder.")
         if not folder.is_dir() or (folder / SUPPORT_SET_NAME).is_file():
             return SupportSet.from_pretrained(folder if folder.is_dir() else source)
         return SupportSet.from_videos(
@@ -263,28 +189,6 @@ class Prediction:
         return Path(self.arguments.pictures) / f"{name}.png"
 
 
-def _check(arguments: Arguments):
-    """Raises `ValueError` for options that do not go together."""
-    if arguments.support is not None and arguments.labels is not None:
-        raise ValueError("Give --support or --labels, not both: a support set has its class names already.")
-    if not arguments.query and not arguments.save_support:
-        raise ValueError("There is nothing to do: give videos as --query, or keep the classes with --save_support.")
-    if arguments.labels is not None:
-        for option in ("pictures", "detect_unknown", "save_support"):
-            if getattr(arguments, option) and not (option == "pictures" and arguments.window_seconds):
-                raise ValueError(f"--{option} needs example clips: give --support instead of --labels.")
-    if arguments.dtype == "int8" and arguments.device not in (None, "cpu"):
-        raise ValueError(f"--dtype int8 is for CPUs: leave --device {arguments.device} out, or use --dtype bfloat16.")
-    if arguments.window_seconds is None and arguments.stride_seconds is not None:
-        raise ValueError("--stride_seconds needs --window_seconds.")
-    for name in ("window_seconds", "stride_seconds", "fps"):
-        if getattr(arguments, name) is not None and not getattr(arguments, name) > 0:
-            raise ValueError(f"--{name} {getattr(arguments, name)} must be greater than 0.")
-    for name in ("top_k", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} {getattr(arguments, name)} must be at least 1.")
-
-
 def as_table(results: list[dict], top_k: int) -> str:
     """For people: a line per video, or per window."""
     lines = []
@@ -336,7 +240,7 @@ def as_csv(results: list[dict], class_names: list[str]) -> str:
     return text.getvalue()
 
 
-def main(arguments: Arguments) -> int:
+def main(arguments: PredictArguments) -> int:
     """Exit code of the program."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -363,9 +267,4 @@ def main(arguments: Arguments) -> int:
     return SOME_UNREADABLE if num_unread else 0
 
 
-if __name__ == "__main__":
-    try:
-        parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        sys.exit(main(parser.parse_args_into_dataclasses()[0]))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+__all__ = ["SOME_UNREADABLE", "Prediction", "as_csv", "as_table", "find_classes", "find_clips", "find_queries", "main"]

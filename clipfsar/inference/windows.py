@@ -50,6 +50,21 @@ def window_bounds(num_video_frames: int, fps: float, window_seconds: float, stri
     return [(start, length) for start in starts]
 
 
+def _plan(
+    processor: CLIPFSARProcessor, num_video_frames: int, fps: float, window_seconds: float, stride_seconds: float
+) -> dict[str, Any]:
+    """Windows of a video by their bounds and by their frames, and all frames that are needed, in order."""
+    sampling = "interval" if processor.frame_sampling == "interval" else "segment_center"
+    settings = {"fps": fps, "sampling_rate": processor.sampling_rate, "target_fps": processor.target_fps}
+    bounds = window_bounds(num_video_frames, fps, window_seconds, stride_seconds)
+    windows = [
+        [start + index for index in sample_frame_indices(length, processor.num_frames, sampling, **settings)]
+        for start, length in bounds
+    ]
+    frames = sorted({index for window in windows for index in window})
+    return {"fps": fps, "num_video_frames": num_video_frames, "bounds": bounds, "windows": windows, "frames": frames}
+
+
 @torch.no_grad()
 def encode_windows(
     model: CLIPFSARModel,
@@ -72,21 +87,13 @@ def encode_windows(
         VideoReadError: When the video cannot be read.
         ValueError: When its frames per second are not known, or for impossible lengths.
     """
-    sampling = "interval" if processor.frame_sampling == "interval" else "segment_center"
     plan: dict[str, Any] = {}
 
     def select_indices(num_video_frames: int, video_fps: float | None) -> list[int]:
         rate = video_fps or fps
         if not rate:
             raise ValueError("This video does not say its frames per second, which windows need: give fps.")
-        plan.update(fps=rate, num_video_frames=num_video_frames)
-        plan["bounds"] = window_bounds(num_video_frames, rate, window_seconds, stride_seconds)
-        settings = {"fps": rate, "sampling_rate": processor.sampling_rate, "target_fps": processor.target_fps}
-        plan["windows"] = [
-            [start + index for index in sample_frame_indices(length, processor.num_frames, sampling, **settings)]
-            for start, length in plan["bounds"]
-        ]
-        plan["frames"] = sorted({index for window in plan["windows"] for index in window})
+        plan.update(_plan(processor, num_video_frames, rate, window_seconds, stride_seconds))
         return plan["frames"]
 
     embeds, thumbnails, waiting = [], [], []

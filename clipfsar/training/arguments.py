@@ -1,10 +1,8 @@
 """Command line of the training program: `defaults < benchmark preset < command line`."""
 
-import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-
-from transformers import HfArgumentParser
 
 from choices_clipfsar import (
     ALIGNMENTS,
@@ -15,8 +13,9 @@ from choices_clipfsar import (
     QUERY_AUGMENTATIONS,
     SUPPORT_POOLINGS,
 )
-from clipfsar.options import option
-from clipfsar.presets import PRESETS, dataset_folder
+from clipfsar.options import option, parse_options
+from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
+from paths_clipfsar import check_path
 
 
 @dataclass
@@ -184,6 +183,14 @@ class EpisodicTrainingArguments:
                 "runs on features encoded before: use --query_augmentation none, or --feature_draws 0."
             )
 
+    def check_files(self):
+        """Raises `FileNotFoundError` for a local path that is not there, and without a data set `ValueError`."""
+        if self.dataset is None:
+            raise ValueError("--dataset is missing: give a folder with videos or the id of a data set on the Hub.")
+        remedy = "Give a folder with videos or the Hub id of a data set (OWNER/NAME); clipfsar prepare makes one."
+        check_path("dataset", self.dataset, remedy)
+        check_path("model", self.model)
+
     @property
     def trains_on_features(self) -> bool:
         return self.freeze_vision and self.feature_draws > 0
@@ -283,25 +290,27 @@ MAY_CHANGE_ON_RESUME = {
 }
 
 
-def parse_arguments(arguments: list[str] | None = None) -> EpisodicTrainingArguments:
+DESCRIPTION = """Trains CLIP-FSAR by episodes.
+
+    clipfsar train --dataset data/mine --output_dir runs/mine
+    clipfsar train --dataset data/mine --output_dir runs/mine --resume        # go on after a stop
+    clipfsar train --benchmark hmdb51 --print_config                          # every setting, resolved
+    accelerate launch -m clipfsar train --benchmark ssv2_small                # several GPUs
+
+Options override the benchmark's settings, which override the defaults. The number of processes changes the speed, not
+the result.
+"""
+
+
+def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None = None) -> EpisodicTrainingArguments:
     """The command line over the benchmark's preset over the defaults."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    description = (
-        "Trains CLIP-FSAR by episodes. One process: clipfsar train ...; several: accelerate launch -m clipfsar train "
-        "... (or accelerate launch train/train.py ...). Their number changes the speed, not the result."
-    )
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--benchmark", choices=list(PRESETS))
-    benchmark = first.parse_known_args(arguments)[0].benchmark
-    parser = HfArgumentParser(EpisodicTrainingArguments, description=description, allow_abbrev=False)
-    for action in parser._actions:
-        if action.dest == "decay_episodes":
-            action.nargs = "*"  # so that "--decay_episodes" alone takes the decay out of a preset
+    command_line = sys.argv[1:] if command_line is None else command_line
+    benchmark, defaults = benchmark_on(command_line), {}
     if benchmark:
         known = {item.name for item in fields(EpisodicTrainingArguments)}
-        parser.set_defaults(**{k: v for k, v in PRESETS[benchmark].as_defaults().items() if k in known})
-        parser.set_defaults(dataset=dataset_folder(benchmark), output_dir=f"runs/{benchmark}")
-    return parser.parse_args_into_dataclasses(arguments)[0]
+        defaults = {name: value for name, value in PRESETS[benchmark].as_defaults().items() if name in known}
+        defaults |= {"dataset": dataset_folder(benchmark), "output_dir": f"runs/{benchmark}"}
+    return parse_options(EpisodicTrainingArguments, DESCRIPTION, command_line, prog, defaults)
 
 
 __all__ = ["EpisodicTrainingArguments", "parse_arguments"]

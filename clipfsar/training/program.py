@@ -34,8 +34,7 @@ def make_trainer(
     Raises:
         ValueError: When splits, classes or numbers of videos do not do; before anything is computed.
     """
-    if args.dataset is None:
-        raise ValueError("--dataset is missing: give a folder with videos or the id of a data set on the Hub.")
+    args.check_files()
     accelerator = make_accelerator(args)  # first of all what is refused without reading anything
     find_saved_state(Path(args.output_dir), args.resume)
     datasets = load_video_splits(args.dataset, args.video_column, args.label_column)
@@ -84,9 +83,6 @@ def run(args: EpisodicTrainingArguments) -> EvaluationResults:
 
 
 def main(args: EpisodicTrainingArguments):
-    if args.print_config:
-        print(json.dumps(asdict(args), indent=2))
-        return
     run(args)
 
 

@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+from paths_clipfsar import replace_file
+
 
 class TrainingLog:
     """`training_log.jsonl`: a line per logging step, validation and test; cut back to the checkpoint on resume."""
@@ -17,9 +19,8 @@ class TrainingLog:
             self.records = [record for record in self.records if record["episode"] <= episodes_done]
         if is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(path.name + ".new")
-            new.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-            new.replace(path)  # at once, so that a death here loses nothing
+            with replace_file(path) as partial:  # so that a death here loses nothing
+                partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
 
     def write(self, episode: int, kind: str, **values):
         record = {"episode": episode, "kind": kind, **values}

@@ -30,7 +30,7 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import TrainOutput
 
 from backbones_clipfsar import is_convolutional
-from clipfsar.checkpoints.model_card import SELECTED_ON_TEST, public_name, write_model_card
+from clipfsar.checkpoints.model_card import SELECTED_ON_TEST, write_model_card
 from clipfsar.checkpoints.push_to_hub import push_folder
 from clipfsar.data.splits import check_disjoint_classes
 from clipfsar.data.video_split import VideoSplit
@@ -54,6 +54,7 @@ from clipfsar.training.trainable import (
     trainable_report,
 )
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
+from paths_clipfsar import public_name
 
 logger = get_logger(__name__)
 

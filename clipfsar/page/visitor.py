@@ -3,16 +3,18 @@
 What goes wrong is a `ValueError` whose message is meant for the visitor: file names without folders, no options' names.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from demo.synthetic.render import render_clip, write_clip
+from choices_clipfsar import UNKNOWN_LABEL
+from clipfsar.inference.predict import find_classes
 from explanation_clipfsar import Explanation
-from pipeline_clipfsar import UNKNOWN_LABEL, FewShotVideoClassificationPipeline
+from paths_clipfsar import class_name_of_folder
+from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import VideoReadError
-from support_set_clipfsar import SupportSet
+from support_set_clipfsar import SupportSet, repeatable_sampling
 
 MAX_CLIPS = 100  # per visitor: some 50 kB of features and pictures each
 MAX_NAME_LENGTH = 80
@@ -78,7 +80,9 @@ class Visitor:
         if clip is None:
             return
         try:
-            pixel_values = pipeline.processor.process_videos([clip], role="query")  # (1, T, C, H, W)
+            pixel_values = pipeline.processor.process_videos(  # (1, T, C, H, W)
+                [clip], role="query", frame_sampling=repeatable_sampling(pipeline.processor)
+            )
         except VideoReadError as error:
             raise ValueError(_without_folders(error, clip)) from error
         with torch.no_grad():
@@ -122,18 +126,27 @@ def _without_folders(error: Exception, clip: str) -> str:
 
 # --- examples ---------------------------------------------------------------------------------------------------------
 
-EXAMPLE_CLASSES = ("red star growing", "red star shrinking", "green star bouncing")
-EXAMPLE_QUERIES = (*EXAMPLE_CLASSES, "yellow moon hopping")  # the last one is of no class
-_CLIPS_PER_CLASS = 2
-_QUERY_INDEX = 5
+QUERIES = "queries"
 
 
 @dataclass
 class Examples:
-    """Paths of rendered clips: those of each class, and one query per description."""
+    """Paths of example clips: those of each class, and clips to ask about by their names."""
 
-    classes: dict[str, list[str]]
-    queries: dict[str, str]
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    queries: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Examples":
+        """The clips in FOLDER/CLASS and FOLDER/queries.
+
+        Raises:
+            ValueError: Without a folder of clips, with an empty one, or with two that stand for one class.
+        """
+        folder = Path(folder)
+        classes = {name: [str(clip) for clip in clips] for name, clips in find_classes(folder).items()}
+        queries = {class_name_of_folder(Path(clip).stem): clip for clip in classes.pop(QUERIES, ())}
+        return cls(classes, queries)
 
     def add_to(self, visitor: Visitor, pipeline: FewShotVideoClassificationPipeline) -> str:
         """Enrols the example classes that the visitor does not have yet."""
@@ -142,19 +155,10 @@ class Examples:
             visitor.add(pipeline, name, clips)
         return f"Added {len(missing)} example classes." if missing else "The example classes are here already."
 
-
-def render_examples(folder: str | Path) -> Examples:
-    """Renders the example clips into a folder; takes about a second."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def render(class_name: str, index: int, file_name: str) -> str:
-        write_clip(folder / file_name, *render_clip(class_name, 0, index))
-        return str(folder / file_name)
-
-    classes = {
-        name: [render(name, index, f"{name} {index + 1}.mp4") for index in range(_CLIPS_PER_CLASS)]
-        for name in EXAMPLE_CLASSES
-    }
-    queries = {name: render(name, _QUERY_INDEX, f"{name}.mp4") for name in EXAMPLE_QUERIES}
-    return Examples(classes, queries)
+    @property
+    def note_on_queries(self) -> str:
+        """What the page says above the queries."""
+        strangers = [name for name in self.queries if name not in self.classes]
+        if self.classes and strangers == list(self.queries)[-1:]:
+            return "Or an example; the last one is of none of the example classes:"
+        return "Or an example:"

@@ -1,0 +1,53 @@
+"""Checkpoints of other programs, and back: the work behind `clipfsar convert`."""
+
+from pathlib import Path
+
+import torch
+
+from clipfsar.checkpoints.arguments import FROM_OFFICIAL, FROM_OPENAI, TO_OFFICIAL, ConvertArguments
+from clipfsar.checkpoints.convert_official import convert_official_checkpoint, official_checkpoint, save_with_processor
+from clipfsar.checkpoints.convert_openai import convert_openai_checkpoint
+from modeling_clipfsar import CLIPFSARModel
+from paths_clipfsar import replace_file
+
+
+def from_official(arguments: ConvertArguments):
+    checkpoint, clip_checkpoint = arguments.checkpoint, arguments.clip_checkpoint
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"--checkpoint {checkpoint}: there is no such file.")
+    model, report = convert_official_checkpoint(checkpoint, clip_checkpoint, arguments.num_frames)
+    print("\n".join(report))
+    tokenizer = arguments.tokenizer
+    if tokenizer is None and not Path(clip_checkpoint).is_file():
+        tokenizer = clip_checkpoint
+    save_with_processor(model, arguments.output_dir, tokenizer)
+
+
+def from_openai(arguments: ConvertArguments):
+    if not Path(arguments.clip_checkpoint).is_file():
+        raise FileNotFoundError(
+            f"--clip_checkpoint {arguments.clip_checkpoint}: there is no such file. (With --checkpoint, to convert an "
+            "official checkpoint, it may be a Hub id.)"
+        )
+    model, weights, report = convert_openai_checkpoint(arguments.clip_checkpoint, arguments.hidden_act)
+    print("\n".join(report))
+    save_with_processor(model, arguments.output_dir, arguments.tokenizer, state_dict=weights)
+
+
+def to_official(arguments: ConvertArguments):
+    checkpoint = Path(arguments.checkpoint)
+    if checkpoint.exists():
+        raise ValueError(f"--checkpoint {checkpoint} is there already: name a new file to write to.")
+    model = CLIPFSARModel.from_pretrained(arguments.model, dtype=torch.float32)
+    converted = official_checkpoint(model)
+    with replace_file(checkpoint) as partial:
+        torch.save(converted, partial)
+    print(f"{checkpoint}: {len(converted['model_state'])} weights; CLIP's text tower has no place there.")
+
+
+def main(arguments: ConvertArguments):
+    convert = {FROM_OFFICIAL: from_official, FROM_OPENAI: from_openai, TO_OFFICIAL: to_official}
+    convert[arguments.direction](arguments)
+
+
+__all__ = ["main"]

@@ -1,0 +1,177 @@
+"""The command `clipfsar`. What takes seconds to import is imported once the options and the local paths are known.
+
+Exit codes: 0 done, 1 an error told in one sentence, 2 a usage error, 3 `predict` could not read some queries,
+130 interrupted, 141 the reader of the output has gone.
+"""
+
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+
+from clipfsar import __version__
+from clipfsar.options import nearest, parse_options
+
+DONE, FAILED, USAGE, INTERRUPTED, OUTPUT_CLOSED = 0, 1, 2, 130, 141
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Args:
+        summary: One line for `clipfsar --help`.
+        options: "module:name" of a dataclass of options, or of a function that parses a command line.
+        program: "module:name" of the function that gets the options; it returns an exit code, or anything else.
+        after_interrupt: What the user can do once the command was interrupted.
+    """
+
+    summary: str
+    options: str
+    program: str
+    after_interrupt: str = ""
+
+
+COMMANDS = {
+    "train": Command(
+        "train a model by episodes",
+        "clipfsar.training.arguments:parse_arguments",
+        "clipfsar.training.program:main",
+        "The same command with --resume goes on from the last checkpoint.",
+    ),
+    "prepare": Command(
+        "make a data set out of video files, and find what is wrong with them",
+        "clipfsar.data.arguments:parse_arguments",
+        "clipfsar.data.prepare:main",
+        "The same command goes on where this one stopped.",
+    ),
+    "evaluate": Command(
+        "measure few-shot accuracy on a split",
+        "clipfsar.evaluation.arguments:EvaluateArguments",
+        "clipfsar.evaluation.evaluate_model:main",
+    ),
+    "predict": Command(
+        "classify videos by a few example clips per class",
+        "clipfsar.inference.arguments:PredictArguments",
+        "clipfsar.inference.predict:main",
+    ),
+    "export": Command(
+        "write ONNX or torch.export files for other programs",
+        "clipfsar.inference.arguments:ExportArguments",
+        "clipfsar.inference.export:main",
+    ),
+    "convert": Command(
+        "convert official checkpoints and OpenAI's weights, and back",
+        "clipfsar.checkpoints.arguments:ConvertArguments",
+        "clipfsar.checkpoints.convert:main",
+    ),
+    "push": Command(
+        "upload a model to the Hugging Face Hub",
+        "clipfsar.checkpoints.arguments:PushArguments",
+        "clipfsar.checkpoints.push_to_hub:main",
+    ),
+    "demo-page": Command(
+        "try a model on a page in the browser",
+        "clipfsar.page.arguments:PageArguments",
+        "clipfsar.page.app:main",
+    ),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<10}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: clipfsar COMMAND [OPTIONS]",
+            "",
+            "Few-shot recognition of actions in video: a few clips per class, and the model recognises the next one.",
+            "",
+            *lines,
+            "",
+            "clipfsar COMMAND --help explains a command; clipfsar --version prints the version.",
+        ]
+    )
+
+
+def _imported(place: str):
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _parse(name: str, command_line: list[str]):
+    """The options of a subcommand; ends the program for `--help` and usage errors."""
+    options, prog = _imported(COMMANDS[name].options), f"clipfsar {name}"
+    if is_dataclass(options):
+        return parse_options(options, command_line=command_line, prog=prog)
+    takes_prog = "prog" in inspect.signature(options).parameters
+    return options(command_line, prog=prog) if takes_prog else options(command_line)
+
+
+def _run(name: str, command_line: list[str]) -> int:
+    arguments = _parse(name, command_line)
+    if getattr(arguments, "print_config", False):
+        print(json.dumps(asdict(arguments), indent=2))
+        return DONE
+    if hasattr(arguments, "check_files"):
+        arguments.check_files()
+    result = _imported(COMMANDS[name].program)(arguments)
+    return result if isinstance(result, int) else DONE
+
+
+def _error(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _dispatch(command_line: list[str]) -> int:
+    name = command_line[0] if command_line else ""
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return DONE
+    if name == "--version":
+        print(__version__)
+        return DONE
+    if not name:
+        print(usage(), file=sys.stderr)
+        return USAGE
+    if name not in COMMANDS:
+        meant = nearest(name, COMMANDS)
+        _error(f"Unknown command {name!r}: " + (f"did you mean {meant!r}?" if meant else "see clipfsar --help."))
+        return USAGE
+    try:
+        return _run(name, command_line[1:])
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        _error(_sentence(error))
+        return FAILED
+    except KeyboardInterrupt:
+        print(" ".join(filter(None, ("Interrupted.", COMMANDS[name].after_interrupt))), file=sys.stderr)
+        return INTERRUPTED
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}."  # without the number
+    return str(error) or type(error).__name__
+
+
+def main(command_line: Sequence[str] | None = None) -> int:
+    """Runs a command line, by default that of this process, and returns the exit code."""
+    try:
+        code = _dispatch(list(sys.argv[1:] if command_line is None else command_line))
+        sys.stdout.flush()
+        return code
+    except SystemExit as end:  # of the parser: help was printed, or a usage error
+        if not isinstance(end.code, (int, type(None))):
+            raise
+        return end.code or DONE
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
+
+
+__all__ = ["COMMANDS", "Command", "main"]

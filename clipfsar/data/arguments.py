@@ -1,0 +1,138 @@
+"""Options of `clipfsar prepare`. Imports nothing heavy, so that `--help` and usage errors answer at once."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from choices_clipfsar import DECODERS, FRAME_STORES, PREPROCESSINGS
+from clipfsar.options import option, parse_options
+from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
+from paths_clipfsar import check_path
+
+SPLITS = ("train", "validation", "test")
+DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # that of Kinetics-100 and SSv2
+TABLE_SUFFIXES = (".csv", ".jsonl")
+
+
+@dataclass
+class PrepareArguments:
+    """Makes a data set for training out of videos as people have them, and finds what is wrong before training does.
+
+        clipfsar prepare --benchmark hmdb51 --official_splits LISTS --video_root VIDEOS --frame_store jpeg
+        clipfsar prepare --source FOLDER          # SPLIT/CLASS/VIDEO, or CLASS/VIDEO shared out by classes
+        clipfsar prepare --source clips.csv       # columns path, label and, if there are splits, split
+        clipfsar prepare --source HUB_ID --class_split 64 12 24
+
+    Every video is read once, in parallel. Videos that cannot be read are listed in bad_videos.csv. With --frame_store
+    the data set keeps the resized frames; training reads them many times faster than the video files. Start an
+    interrupted preparation again, and it resumes.
+    """
+
+    # From where
+    source: str | None = option(
+        None,
+        "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .jsonl), saved data set, or Hub id.",
+    )
+    official_splits: str | None = option(None, "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt.")
+    video_root: str | None = option(None, "Folder that the paths of the official lists, or of a table, start from.")
+    class_names_file: str | None = option(
+        None, "YAML file of the official program with the class names; else they are read off the videos' folders."
+    )
+    validation_class_names: str | None = option(
+        None,
+        "Validation class names, a line each in the order of the ids, or Something-Something's JSON file of labels; "
+        "else they are read off the videos' folders.",
+    )
+    splits: list[str] = option(list(SPLITS), "Official lists to read.", SPLITS)
+    benchmark: str | None = option(
+        None,
+        "Checks the numbers of classes and videos against the published ones; sets preprocessing and output_dir.",
+        PRESETS,
+    )
+    path_column: str = option("path", "Column of a table with the paths.")
+    split_column: str = option("split", "Column of a table with the splits, if it has one.")
+    label_column: str = option("label", "Column with the classes.")
+    video_column: str = option("video", "Column of a data set with the videos.")
+    class_split: list[float] = option(
+        [],
+        "Share the classes out anew: fractions or numbers of classes for train, validation and test. Data without "
+        f"splits are shared out as {' '.join(map(str, DEFAULT_CLASS_SPLIT))}.",
+    )
+    seed: int = option(0, "Of --class_split.")
+
+    # What to do
+    skip_reading: bool = option(
+        False, "Do not try to read every video, only look whether the files are there. A frame store reads them anyway."
+    )
+    skip_bad_videos: bool = option(
+        False, "Go on without missing and unreadable videos, instead of stopping once all are listed."
+    )
+    frame_store: str = option(
+        "none",
+        "Keep resized frames in the data set: jpeg is small and near enough, raw is exact and about 14 times larger.",
+        FRAME_STORES,
+    )
+    frame_size: int = option(224, "Input size of the model that the frame store is for.")
+    preprocessing: str = option("clip", "Preprocessing that the frame store is for.", PREPROCESSINGS)
+    frames_per_video: int = option(
+        72, "Evenly spaced frames to keep of longer videos: 9 candidates for each of 8 segments. 0 keeps all frames."
+    )
+    jpeg_quality: int = option(90, "1 to 95.")
+    embed_videos: bool = option(False, "Put the video files themselves into the data set, to move or upload it.")
+    decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
+    num_workers: int = option(os.cpu_count() or 1, "Processes that read videos.")
+
+    # Where to
+    output_dir: str | None = option(None, "Folder of the data set; with --benchmark NAME it is data/NAME.")
+    format: str = option(
+        "disk",
+        "disk is for load_from_disk, parquet for load_dataset and the Hub; training takes both.",
+        ("disk", "parquet"),
+    )
+    push_to_hub: str | None = option(None, "Also upload the data set, videos included, to this Hub repository.")
+    hub_private: bool = option(True, "Make a new Hub repository private.")
+
+    def __post_init__(self):
+        if (self.source is None) == (self.official_splits is None):
+            raise ValueError("Give either --source or --official_splits with --video_root.")
+        if self.official_splits is not None and self.video_root is None:
+            raise ValueError("--official_splits needs --video_root, the folder that the lists' paths start from.")
+        if self.output_dir is None:
+            raise ValueError("--output_dir is missing: the folder of the data set.")
+        if self.embed_videos and self.frame_store != "none":
+            raise ValueError("--embed_videos and --frame_store both fill the data set: choose one.")
+        for name, least in (("frame_size", 1), ("frames_per_video", 0), ("num_workers", 1), ("jpeg_quality", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}.")
+        if self.jpeg_quality > 95:
+            raise ValueError(f"--jpeg_quality {self.jpeg_quality} must be at most 95.")
+
+    def settings(self) -> dict:
+        """The options that determine the data set: an interrupted preparation resumes only with the same ones."""
+        others = {"output_dir", "num_workers", "skip_bad_videos", "push_to_hub", "hub_private"}
+        return {name: value for name, value in asdict(self).items() if name not in others}
+
+    def check_files(self):
+        """Raises `FileNotFoundError` for a local path that is not there."""
+        remedy = (
+            "Give a folder with videos or the Hub id of a data set (OWNER/NAME); clipfsar prepare makes a data set of "
+            "videos in other forms."
+        )
+        is_table = self.source is not None and self.source.lower().endswith(TABLE_SUFFIXES)
+        check_path("source", self.source, "" if is_table else remedy)
+        folders = "official_splits", "video_root", "class_names_file", "validation_class_names"
+        for name in folders if self.official_splits is not None else ():
+            check_path(name, getattr(self, name), is_local=True)
+
+
+def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None = None) -> PrepareArguments:
+    """The command line over the benchmark's settings over the defaults."""
+    command_line = sys.argv[1:] if command_line is None else command_line
+    benchmark, defaults = benchmark_on(command_line), {}
+    if benchmark:
+        defaults = {"preprocessing": PRESETS[benchmark].preprocessing, "output_dir": dataset_folder(benchmark)}
+    return parse_options(PrepareArguments, command_line=command_line, prog=prog, defaults=defaults)
+
+
+__all__ = ["DEFAULT_CLASS_SPLIT", "SPLITS", "TABLE_SUFFIXES", "PrepareArguments", "parse_arguments"]

@@ -1,0 +1,44 @@
+"""Options of `clipfsar demo-page`. Imports nothing heavy, so that `--help` answers at once."""
+
+import os
+from dataclasses import dataclass
+
+from clipfsar.options import option
+from paths_clipfsar import check_path
+
+
+@dataclass
+class PageArguments:
+    """Starts a page to try a model on: name classes, show a few clips of each, ask about another clip, see why.
+
+        clipfsar demo-page --model runs/mine/best                       # a folder or Hub id: CLIP-FSAR, or a plain CLIP
+        clipfsar demo-page --model runs/mine/best --examples EXAMPLES   # with example classes at a click
+
+    EXAMPLES holds a folder of clips for every class, and may hold a folder `queries` of clips to ask about. Clips of
+    visitors go to the machine that serves the page and nowhere else: no analytics, no public link, nothing loaded from
+    other hosts (the browser is told to refuse it). A clip is deleted once its frames are encoded, the one in question
+    when it is replaced or its visitor leaves. Nobody sees the classes of others.
+    """
+
+    model: str | None = option(
+        os.environ.get("CLIPFSAR_MODEL"),
+        "Folder or Hub id of a CLIP-FSAR model or a plain CLIP. Default: the environment's CLIPFSAR_MODEL.",
+    )
+    examples: str | None = option(None, "Folder of example clips: EXAMPLES/CLASS/clips and EXAMPLES/queries/clips.")
+    device: str | None = option(None, "cpu, cuda, ...; default: a GPU if there is one.")
+    host: str | None = option(None, "Address to listen on; default: this machine alone (127.0.0.1).")
+    port: int | None = option(None, "Default: the first free one from 7860 on.")
+
+    def __post_init__(self):
+        if self.model is None:
+            raise ValueError(
+                "--model is missing: give a folder or Hub id, here or in the environment as CLIPFSAR_MODEL."
+            )
+
+    def check_files(self):
+        """Raises `FileNotFoundError` for a local path that is not there."""
+        check_path("model", self.model)
+        check_path("examples", self.examples, is_local=True)
+
+
+__all__ = ["PageArguments"]

@@ -1,0 +1,130 @@
+"""Rules for names of files and folders, each spelled once. Needs nothing but Python.
+
+What looks like a path, which name of it may be shown to others, how a file is replaced, and which class a folder of
+clips stands for.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+try:
+    from .choices_clipfsar import VIDEO_SUFFIXES
+except ImportError:
+    if __package__:
+        raise
+    from choices_clipfsar import VIDEO_SUFFIXES
+
+_FILE_SUFFIXES = (
+    *(".bin", ".ckpt", ".csv", ".json", ".jsonl", ".onnx", ".parquet", ".pt", ".pt2", ".pth", ".pyth"),
+    *(".safetensors", ".txt", ".yaml", ".yml", *VIDEO_SUFFIXES),
+)
+
+
+def looks_like_path(name: str | os.PathLike) -> bool:
+    """Whether a name can only be a path, not a Hub id (NAME or OWNER/NAME).
+
+    It is absolute, begins with `.` or `~`, has a backslash or more than one slash, or ends in a known file suffix.
+    """
+    name = os.fspath(name)
+    return (
+        os.path.isabs(name)
+        or name.startswith((".", "~"))
+        or name.count("/") > 1
+        or "\\" in name
+        or name.lower().endswith(_FILE_SUFFIXES)
+    )
+
+
+def check_path(option: str, name: str | os.PathLike | None, remedy: str = "", is_local: bool = False) -> None:
+    """Checks that a local path exists; a name that may be a Hub id passes.
+
+    Args:
+        option: Option that the path was given to, for the message.
+        name: The path; None passes.
+        remedy: Sentence that ends the message.
+        is_local: Whether the name is a path in any case.
+
+    Raises:
+        FileNotFoundError: When nothing is there.
+    """
+    if name is None or not (is_local or looks_like_path(name)) or Path(name).expanduser().exists():
+        return
+    raise FileNotFoundError(f"--{option} {name} does not exist.{f' {remedy}' if remedy else ''}")
+
+
+def public_name(name: str | os.PathLike) -> str:
+    """A Hub id as it is, or the last part of a path: the folders of a machine are nobody's business."""
+    path = os.path.abspath(os.path.expanduser(name))
+    return os.path.basename(path) if looks_like_path(name) or os.path.exists(path) else os.fspath(name)
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a hidden path in the same folder to write to, and renames it to `path` when the block ends.
+
+    `path` is complete at every moment: the old file, then the new one. After an error the old one stays. A folder can
+    be written this way too, where none is at `path` yet.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def class_name_of_folder(folder: str) -> str:
+    """Words as a text tower wants them: brush_hair -> brush hair, ApplyEyeMakeup -> Apply Eye Makeup."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder.replace("_", " "))
+    return " ".join(words.split())
+
+
+def class_names_of_folders(folders: Iterable[str], place: str | os.PathLike) -> dict[str, str]:
+    """The class name of each folder of clips, by `class_name_of_folder`.
+
+    Args:
+        folders: Names of the folders.
+        place: Where they lie, for the message.
+
+    Raises:
+        ValueError: When two folders have the same class name; the message has both.
+    """
+    names, folder_of = {}, {}
+    for folder in folders:
+        names[folder] = class_name_of_folder(folder)
+        other = folder_of.setdefault(names[folder], folder)
+        if other != folder:
+            raise ValueError(
+                f"The folders {other!r} and {folder!r} in {place} both stand for the class {names[folder]!r}: "
+                "move their clips into one folder, or rename one of them."
+            )
+    return names
+
+
+def normalized_class_name(class_name: str) -> str:
+    """The same for brush_hair, brush-hair and Brush Hair, to tell whether two names mean one class."""
+    return re.sub(r"[\s_-]", "", class_name.casefold())
+
+
+__all__ = [
+    "check_path",
+    "class_name_of_folder",
+    "class_names_of_folders",
+    "looks_like_path",
+    "normalized_class_name",
+    "public_name",
+    "replace_file",
+]

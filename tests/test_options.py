@@ -1,0 +1,174 @@
+"""Command lines of dataclasses: what is understood, what is refused and in which words."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+from tiny_data import REPOSITORY
+
+from clipfsar.options import REQUIRED, make_parser, nearest, option, parse_options
+from clipfsar.presets import benchmark_on
+
+
+@dataclass
+class Options:
+    """What the program does.
+
+        program --model x    # an example, on a line of its own
+
+    More about it.
+    """
+
+    model: str = option(REQUIRED, "Model.")
+    n_shot: list[int] = option([1, 5], "Shots.")
+    query: list[str] = option([], "Videos.")
+    rate: float | None = option(None, "Rate.")
+    resume: bool = option(False, "Resume.")
+    private: bool = option(True, "Private.")
+    modulate: bool | None = option(None, "Modulate.")
+    mode: str = option("fast", "Mode.", ("fast", "slow"))
+    splits: list[str] = option(["a"], "Splits.", ("a", "b"))
+
+    def __post_init__(self):
+        if self.n_shot[0] < 1:
+            raise ValueError(f"--n_shot {self.n_shot[0]} must be\nat least 1.")
+
+
+def parse(*command_line, **settings) -> Options:
+    return parse_options(Options, command_line=["--model", "m", *command_line], **settings)
+
+
+def refused(capsys, *command_line) -> str:
+    """The one line that a refused command line ends in."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parse_options(Options, command_line=command_line)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err.strip()
+
+
+def test_what_is_not_given_has_the_default_of_the_field():
+    assert parse() == Options("m")
+    assert Options("m").n_shot == [1, 5]
+
+
+def test_values_have_the_type_of_their_field():
+    options = parse("--n_shot", "3", "7", "--rate", "1e-4", "--query", "a.mp4", "b.mp4", "--mode", "slow")
+    assert (options.n_shot, options.rate, options.query) == ([3, 7], 1e-4, ["a.mp4", "b.mp4"])
+    assert options.mode == "slow"
+
+
+@pytest.mark.parametrize(
+    ("command_line", "expected"),
+    [
+        (["--resume"], (True, True, None)),
+        (["--resume", "true"], (True, True, None)),
+        (["--resume", "False"], (False, True, None)),
+        (["--no_private"], (False, False, None)),
+        (["--no-private"], (False, False, None)),
+        (["--private", "false"], (False, False, None)),
+        (["--private"], (False, True, None)),
+        (["--modulate", "false"], (False, True, False)),
+    ],
+)
+def test_flags_are_given_alone_with_a_value_or_negated(command_line, expected):
+    options = parse(*command_line)
+    assert (options.resume, options.private, options.modulate) == expected
+
+
+def test_hyphens_stand_for_underscores_in_names_and_nowhere_else():
+    assert parse("--n-shot", "2").n_shot == [2]
+    assert parse("--query", "my-clip_1.mp4", "--rate=-1").query == ["my-clip_1.mp4"]
+    assert parse_options(Options, command_line=["--model=a-b"]).model == "a-b"
+
+
+def test_a_list_that_is_empty_by_default_can_be_emptied_on_the_command_line():
+    assert parse("--query", defaults={"query": ["preset.mp4"]}).query == []
+    assert parse(defaults={"query": ["preset.mp4"]}).query == ["preset.mp4"]
+
+
+def test_lists_of_two_parses_are_not_the_same_object():
+    parse().n_shot.append(9)
+    assert parse().n_shot == [1, 5]
+
+
+def test_defaults_lie_between_those_of_the_class_and_the_command_line():
+    preset = {"model": "preset", "rate": 0.5, "private": False}
+    options = parse_options(Options, command_line=["--rate", "2"], defaults=preset)
+    assert (options.model, options.rate, options.private) == ("preset", 2.0, False)
+    with pytest.raises(TypeError, match="Options has no option depth"):
+        make_parser(Options, defaults={"depth": 3})
+
+
+@pytest.mark.parametrize(
+    ("command_line", "message"),
+    [
+        ([], "error: the following arguments are required: --model."),
+        (["--nshot", "1"], "error: Unknown option '--nshot': did you mean '--n_shot'?"),
+        (["--model", "m", "--zzz"], "error: Unknown option '--zzz': see --help."),
+        (
+            ["--model", "m", "--quer", "x"],
+            "error: Unknown option '--quer': did you mean '--query'?",
+        ),  # no abbreviations
+        (["--model", "m", "n"], "error: Unexpected value 'n': values follow their option, --NAME VALUE."),
+        (
+            ["--model", "m", "--mode", "slwo"],
+            "error: --mode: invalid choice: 'slwo' (choose from fast, slow); did you mean 'slow'?",
+        ),
+        (["--model", "m", "--splits", "a", "c"], "error: --splits: invalid choice: 'c' (choose from a, b)."),
+        (["--model", "m", "--n_shot", "many"], "error: --n_shot: invalid int value: 'many'."),
+        (["--model", "m", "--n_shot"], "error: --n_shot: expected at least one argument."),
+        (["--model", "m", "--resume", "maybe"], "error: --resume: 'maybe' is neither true nor false."),
+        (["--model", "m", "--n_shot", "0"], "error: --n_shot 0 must be at least 1."),
+    ],
+)
+def test_a_usage_error_is_one_line_with_its_remedy(capsys, command_line, message):
+    assert refused(capsys, *command_line) == message
+
+
+def test_help_keeps_the_lines_of_the_description_and_shows_only_defaults_that_say_something(capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parse_options(Options, command_line=["--help"], prog="program")
+    text = capsys.readouterr().out
+    assert text.startswith("usage: program --model MODEL [OPTIONS]\n\nWhat the program does.\n")
+    assert "    program --model x    # an example, on a line of its own\n" in text
+    assert "Shots. (default: 1 5)" in text
+    assert "Mode. (default: fast)" in text
+    assert "None" not in text
+    assert "[]" not in text
+
+
+def test_a_field_of_another_type_is_an_error_of_the_programmer():
+    @dataclass
+    class Wrong:
+        table: dict = option(None, "Table.")
+
+    with pytest.raises(TypeError, match="Option 'table' has the type <class 'dict'>"):
+        make_parser(Wrong)
+
+
+def test_the_nearest_name_is_found_or_none():
+    assert nearest("evalute", ["train", "evaluate"]) == "evaluate"
+    assert nearest("xyz", ["train", "evaluate"]) is None
+
+
+@pytest.mark.parametrize(
+    ("command_line", "benchmark"),
+    [
+        (["--benchmark", "ucf101"], "ucf101"),
+        (["--seed", "1", "--benchmark=hmdb51"], "hmdb51"),
+        (["--benchmark", "unknown"], None),
+        (["--benchmark"], None),
+        ([], None),
+    ],
+)
+def test_the_benchmark_is_read_off_a_command_line_before_the_rest(command_line, benchmark):
+    assert benchmark_on(command_line) == benchmark
+
+
+def test_parsing_needs_nothing_but_python():
+    program = "import sys, clipfsar.options, clipfsar.presets, paths_clipfsar; print(*sys.modules)"
+    child = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "numpy", "datasets"} & set(child.stdout.split())

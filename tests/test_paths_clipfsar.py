@@ -1,0 +1,149 @@
+"""Rules for names of files and folders."""
+
+import os
+
+import pytest
+from datasets import ClassLabel
+from tiny_data import tiny_model_and_processor, write_video
+
+from clipfsar.data.sources import folder_splits
+from clipfsar.data.splits import load_video_splits
+from clipfsar.inference.predict import find_classes
+from clipfsar.page.visitor import Examples
+from paths_clipfsar import (
+    check_path,
+    class_name_of_folder,
+    class_names_of_folders,
+    looks_like_path,
+    normalized_class_name,
+    public_name,
+    replace_file,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, True) for name in ("/data", "./data", "../data", "~/data", "runs/mine/best", "RN50.pt", "a/b.pyth")),
+        *((name, True) for name in ("clips.csv", "new.MP4", r"runs\mine")),
+        *((name, False) for name in ("data", "openai/clip-vit-base-patch16", "me/Qwen2.5", "somebody/data")),
+    ],
+)
+def test_a_path_is_told_from_a_hub_id(name, expected):
+    assert looks_like_path(name) is expected
+
+
+def test_a_path_that_is_not_there_is_named_with_its_option_and_a_hub_id_passes(tmp_path):
+    check_path("model", None)
+    check_path("model", "somebody/model")
+    check_path("model", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^--model \./nothing does not exist\. Give a folder\.$"):
+        check_path("model", "./nothing", "Give a folder.")
+    with pytest.raises(FileNotFoundError, match=r"^--folder nothing does not exist\.$"):
+        check_path("folder", "nothing", is_local=True)
+
+
+def test_the_public_name_of_a_path_is_its_last_part(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert public_name(tmp_path / "here") == "here"
+    assert public_name("here/") == "here"
+    assert public_name(".") == tmp_path.name
+    assert public_name("/home/somebody/secret/model") == "model"
+    assert public_name("runs/mine/best") == "best"  # not there (any more), but no Hub id
+    assert public_name("openai/clip") == "openai/clip"
+
+
+def test_a_file_is_replaced_when_it_is_complete_and_not_before(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with replace_file(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    with pytest.raises(RuntimeError), replace_file(path) as partial:  # noqa: PT012
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_appears_when_it_is_complete_whatever_a_killed_process_left(tmp_path):
+    (tmp_path / ".shard.partial").mkdir()
+    (tmp_path / ".shard.partial" / "left").touch()
+    with replace_file(tmp_path / "shard") as partial:
+        partial.mkdir()
+        (partial / "keys").touch()
+    assert os.listdir(tmp_path) == ["shard"]
+    assert os.listdir(tmp_path / "shard") == ["keys"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("brush_hair", "brush hair"),
+        ("ApplyEyeMakeup", "Apply Eye Makeup"),
+        ("YoYo", "Yo Yo"),
+        ("TaiChi", "Tai Chi"),
+        ("jumping jacks", "jumping jacks"),
+        ("__a__b_", "a b"),
+    ],
+)
+def test_a_class_is_named_by_the_words_of_its_folder(folder, name):
+    assert class_name_of_folder(folder) == name
+    assert normalized_class_name(folder) == normalized_class_name(name)
+
+
+def test_two_folders_of_one_class_are_named():
+    message = "The folders 'brush hair' and 'brush_hair' in videos both stand for the class 'brush hair': move"
+    with pytest.raises(ValueError, match=message):
+        class_names_of_folders(["brush hair", "brush_hair"], "videos")
+
+
+# --- one tree, every way in -------------------------------------------------------------------------------------------
+
+CLASSES = {"ApplyEyeMakeup": "Apply Eye Makeup", "brush_hair": "brush hair"}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tree")
+    for number, name in enumerate(CLASSES):
+        (folder / name).mkdir()
+        for clip in range(2):
+            write_video(folder / name / f"{clip}.mp4", (200, 30, 100 * number), seed=clip)
+    return folder
+
+
+def names_of_every_way(tree) -> dict[str, list[str]]:
+    label = load_video_splits(str(tree))["train"].features["label"]
+    assert isinstance(label, ClassLabel)
+    return {
+        "prepare": list(dict.fromkeys(clip.class_name for clip in folder_splits(tree)["all"])),
+        "videofolder": label.names,
+        "predict": list(find_classes(tree)),
+        "page": list(Examples.from_folder(tree).classes),
+    }
+
+
+def test_one_tree_gives_the_same_class_names_and_prompts_by_every_way(tree):
+    _, processor = tiny_model_and_processor()
+    expected = processor.tokenize_classes(list(CLASSES.values()))["input_ids"].tolist()
+    for way, names in names_of_every_way(tree).items():
+        assert names == list(CLASSES.values()), way
+        assert processor.tokenize_classes(names)["input_ids"].tolist() == expected
+
+
+def test_labels_of_a_videofolder_keep_their_rows(tree):
+    rows = load_video_splits(str(tree))["train"]
+    names = [rows.features["label"].names[label] for label in rows["label"]]
+    assert names == [CLASSES[video["path"].split("/")[-2]] for video in rows["video"]]
+
+
+@pytest.mark.parametrize("read", [folder_splits, find_classes, Examples.from_folder, load_video_splits])
+def test_two_folders_of_one_class_are_refused_by_every_way(read, tree, tmp_path):
+    for name in ("brush_hair", "brush hair"):
+        (tmp_path / name).mkdir()
+        write_video(tmp_path / name / "0.mp4", (200, 30, 30), seed=0)
+    with pytest.raises(ValueError, match="'brush hair' and 'brush_hair'"):
+        read(str(tmp_path) if read is load_video_splits else tmp_path)
