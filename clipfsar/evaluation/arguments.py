@@ -14,9 +14,9 @@ class EvaluateArguments:
         clipfsar evaluate --model runs/mine/best --dataset DATA --split test --n_shot 1 5 --output_dir results
         clipfsar evaluate --model runs/mine/best --dataset DATA --n_shot 1 --exact    # over all episodes
         clipfsar evaluate --model runs/mine/best --dataset DATA --n_shot 5 --until_interval 0.2
-        clipfsar evaluate --model runs/b/best --compare_with runs/a/best --dataset DATA    # same episodes, paired
+        clipfsar evaluate --model runs/b/best --compare_with runs/a/best --dataset DATA    # paired
 
-    With --feature_store the frame features stay on disk: the next evaluation reads them, and an interrupted one goes on.
+    With --feature_store the frame features stay on disk: the next evaluation reads them, an interrupted one goes on.
     """
 
     # What
