@@ -219,7 +219,7 @@ def test_a_run_without_a_dataset_says_what_is_missing():
     ],
 )
 def test_a_bad_value_is_named_with_its_remedy(arguments, message, capsys):
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         parse_arguments(arguments)
     assert re.search(message, capsys.readouterr().err)
 
@@ -239,6 +239,6 @@ def test_a_bad_choice_is_refused_by_the_parser(arguments, message, capsys):
 
 
 def test_a_misspelt_option_is_refused_and_not_taken_for_another(capsys):
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         parse_arguments(["--learning_rat", "1"])
     assert "Unknown option '--learning_rat': did you mean '--learning_rate'?" in capsys.readouterr().err
