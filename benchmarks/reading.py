@@ -27,9 +27,10 @@ from transformers import CLIPImageProcessor, CLIPTokenizer, HfArgumentParser
 from benchmarks.data_loading import NUM_FRAMES, render
 from choices_clipfsar import DECODERS
 from clipfsar.data.sources import folder_splits
+from decoding_clipfsar import load_decoder
 from demo.synthetic import TINY_CLIP
 from processing_clipfsar import CLIPFSARProcessor
-from video_clipfsar import _load_decoder, read_video_frames, sample_frame_indices
+from video_clipfsar import read_video_frames, sample_frame_indices
 
 
 @dataclass
@@ -44,12 +45,12 @@ def choose(num_video_frames: int, fps: float | None = None) -> list[int]:
 
 
 def bare_decord(path: str) -> torch.Tensor:
-    reader = _load_decoder("decord")[0].VideoReader(path, num_threads=1)
+    reader = load_decoder("decord")[0].VideoReader(path, num_threads=1)
     return torch.from_numpy(reader.get_batch(choose(len(reader))).asnumpy())
 
 
 def bare_torchcodec(path: str) -> torch.Tensor:
-    decoders = _load_decoder("torchcodec")[0]
+    decoders = load_decoder("torchcodec")[0]
     decoder = decoders.VideoDecoder(path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
     return decoder.get_frames_at(indices=choose(decoder.metadata.num_frames)).data
 
@@ -90,7 +91,7 @@ def compare_decoders(files: dict[str, list[str]], rounds: int):
     )
     for title, paths in files.items():
         for decoder in DECODERS:
-            if _load_decoder(decoder)[0] is None:
+            if load_decoder(decoder)[0] is None:
                 continue
             ways = [BARE[decoder], lambda path, name=decoder: read_video_frames(path, choose, name)]
             if not all(torch.equal(*(way(path) for way in ways)) for path in paths):

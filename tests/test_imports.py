@@ -20,8 +20,14 @@ MAY_IMPORT = {
     "resnet_clipfsar": {"configuration_clipfsar"},
     "alignment_clipfsar": set(),
     "modeling_clipfsar": {"alignment_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"},
-    "frame_archive_clipfsar": set(),
-    "video_clipfsar": {"choices_clipfsar", "frame_archive_clipfsar"},
+    "container_clipfsar": set(),
+    "decoding_clipfsar": {"container_clipfsar"},
+    "reader_process_clipfsar": {"container_clipfsar", "decoding_clipfsar"},
+    "frame_archive_clipfsar": {"container_clipfsar"},
+    "video_clipfsar": {
+        *("choices_clipfsar", "container_clipfsar", "decoding_clipfsar", "frame_archive_clipfsar"),
+        "reader_process_clipfsar",
+    },
     "pixels_clipfsar": set(),
     "processing_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "frame_archive_clipfsar", "pixels_clipfsar", "video_clipfsar"),
