@@ -10,7 +10,8 @@ INFERENCE_MODES = ("few_shot", "zero_shot", "ensemble")
 FRAME_SAMPLINGS = ("segment_center", "segment_random", "interval")
 PREPROCESSINGS = ("clip", "official")
 QUERY_AUGMENTATIONS = ("none", "kinetics")
-DECODERS = ("decord", "torchcodec", "av")  # the order in which decoder="auto" tries them
+DECODERS = ("decord", "torchcodec", "av")
+SECONDS_PER_VIDEO = 60  # time limit for reading a video
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

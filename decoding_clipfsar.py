@@ -110,12 +110,23 @@ class PyAVReader:
         frame = next(self._wanted([0]))
         return turns_of_matrix(_matrix_of(frame))
 
+    def oddities(self) -> dict[str, bool]:
+        """What makes other readers give other frames than the file shows, and whether it is so."""
+        is_transposed, flips_columns, flips_rows = self.turns()
+        return {
+            "its edit list hides frames": self.packets.is_cut,
+            "it has hidden frames": any(count != 1 for count in self.packets.num_shown) and not self.packets.is_cut,
+            "it is mirrored": is_transposed == (flips_columns == flips_rows),
+            "its groups of pictures are open": self.order.has_leading_pictures or not self.packets.is_key[0],
+            "only decoding tells how many frames it shows": self.is_counted_by_decoding,
+        }
+
     def close(self):
         self._kept = self._decoded = None
         self._container.close()
 
     def read(self, frames: list[int]) -> Iterator[np.ndarray]:
-        """Raises `UnreadableError` for a frame that cannot be decoded, and `RecountError` before the first frame."""
+        """Raises `UnreadableError` for a frame that cannot be decoded; `RecountError` also after some frames."""
         convert = _Converter()
         for frame in self._wanted(frames):
             yield convert(frame)
@@ -196,7 +207,7 @@ class PyAVReader:
                 num_frames = len(self.order.packets)
                 self._set_times()
                 message = f"frames cannot be decoded: {num_frames} come out, {len(before)} were announced"
-                raise (RecountError if not num_done else UnreadableError)(message) from reason
+                raise (RecountError if num_frames else UnreadableError)(message) from reason
         yield from self._wanted_in_turn(frames[num_done:])
 
     def _wanted_by_identity(self, frames: list[int]) -> Iterator:
@@ -360,19 +371,11 @@ class _ForeignReader:
 
     def _refusal(self, truth: PyAVReader, states_times: bool) -> str | None:
         """Why a decoder may give other frames than the file shows. `states_times`: as mp4 and matroska do."""
-        is_transposed, flips_columns, flips_rows = truth.turns()
-        reasons = {
-            "its edit list hides frames": truth.packets.is_cut,
-            "it has hidden frames": any(count != 1 for count in truth.packets.num_shown),
-            "it is mirrored": is_transposed == (flips_columns == flips_rows),
-            "it has several video streams": truth.num_streams > 1,
-        }
-        if states_times:  # or else the decoder is not trusted to seek
-            reasons |= {
-                "only decoding tells how many frames it shows": truth.is_counted_by_decoding,
-                "its groups of pictures are open": truth.order.has_leading_pictures,
-                "its first packet is no key frame": not truth.packets.is_key[0],
-            }
+        reasons = truth.oddities()
+        if not states_times:  # the decoder is then not trusted to seek
+            reasons.pop("its groups of pictures are open")
+            reasons.pop("only decoding tells how many frames it shows")
+        reasons["it has several video streams"] = truth.num_streams > 1
         return next((reason for reason, holds in reasons.items() if holds), None)
 
     def close(self):

@@ -54,7 +54,6 @@ except ImportError:
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DOWNLOAD_TIMEOUT_SECONDS = 60
 MAX_BYTES_OF_FRAMES = 2**34  # of one video at a time
-SECONDS_PER_VIDEO = 60  # the limit that programs and the processor set by default
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -153,6 +152,13 @@ class _FrameFiles:
         self._paths = [os.path.join(folder, name) for name in names]
         self.times = VideoTimes(len(names))
 
+    def has_turned_images(self) -> bool:
+        for path in self._paths:
+            with Image.open(path) as image:
+                if _is_turned(image):
+                    return True
+        return False
+
     def read(self, frames: list[int]) -> Iterator[np.ndarray]:
         for number in frames:
             try:
@@ -195,10 +201,16 @@ class _FramesInMemory:
             yield _upright(image) if isinstance(image, Image.Image) else np.asarray(image)
 
 
+def _is_turned(image: Image.Image) -> bool:
+    with contextlib.suppress(Exception):
+        return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    return False
+
+
 def _upright(image: Image.Image) -> np.ndarray:
     """RGB pixels of an image, turned as its EXIF data asks for; data that make no sense are ignored."""
     with contextlib.suppress(Exception):
-        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        if _is_turned(image):
             image = ImageOps.exif_transpose(image)
     return np.asarray(image.convert("RGB"))
 
@@ -345,6 +357,37 @@ def _open_here(source: str | bytes, decoder: str, num_threads: int):
     return open_reader(source, decoder, num_threads, container)
 
 
+def frames_differ_from_0_1(video: Any, sampling: str = "segment_center") -> str | None:
+    """Why version 0.1 of this library read other frames of a video than this one does, as far as its packets tell.
+
+    None where it read the same, and for a video that cannot be read or is not there: then nobody can tell. It takes a
+    few milliseconds. `sampling`: with `"interval"`, version 0.1 took numbers of frames for times.
+    """
+    try:
+        _, source = _locate(video)
+        if isinstance(source, str) and os.path.isdir(source):
+            reader = _FrameFiles(source)
+            return "its images are turned by their EXIF data" if reader.has_turned_images() else None
+        if not isinstance(source, (str, bytes)) or check_container(source) == "frame archive":
+            return None
+        reader = open_reader(source, "av", 1, "")
+        return _oddity_for_0_1(reader, check_container(source), sampling)
+    except Exception:
+        return None
+
+
+def _oddity_for_0_1(reader, container: str, sampling: str) -> str | None:
+    oddities = reader.oddities()
+    oddities.pop("only decoding tells how many frames it shows")
+    if container not in ("mp4", "matroska"):  # those it read from the beginning
+        oddities.pop("its groups of pictures are open")
+    if min((time for time in reader.packets.pts if time is not None), default=0) < 0:
+        oddities.pop("its edit list hides frames")  # at the beginning: those it saw
+    if sampling == "interval":
+        oddities["its frame rate varies"] = not reader.times.is_constant
+    return next((reason for reason, holds in oddities.items() if holds), None)
+
+
 def _choose(select_indices, times: VideoTimes, path: str | None) -> list[int]:
     indices = select_indices
     if callable(select_indices):
@@ -466,10 +509,10 @@ def as_video_list(videos: Any) -> list:
 
 
 __all__ = [
-    "SECONDS_PER_VIDEO",
     "VideoReadError",
     "VideoTimes",
     "as_video_list",
+    "frames_differ_from_0_1",
     "is_one_video",
     "read_video_frames",
     "sample_frame_indices",

@@ -277,9 +277,9 @@ def test_announced_frames_that_do_not_come_are_taken_off_the_count(videos, monke
 
     monkeypatch.setattr(decoding_clipfsar, "PyAVReader", LosesTwo)
     told = []
-    frames = read_video_frames(videos / "fragmented.mp4", lambda n, fps: told.append(n) or [0, n - 1])
+    frames = read_video_frames(videos / "fragmented.mp4", lambda n, fps: told.append(n) or range(n))
     assert told == [40, 38]
-    assert shown_indices(frames)[0] == 0
+    assert len(frames) == 38
 
 
 def test_arrays_tensors_and_images_are_videos():
@@ -778,6 +778,7 @@ def test_every_setting_is_saved_and_can_be_overridden_when_loading(clip_folder, 
         "preprocessing": "official",
         "decoder": "av",
         "num_threads": 2,
+        "seconds_per_video": 30,
         "query_augmentation": "kinetics",
         "prompt_length": 20,
     }

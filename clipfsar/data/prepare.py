@@ -25,7 +25,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Value, Video
 from transformers import HfArgumentParser
 
-from choices_clipfsar import DECODERS, PREPROCESSINGS
+from choices_clipfsar import DECODERS, PREPROCESSINGS, SECONDS_PER_VIDEO
 from episodes_clipfsar import read_labels
 from clipfsar.options import HelpFormatter, option
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
@@ -93,6 +93,7 @@ class Arguments:
     jpeg_quality: int = option(90, "1 to 95.")
     embed_videos: bool = option(False, "Put the video files themselves into the data set, to move or upload it.")
     decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
+    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
     num_workers: int = option(os.cpu_count() or 1, "Processes that read videos.")
 
     # Where to
@@ -117,6 +118,8 @@ class Arguments:
         for name, least in (("frame_size", 1), ("frames_per_video", 0), ("num_workers", 1), ("jpeg_quality", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}.")
+        if not self.seconds_per_video > 0:
+            raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
         if self.jpeg_quality > 95:
             raise ValueError(f"--jpeg_quality {self.jpeg_quality} must be at most 95.")
 
@@ -128,11 +131,12 @@ class Arguments:
             self.frames_per_video,
             self.jpeg_quality,
             self.decoder,
+            self.seconds_per_video,
         )
 
     def that_shape_the_result(self) -> dict:
         """Options on which a preparation that goes on must agree with the one that was interrupted."""
-        others = {"output_dir", "num_workers", "skip_bad_videos", "push_to_hub", "hub_private"}
+        others = {"output_dir", "num_workers", "seconds_per_video", "skip_bad_videos", "push_to_hub", "hub_private"}
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 

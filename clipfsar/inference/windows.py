@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
-from video_clipfsar import sample_frame_indices, stream_video_frames
+from video_clipfsar import VideoTimes, sample_frame_indices, stream_video_frames
 
 THUMBNAILS_PER_TIMELINE = 9
 
@@ -64,6 +64,7 @@ def encode_windows(
     """Frame features of all windows. Every frame is decoded and encoded once, however many windows share it.
 
     Within a window frames are chosen as the processor does for a whole video, segment centres instead of random ones.
+    Windows are cut by the times at which frames are shown, also where the rate varies.
 
     Args:
         fps: Frames per second where the video does not say.
@@ -75,15 +76,19 @@ def encode_windows(
     sampling = "interval" if processor.frame_sampling == "interval" else "segment_center"
     plan: dict[str, Any] = {}
 
-    def select_indices(num_video_frames: int, video_fps: float | None) -> list[int]:
+    def select_indices(num_video_frames: int, video_fps: float | None, times: VideoTimes) -> list[int]:
         rate = video_fps or fps
         if not rate:
             raise ValueError("This video does not say its frames per second, which windows need: give fps.")
+        if video_fps:
+            num_video_frames, rate = times.as_constant()
         plan.update(fps=rate, num_video_frames=num_video_frames)
         plan["bounds"] = window_bounds(num_video_frames, rate, window_seconds, stride_seconds)
         settings = {"fps": rate, "sampling_rate": processor.sampling_rate, "target_fps": processor.target_fps}
         plan["windows"] = [
-            [start + index for index in sample_frame_indices(length, processor.num_frames, sampling, **settings)]
+            times.frames_at(
+                [start + index for index in sample_frame_indices(length, processor.num_frames, sampling, **settings)]
+            )
             for start, length in plan["bounds"]
         ]
         plan["frames"] = sorted({index for window in plan["windows"] for index in window})
@@ -91,7 +96,7 @@ def encode_windows(
 
     embeds, thumbnails, waiting = [], [], []
     progress = None
-    for frame in stream_video_frames(video, select_indices, processor.num_threads):
+    for frame in stream_video_frames(video, select_indices, processor.num_threads, processor.seconds_per_video):
         if progress is None:
             frames = plan["frames"]
             progress = tqdm(total=len(frames), desc="encoding frames", unit="frame", disable=not show_progress)

@@ -13,6 +13,7 @@ from choices_clipfsar import (
     INFERENCE_MODES,
     PREPROCESSINGS,
     QUERY_AUGMENTATIONS,
+    SECONDS_PER_VIDEO,
     SUPPORT_POOLINGS,
 )
 from clipfsar.options import option
@@ -63,6 +64,7 @@ class TrainingArguments:
     query_augmentation: str = option("none", "Flips and colour jitter of query videos.", QUERY_AUGMENTATIONS)
     prompt_template: str = option("a photo of {}", "Sentence around a class name.")
     decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
+    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
 
     # Model; empty means: as the checkpoint has it
     alignment: str | None = option(None, "Distance between frame sequences.", ALIGNMENTS)
@@ -200,6 +202,7 @@ class TrainingArguments:
             "query_augmentation",
             "prompt_template",
             "decoder",
+            "seconds_per_video",
         )
         return {name: getattr(self, name) for name in names}
 
@@ -209,6 +212,7 @@ class TrainingArguments:
             "output_dir",
             "resume",
             "decoder",
+            "seconds_per_video",
             "dataset",
             "episodes_per_forward",
             "features_dir",
