@@ -105,6 +105,10 @@ class PyAVReader:
     def num_streams(self) -> int:
         return len(self._container.streams.video)
 
+    @property
+    def is_transport_stream(self) -> bool:
+        return "mpegts" in self._container.format.name
+
     def turns(self) -> tuple[bool, bool, bool]:
         """How the first frame is turned (`turns_of_matrix`); decodes it."""
         frame = next(self._wanted([0]))
@@ -386,7 +390,9 @@ class DecordReader(_ForeignReader):
     name = "decord"
 
     def __init__(self, source: str | bytes, num_threads: int, container: str):
-        self._can_seek = container in ("mp4", "matroska")  # in avi and MPEG streams it jumps to wrong frames
+        self._can_seek = container in ("mp4", "matroska")  # in avi it jumps to wrong frames
+        if container == "stream":
+            raise UnreadableError("decord misses frames at the beginning of such streams (use 'av' or 'auto')")
         super().__init__(source, num_threads, container)
 
     def _open(self, source, num_threads: int) -> int:
