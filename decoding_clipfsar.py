@@ -71,6 +71,7 @@ class PyAVReader:
 
     def __init__(self, source: str | bytes, num_threads: int = 1):
         self._source, self._num_threads = source, num_threads
+        self._skips = None
         self._container, self._stream = self._open()
         self.codec = self._stream.codec_context.codec.canonical_name
         self._check_size(self._stream.codec_context.width, self._stream.codec_context.height)
@@ -165,22 +166,24 @@ class PyAVReader:
 
     def _packets_again(self, entry: int) -> Iterator:
         """Of a large file, demuxed once more: from where its seek table leads if that is a packet we know."""
-        time_of_entry, number = self.packets.pts[entry], None
-        if entry and time_of_entry is not None and self.packets.has_times:
-            self._container.seek(time_of_entry, stream=self._stream)
-            known = {self._identity(i): i for i in range(entry + 1)}
+        if entry and self.packets.has_times and self.packets.pts[entry] is not None:
+            self._container.seek(self.packets.pts[entry], stream=self._stream)
+            number, is_there = None, False
             for packet in self._container.demux(self._stream):
-                if packet.size:
-                    number = known.get((packet.pts, packet.dts, packet.size)) if number is None else number + 1
-                    if number is None or (packet.pts, packet.dts, packet.size) != self._identity(number):
-                        break
-                    if number >= entry:
-                        packet.pts = number
-                        yield packet
+                if not packet.size:
+                    continue
+                identity = packet.pts, packet.dts, packet.size
+                number = self._numbers.get(identity, entry + 1) if number is None else number + 1
+                if number > entry and not is_there:
+                    break  # the seek led too far, or nobody knows where
+                if self._identities[number] != identity:
+                    raise UnreadableError("its packets come in another order after a seek")
+                is_there = number >= entry
+                if is_there:
+                    packet.pts = number
+                    yield packet
             else:
                 return
-            if number is not None and number >= entry:
-                raise UnreadableError("its packets come in another order after a seek")
         self._container.close()
         self._container, self._stream = self._open()
         packets = (packet for packet in self._container.demux(self._stream) if packet.size)
@@ -189,8 +192,13 @@ class PyAVReader:
                 packet.pts = number
                 yield packet
 
-    def _identity(self, number: int) -> tuple:
-        return self.packets.pts[number], self.packets.dts[number], self.packets.size[number]
+    @functools.cached_property
+    def _identities(self) -> list[tuple]:
+        return list(zip(self.packets.pts, self.packets.dts, self.packets.size, strict=True))
+
+    @functools.cached_property
+    def _numbers(self) -> dict[tuple, int]:
+        return {identity: number for number, identity in enumerate(self._identities)}
 
     # Decoding
 
@@ -243,22 +251,27 @@ class PyAVReader:
         raise UnreadableError("a frame did not come")
 
     def _decode(self, entry: int, last: int, is_wanted: set[int]) -> Iterator:
-        context = self._stream.codec_context
-        if context.is_open:
-            context.flush_buffers()
-        is_skipping = False
+        """Frames of the packets from `entry` to `last`, without some that nobody wants."""
+        self._flush()
         for packet in self._packets_from(entry):
             number = packet.pts
             # Frames on which no other depends need not be decoded.
-            if is_skipping == (number in is_wanted):
-                is_skipping = not is_skipping
-                context.skip_frame = "NONREF" if is_skipping else "DEFAULT"
-            yield from context.decode(packet)
+            self._skip("DEFAULT" if number in is_wanted else "NONREF")
+            yield from self._stream.codec_context.decode(packet)
             if number == last:
                 break
-        if is_skipping:
-            context.skip_frame = "DEFAULT"
-        yield from context.decode(None)
+        self._skip("DEFAULT")
+        yield from self._stream.codec_context.decode(None)
+
+    def _flush(self):
+        if self._stream.codec_context.is_open:
+            self._stream.codec_context.flush_buffers()
+        self._skip("DEFAULT")
+
+    def _skip(self, frames: str):
+        if self._skips != (self._stream, frames):  # it costs some microseconds
+            self._stream.codec_context.skip_frame = frames
+            self._skips = self._stream, frames
 
     def _settle_start(self, first_key: int):
         """Takes out frames before the first key frame that do not come out."""
@@ -298,16 +311,14 @@ class PyAVReader:
     def _decode_all(self) -> Iterator:
         """All frames from the beginning; None for a packet that cannot be decoded."""
         av, _ = load_decoder("av")
-        context = self._stream.codec_context
-        if context.is_open:
-            context.flush_buffers()
+        self._flush()
         for packet in self._packets_from(0):
             try:
-                yield from context.decode(packet)
+                yield from self._stream.codec_context.decode(packet)
             except av.FFmpegError:
                 yield None
         try:
-            yield from context.decode(None)
+            yield from self._stream.codec_context.decode(None)
         except av.FFmpegError:
             yield None
 

@@ -198,7 +198,7 @@ def test_every_decoder_gives_the_frames_of_a_plain_decode_or_refuses(tmp_path, r
                 if not is_right:
                     wrong.append((path.name, name, told, choice))
         path.unlink()
-    assert wrong == []
+    assert not wrong, wrong
     assert num_read["av"] == 6 * NUM_RANDOM
     assert min(num_read.values()) >= NUM_RANDOM  # refusing everything would be no art
 

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from choices_clipfsar import INFERENCE_MODES
+from choices_clipfsar import INFERENCE_MODES, SECONDS_PER_VIDEO
 from clipfsar.data.sources import VIDEO_SUFFIXES
 from clipfsar.inference.load_model import load_model
 from clipfsar.inference.quantized import DTYPES
@@ -61,6 +61,9 @@ class Arguments:
         },
     )
     top_k: int = field(default=5, metadata={"help": "Classes shown per video."})
+    seconds_per_video: float = field(
+        default=SECONDS_PER_VIDEO, metadata={"help": "Time limit for reading a video; then it is unreadable."}
+    )
     detect_unknown: bool = field(default=False, metadata={"help": f"Also score {UNKNOWN_LABEL!r}."})
     window_seconds: float | None = field(
         default=None, metadata={"help": "Classify windows of this length instead of whole videos."}
@@ -143,6 +146,7 @@ class Prediction:
         for folder in filter(None, (arguments.pictures, arguments.output and Path(arguments.output).parent)):
             Path(folder).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
         model, processor = load_model(arguments.model, arguments.dtype)
+        processor.seconds_per_video = arguments.seconds_per_video
         device = "cpu" if arguments.dtype == "int8" else arguments.device
         self.pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)
         self.candidate_labels = None
@@ -277,7 +281,7 @@ def _check(arguments: Arguments):
         raise ValueError(f"--dtype int8 is for CPUs: leave --device {arguments.device} out, or use --dtype bfloat16.")
     if arguments.window_seconds is None and arguments.stride_seconds is not None:
         raise ValueError("--stride_seconds needs --window_seconds.")
-    for name in ("window_seconds", "stride_seconds", "fps"):
+    for name in ("window_seconds", "stride_seconds", "fps", "seconds_per_video"):
         if getattr(arguments, name) is not None and not getattr(arguments, name) > 0:
             raise ValueError(f"--{name} {getattr(arguments, name)} must be greater than 0.")
     for name in ("top_k", "batch_size"):
