@@ -86,6 +86,7 @@ class Packets:
     num_shown: list[int] = field(default_factory=list)  # frames that the packet shows: 0 for a hidden one
     is_cut: bool = False  # an edit list hides packets
     is_odd: bool = False  # how many frames are shown, or in which order, only decoding tells
+    is_b_picture: list[bool] = field(default_factory=list)  # of MPEG-4, where containers may not know it
     has_times: bool = True  # or else frames are shown in the order of the packets
 
 
@@ -171,13 +172,21 @@ def _vp9_frames(data: memoryview) -> list[int]:
     return [start for start, size in zip(starts, sizes, strict=True) if size and start < len(data)]
 
 
-def _is_odd_mpeg4(data: memoryview, can_reorder: bool) -> bool:
-    """Whether a packet holds anything but one coded picture, or a B-picture where the container says no times."""
+def _mpeg4_picture(data: memoryview) -> int | None:
+    """The type of the only coded picture of a packet, 2 for a B-picture; None for any other contents."""
     if len(data) < _SMALLEST_CODED_VOP:
-        return True
+        return None
     data = bytes(data)
     start = data.find(b"\0\0\1\xb6")
-    return start < 0 or data.find(b"\0\0\1\xb6", start + 4) >= 0 or (not can_reorder and data[start + 4] >> 6 == 2)
+    is_one = start >= 0 and data.find(b"\0\0\1\xb6", start + 4) < 0
+    return data[start + 4] >> 6 if is_one and start + 4 < len(data) else None
+
+
+def _is_gradual_refresh(data: bytes) -> bool:
+    """Whether an H.264 packet says that pictures are whole only some frames after it (ITU-T H.264, D.1.8)."""
+    # The message stands before the picture: the head of a NAL unit, payload type 6, its size, recovery_frame_cnt.
+    match = re.search(rb"[\0\1].?\x06\x06[\1\2\3](.)", data, re.DOTALL)
+    return match is not None and not match[1][0] & 0x80
 
 
 def list_packets(container, stream, keep_bytes: int) -> tuple[Packets, list | None]:
@@ -205,7 +214,11 @@ def list_packets(container, stream, keep_bytes: int) -> tuple[Packets, list | No
         packets.is_cut |= packet.is_discard
         packets.num_shown.append(0 if packet.is_discard else count_shown(codec, memoryview(packet)))
         if codec == "mpeg4" and not packets.is_odd:
-            packets.is_odd = _is_odd_mpeg4(memoryview(packet), has_times)
+            picture = _mpeg4_picture(memoryview(packet))
+            packets.is_b_picture.append(picture == 2)
+            packets.is_odd = picture is None or (picture == 2 and not has_times)
+        if codec == "h264" and packet.is_keyframe and not packets.is_odd:
+            packets.is_odd = _is_gradual_refresh(bytes(memoryview(packet)[:4096]))
         num_bytes += packet.size
         if kept is not None:
             packet.pts = number
@@ -234,17 +247,34 @@ def order_of_packets(packets: Packets, codec: str) -> FrameOrder | None:
     )
     if not is_sound:
         return None
+    order = sorted(shown, key=ranks.__getitem__)
+    if codec == "mpeg4" and order != [number for number in _order_by_type(packets) if packets.num_shown[number]]:
+        return None  # copied from an avi, which knows no times
     entries = [0]
     if codec in _CODECS_WITH_KEY_FRAMES:
         entries += [number for number, is_key in enumerate(packets.is_key) if is_key and number]
-    return FrameOrder(sorted(shown, key=ranks.__getitem__), entries, ranks)
+    return FrameOrder(order, entries, ranks)
+
+
+def _order_by_type(packets: Packets) -> list[int]:
+    """The order in which pictures of MPEG-4 are shown: B-pictures at once, others when the next of them comes."""
+    order, held = [], []
+    for number, is_b_picture in enumerate(packets.is_b_picture):
+        if is_b_picture:
+            order.append(number)
+        else:
+            order += held
+            held = [number]
+    return order + held
 
 
 def unsettled_start(order: FrameOrder, packets: Packets) -> int | None:
     """The first key frame, where the file shows frames before it in vain or not: decoding tells. Otherwise None."""
+    if not order.packets:
+        return None
     first_key = packets.is_key.index(True) if True in packets.is_key else len(packets.is_key) - 1
     rank = order.ranks[first_key]
-    return first_key if order.packets and (rank is None or order.ranks[order.packets[0]] < rank) else None
+    return first_key if rank is None or order.ranks[order.packets[0]] < rank else None
 
 
 def exact_seconds(order: FrameOrder, packets: Packets, container, stream) -> np.ndarray | None:

@@ -44,6 +44,8 @@ except ImportError:
     )
 
 KEPT_PACKET_BYTES = 2**25  # of a video that was looked through, until its frames are read
+# Whose decoders leave out frames on which no other depends, from one packet to the next. (That of AV1 decides once.)
+CODECS_THAT_SKIP = {"h264", "hevc", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4"}
 KEPT_FRAME_BYTES = 2**26  # of a video that had to be decoded to count its frames
 
 
@@ -105,6 +107,11 @@ class PyAVReader:
     @property
     def num_streams(self) -> int:
         return len(self._container.streams.video)
+
+    @property
+    def is_reordered(self) -> bool:
+        """Whether frames are decoded in another order than shown: B-frames."""
+        return self.order.packets != sorted(self.order.packets)
 
     @property
     def is_transport_stream(self) -> bool:
@@ -237,26 +244,27 @@ class PyAVReader:
 
     def _decode_group(self, entry: int, last: int, wanted: list[int]) -> Iterator:
         """The frames of the packets `wanted`, in the order shown, decoded from packet `entry` on."""
-        pending, is_wanted = iter(wanted), set(wanted)
+        pending, is_wanted, rank = iter(wanted), set(wanted), float("-inf")
         expected = next(pending)
         for frame in self._decode(entry, last, is_wanted):
+            before, rank = rank, self.order.ranks[frame.pts]
+            if rank < before:
+                raise UnreadableError("frames come in another order")
             if frame.pts not in is_wanted:
                 continue
             if frame.pts != expected or frame.is_corrupt:
                 raise UnreadableError("a frame is damaged" if frame.is_corrupt else "frames come in another order")
             yield frame
             expected = next(pending, None)
-            if expected is None:
-                return
-        raise UnreadableError("a frame did not come")
+        if expected is not None:
+            raise UnreadableError("a frame did not come")
 
     def _decode(self, entry: int, last: int, is_wanted: set[int]) -> Iterator:
         """Frames of the packets from `entry` to `last`, without some that nobody wants."""
         self._flush()
         for packet in self._packets_from(entry):
             number = packet.pts
-            # Frames on which no other depends need not be decoded.
-            self._skip("DEFAULT" if number in is_wanted else "NONREF")
+            self._skip("DEFAULT" if number in is_wanted or self.codec not in CODECS_THAT_SKIP else "NONREF")
             yield from self._stream.codec_context.decode(packet)
             if number == last:
                 break
@@ -274,20 +282,16 @@ class PyAVReader:
             self._skips = self._stream, frames
 
     def _settle_start(self, first_key: int):
-        """Takes out frames before the first key frame that do not come out."""
-        rank = self.order.ranks[first_key]
-        came = set()
+        """Takes out frames that do not come out before the first key frame does, or what comes first after it."""
+        rank, came = self.order.ranks[first_key], set()
         for frame in self._decode_all():
-            if frame is None:
-                continue
-            came.add(frame.pts)
-            if rank is not None and frame.pts is not None and self.order.ranks[frame.pts] >= rank:
-                break
-        self.order.packets = [
-            number
-            for number in self.order.packets
-            if number in came or (rank is not None and self.order.ranks[number] >= rank)
-        ]
+            if frame is not None and frame.pts is not None:
+                came.add(frame.pts)
+                if rank is None or self.order.ranks[frame.pts] >= rank:
+                    rank = self.order.ranks[frame.pts]
+                    break
+        ranks = self.order.ranks
+        self.order.packets = [n for n in self.order.packets if n in came or (rank is not None and ranks[n] >= rank)]
 
     def _order_by_decoding(self):
         """The order in which frames come out when all are decoded from the beginning."""
@@ -402,6 +406,7 @@ class DecordReader(_ForeignReader):
 
     def __init__(self, source: str | bytes, num_threads: int, container: str):
         self._can_seek = container in ("mp4", "matroska")  # in avi it jumps to wrong frames
+        self._container = container
         if container == "stream":
             raise UnreadableError("decord misses frames at the beginning of such streams (use 'av' or 'auto')")
         super().__init__(source, num_threads, container)
@@ -412,6 +417,11 @@ class DecordReader(_ForeignReader):
         # Without fault_tol, decord replaces frames it cannot decode by their neighbours and says nothing.
         self._reader = decord.VideoReader(source, num_threads=num_threads, fault_tol=1e-9)
         return len(self._reader)
+
+    def _refusal(self, truth: PyAVReader, states_times: bool) -> str | None:
+        if self._container == "matroska" and truth.is_reordered:
+            return "it may miss the last frame of matroska files with B-frames"
+        return super()._refusal(truth, states_times)
 
     def read(self, frames: list[int]) -> Iterator[np.ndarray]:
         # asnumpy, because decord's torch bridge is a setting of the whole process

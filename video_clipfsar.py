@@ -384,6 +384,7 @@ def _oddity_for_0_1(reader, container: str, sampling: str) -> str | None:
     if min((time for time in reader.packets.pts if time is not None), default=0) < 0:
         oddities.pop("its edit list hides frames")  # at the beginning: those it saw
     oddities["it is a transport stream, of which the first frames were missed"] = reader.is_transport_stream
+    oddities["it is a matroska file with B-frames"] = container == "matroska" and reader.is_reordered
     if sampling == "interval":
         oddities["its frame rate varies"] = not reader.times.is_constant
     return next((reason for reason, holds in oddities.items() if holds), None)
