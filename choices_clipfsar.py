@@ -10,7 +10,7 @@ INFERENCE_MODES = ("few_shot", "zero_shot", "ensemble")
 FRAME_SAMPLINGS = ("segment_center", "segment_random", "interval")
 PREPROCESSINGS = ("clip", "official")
 QUERY_AUGMENTATIONS = ("none", "kinetics")
-DECODERS = ("decord", "torchcodec", "av")  # the order in which decoder="auto" tries them
+DECODERS = ("decord", "torchcodec", "av")
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 EXPORT_FORMATS = ("onnx", "torch")
 FRAME_STORES = ("none", "jpeg", "raw")
@@ -22,6 +22,7 @@ VIDEO_SUFFIXES = (
 )
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 UNKNOWN_LABEL = "none of these"  # the label of clips that belong to no class, if asked for
+SECONDS_PER_VIDEO = 60  # time limit for reading a video
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-ZIP_MAGIC = b"PK\x03\x04"
+try:
+    from .container_clipfsar import READER_VERSION, VideoTimes
+except ImportError:
+    if __package__:
+        raise
+    from container_clipfsar import READER_VERSION, VideoTimes
+
 FRAME_FORMATS = ("jpeg", "raw")
 _FORMAT = "clipfsar frames 1"
 
@@ -28,6 +34,7 @@ def pack_frames(
     resized_for: dict,
     frame_format: str = "jpeg",
     jpeg_quality: int = 90,
+    times: VideoTimes | None = None,
 ) -> bytes:
     """The archive of a video.
 
@@ -39,15 +46,19 @@ def pack_frames(
         resized_for: What the frames were resized for, of `resize_settings`.
         frame_format: `"jpeg"`, or `"raw"`, which loses nothing and takes about 14 times the space.
         jpeg_quality: 1 to 95.
+        times: When the frames of the video are shown, if `num_video_frames` and `fps` do not say it all.
     """
     manifest = {
         "format": _FORMAT,
         "num_video_frames": num_video_frames,
         "fps": fps,
+        "reader": READER_VERSION,
         "indices": list(indices),
         "frame_format": frame_format,
         "resized_for": resized_for,
     }
+    if times is not None and not times.is_constant:
+        manifest |= {"seconds": [round(float(second), 6) for second in times.seconds], "duration": times.duration}
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
         _write(file, "frames.json", json.dumps(manifest).encode())
@@ -72,6 +83,8 @@ class FrameArchive:
         fps: Its frames per second, or None.
         indices: The frames that were kept; the nearest of them stands for one that was not.
         resized_for: What they were resized for.
+        times: When the frames of the video are shown.
+        reader: Version of the reader that the frames come from; version 0.1 of the library had reader 1.
     """
 
     def __init__(self, data: bytes):
@@ -84,6 +97,11 @@ class FrameArchive:
             raise ValueError(f"it is a frame archive of another format, {manifest.get('format')!r}, not {_FORMAT!r}")
         self.num_frames = manifest["num_video_frames"]
         self.fps = manifest["fps"]
+        self.reader = manifest.get("reader", 1)
+        self.times = VideoTimes.at_rate(self.num_frames, self.fps)
+        if "seconds" in manifest:
+            seconds = np.array(manifest["seconds"])
+            self.times = VideoTimes(self.num_frames, self.fps, seconds, manifest["duration"])
         self.indices = manifest["indices"]
         self.resized_for = manifest["resized_for"]
         self._frame_format = manifest["frame_format"]

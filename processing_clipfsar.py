@@ -29,6 +29,7 @@ try:
         FRAME_SAMPLINGS,
         PREPROCESSINGS,
         QUERY_AUGMENTATIONS,
+        SECONDS_PER_VIDEO,
         check_choice,
         check_positive_integer,
     )
@@ -40,6 +41,7 @@ except ImportError:
         FRAME_SAMPLINGS,
         PREPROCESSINGS,
         QUERY_AUGMENTATIONS,
+        SECONDS_PER_VIDEO,
         check_choice,
         check_positive_integer,
     )
@@ -139,7 +141,7 @@ class CLIPFSARProcessor(ProcessorMixin):
     - `preprocessing`: `"clip"` follows the settings of `image_processor` (shortest side, antialiased bicubic, crop);
       `"official"` is what the published numbers were made with: squash to 8/7 of the crop size (256 for 224), aspect
       ratio not kept, bilinear without antialiasing, crop. In training both crop at random, once per video.
-    - `decoder`, `num_threads`: see `read_video_frames`.
+    - `decoder`, `num_threads`, `seconds_per_video`: see `read_video_frames`.
     - `prompt_length`: tokens of every prompt, cut or padded; `None` pads to the longest of a call. SigLIP's texts must
       have the length that they had in its training, 64.
     - `query_augmentation`: `"kinetics"` applies `augment_like_kinetics` to query videos in training (left and right are
@@ -167,6 +169,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         num_threads=1,
         query_augmentation="none",
         prompt_length=None,
+        seconds_per_video=SECONDS_PER_VIDEO,
     ):
         check_positive_integer("num_frames", num_frames)
         if prompt_length is not None:
@@ -177,6 +180,8 @@ class CLIPFSARProcessor(ProcessorMixin):
         check_choice("query_augmentation", query_augmentation, QUERY_AUGMENTATIONS)
         if sampling_rate <= 0 or target_fps <= 0:
             raise ValueError(f"sampling_rate={sampling_rate} and target_fps={target_fps} must be greater than 0.")
+        if seconds_per_video is not None and not seconds_per_video > 0:
+            raise ValueError(f"seconds_per_video={seconds_per_video} must be greater than 0, or None for no limit.")
         if not isinstance(prompt_template, str) or "{}" not in prompt_template:
             raise ValueError(f"prompt_template={prompt_template!r} has no place for the class name: write {{}} there.")
         self.num_frames = num_frames
@@ -189,6 +194,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         self.num_threads = num_threads
         self.query_augmentation = query_augmentation
         self.prompt_length = prompt_length
+        self.seconds_per_video = seconds_per_video
         super().__init__(image_processor, tokenizer)
 
     @classmethod
@@ -424,20 +430,25 @@ class CLIPFSARProcessor(ProcessorMixin):
     def _read_sampled_frames(self, video, sampling: str, training: bool, seed: int | None, fps: float | None):
         draws = sampling == "segment_random" or training
 
-        def select_indices(num_video_frames, video_fps):
-            # A fresh generator each time: the draw must not depend on how many decoders have tried before.
-            return sample_frame_indices(
+        def select_indices(num_video_frames, video_fps, times):
+            if sampling == "interval" and video_fps:  # by time, where the rate varies
+                num_video_frames, video_fps = times.as_constant()
+            indices = sample_frame_indices(
                 num_video_frames,
                 self.num_frames,
                 sampling,
                 fps=video_fps or fps,
                 sampling_rate=self.sampling_rate,
                 target_fps=self.target_fps,
+                # A fresh generator each time: the draw must not depend on how often frames are chosen.
                 generator=torch.Generator().manual_seed(seed) if draws else None,
             )
+            return times.frames_at(indices) if sampling == "interval" else indices
 
         check_archive = functools.partial(self._check_archive, draws=draws)
-        return read_video_frames(video, select_indices, self.decoder, self.num_threads, check_archive)
+        return read_video_frames(
+            video, select_indices, self.decoder, self.num_threads, check_archive, self.seconds_per_video
+        )
 
     def _resize_and_crop(self, frames: torch.Tensor, crop_generator: torch.Generator | None) -> torch.Tensor:
         """uint8 (T, H, W, 3) -> (T, 3, crop height, crop width), from 0 to 255, cropped at random with a generator."""
@@ -503,6 +514,7 @@ _SETTINGS = (
     "num_threads",
     "query_augmentation",
     "prompt_length",
+    "seconds_per_video",
 )
 
 

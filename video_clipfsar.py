@@ -1,9 +1,9 @@
-"""Which frames of a video (pure index arithmetic), and reading them: decord, torchcodec, PyAV, folders, arrays."""
+"""Which frames of a video (pure index arithmetic), and reading them: files, folders of images, arrays."""
 
-import functools
+import contextlib
 import http.client
 import importlib
-import io
+import inspect
 import math
 import os
 import re
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 try:
     from .choices_clipfsar import DECODERS, FRAME_SAMPLINGS, IMAGE_SUFFIXES, check_choice, check_positive_integer
@@ -24,14 +24,36 @@ except ImportError:
     from choices_clipfsar import DECODERS, FRAME_SAMPLINGS, IMAGE_SUFFIXES, check_choice, check_positive_integer
 
 try:
-    from .frame_archive_clipfsar import ZIP_MAGIC, FrameArchive
+    from .container_clipfsar import ZIP_MAGIC, UnreadableError, VideoTimes, check_container, one_line
 except ImportError:
     if __package__:
         raise
-    from frame_archive_clipfsar import ZIP_MAGIC, FrameArchive
+    from container_clipfsar import ZIP_MAGIC, UnreadableError, VideoTimes, check_container, one_line
+
+try:
+    from .decoding_clipfsar import RecountError, installed_decoder, open_reader, reason_of
+except ImportError:
+    if __package__:
+        raise
+    from decoding_clipfsar import RecountError, installed_decoder, open_reader, reason_of
+
+try:
+    from .frame_archive_clipfsar import FrameArchive
+except ImportError:
+    if __package__:
+        raise
+    from frame_archive_clipfsar import FrameArchive
+
+try:
+    from .reader_process_clipfsar import RemoteReader, can_start_processes
+except ImportError:
+    if __package__:
+        raise
+    from reader_process_clipfsar import RemoteReader, can_start_processes
 
 DOWNLOAD_TIMEOUT_SECONDS = 60
-KEPT_PACKET_BYTES = 2**25  # of a video that PyAV has looked through, until its frames are read
+MAX_BYTES_OF_FRAMES = 2**34  # of one video at a time
+_EXIF_ORIENTATION = 0x0112
 
 
 def sample_frame_indices(
@@ -105,359 +127,315 @@ class VideoReadError(ValueError):
         self.path = path
 
 
-class _Unreadable(Exception):
-    """A reason of our own, as opposed to a decoder's."""
+# A reader opens one video, has its `times` (`VideoTimes`), and yields the frames of rising numbers, uint8 (H, W, 3).
 
 
-class _EndsEarly(_Unreadable):
-    """The decoder delivered fewer frames than the container announced."""
+class _OpenDecoderReader:
+    """A torchcodec decoder that is already open, as in the rows of a `datasets.Video()` column."""
 
-    def __init__(self, num_decoded: int):
-        super().__init__(f"decoding ended after {num_decoded} frames")
-        self.num_decoded = num_decoded
+    def __init__(self, decoder):
+        self._decoder = decoder
+        self.times = VideoTimes.at_rate(decoder.metadata.num_frames or 0, decoder.metadata.average_fps)
 
-
-@functools.cache
-def _load_decoder(name: str):
-    """The decoder's module and None, or None and why it does not import (a broken installation raises anything)."""
-    try:
-        module = importlib.import_module({"torchcodec": "torchcodec.decoders"}.get(name, name))
-    except Exception as error:
-        return None, _one_line(error)
-    if name == "decord":
-        module.logging.set_level(module.logging.QUIET)  # its FFmpeg otherwise writes to stderr on every damaged file
-    return module, None
-
-
-class _DecordReader:
-    def __init__(self, source, num_threads: int, can_seek: bool = True):
-        decord, _ = _load_decoder("decord")
-        source = io.BytesIO(source) if isinstance(source, bytes) else source
-        # Without fault_tol, decord replaces frames it cannot decode by their neighbours and says nothing.
-        self._reader = decord.VideoReader(source, num_threads=num_threads, fault_tol=1e-9)
-        self.num_frames = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
-        if self.num_frames and -1e9 < self._reader.get_frame_timestamp(0)[0] < 0:  # (avi states none: -3.7e17)
-            # Typical of clips cut without re-encoding: decord counts the hidden frames and returns shifted ones.
-            raise _Unreadable("decord cannot follow its edit list (frames before time 0 are hidden)")
-        self._can_seek = can_seek
-
-    def read(self, indices: list[int]) -> torch.Tensor:
-        # asnumpy, because decord's torch bridge is a setting of the whole process
-        if self._can_seek:
-            return torch.from_numpy(self._reader.get_batch(indices).asnumpy())
-        frames = []
-        for index in range(indices[-1] + 1):  # one after the other it never seeks
-            frame = self._reader.get_batch([index]).asnumpy()
-            if index == indices[len(frames)]:
-                frames.append(frame[0])
-        return torch.from_numpy(np.stack(frames))
-
-
-class _TorchcodecReader:
-    """Also wraps a decoder that is already open, as in the rows of a `datasets.Video()` column."""
-
-    def __init__(self, source, num_threads: int, can_seek: bool = True):
-        if not hasattr(source, "get_frames_at"):
-            decoders, _ = _load_decoder("torchcodec")
-            # exact: approximate mode returns wrong frames where the frame rate varies
-            source = decoders.VideoDecoder(source, seek_mode="exact", num_ffmpeg_threads=num_threads)
-            if not can_seek:
-                raise _Unreadable("torchcodec finds frames reliably only in mp4 and matroska (use av or decord)")
-        self._decoder = source
-        self.num_frames = source.metadata.num_frames or 0
-        self.fps = source.metadata.average_fps
-
-    def read(self, indices: list[int]) -> torch.Tensor:
-        frames = self._decoder.get_frames_at(indices=indices).data
-        return frames if frames.shape[-1] == 3 else frames.permute(0, 2, 3, 1)
-
-
-class _PyAVReader:
-    def __init__(self, source, num_threads: int, can_seek: bool = True):
-        self._source = source
-        self._num_threads = num_threads
-        container = self._open()
-        stream = self._video_stream(container)
-        self.fps = float(stream.average_rate) if stream.average_rate else None
-        # stream.frames is 0 for webm and fragmented mp4, and counts frames that an edit list hides: count packets.
-        # A clip's are kept to be decoded, which saves opening it a second time.
-        self.num_frames, self._kept, num_bytes = 0, [], 0
-        for packet in container.demux(stream):
-            self.num_frames += packet.size > 0 and not packet.is_discard
-            num_bytes += packet.size
-            if num_bytes <= KEPT_PACKET_BYTES:
-                self._kept.append(packet)
-        self._container = container
-        if num_bytes > KEPT_PACKET_BYTES:
-            self._kept, self._container = None, None
-
-    def _open(self):
-        av, _ = _load_decoder("av")
-        return av.open(io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source)
-
-    def _video_stream(self, container):
-        streams = [stream for stream in container.streams.video if not _is_cover_art(stream)]
-        if not streams:
-            raise _Unreadable("it has no video stream")
-        streams[0].codec_context.thread_count = self._num_threads
-        return streams[0]
-
-    def read(self, indices: list[int]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(list(self.stream(indices))))
-
-    def stream(self, indices: list[int]) -> Iterator[np.ndarray]:
-        # Sequentially up to the last wanted frame: seeking returned wrong frames. Only wanted ones become RGB.
-        num_wanted, num_decoded, size = 0, 0, {}
-        packets, container = self._kept, self._container
-        self._kept = self._container = None  # a decoder that has seen the end decodes nothing more
-        if packets is None:
-            container = self._open()
-            packets = container.demux(self._video_stream(container))
-        with container:
-            for frame in (frame for packet in packets for frame in packet.decode()):
-                if num_decoded == indices[num_wanted]:
-                    if frame.is_corrupt:
-                        raise _Unreadable(f"frame {num_decoded} is damaged")
-                    size = size or {"width": frame.width, "height": frame.height}  # it may change within a stream
-                    image = frame.to_ndarray(format="rgb24", **size)
-                    # degrees counter-clockwise in which the file asks to be shown; PyAV tells since 14.1
-                    yield np.rot90(image, k=round(getattr(frame, "rotation", 0) / 90))
-                    num_wanted += 1
-                    if num_wanted == len(indices):
-                        return
-                num_decoded += 1
-        raise _EndsEarly(num_decoded)
-
-
-def _is_cover_art(stream) -> bool:
-    """Whether a PyAV stream is the picture in a music file, which counts as a video of one frame."""
-    flags = getattr(stream, "disposition", 0)  # since PyAV 14.1; a Flag there, an IntFlag later
-    return bool(getattr(flags, "value", flags) & 0x400)  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
-
-
-_READERS = {"decord": _DecordReader, "torchcodec": _TorchcodecReader, "av": _PyAVReader}
+    def read(self, frames: list[int]) -> Iterator[np.ndarray]:
+        images = self._decoder.get_frames_at(indices=frames).data
+        yield from (images if images.shape[-1] == 3 else images.permute(0, 2, 3, 1)).numpy()
 
 
 class _FrameFiles:
     """A folder of frames: image files in natural order (frame_2 before frame_10)."""
 
-    fps = None
-
     def __init__(self, folder: str):
         names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
         names.sort(key=lambda name: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)])
         self._paths = [os.path.join(folder, name) for name in names]
-        self.num_frames = len(names)
+        self.times = VideoTimes(len(names))
 
-    def read(self, indices: list[int]) -> torch.Tensor:
-        frames = []
-        for index in indices:
+    def has_turned_images(self) -> bool:
+        for path in self._paths:
+            with Image.open(path) as image:
+                if _is_turned(image):
+                    return True
+        return False
+
+    def read(self, frames: list[int]) -> Iterator[np.ndarray]:
+        for number in frames:
             try:
-                with Image.open(self._paths[index]) as image:
-                    frames.append(np.asarray(image.convert("RGB")))
+                with Image.open(self._paths[number]) as image:
+                    pixels = _upright(image)
             except Exception as error:
-                name = os.path.basename(self._paths[index])
-                raise _Unreadable(f"frame file {name!r}: {_one_line(error)}") from error
-        return _stack_frames(frames)
+                name = os.path.basename(self._paths[number])
+                raise UnreadableError(f"frame file {name!r}: {one_line(error)}") from error
+            yield pixels
 
 
 class _FramesInMemory:
     """Frames as one array (T, H, W, 3) or (T, 3, H, W), or as a list of PIL images or (H, W, 3) arrays."""
 
-    fps = None
-
     def __init__(self, frames):
         self._frames = frames
-        self.num_frames = len(frames)
+        self.times = VideoTimes(len(frames))
         if isinstance(frames, (np.ndarray, torch.Tensor)):
             if not str(frames.dtype).endswith("uint8"):
-                raise _Unreadable(f"its frames are {frames.dtype}, but uint8 from 0 to 255 is needed")
+                raise UnreadableError(f"its frames are {frames.dtype}, but uint8 from 0 to 255 is needed")
             if frames.ndim != 4 or (frames.shape[-1] != 3 and frames.shape[1] != 3):
-                raise _Unreadable(f"its frames have shape {tuple(frames.shape)}, but (T, H, W, 3) is needed")
+                raise UnreadableError(f"its frames have shape {tuple(frames.shape)}, but (T, H, W, 3) is needed")
 
-    def read(self, indices: list[int]) -> torch.Tensor:
-        if isinstance(self._frames, (np.ndarray, torch.Tensor)):
-            # Indexed before it becomes a tensor: the copy is writable and has positive strides, the array may not.
-            frames = self._frames[indices]
-            frames = torch.from_numpy(frames) if isinstance(frames, np.ndarray) else frames  # a CUDA tensor stays there
-            return frames if frames.shape[-1] == 3 else frames.permute(0, 2, 3, 1)
-        images = [self._frames[index] for index in indices]
-        return _stack_frames(
-            [np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image) for image in images]
-        )
+    @property
+    def is_array(self) -> bool:
+        return isinstance(self._frames, (np.ndarray, torch.Tensor))
+
+    def read_array(self, frames: list[int]) -> torch.Tensor:
+        # Indexed before it becomes a tensor: the copy is writable and has positive strides, the array may not.
+        chosen = self._frames[frames]
+        chosen = torch.from_numpy(chosen) if isinstance(chosen, np.ndarray) else chosen  # a CUDA tensor stays there
+        return chosen if chosen.shape[-1] == 3 else chosen.permute(0, 2, 3, 1)
+
+    def read(self, frames: list[int]) -> Iterator[np.ndarray]:
+        if self.is_array:
+            yield from (self.read_array([number])[0].cpu().numpy() for number in frames)
+            return
+        for number in frames:
+            image = self._frames[number]
+            yield _upright(image) if isinstance(image, Image.Image) else np.asarray(image)
 
 
-def _stack_frames(frames: list[np.ndarray]) -> torch.Tensor:
-    shapes = {frame.shape for frame in frames}
-    if len(shapes) > 1:
-        raise _Unreadable(f"its frames differ in size: {sorted(shapes)}")
-    frames = torch.from_numpy(np.stack(frames))
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-        raise _Unreadable(
-            f"its frames are {frames.dtype} of shape {tuple(frames.shape[1:])}; uint8 (H, W, 3) is needed"
-        )
-    return frames
+def _is_turned(image: Image.Image) -> bool:
+    with contextlib.suppress(Exception):
+        return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    return False
+
+
+def _upright(image: Image.Image) -> np.ndarray:
+    """RGB pixels of an image, turned as its EXIF data asks for; data that make no sense are ignored."""
+    with contextlib.suppress(Exception):
+        if _is_turned(image):
+            image = ImageOps.exif_transpose(image)
+    return np.asarray(image.convert("RGB"))
+
+
+class _ArchiveReader:
+    def __init__(self, source: str | bytes):
+        if isinstance(source, str):
+            with open(source, "rb") as file:
+                source = file.read()
+        try:
+            self.archive = FrameArchive(source)
+        except ValueError as error:
+            raise UnreadableError(str(error)) from error
+        self.times = self.archive.times
+
+    def read(self, frames: list[int]) -> Iterator[np.ndarray]:
+        yield from self.archive.read(frames).numpy()
 
 
 def read_video_frames(
     video: Any,
-    select_indices: Callable[[int, float | None], Sequence[int]] | Sequence[int],
+    select_indices: Callable[..., Sequence[int]] | Sequence[int],
     decoder: str = "auto",
     num_threads: int = 1,
     check_archive: Callable[[FrameArchive], None] | None = None,
+    seconds_per_video: float | None = None,
 ) -> torch.Tensor:
     """Reads the chosen frames of one video, and decodes no others where the format allows it.
 
-    `video` is a path or URL, the bytes of a file, a file object, uint8 frames (numpy or torch, (T, H, W, 3) or
-    (T, 3, H, W)), a list of PIL images, a folder of image files, a frame archive (`frame_archive_clipfsar`; where that
-    left frames out, the nearest kept one stands for a wanted one), or a value of a `datasets` video column (a
-    `{"path", "bytes"}` dict or a torchcodec decoder). `select_indices` is the list of frame indices, or a function that
-    makes it from `(num_video_frames, fps)`; `fps` is None where nothing says it. `decoder="auto"` takes the first of
-    decord, torchcodec and PyAV that is installed and can read these frames; a decoder asked for by name is the only
-    one tried. `num_threads` is the decoder's (0: as many as it likes). `check_archive` is called with a frame archive
-    before it is read, and raises to refuse it.
+    Args:
+        video: A path or URL, the bytes of a file, a file object, uint8 frames (numpy or torch, (T, H, W, 3) or
+            (T, 3, H, W)), a list of PIL images, a folder of image files, a frame archive (`frame_archive_clipfsar`;
+            where that left frames out, the nearest kept one stands for a wanted one), or a value of a `datasets` video
+            column (a `{"path", "bytes"}` dict or a torchcodec decoder).
+        select_indices: The frame indices, or a function that makes them from `(num_video_frames, fps)`; `fps` is the
+            mean rate, None where nothing says it. A function with a parameter `times` is also given the `VideoTimes`.
+        decoder: `"auto"` is PyAV, which is right for every file and as fast as the others. `"decord"` and
+            `"torchcodec"` refuse files of which they might give other frames than a player shows.
+        num_threads: The decoder's (0: as many as it likes).
+        check_archive: Called with a frame archive before it is read; raises to refuse it.
+        seconds_per_video: Time limit for a file, kept by reading it in another process, which is killed when the time
+            is up. None reads here, without a limit.
 
-    Returns uint8 RGB frames, (number of indices, H, W, 3), in the order of the indices, turned upright.
+    Returns:
+        uint8 RGB frames, (number of indices, H, W, 3), in the order of the indices, turned and mirrored as the file or
+        the images' EXIF data ask for.
 
-    Raises `VideoReadError`, which carries the path, for anything unreadable: missing, empty, cut off, not a video,
-    without a video stream, without frames, or with a wanted frame that cannot be decoded (never replaced by another).
-    A file that ends before the length its own header states is refused whole, since its true number of frames, and so
-    the choice among them, is unknown. Raises `ImportError` when the decoder asked for, or any, is not installed.
+    Raises:
+        VideoReadError: With the path, for anything unreadable: missing, empty, cut off, not a video, without a video
+            stream, without frames, or with a wanted frame that cannot be decoded (never replaced by another); also
+            when the time is up. A file that ends before the length its own header states is refused whole, since its
+            true number of frames, and so the choice among them, is unknown.
+        ImportError: When the decoder is not installed.
     """
     check_choice("decoder", decoder, ("auto", *DECODERS))
     path, source = _locate(video)
-    if isinstance(source, (str, bytes)) and not (isinstance(source, str) and os.path.isdir(source)):
-        container = _check_container(path, source)
-        if container == "frame archive":
-            candidates = [("frame archive", functools.partial(_open_archive, source))]
-        else:
-            names = _installed_decoders(decoder)
-            if container == "unknown" and len(names) > 1:
-                names = [name for name in names if name != "decord"]  # it writes to stderr about files it cannot open
-            can_seek = container in ("mp4", "matroska")
-            candidates = [(name, functools.partial(_READERS[name], source, num_threads, can_seek)) for name in names]
-    elif isinstance(source, str):
-        candidates = [("image files", functools.partial(_FrameFiles, source))]
-    elif hasattr(source, "get_frames_at"):
-        candidates = [("torchcodec", functools.partial(_TorchcodecReader, source, num_threads))]
-    else:
-        candidates = [("frames in memory", functools.partial(_FramesInMemory, source))]
-
-    for name, open_reader in candidates:
-        try:
-            reader = open_reader()
-            if not reader.num_frames:
-                expected = f" ({', '.join(IMAGE_SUFFIXES)})" if name == "image files" else ""
-                raise _Unreadable(f"it holds no frames{expected}")
-        except Exception as error:
-            reason = _reason(error, f"{name} cannot open it")
-            continue
-        # Outside the try blocks: what is wrong with the choice of frames is not the file's fault.
-        if check_archive is not None and isinstance(reader, FrameArchive):
-            check_archive(reader)
-        indices = _choose(select_indices, reader.num_frames, reader.fps, path)
-        try:
-            return _read_in_order(reader, indices)
-        except _EndsEarly as error:
-            # Codecs that pack or hide frames announce a few packets more than frames; then the true count is sampled.
-            reason = f"{error}, {reader.num_frames} were announced"
-            missing = reader.num_frames - error.num_decoded
-            if not error.num_decoded or missing > max(2, reader.num_frames // 50):
-                continue
-            indices = _choose(select_indices, error.num_decoded, reader.fps, path)
+    with _open_video(path, source, decoder, num_threads, seconds_per_video) as reader:
+        if check_archive is not None and isinstance(reader, _ArchiveReader):
+            check_archive(reader.archive)
+        # Outside of the blocks that catch errors: what is wrong with the choice of frames is not the file's fault.
+        indices = _choose(select_indices, reader.times, path)
+        with _naming(path, "a wanted frame cannot be decoded"):
             try:
                 return _read_in_order(reader, indices)
-            except Exception as second_error:
-                reason = _reason(second_error, "a wanted frame cannot be decoded")
-        except Exception as error:
-            reason = _reason(error, "a wanted frame cannot be decoded")
-    # The last decoder's reason: PyAV's are the clearest.
-    tried = f" (tried {', '.join(name for name, _ in candidates)})" if path is not None else ""
-    raise VideoReadError(f"Cannot read video {_quoted(path)}: {reason}{tried}.", path)
-
-
-def _open_archive(source: str | bytes) -> FrameArchive:
-    if isinstance(source, str):
-        with open(source, "rb") as file:
-            source = file.read()
-    try:
-        return FrameArchive(source)
-    except ValueError as error:
-        raise _Unreadable(str(error)) from error
+            except RecountError:
+                pass
+        # Codecs that pack or hide frames announce more packets than frames come out: those are sampled.
+        indices = _choose(select_indices, reader.times, path)
+        with _naming(path, "a wanted frame cannot be decoded"):
+            return _read_in_order(reader, indices)
 
 
 def stream_video_frames(
-    video: Any, select_indices: Callable[[int, float | None], Sequence[int]], num_threads: int = 1
+    video: Any,
+    select_indices: Callable[..., Sequence[int]],
+    num_threads: int = 1,
+    seconds_per_video: float | None = None,
 ) -> Iterator[torch.Tensor]:
     """The chosen frames of a video of any length one by one, uint8 (H, W, 3), each decoded once, none kept.
 
-    As `read_video_frames`, but the indices must rise, and PyAV reads all files: it passes through them once.
+    As `read_video_frames`, but the indices must rise, PyAV reads all files, and `seconds_per_video` is the limit for
+    opening the video and for each frame.
 
     Raises `VideoReadError`, also after some frames, and `ImportError` without PyAV.
     """
     path, source = _locate(video)
+    with _open_video(path, source, "av", num_threads, seconds_per_video) as reader:
+        read = getattr(reader, "stream", reader.read)
+        indices, num_done = _choose(select_indices, reader.times, path), 0
+        with _naming(path, "a wanted frame cannot be decoded"):
+            try:
+                for image in read(indices):
+                    yield torch.from_numpy(np.array(image))
+                    num_done += 1
+                return
+            except RecountError:
+                if num_done:
+                    raise
+        indices = _choose(select_indices, reader.times, path)
+        with _naming(path, "a wanted frame cannot be decoded"):
+            for image in read(indices):
+                yield torch.from_numpy(np.array(image))
+
+
+@contextlib.contextmanager
+def _naming(path: str | None, what_failed: str) -> Iterator[None]:
+    """Whatever goes wrong becomes a `VideoReadError` that names the file."""
     try:
-        if isinstance(source, (str, bytes)) and not (isinstance(source, str) and os.path.isdir(source)):
-            _check_container(path, source)
-            _installed_decoders("av")
-            reader = _PyAVReader(source, num_threads)
-        else:
-            reader = _FrameFiles(source) if isinstance(source, str) else _FramesInMemory(source)
-        if not reader.num_frames:
-            raise _Unreadable("it holds no frames")
+        yield
     except (VideoReadError, ImportError):
         raise
     except Exception as error:
-        raise VideoReadError(
-            f"Cannot read video {_quoted(path)}: {_reason(error, 'it does not open')}.", path
-        ) from error
-    indices = _choose(select_indices, reader.num_frames, reader.fps, path)
-    frame, num_done = None, 0
+        raise VideoReadError(f"Cannot read video {_quoted(path)}: {reason_of(error, what_failed)}.", path) from error
+
+
+@contextlib.contextmanager
+def _open_video(path: str | None, source: Any, decoder: str, num_threads: int, seconds: float | None) -> Iterator:
+    is_file = isinstance(source, bytes) or (isinstance(source, str) and not os.path.isdir(source))
+    reader = None
+    with contextlib.ExitStack() as stack:
+        with _naming(path, f"{'av' if decoder == 'auto' else decoder} cannot open it"):
+            if isinstance(source, bytes) and source.startswith(ZIP_MAGIC):
+                reader = _ArchiveReader(source)
+            elif is_file and seconds and can_start_processes():
+                reader = stack.enter_context(RemoteReader(source, decoder, num_threads, seconds))
+                reader = _ArchiveReader(source) if reader.is_archive else reader
+            elif is_file:
+                reader = _open_here(source, decoder, num_threads)
+            elif isinstance(source, str):
+                reader = _FrameFiles(source)
+            else:
+                reader = (_OpenDecoderReader if hasattr(source, "get_frames_at") else _FramesInMemory)(source)
+            if not reader.times.num_frames:
+                expected = f" ({', '.join(IMAGE_SUFFIXES)})" if isinstance(reader, _FrameFiles) else ""
+                raise UnreadableError(f"it holds no frames{expected}")
+        yield reader
+
+
+def _open_here(source: str | bytes, decoder: str, num_threads: int):
+    container = check_container(source)
+    if container == "frame archive":
+        return _ArchiveReader(source)
+    installed_decoder(decoder)
+    return open_reader(source, decoder, num_threads, container)
+
+
+def frames_differ_from_0_1(video: Any, sampling: str = "segment_center") -> str | None:
+    """Why version 0.1 of this library read other frames of a video than this one does, as far as its packets tell.
+
+    None where it read the same, and for a video that cannot be read or is not there: then nobody can tell. It takes a
+    few milliseconds. `sampling`: with `"interval"`, version 0.1 took numbers of frames for times.
+    """
     try:
-        if isinstance(reader, _PyAVReader):
-            frames = (torch.from_numpy(np.ascontiguousarray(image)) for image in reader.stream(indices))
-        else:
-            frames = (reader.read([index])[0] for index in indices)
-        for frame in frames:
-            yield frame
-            num_done += 1
-    except _EndsEarly as error:
-        # Codecs that pack or hide frames announce a few packets more than frames: the last frame stands for these.
-        missing = reader.num_frames - error.num_decoded
-        if frame is None or missing > max(2, reader.num_frames // 50):
-            reason = f"{error}, {reader.num_frames} were announced"
-            raise VideoReadError(f"Cannot read video {_quoted(path)}: {reason}.", path) from error
-        yield from [frame] * (len(indices) - num_done)
-    except Exception as error:
-        reason = _reason(error, "a wanted frame cannot be decoded")
-        raise VideoReadError(f"Cannot read video {_quoted(path)}: {reason}.", path) from error
+        _, source = _locate(video)
+        if isinstance(source, str) and os.path.isdir(source):
+            reader = _FrameFiles(source)
+            return "its images are turned by their EXIF data" if reader.has_turned_images() else None
+        if not isinstance(source, (str, bytes)) or check_container(source) == "frame archive":
+            return None
+        reader = open_reader(source, "av", 1, "")
+        return _oddity_for_0_1(reader, check_container(source), sampling)
+    except Exception:
+        return None
 
 
-def _choose(select_indices, num_video_frames: int, fps: float | None, path: str | None) -> list[int]:
-    indices = select_indices(num_video_frames, fps) if callable(select_indices) else select_indices
+def _oddity_for_0_1(reader, container: str, sampling: str) -> str | None:
+    oddities = reader.oddities()
+    oddities.pop("only decoding tells how many frames it shows")
+    if container not in ("mp4", "matroska"):  # those it read from the beginning
+        oddities.pop("its groups of pictures are open")
+    if min((time for time in reader.packets.pts if time is not None), default=0) < 0:
+        oddities.pop("its edit list hides frames")  # at the beginning: those it saw
+    oddities["it is a transport stream, of which the first frames were missed"] = reader.is_transport_stream
+    oddities["it is a matroska file with B-frames"] = container == "matroska" and reader.is_reordered
+    if sampling == "interval":
+        oddities["its frame rate varies"] = not reader.times.is_constant
+    return next((reason for reason, holds in oddities.items() if holds), None)
+
+
+def _choose(select_indices, times: VideoTimes, path: str | None) -> list[int]:
+    indices = select_indices
+    if callable(select_indices):
+        takes_times = "times" in inspect.signature(select_indices).parameters
+        indices = select_indices(times.num_frames, times.fps, **({"times": times} if takes_times else {}))
     indices = [int(index) for index in indices]
     if not indices:
         raise ValueError(f"No frames of video {_quoted(path)} were asked for: give at least one index.")
     for index in indices:
-        if not 0 <= index < num_video_frames:
+        if not 0 <= index < times.num_frames:
             raise ValueError(
-                f"Frame {index} of video {_quoted(path)} was asked for, but it has {num_video_frames} frames "
-                f"(0 to {num_video_frames - 1})."
+                f"Frame {index} of video {_quoted(path)} was asked for, but it has {times.num_frames} frames "
+                f"(0 to {times.num_frames - 1})."
             )
     return indices
 
 
 def _read_in_order(reader, indices: list[int]) -> torch.Tensor:
     """Each frame is decoded once, in rising order, and then put where, and as often as, it was asked for."""
+    if isinstance(reader, _FramesInMemory) and reader.is_array:
+        return reader.read_array(indices)
     rising = sorted(set(indices))
-    frames = reader.read(rising)
-    if len(frames) != len(rising):
-        raise _Unreadable(f"the decoder returned {len(frames)} of {len(rising)} frames")
+    frames, num_read = None, 0
+    for image in reader.read(rising):
+        if frames is None:
+            frames = _room_for(len(rising), image)
+        if image.shape != frames.shape[1:]:
+            raise UnreadableError(f"its frames differ in size: {sorted({image.shape, frames.shape[1:]})}")
+        frames[num_read] = image
+        num_read += 1
+    if num_read != len(rising):
+        raise UnreadableError(f"the decoder returned {num_read} of {len(rising)} frames")
+    frames = torch.from_numpy(frames)
     if rising == indices:
         return frames
     position = {index: i for i, index in enumerate(rising)}
     return frames[[position[index] for index in indices]]
+
+
+def _room_for(num_frames: int, image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise UnreadableError(f"its frames are {image.dtype} of shape {image.shape}; uint8 (H, W, 3) is needed")
+    if num_frames * image.size > MAX_BYTES_OF_FRAMES:
+        raise UnreadableError(
+            f"{num_frames} frames of {image.shape[1]} x {image.shape[0]} pixels exceed {MAX_BYTES_OF_FRAMES} bytes"
+        )
+    return np.empty((num_frames, *image.shape), np.uint8)
 
 
 def _locate(video: Any) -> tuple[str | None, Any]:
@@ -502,106 +480,7 @@ def _download(url: str) -> bytes:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             return response.read()
     except (OSError, ValueError, ImportError, http.client.HTTPException) as error:
-        raise VideoReadError(f"Cannot read video {url!r}: the download failed ({_one_line(error)}).", url) from error
-
-
-def _installed_decoders(decoder: str) -> list[str]:
-    names = DECODERS if decoder == "auto" else (decoder,)
-    failures = {name: _load_decoder(name)[1] for name in names}
-    installed = [name for name in names if failures[name] is None]
-    if not installed and decoder == "auto":
-        raise ImportError(f"No video decoder can be imported, install one of them: `pip install av`. {failures}")
-    if not installed:
-        raise ImportError(
-            f"decoder={decoder!r} cannot be imported ({failures[decoder]}): `pip install {decoder}`, or use "
-            "decoder='auto'."
-        )
-    return installed
-
-
-def _check_container(path: str | None, source: str | bytes) -> str:
-    """The kind of container by its first bytes. Raises `VideoReadError` for no file, an empty one, or one that ends
-    before its own header says: decoders silently take what is left of a cut-off webm or avi for all of it."""
-    try:
-        num_bytes = len(source) if isinstance(source, bytes) else os.stat(source).st_size
-        if not num_bytes:
-            raise VideoReadError(f"Cannot read video {_quoted(path)}: the file is empty (0 bytes).", path)
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-            head = file.read(16)
-            kind, end = "unknown", 0
-            if head[4:8] in _MP4_BOXES:
-                kind, end = "mp4", _mp4_end(file, num_bytes)
-            elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-                size = int.from_bytes(head[4:8], "little")
-                kind, end = "avi", size + 8 if size < 0xFFFFFFF0 else 0  # streamed files hold 0 or -1 here
-            elif head[:4] == b"\x1a\x45\xdf\xa3":
-                kind, end = "matroska", _matroska_end(file)
-            elif head.startswith(ZIP_MAGIC):
-                kind = "frame archive"  # a zip ends with its table of contents, so a cut-off one does not open
-            elif head.startswith((b"\x00\x00\x01\xba", b"\x47", b"FLV", b"\x30\x26\xb2\x75", b"OggS")):
-                kind = "stream"  # MPEG program and transport streams, Flash, Windows Media, Ogg: they state no length
-    except OSError as error:
-        raise VideoReadError(f"Cannot read video {_quoted(path)}: {error.strerror or error}.", path) from error
-    if end > num_bytes:
-        raise VideoReadError(
-            f"Cannot read video {_quoted(path)}: the file is cut off, {num_bytes} bytes of at least {end} are there.",
-            path,
-        )
-    return kind
-
-
-_MP4_BOXES = tuple(b"ftyp moov mdat moof free skip wide udta meta sidx mfra uuid".split())
-
-
-def _mp4_end(file, num_bytes: int) -> int:
-    """Where the last top-level box of an mp4 or mov ends (ISO/IEC 14496-12, 4.2)."""
-    position = 0
-    while position + 8 <= num_bytes:
-        file.seek(position)
-        header = file.read(16)
-        size = int.from_bytes(header[:4], "big")
-        if size == 1:
-            size = int.from_bytes(header[8:16], "big")
-        if header[4:8] not in _MP4_BOXES or size < 8:  # 0: up to the end of the file; else bytes behind the last box
-            break
-        position += size
-    return position
-
-
-def _matroska_end(file) -> int:
-    """Where the segment of a webm or mkv ends, 0 if it does not say (RFC 8794, sections 4 to 6)."""
-
-    def read_size():
-        first = file.read(1)
-        length = 9 - first[0].bit_length() if first and first[0] else 1
-        data = int.from_bytes(first + file.read(length - 1), "big") & ((1 << 7 * length) - 1)
-        return None if data == (1 << 7 * length) - 1 else data  # all ones: unknown, as when streamed
-
-    file.seek(4)
-    header_size = read_size()
-    if header_size is None:
-        return 0
-    file.seek(header_size, os.SEEK_CUR)
-    if file.read(4) != b"\x18\x53\x80\x67":
-        return 0
-    segment_size = read_size()
-    return 0 if segment_size is None else file.tell() + segment_size
-
-
-def _reason(error: Exception, what_failed: str) -> str:
-    if isinstance(error, _Unreadable):
-        return str(error)
-    text = _one_line(error)
-    # decord and torchcodec, in many more words
-    return "it has no video stream that can be decoded" if "video stream" in text else f"{what_failed}: {text}"
-
-
-def _one_line(error: Exception) -> str:
-    """A decoder's complaint without its stack trace, source positions and issue-tracker links."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    lines = [line.strip() for line in text.strip().splitlines()] or [type(error).__name__]
-    line = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |^\w+, \S+\.cpp:\d+, ", "", lines[0])
-    return line.rstrip(". ")[:200]
+        raise VideoReadError(f"Cannot read video {url!r}: the download failed ({one_line(error)}).", url) from error
 
 
 def _quoted(path: str | None) -> str:
@@ -632,7 +511,9 @@ def as_video_list(videos: Any) -> list:
 
 __all__ = [
     "VideoReadError",
+    "VideoTimes",
     "as_video_list",
+    "frames_differ_from_0_1",
     "is_one_video",
     "read_video_frames",
     "sample_frame_indices",

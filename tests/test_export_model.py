@@ -3,10 +3,12 @@
 import json
 import math
 import re
+import struct
 import subprocess
 import sys
 import zipfile
 
+import av
 import numpy as np
 import onnxruntime
 import pytest
@@ -203,6 +205,29 @@ def test_the_readmes_program_answers_as_the_pipeline_and_takes_other_classes_wit
         description = json.loads((exported / "exported" / "query_classifier.json").read_text())
         assert description["class_names"] == class_names
     assert (exported / "exported" / "query_classifier.onnx").read_bytes() == written
+
+
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, 1), (0, -1, -1, 0), (0, 0, 0, 0)])
+def test_the_readmes_program_reads_a_phones_video_upright_and_decodes_only_what_it_needs(exported, matrix):
+    # 60 frames that differ above and below, left and right, and in time; key frames every 5
+    rng = np.random.default_rng(1)
+    with av.open(str(exported / "query.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"x264-params": "bframes=2:scenecut=0:open-gop=1"})
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = 64, 32, "yuv420p", 5
+        for _ in range(60):
+            blocks = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8).repeat(16, 0).repeat(32, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(blocks, format="rgb24")))
+        container.mux(stream.encode())
+    data = bytearray((exported / "query.mp4").read_bytes())
+    a, b, c, d = (value * 65536 for value in matrix)
+    position = data.index(b"tkhd") + 44
+    data[position : position + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (exported / "query.mp4").write_bytes(data)
+    model, processor = tiny_model_and_processor(inference_mode="ensemble")
+    run(exported, "three", only_classes=True)
+    classify = FewShotVideoClassificationPipeline(model, processor, support_set=str(exported / "three"), device="cpu")
+    expected = {answer["label"]: answer["score"] for answer in classify(str(exported / "query.mp4"))}
+    assert answer_with_the_readme(exported) == pytest.approx(expected, abs=0.02)
 
 
 def test_files_hold_neither_the_text_tower_nor_paths_of_this_machine(exported):

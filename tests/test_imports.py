@@ -24,8 +24,14 @@ MAY_IMPORT = {
     "modeling_clipfsar": {
         *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
     },
-    "frame_archive_clipfsar": set(),
-    "video_clipfsar": {"choices_clipfsar", "frame_archive_clipfsar"},
+    "container_clipfsar": set(),
+    "decoding_clipfsar": {"container_clipfsar"},
+    "reader_process_clipfsar": {"container_clipfsar", "decoding_clipfsar"},
+    "frame_archive_clipfsar": {"container_clipfsar"},
+    "video_clipfsar": {
+        *("choices_clipfsar", "container_clipfsar", "decoding_clipfsar", "frame_archive_clipfsar"),
+        "reader_process_clipfsar",
+    },
     "pixels_clipfsar": set(),
     "processing_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "frame_archive_clipfsar", "pixels_clipfsar", "video_clipfsar"),

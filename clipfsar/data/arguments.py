@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from choices_clipfsar import DECODERS, FRAME_STORES, PREPROCESSINGS
+from choices_clipfsar import DECODERS, FRAME_STORES, PREPROCESSINGS, SECONDS_PER_VIDEO
 from clipfsar.options import option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
 from paths_clipfsar import check_path
@@ -81,6 +81,7 @@ class PrepareArguments:
     jpeg_quality: int = option(90, "1 to 95.")
     embed_videos: bool = option(False, "Put the video files themselves into the data set, to move or upload it.")
     decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
+    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
     num_workers: int = option(os.cpu_count() or 1, "Processes that read videos.")
 
     # Where to
@@ -105,12 +106,14 @@ class PrepareArguments:
         for name, least in (("frame_size", 1), ("frames_per_video", 0), ("num_workers", 1), ("jpeg_quality", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}.")
+        if not self.seconds_per_video > 0:
+            raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
         if self.jpeg_quality > 95:
             raise ValueError(f"--jpeg_quality {self.jpeg_quality} must be at most 95.")
 
     def settings(self) -> dict:
         """The options that determine the data set: an interrupted preparation resumes only with the same ones."""
-        others = {"output_dir", "num_workers", "skip_bad_videos", "push_to_hub", "hub_private"}
+        others = {"output_dir", "num_workers", "seconds_per_video", "skip_bad_videos", "push_to_hub", "hub_private"}
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def check_files(self):

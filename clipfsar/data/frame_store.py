@@ -24,10 +24,12 @@ from datasets import Dataset, Features, Value, concatenate_datasets, load_from_d
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from tqdm.auto import tqdm
 
+from choices_clipfsar import SECONDS_PER_VIDEO
+from container_clipfsar import READER_VERSION
 from frame_archive_clipfsar import FRAME_FORMATS, pack_frames
 from paths_clipfsar import replace_file
 from pixels_clipfsar import resize_frames, resize_settings
-from video_clipfsar import VideoReadError, read_video_frames, sample_frame_indices
+from video_clipfsar import VideoReadError, VideoTimes, read_video_frames, sample_frame_indices
 
 MISSING = "missing"
 VIDEOS_PER_SHARD = 256
@@ -48,6 +50,7 @@ class FrameStoreSettings:
             are exactly those of the file; the default is 9 x 8.
         jpeg_quality: 1 to 95.
         decoder: Of `read_video_frames`.
+        seconds_per_video: Of `read_video_frames`.
     """
 
     frame_format: str = "none"
@@ -56,6 +59,7 @@ class FrameStoreSettings:
     frames_per_video: int = 72
     jpeg_quality: int = 90
     decoder: str = "auto"
+    seconds_per_video: float | None = SECONDS_PER_VIDEO
 
     @property
     def keeps_something(self) -> bool:
@@ -81,12 +85,12 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
     video, settings = job
     seen = {}
 
-    def select_indices(num_frames: int, fps: float | None) -> list[int]:
+    def select_indices(num_frames: int, fps: float | None, times: VideoTimes) -> list[int]:
         wanted = settings.frames_per_video if settings.frame_format in FRAME_FORMATS else 8
         indices = range(num_frames)
         if 0 < wanted < num_frames:
             indices = sample_frame_indices(num_frames, wanted)
-        seen.update(num_frames=num_frames, fps=fps, indices=indices)
+        seen.update(num_frames=num_frames, fps=fps, indices=indices, times=times)
         return indices
 
     if is_missing(video):
@@ -95,7 +99,9 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
         kind = "an address" if "://" in _path_of(video) else "a folder of images"
         return ReadVideo(error=f"{_path_of(video)!r} is {kind}, no file to embed: use --frame_store jpeg.")
     try:
-        frames = read_video_frames(video, select_indices, settings.decoder)
+        frames = read_video_frames(
+            video, select_indices, settings.decoder, seconds_per_video=settings.seconds_per_video
+        )
     except VideoReadError as error:
         return ReadVideo(error=str(error))
     if settings.frame_format == "none":
@@ -114,6 +120,7 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
             resized_for,
             settings.frame_format,
             settings.jpeg_quality,
+            seen["times"],
         )
     )
 
@@ -308,14 +315,18 @@ def references(dataset: Dataset) -> Iterator[dict]:
 
 
 def _key(row: int, video: dict, label: str) -> str:
-    """What a video is known by: the file as it is now, or the row where its bytes lie in the data set."""
+    """What a video is known by: the file as it is now, or the row where its bytes lie in the data set.
+
+    Version 0.1 wrote no version of its reader: what it read before it was interrupted is read again.
+    """
+    reader = f"reader {READER_VERSION}"
     if video["bytes"] is not None:
-        return json.dumps([row, video["path"], label])
+        return json.dumps([row, video["path"], label, reader])
     try:
         status = os.stat(video["path"] or "")
     except OSError:
-        return json.dumps([video["path"], label])
-    return json.dumps([video["path"], status.st_size, status.st_mtime_ns, label])
+        return json.dumps([video["path"], label, reader])
+    return json.dumps([video["path"], status.st_size, status.st_mtime_ns, label, reader])
 
 
 def _save_quietly(dataset: Dataset, folder: Path):

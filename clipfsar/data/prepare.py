@@ -30,6 +30,7 @@ def frame_store_settings(arguments: PrepareArguments) -> FrameStoreSettings:
         arguments.frames_per_video,
         arguments.jpeg_quality,
         arguments.decoder,
+        arguments.seconds_per_video,
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from choices_clipfsar import DTYPES, EXPORT_FORMATS, INFERENCE_MODES, OUTPUT_FORMATS, UNKNOWN_LABEL
+from choices_clipfsar import DTYPES, EXPORT_FORMATS, INFERENCE_MODES, OUTPUT_FORMATS, SECONDS_PER_VIDEO, UNKNOWN_LABEL
 from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
 
@@ -37,6 +37,7 @@ class PredictArguments:
         INFERENCE_MODES,
     )
     top_k: int = option(5, "Classes shown per video.")
+    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
     detect_unknown: bool = option(False, f"Also score {UNKNOWN_LABEL!r}.")
     window_seconds: float | None = option(None, "Classify windows of this length instead of whole videos.")
     stride_seconds: float | None = option(
@@ -69,7 +70,7 @@ class PredictArguments:
             raise ValueError(f"--dtype int8 is for CPUs: leave --device {self.device} out, or use --dtype bfloat16.")
         if self.window_seconds is None and self.stride_seconds is not None:
             raise ValueError("--stride_seconds needs --window_seconds.")
-        for name in ("window_seconds", "stride_seconds", "fps"):
+        for name in ("window_seconds", "stride_seconds", "fps", "seconds_per_video"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be greater than 0.")
         for name in ("top_k", "batch_size"):

@@ -71,6 +71,7 @@ class Prediction:
         for folder in filter(None, (arguments.pictures, arguments.output and Path(arguments.output).parent)):
             Path(folder).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
         model, processor = load_model(arguments.model, arguments.dtype)
+        processor.seconds_per_video = arguments.seconds_per_video
         device = "cpu" if arguments.dtype == "int8" else arguments.device
         self.pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)
         self.candidate_labels = None

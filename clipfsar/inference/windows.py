@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
-from video_clipfsar import sample_frame_indices, stream_video_frames
+from video_clipfsar import VideoTimes, sample_frame_indices, stream_video_frames
 
 THUMBNAILS_PER_TIMELINE = 9
 
@@ -51,14 +51,20 @@ def window_bounds(num_video_frames: int, fps: float, window_seconds: float, stri
 
 
 def _plan(
-    processor: CLIPFSARProcessor, num_video_frames: int, fps: float, window_seconds: float, stride_seconds: float
+    processor: CLIPFSARProcessor, times: VideoTimes, num_video_frames: int, fps: float, lengths: tuple[float, float]
 ) -> dict[str, Any]:
-    """Windows of a video by their bounds and by their frames, and all frames that are needed, in order."""
+    """Windows of a video by their bounds and by their frames, and all frames that are needed, in order.
+
+    Bounds count in frames of a constant rate, of which there are `num_video_frames`; `times` says which frames of the
+    file these are. `lengths`: seconds of a window, and from one to the next.
+    """
     sampling = "interval" if processor.frame_sampling == "interval" else "segment_center"
     settings = {"fps": fps, "sampling_rate": processor.sampling_rate, "target_fps": processor.target_fps}
-    bounds = window_bounds(num_video_frames, fps, window_seconds, stride_seconds)
+    bounds = window_bounds(num_video_frames, fps, *lengths)
     windows = [
-        [start + index for index in sample_frame_indices(length, processor.num_frames, sampling, **settings)]
+        times.frames_at(
+            [start + index for index in sample_frame_indices(length, processor.num_frames, sampling, **settings)]
+        )
         for start, length in bounds
     ]
     frames = sorted({index for window in windows for index in window})
@@ -79,6 +85,7 @@ def encode_windows(
     """Frame features of all windows. Every frame is decoded and encoded once, however many windows share it.
 
     Within a window frames are chosen as the processor does for a whole video, segment centres instead of random ones.
+    Windows are cut by the times at which frames are shown, also where the rate varies.
 
     Args:
         fps: Frames per second where the video does not say.
@@ -89,16 +96,18 @@ def encode_windows(
     """
     plan: dict[str, Any] = {}
 
-    def select_indices(num_video_frames: int, video_fps: float | None) -> list[int]:
+    def select_indices(num_video_frames: int, video_fps: float | None, times: VideoTimes) -> list[int]:
         rate = video_fps or fps
         if not rate:
             raise ValueError("This video does not say its frames per second, which windows need: give fps.")
-        plan.update(_plan(processor, num_video_frames, rate, window_seconds, stride_seconds))
+        if video_fps:
+            num_video_frames, rate = times.as_constant()
+        plan.update(_plan(processor, times, num_video_frames, rate, (window_seconds, stride_seconds)))
         return plan["frames"]
 
     embeds, thumbnails, waiting = [], [], []
     progress = None
-    for frame in stream_video_frames(video, select_indices, processor.num_threads):
+    for frame in stream_video_frames(video, select_indices, processor.num_threads, processor.seconds_per_video):
         if progress is None:
             frames = plan["frames"]
             progress = tqdm(total=len(frames), desc="encoding frames", unit="frame", disable=not show_progress)

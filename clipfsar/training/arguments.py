@@ -11,6 +11,7 @@ from choices_clipfsar import (
     INFERENCE_MODES,
     PREPROCESSINGS,
     QUERY_AUGMENTATIONS,
+    SECONDS_PER_VIDEO,
     SUPPORT_POOLINGS,
 )
 from clipfsar.options import option, parse_options
@@ -67,6 +68,7 @@ class EpisodicTrainingArguments:
     query_augmentation: str = option("none", "Flips and colour jitter of query videos.", QUERY_AUGMENTATIONS)
     prompt_template: str = option("a photo of {}", "Sentence around a class name.")
     decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
+    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
 
     # Model; what is not given is as the checkpoint has it
     alignment: str | None = option(None, "Distance between frame sequences.", ALIGNMENTS)
@@ -279,11 +281,11 @@ CONFIG_SETTINGS = (
 )
 PROCESSOR_SETTINGS = (
     *("num_frames", "frame_sampling", "sampling_rate", "preprocessing"),
-    *("query_augmentation", "prompt_template", "decoder"),
+    *("query_augmentation", "prompt_template", "decoder", "seconds_per_video"),
 )
 # Where the work is done, and what is looked at; none of it changes what is trained.
 MAY_CHANGE_ON_RESUME = {
-    *("output_dir", "resume", "decoder", "dataset", "benchmark", "features_dir", "keep_adapter"),
+    *("output_dir", "resume", "decoder", "seconds_per_video", "dataset", "benchmark", "features_dir", "keep_adapter"),
     *("episodes_per_forward", "gradient_checkpointing", "torch_compile", "preprocess_on_device", "mixed_precision"),
     *("eval_batch_size", "num_workers", "report_to", "project", "run_name", "print_config", "log_every"),
     *("push_to_hub", "hub_private", "hub_revision", "test_episodes", "inference_modes", "n_shot"),

@@ -1,0 +1,503 @@
+"""Readers of video files: PyAV by default, decord and torchcodec where they are proven to give the same frames.
+
+A reader has `times` (`VideoTimes`) and `read(frames)`, which yields the frames of rising numbers, uint8 (H, W, 3).
+Nothing here needs torch.
+"""
+
+import functools
+import importlib
+import io
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+try:
+    from .container_clipfsar import (
+        MAX_PIXELS,
+        FrameOrder,
+        UnreadableError,
+        exact_seconds,
+        list_packets,
+        one_line,
+        order_of_packets,
+        times_of,
+        turn,
+        turns_of_matrix,
+        unsettled_start,
+    )
+except ImportError:
+    if __package__:
+        raise
+    from container_clipfsar import (
+        MAX_PIXELS,
+        FrameOrder,
+        UnreadableError,
+        exact_seconds,
+        list_packets,
+        one_line,
+        order_of_packets,
+        times_of,
+        turn,
+        turns_of_matrix,
+        unsettled_start,
+    )
+
+KEPT_PACKET_BYTES = 2**25  # of a video that was looked through, until its frames are read
+# Whose decoders leave out frames on which no other depends, from one packet to the next. (That of AV1 decides once.)
+CODECS_THAT_SKIP = {"h264", "hevc", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4"}
+KEPT_FRAME_BYTES = 2**26  # of a video that had to be decoded to count its frames
+
+
+class RecountError(UnreadableError):
+    """The packets announced other frames than come out; `reader.times` now counts those that come out."""
+
+
+@functools.cache
+def load_decoder(name: str):
+    """The decoder's module and None, or None and why it does not import (a broken installation raises anything)."""
+    try:
+        module = importlib.import_module({"torchcodec": "torchcodec.decoders"}.get(name, name))
+    except Exception as error:
+        return None, one_line(error)
+    if name == "decord":
+        module.logging.set_level(module.logging.QUIET)  # its FFmpeg otherwise writes to stderr on every damaged file
+    return module, None
+
+
+# --- PyAV -------------------------------------------------------------------------------------------------------------
+
+
+class PyAVReader:
+    """Decodes from the key frame before a wanted frame, and knows each frame by the packet that it came out of."""
+
+    def __init__(self, source: str | bytes, num_threads: int = 1):
+        self._source, self._num_threads = source, num_threads
+        self._skips = None
+        self._container, self._stream = self._open()
+        self.codec = self._stream.codec_context.codec.canonical_name
+        self._check_size(self._stream.codec_context.width, self._stream.codec_context.height)
+        self.packets, self._kept = list_packets(self._container, self._stream, KEPT_PACKET_BYTES)
+        self._decoded = None  # frames that counting has decoded, as (packet, frame)
+        self.is_counted_by_decoding = self._is_damaged = (
+            False  # whether the order is known from decoding, and with errors
+        )
+        self.order = order_of_packets(self.packets, self.codec)
+        if self.order is None:
+            self._order_by_decoding()
+        elif (first_key := unsettled_start(self.order, self.packets)) is not None:
+            self._settle_start(first_key)
+        self._set_times()
+
+    def _set_times(self):
+        self.times = times_of(self.order, self.packets, self._container, self._stream)
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """When each frame is shown, (num_frames)."""
+        seconds = exact_seconds(self.order, self.packets, self._container, self._stream)
+        return np.arange(self.times.num_frames) / (self.times.fps or 1) if seconds is None else seconds
+
+    @property
+    def sample_aspect_ratio(self) -> float:
+        """Width of a pixel by its height, 1 where nothing says it. Frames are given as they are stored."""
+        ratio = self._stream.sample_aspect_ratio
+        return float(ratio) if ratio else 1.0
+
+    @property
+    def num_streams(self) -> int:
+        return len(self._container.streams.video)
+
+    @property
+    def is_reordered(self) -> bool:
+        """Whether frames are decoded in another order than shown: B-frames."""
+        return self.order.packets != sorted(self.order.packets)
+
+    @property
+    def is_transport_stream(self) -> bool:
+        return "mpegts" in self._container.format.name
+
+    def turns(self) -> tuple[bool, bool, bool]:
+        """How the first frame is turned (`turns_of_matrix`); decodes it."""
+        frame = next(self._wanted([0]))
+        return turns_of_matrix(_matrix_of(frame))
+
+    def oddities(self) -> dict[str, bool]:
+        """What makes other readers give other frames than the file shows, and whether it is so."""
+        is_transposed, flips_columns, flips_rows = self.turns()
+        return {
+            "its edit list hides frames": self.packets.is_cut,
+            "it has hidden frames": any(count != 1 for count in self.packets.num_shown) and not self.packets.is_cut,
+            "it is mirrored": is_transposed == (flips_columns == flips_rows),
+            "its groups of pictures are open": self.order.has_leading_pictures or not self.packets.is_key[0],
+            "only decoding tells how many frames it shows": self.is_counted_by_decoding,
+        }
+
+    def close(self):
+        self._kept = self._decoded = None
+        self._container.close()
+
+    def read(self, frames: list[int]) -> Iterator[np.ndarray]:
+        """Raises `UnreadableError` for a frame that cannot be decoded; `RecountError` also after some frames."""
+        convert = _Converter()
+        for frame in self._wanted(frames):
+            yield convert(frame)
+
+    # Opening
+
+    def _open(self):
+        av, _ = load_decoder("av")
+        is_path = isinstance(self._source, str)
+        # with "file:", or a colon in the name would be taken for a protocol
+        file = "file:" + os.path.abspath(self._source) if is_path else io.BytesIO(self._source)
+        container = av.open(file, metadata_errors="replace")
+        stream = container.streams.best("video")
+        if stream is not None and _is_cover_art(stream):
+            stream = next((other for other in container.streams.video if not _is_cover_art(other)), None)
+        if stream is None or stream.codec_context is None:
+            raise UnreadableError("it has no video stream")
+        stream.codec_context.thread_count = self._num_threads
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        return container, stream
+
+    def _check_size(self, width: int, height: int):
+        if width * height > MAX_PIXELS:
+            raise UnreadableError(f"its frames of {width} x {height} pixels are larger than {MAX_PIXELS} pixels")
+
+    # Packets in the order of decoding, each with its number for its time
+
+    def _packets_from(self, entry: int) -> Iterator:
+        if self._kept is not None:
+            return iter(self._kept[entry:])
+        return self._packets_again(entry)
+
+    def _packets_again(self, entry: int) -> Iterator:
+        """Of a large file, demuxed once more: from where its seek table leads if that is a packet we know."""
+        if entry and self.packets.has_times and self.packets.pts[entry] is not None:
+            self._container.seek(self.packets.pts[entry], stream=self._stream)
+            number, is_there = None, False
+            for packet in self._container.demux(self._stream):
+                if not packet.size:
+                    continue
+                identity = packet.pts, packet.dts, packet.size
+                number = self._numbers.get(identity, entry + 1) if number is None else number + 1
+                if number > entry and not is_there:
+                    break  # the seek led too far, or nobody knows where
+                if self._identities[number] != identity:
+                    raise UnreadableError("its packets come in another order after a seek")
+                is_there = number >= entry
+                if is_there:
+                    packet.pts = number
+                    yield packet
+            else:
+                return
+        self._container.close()
+        self._container, self._stream = self._open()
+        packets = (packet for packet in self._container.demux(self._stream) if packet.size)
+        for number, packet in enumerate(packets):
+            if number >= entry:
+                packet.pts = number
+                yield packet
+
+    @functools.cached_property
+    def _identities(self) -> list[tuple]:
+        return list(zip(self.packets.pts, self.packets.dts, self.packets.size, strict=True))
+
+    @functools.cached_property
+    def _numbers(self) -> dict[tuple, int]:
+        return {identity: number for number, identity in enumerate(self._identities)}
+
+    # Decoding
+
+    def _wanted(self, frames: list[int]) -> Iterator:
+        """Decoded frames of rising numbers."""
+        num_done = 0
+        if not self.is_counted_by_decoding:
+            try:
+                for frame in self._wanted_by_identity(frames):
+                    yield frame
+                    num_done += 1
+                return
+            except Exception as error:
+                # From the beginning then: what comes out is what the file shows.
+                before, reason = self.order.packets, error
+            self._order_by_decoding()
+            if self.order.packets != before:
+                num_frames = len(self.order.packets)
+                self._set_times()
+                message = f"frames cannot be decoded: {num_frames} come out, {len(before)} were announced"
+                raise (RecountError if num_frames else UnreadableError)(message) from reason
+        yield from self._wanted_in_turn(frames[num_done:])
+
+    def _wanted_by_identity(self, frames: list[int]) -> Iterator:
+        packet_of, entries = self.order.packets, [self.order.entry_of(frame) for frame in frames]
+        start = 0
+        while start < len(frames):
+            # Frames whose entry lies before the end of what is decoded for those before them come with these.
+            end, last = start + 1, packet_of[frames[start]]
+            while end < len(frames) and entries[end] <= last:
+                last = max(last, packet_of[frames[end]])
+                end += 1
+            group = frames[start:end]
+            yield from self._decode_group(min(entries[start:end]), last, [packet_of[frame] for frame in group])
+            start = end
+
+    def _decode_group(self, entry: int, last: int, wanted: list[int]) -> Iterator:
+        """The frames of the packets `wanted`, in the order shown, decoded from packet `entry` on."""
+        pending, is_wanted, rank = iter(wanted), set(wanted), float("-inf")
+        expected = next(pending)
+        for frame in self._decode(entry, last, is_wanted):
+            before, rank = rank, self.order.ranks[frame.pts]
+            if rank < before:
+                raise UnreadableError("frames come in another order")
+            if frame.pts not in is_wanted:
+                continue
+            if frame.pts != expected or frame.is_corrupt:
+                raise UnreadableError("a frame is damaged" if frame.is_corrupt else "frames come in another order")
+            yield frame
+            expected = next(pending, None)
+        if expected is not None:
+            raise UnreadableError("a frame did not come")
+
+    def _decode(self, entry: int, last: int, is_wanted: set[int]) -> Iterator:
+        """Frames of the packets from `entry` to `last`, without some that nobody wants."""
+        self._flush()
+        for packet in self._packets_from(entry):
+            number = packet.pts
+            self._skip("DEFAULT" if number in is_wanted or self.codec not in CODECS_THAT_SKIP else "NONREF")
+            yield from self._stream.codec_context.decode(packet)
+            if number == last:
+                break
+        self._skip("DEFAULT")
+        yield from self._stream.codec_context.decode(None)
+
+    def _flush(self):
+        if self._stream.codec_context.is_open:
+            self._stream.codec_context.flush_buffers()
+        self._skip("DEFAULT")
+
+    def _skip(self, frames: str):
+        if self._skips != (self._stream, frames):  # it costs some microseconds
+            self._stream.codec_context.skip_frame = frames
+            self._skips = self._stream, frames
+
+    def _settle_start(self, first_key: int):
+        """Takes out frames that do not come out before the first key frame does, or what comes first after it."""
+        rank, came = self.order.ranks[first_key], set()
+        for frame in self._decode_all():
+            if frame is not None and frame.pts is not None:
+                came.add(frame.pts)
+                if rank is None or self.order.ranks[frame.pts] >= rank:
+                    rank = self.order.ranks[frame.pts]
+                    break
+        ranks = self.order.ranks
+        self.order.packets = [n for n in self.order.packets if n in came or (rank is not None and ranks[n] >= rank)]
+
+    def _order_by_decoding(self):
+        """The order in which frames come out when all are decoded from the beginning."""
+        announced, num_damaged, num_bytes = sum(map(bool, self.packets.num_shown)), 0, 0
+        came, kept = [], []
+        for frame in self._decode_all():
+            if frame is None:
+                num_damaged += 1
+                continue
+            came.append(frame.pts)
+            if kept is not None:
+                kept.append(frame)
+                num_bytes += sum(plane.buffer_size for plane in frame.planes)
+                kept = kept if num_bytes <= KEPT_FRAME_BYTES else None
+        if num_damaged and announced - len(came) > max(2, announced // 50):
+            raise UnreadableError(f"frames cannot be decoded: {len(came)} come out, {announced} were announced")
+        # Each frame is then counted on the way from the beginning; nothing else is known of it for sure.
+        self.order = FrameOrder(came, [0], list(range(len(self.packets.pts))))
+        self._decoded, self.is_counted_by_decoding, self._is_damaged = kept, True, bool(num_damaged)
+
+    def _decode_all(self) -> Iterator:
+        """All frames from the beginning; None for a packet that cannot be decoded."""
+        av, _ = load_decoder("av")
+        self._flush()
+        for packet in self._packets_from(0):
+            try:
+                yield from self._stream.codec_context.decode(packet)
+            except av.FFmpegError:
+                yield None
+        try:
+            yield from self._stream.codec_context.decode(None)
+        except av.FFmpegError:
+            yield None
+
+    def _wanted_in_turn(self, frames: list[int]) -> Iterator:
+        """Decoded frames, counted from the beginning."""
+        decoded = self._decode_all() if self._decoded is None or self._is_damaged else self._decoded
+        wanted, number = iter(frames), 0
+        expected = next(wanted, None)
+        for frame in decoded:
+            if expected is None:
+                return
+            if frame is None or (number == expected and frame.is_corrupt):
+                raise UnreadableError(f"frame {number} cannot be decoded, its data are damaged")
+            if number == expected:
+                yield frame
+                expected = next(wanted, None)
+            number += 1
+        if expected is not None:
+            raise UnreadableError(f"decoding ended after {number} frames")
+
+
+class _Converter:
+    """Decoded frames to RGB as they are shown, all of the size of the first: it may change within a stream."""
+
+    def __init__(self):
+        self._reformatter = importlib.import_module("av.video.reformatter").VideoReformatter()
+        self._size = None
+
+    def __call__(self, frame) -> np.ndarray:
+        self._size = self._size or (frame.width, frame.height)
+        image = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
+        return turn(image, turns_of_matrix(_matrix_of(frame)))
+
+
+def _matrix_of(frame) -> bytes | None:
+    data = frame.side_data.get("DISPLAYMATRIX")
+    return None if data is None else bytes(data)
+
+
+def _is_cover_art(stream) -> bool:
+    """Whether a PyAV stream is the picture in a music file, which counts as a video of one frame."""
+    flags = getattr(stream, "disposition", 0)  # since PyAV 14.1; a Flag there, an IntFlag later
+    return bool(getattr(flags, "value", flags) & 0x400)  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+
+
+# --- the others -------------------------------------------------------------------------------------------------------
+
+
+class _ForeignReader:
+    """What decord and torchcodec have in common: PyAV tells what the file shows, and whether it is safe with them."""
+
+    name = ""
+
+    def __init__(self, source: str | bytes, num_threads: int, container: str):
+        truth = PyAVReader(source, num_threads)
+        self.times, self._seconds = truth.times, truth.seconds
+        reason = self._refusal(truth, container in ("mp4", "matroska"))
+        truth.close()
+        if reason:
+            raise UnreadableError(f"{self.name} is not safe with this file: {reason} (use 'av' or 'auto')")
+        num_frames = self._open(source, num_threads)
+        if num_frames != self.times.num_frames:
+            shown = self.times.num_frames
+            raise UnreadableError(f"{self.name} counts {num_frames} frames, but it shows {shown} (use 'av' or 'auto')")
+
+    def _refusal(self, truth: PyAVReader, states_times: bool) -> str | None:
+        """Why a decoder may give other frames than the file shows. `states_times`: as mp4 and matroska do."""
+        reasons = truth.oddities()
+        if not states_times:  # the decoder is then not trusted to seek
+            reasons.pop("its groups of pictures are open")
+            reasons.pop("only decoding tells how many frames it shows")
+        reasons["it has several video streams"] = truth.num_streams > 1
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    def close(self):
+        self._reader = None
+
+
+class DecordReader(_ForeignReader):
+    name = "decord"
+
+    def __init__(self, source: str | bytes, num_threads: int, container: str):
+        self._can_seek = container in ("mp4", "matroska")  # in avi it jumps to wrong frames
+        self._container = container
+        if container == "stream":
+            raise UnreadableError("decord misses frames at the beginning of such streams (use 'av' or 'auto')")
+        super().__init__(source, num_threads, container)
+
+    def _open(self, source, num_threads: int) -> int:
+        decord, _ = load_decoder("decord")
+        source = io.BytesIO(source) if isinstance(source, bytes) else source
+        # Without fault_tol, decord replaces frames it cannot decode by their neighbours and says nothing.
+        self._reader = decord.VideoReader(source, num_threads=num_threads, fault_tol=1e-9)
+        return len(self._reader)
+
+    def _refusal(self, truth: PyAVReader, states_times: bool) -> str | None:
+        if self._container == "matroska" and truth.is_reordered:
+            return "it may miss the last frame of matroska files with B-frames"
+        return super()._refusal(truth, states_times)
+
+    def read(self, frames: list[int]) -> Iterator[np.ndarray]:
+        # asnumpy, because decord's torch bridge is a setting of the whole process
+        if self._can_seek:
+            yield from self._reader.get_batch(frames).asnumpy()
+            return
+        wanted = set(frames)
+        for number in range(frames[-1] + 1):  # one after the other it never seeks
+            image = self._reader.get_batch([number]).asnumpy()[0]
+            if number in wanted:
+                yield image
+
+
+class TorchcodecReader(_ForeignReader):
+    name = "torchcodec"
+
+    def _open(self, source, num_threads: int) -> int:
+        decoders, _ = load_decoder("torchcodec")
+        # exact: approximate mode returns wrong frames where the frame rate varies
+        self._reader = decoders.VideoDecoder(
+            source, seek_mode="exact", num_ffmpeg_threads=num_threads, dimension_order="NHWC"
+        )
+        return self._reader.metadata.num_frames or 0
+
+    def _refusal(self, truth: PyAVReader, states_times: bool) -> str | None:
+        if not states_times:
+            return "it finds frames reliably only in mp4 and matroska"
+        return super()._refusal(truth, states_times)
+
+    def read(self, frames: list[int]) -> Iterator[np.ndarray]:
+        batch = self._reader.get_frames_at(indices=frames)
+        shown = batch.pts_seconds.numpy() - self._reader.metadata.begin_stream_seconds
+        if np.abs(shown - self._seconds[frames]).max() > 0.002:
+            raise UnreadableError("torchcodec gives frames of other times than those asked for (use 'av' or 'auto')")
+        yield from batch.data.numpy()
+
+
+READERS = {"decord": DecordReader, "torchcodec": TorchcodecReader}
+
+
+def open_reader(source: str | bytes, decoder: str, num_threads: int, container: str):
+    """The reader of a file. `"auto"` is PyAV: no other decoder is faster where it is known to be right."""
+    if decoder in ("auto", "av"):
+        return PyAVReader(source, num_threads)
+    return READERS[decoder](source, num_threads, container)
+
+
+def installed_decoder(decoder: str) -> str:
+    """The decoder that reads; raises `ImportError` where it cannot be imported."""
+    name = "av" if decoder == "auto" else decoder
+    for needed in (name, "av"):
+        _, failure = load_decoder(needed)
+        if failure is not None and decoder == "auto":
+            raise ImportError(f"No video decoder can be imported, install one: `pip install av`. {failure}")
+        if failure is not None:
+            raise ImportError(
+                f"decoder={decoder!r} cannot be imported ({failure}): `pip install {needed}`, or use decoder='auto'."
+            )
+    return name
+
+
+def reason_of(error: Exception, what_failed: str) -> str:
+    if isinstance(error, UnreadableError):
+        return str(error)
+    text = one_line(error)
+    # decord and torchcodec, in many more words
+    return "it has no video stream that can be decoded" if "video stream" in text else f"{what_failed}: {text}"
+
+
+__all__ = [
+    "DecordReader",
+    "PyAVReader",
+    "RecountError",
+    "TorchcodecReader",
+    "installed_decoder",
+    "load_decoder",
+    "open_reader",
+    "reason_of",
+]

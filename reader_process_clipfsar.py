@@ -1,0 +1,315 @@
+"""Reading video files in a process that can be killed: a decoder that is stuck in C heeds neither signals nor threads.
+
+One such process serves one thread, and is started when the first file is read. It imports only PyAV and numpy, which
+takes a third of a second; then a request costs a message each way and the copy of the frames through a pipe.
+"""
+
+import atexit
+import contextlib
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+try:
+    from .container_clipfsar import UnreadableError, VideoTimes, check_container
+except ImportError:
+    if __package__:
+        raise
+    from container_clipfsar import UnreadableError, VideoTimes, check_container
+
+try:
+    from .decoding_clipfsar import RecountError, installed_decoder, open_reader, reason_of
+except ImportError:
+    if __package__:
+        raise
+    from decoding_clipfsar import RecountError, installed_decoder, open_reader, reason_of
+
+MEMORY_LIMIT = 2**33  # bytes that a reading process may fill; a header may ask for any number
+PIPE_BYTES = 2**20
+_ERRORS = {"unreadable": UnreadableError, "import": ImportError}
+
+
+class TimedOutError(UnreadableError):
+    """The time for a video was up."""
+
+
+# --- in the process ---------------------------------------------------------------------------------------------------
+
+
+def serve():
+    """Answers requests from standard input until there are no more."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not get between the answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which then ends this one
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    _limit_memory()
+    reader = None
+    while (request := _receive(requests)) is not None:
+        kind, *arguments = request
+        if kind == "open":
+            reader = _open(answers, *arguments)
+        else:
+            _read(answers, reader, *arguments)
+        answers.flush()
+
+
+def _open(answers, source, decoder: str, num_threads: int):
+    try:
+        container = check_container(source)
+        if container == "frame archive":
+            _send(answers, ("archive",))
+            return None
+        installed_decoder(decoder)
+        reader = open_reader(source, decoder, num_threads, container)
+    except ImportError as error:
+        _send(answers, ("import", str(error)))
+    except Exception as error:
+        _send(answers, ("unreadable", reason_of(error, f"{'av' if decoder == 'auto' else decoder} cannot open it")))
+    else:
+        _send(answers, ("times", _plain(reader.times)))
+        return reader
+
+
+def _read(answers, reader, frames: list[int]):
+    try:
+        for image in reader.read(frames):
+            _send(answers, ("frame", image.shape))
+            answers.write(np.ascontiguousarray(image).data)
+        _send(answers, ("end",))
+    except RecountError as error:
+        _send(answers, ("recount", str(error), _plain(reader.times)))
+    except Exception as error:
+        _send(answers, ("unreadable", reason_of(error, "a wanted frame cannot be decoded")))
+
+
+def _plain(times: VideoTimes) -> tuple:
+    # No object of ours: the parent may know this module by another name.
+    return times.num_frames, times.fps, times.seconds, times.duration
+
+
+def _die_with_parent(parent: int):
+    """Also while a decoder is stuck, and while a sibling holds the other end of the pipe open."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _limit_memory():
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource  # not on Windows
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def _send(file, message: tuple):
+    data = pickle.dumps(message)
+    file.write(struct.pack("<Q", len(data)) + data)
+
+
+def _receive(file) -> tuple | None:
+    header = file.read(8)
+    if len(header) < 8:
+        return None
+    (size,) = struct.unpack("<Q", header)
+    data = file.read(size)
+    return pickle.loads(data) if len(data) == size else None
+
+
+# --- in the program ---------------------------------------------------------------------------------------------------
+
+
+class _ReaderProcess:
+    def __init__(self):
+        folder, name = os.path.split(os.path.abspath(__file__))
+        paths = [folder, *(os.path.abspath(path) for path in sys.path)]
+        module = name.removesuffix(".py")
+        program = f"import sys; sys.path[:] = {paths!r}; import {module}; {module}.serve()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder
+        )
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            import fcntl  # not on Windows
+
+            fcntl.fcntl(self._process.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    @contextlib.contextmanager
+    def limited(self, seconds: float):
+        """Kills the process when time is up. Raises `TimedOutError` then, `UnreadableError` if it died by itself."""
+        is_late = threading.Event()
+
+        def stop():
+            is_late.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (OSError, EOFError) as error:
+            if is_late.is_set():
+                raise TimedOutError() from None
+            raise UnreadableError("the decoder crashed") from error
+        finally:
+            timer.cancel()
+
+    def send(self, message: tuple):
+        _send(self._process.stdin, message)
+        self._process.stdin.flush()
+
+    def receive(self) -> tuple:
+        message = _receive(self._process.stdout)
+        if message is None:
+            raise EOFError
+        return message
+
+    def receive_frame(self, shape: tuple[int, ...]) -> np.ndarray:
+        image = np.empty(shape, np.uint8)
+        if self._process.stdout.readinto(image.reshape(-1).data) < image.size:
+            raise EOFError
+        return image
+
+
+_idle: list[_ReaderProcess] = []
+_lock = threading.Lock()
+_of_parent: list[_ReaderProcess] = []  # kept, so that a forked child neither uses nor closes them
+
+
+def _take_process() -> _ReaderProcess:
+    with _lock:
+        while _idle:
+            process = _idle.pop()
+            if process.is_alive:
+                return process
+    return _ReaderProcess()
+
+
+def _forget_processes():
+    global _lock
+    _of_parent.extend(_idle)
+    _idle.clear()
+    _lock = threading.Lock()
+
+
+@atexit.register
+def _end_processes():
+    while _idle:
+        _idle.pop().kill()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_processes)
+
+
+class RemoteReader:
+    """A reader (see `decoding_clipfsar`) whose work is done by another process, within a number of seconds.
+
+    `is_archive`: the file is a frame archive, which is not read here. Use it in a `with` block. Raises what readers
+    raise, and `TimedOutError`.
+    """
+
+    def __init__(self, source: str | bytes, decoder: str, num_threads: int, seconds: float):
+        self._seconds = self._left = seconds
+        self._process = _take_process()
+        self._is_busy = True
+        source = os.path.abspath(source) if isinstance(source, str) else source
+        self.times, self.is_archive = None, False
+        try:
+            with self._in_time():
+                self._answer(("open", source, decoder, num_threads))
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> "RemoteReader":
+        return self
+
+    def __exit__(self, *_):
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if self._is_busy or not process.is_alive:
+            process.kill()
+        else:
+            with _lock:
+                _idle.append(process)
+
+    def read(self, frames: list[int]) -> Iterator[np.ndarray]:
+        """Frames of rising numbers, all within the time that opening the file has left."""
+        with self._in_time():
+            kind, *values = self._answer(("read", frames))
+            while kind == "frame":
+                yield self._process.receive_frame(*values)
+                kind, *values = self._answer()
+
+    def stream(self, frames: list[int]) -> Iterator[np.ndarray]:
+        """The same, with the full time for each frame: a long video may be watched to its end."""
+        message = ("read", frames)
+        while True:
+            self._left = self._seconds
+            with self._in_time():
+                kind, *values = self._answer(message)
+                if kind != "frame":
+                    return
+                image = self._process.receive_frame(*values)
+            yield image
+            message = None
+
+    def _answer(self, message: tuple | None = None) -> tuple:
+        """Sends a message, if there is one, and returns the next answer."""
+        self._is_busy = True
+        if message is not None:
+            self._process.send(message)
+        kind, *values = answer = self._process.receive()
+        self._is_busy = kind == "frame"
+        if kind in _ERRORS:
+            raise _ERRORS[kind](*values)
+        if kind in ("times", "recount"):
+            self.times = VideoTimes(*values[-1])
+        if kind == "recount":
+            raise RecountError(values[0])
+        self.is_archive = kind == "archive"
+        return answer
+
+    @contextlib.contextmanager
+    def _in_time(self):
+        start = time.monotonic()
+        try:
+            with self._process.limited(max(self._left, 0.001)):
+                yield
+        except TimedOutError:
+            raise TimedOutError(f"timed out after {self._seconds:g} s; seconds_per_video is the limit") from None
+        self._left -= time.monotonic() - start
+
+
+def can_start_processes() -> bool:
+    """Whether there is a Python to start and a file of this module to start it on."""
+    return bool(sys.executable) and Path(__file__).is_file()
+
+
+__all__ = ["RemoteReader", "TimedOutError", "can_start_processes"]
