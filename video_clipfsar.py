@@ -94,6 +94,17 @@ def sample_frame_indices(
         offsets = torch.randint(segment_length, (num_frames,), generator=generator).tolist()
         return [i * segment_length + offset for i, offset in enumerate(offsets)]
 
+    return _interval_indices(num_video_frames, num_frames, fps, sampling_rate, target_fps, generator)
+
+
+def _interval_indices(
+    num_video_frames: int,
+    num_frames: int,
+    fps: float | None,
+    sampling_rate: float,
+    target_fps: float,
+    generator: torch.Generator | None,
+) -> list[int]:
     if fps is None or not math.isfinite(fps) or fps <= 0:
         raise ValueError(
             f"sampling='interval' needs the video's frames per second, got fps={fps}: pass fps=, or choose "

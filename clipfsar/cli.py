@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 an error told in one sentence, 2 a usage error, 3 `predict
 """
 
 import importlib
-import inspect
 import json
 import os
 import sys
@@ -106,8 +105,7 @@ def _parse(name: str, command_line: list[str]):
     options, prog = _imported(COMMANDS[name].options), f"clipfsar {name}"
     if is_dataclass(options):
         return parse_options(options, command_line=command_line, prog=prog)
-    takes_prog = "prog" in inspect.signature(options).parameters
-    return options(command_line, prog=prog) if takes_prog else options(command_line)
+    return options(command_line, prog=prog)
 
 
 def _run(name: str, command_line: list[str]) -> int:

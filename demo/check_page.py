@@ -88,74 +88,92 @@ def wait_for_uploads(folder: Path, number: int):
     raise AssertionError(f"{number} uploads should be left, these are: {uploads_in(folder)}")
 
 
-def check(page: Page, address: str, clips, folder: Path, pictures: Path):
+class Check:
     """One visitor's way through the page, at the width it has."""
-    name = "wide" if page.viewport_size["width"] > 600 else "narrow"
 
-    def picture(step: str):
-        page.wait_for_timeout(700)  # for transitions
-        page.screenshot(path=pictures / f"{name}_{step}.png", full_page=True)
+    def __init__(self, page: Page, clips, folder: Path, pictures: Path):
+        self.page, self.clips, self.pictures = page, clips, pictures
+        self.name = "wide" if page.viewport_size["width"] > 600 else "narrow"
+        self.broken = folder / "broken.mp4"
+        self.broken.write_bytes(b"not a video")
 
-    page.goto(address)
-    expect(page.get_by_text("No class yet")).to_be_visible()
-    expect(page.locator("#answer")).to_contain_text("at least two classes")
-    picture("1_start")
+    def run(self, address: str):
+        self.page.goto(address)
+        for step in (self.start, self.enroll, self.change_mode, self.ask_about_others, self.remove, self.record):
+            step()
 
-    page.get_by_role("button", name="Add to class").click()
-    expect(page.locator(".problem")).to_contain_text("The class has no name yet")
-    broken = folder / "broken.mp4"
-    broken.write_bytes(b"not a video")
-    enrol(page, FIRST, [broken])
-    expect(page.locator(".problem")).to_contain_text("Cannot read video 'broken.mp4'")
-    picture("2_problem")
-    page.locator("#clips").get_by_label("Clear").click()
+    def picture(self, step: str):
+        self.page.wait_for_timeout(700)  # for transitions
+        self.page.screenshot(path=self.pictures / f"{self.name}_{step}.png", full_page=True)
 
-    enrol(page, FIRST, clips.classes[FIRST])
-    expect(page.get_by_text(f"Added 2 clips to “{FIRST}”.")).to_be_visible()
-    expect(page.locator("#answer")).to_contain_text("So far there is only")
-    enrol(page, SECOND, clips.classes[SECOND][:1])
-    expect(page.locator(".class-title")).to_have_text([FIRST, SECOND])
-    expect(page.locator("#answer")).to_contain_text("Now show a clip")
-    ask(page, clips.queries[SECOND])
-    expect(page.locator(".verdict")).to_have_text(SECOND)
-    expect(page.get_by_alt_text(f"alignment with {SECOND}")).to_be_visible()
-    expect(page.locator(".frames img").first).to_be_visible()
-    picture("3_answer")
+    def start(self):
+        page = self.page
+        expect(page.get_by_text("No class yet")).to_be_visible()
+        expect(page.locator("#answer")).to_contain_text("at least two classes")
+        self.picture("1_start")
+        page.get_by_role("button", name="Add to class").click()
+        expect(page.locator(".problem")).to_contain_text("The class has no name yet")
+        enrol(page, FIRST, [self.broken])
+        expect(page.locator(".problem")).to_contain_text("Cannot read video 'broken.mp4'")
+        self.picture("2_problem")
+        page.locator("#clips").get_by_label("Clear").click()
 
-    page.get_by_label("both").check()
-    expect(page.locator("#answer")).to_contain_text("their names had")
-    page.get_by_label("class names").check()
-    expect(page.locator("#answer")).to_contain_text("Decided by the class names alone")
-    expect(page.locator(".why")).to_have_count(0)
-    page.get_by_label("example clips").check()
-    expect(page.get_by_alt_text(f"alignment with {SECOND}")).to_be_visible()
+    def enroll(self):
+        page, clips = self.page, self.clips
+        enrol(page, FIRST, clips.classes[FIRST])
+        expect(page.get_by_text(f"Added 2 clips to “{FIRST}”.")).to_be_visible()
+        expect(page.locator("#answer")).to_contain_text("So far there is only")
+        enrol(page, SECOND, clips.classes[SECOND][:1])
+        expect(page.locator(".class-title")).to_have_text([FIRST, SECOND])
+        expect(page.locator("#answer")).to_contain_text("Now show a clip")
+        ask(page, clips.queries[SECOND])
+        expect(page.locator(".verdict")).to_have_text(SECOND)
+        expect(page.get_by_alt_text(f"alignment with {SECOND}")).to_be_visible()
+        expect(page.locator(".frames img").first).to_be_visible()
+        self.picture("3_answer")
 
-    page.get_by_label("Allow “none of these”").check()
-    page.get_by_role("button", name="yellow moon hopping").click()
-    expect(page.locator(".verdict")).to_have_text("none of these")
-    picture("4_none_of_these")
-    ask(page, broken)
-    expect(page.locator(".problem")).to_contain_text("Cannot read video 'broken.mp4'")
-    expect(page.locator("#answer")).to_contain_text("Now show a clip")
-    expect(page.locator(".verdict")).to_have_count(0)
+    def change_mode(self):
+        page = self.page
+        page.get_by_label("both").check()
+        expect(page.locator("#answer")).to_contain_text("their names had")
+        page.get_by_label("class names").check()
+        expect(page.locator("#answer")).to_contain_text("Decided by the class names alone")
+        expect(page.locator(".why")).to_have_count(0)
+        page.get_by_label("example clips").check()
+        expect(page.get_by_alt_text(f"alignment with {SECOND}")).to_be_visible()
 
-    page.get_by_role("button", name="Remove class").last.click()
-    expect(page.locator(".class-title")).to_have_text([FIRST])
-    page.get_by_role("button", name="✕").first.click()
-    expect(page.get_by_role("button", name="✕")).to_have_count(0)
+    def ask_about_others(self):
+        page = self.page
+        page.get_by_label("Allow “none of these”").check()
+        page.get_by_role("button", name="yellow moon hopping").click()
+        expect(page.locator(".verdict")).to_have_text("none of these")
+        self.picture("4_none_of_these")
+        ask(page, self.broken)
+        expect(page.locator(".problem")).to_contain_text("Cannot read video 'broken.mp4'")
+        expect(page.locator("#answer")).to_contain_text("Now show a clip")
+        expect(page.locator(".verdict")).to_have_count(0)
 
-    page.get_by_text("Record a clip").click()
-    page.get_by_placeholder("opening a door").fill("sitting at the computer")
-    recorder = page.locator("#recording")
-    recorder.get_by_text("Click to Access Webcam").click()
-    recorder.get_by_text("Record").click()
-    page.wait_for_timeout(2500)
-    picture("5_recording")
-    recorder.get_by_text("Stop").click()
-    expect(recorder.locator("video[src]")).to_be_visible()
-    page.get_by_role("button", name="Add to class").click()
-    expect(page.get_by_text("Added 1 clip to “sitting at the computer”.")).to_be_visible()
-    picture("6_end")
+    def remove(self):
+        page = self.page
+        page.get_by_role("button", name="Remove class").last.click()
+        expect(page.locator(".class-title")).to_have_text([FIRST])
+        page.get_by_role("button", name="✕").first.click()
+        expect(page.get_by_role("button", name="✕")).to_have_count(0)
+
+    def record(self):
+        page = self.page
+        page.get_by_text("Record a clip").click()
+        page.get_by_placeholder("opening a door").fill("sitting at the computer")
+        recorder = page.locator("#recording")
+        recorder.get_by_text("Click to Access Webcam").click()
+        recorder.get_by_text("Record").click()
+        page.wait_for_timeout(2500)
+        self.picture("5_recording")
+        recorder.get_by_text("Stop").click()
+        expect(recorder.locator("video[src]")).to_be_visible()
+        page.get_by_role("button", name="Add to class").click()
+        expect(page.get_by_text("Added 1 clip to “sitting at the computer”.")).to_be_visible()
+        self.picture("6_end")
 
 
 def main(arguments: Arguments):
@@ -189,7 +207,7 @@ def main(arguments: Arguments):
             expect.set_options(timeout=30_000)
             for size in (WIDE, NARROW):
                 page = visit(size)
-                check(page, address, clips, folder, pictures)
+                Check(page, clips, folder, pictures).run(address)
                 overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
                 assert overflow <= 0, f"The page is {overflow} pixels wider than the window of {size['width']}."
                 other = visit(size)

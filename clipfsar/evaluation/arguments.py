@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from choices_clipfsar import ALIGNMENTS, DTYPES, INFERENCE_MODES
+from choices_clipfsar import ALIGNMENTS, DTYPES, INFERENCE_MODES, SECONDS_PER_VIDEO
 from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
 
@@ -49,6 +49,7 @@ class EvaluateArguments:
     output_json: str | None = option(None, "Write the results to this file.")
     batch_size: int = option(16, "Videos per forward.")
     num_workers: int = option(2, "Processes that read videos.")
+    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
     dtype: str = option(
         "float32", "Precision of the whole model; int8: of the visual tower's linear layers, on a CPU.", DTYPES
     )
@@ -66,6 +67,8 @@ class EvaluateArguments:
             raise ValueError(f"--write_episodes holds episodes of one --n_shot, not of {self.n_shot}.")
         if self.n_episodes < 1:
             raise ValueError(f"--n_episodes {self.n_episodes} must be at least 1.")
+        if not self.seconds_per_video > 0:
+            raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
         if self.until_interval is not None and not self.until_interval > 0:
             raise ValueError(f"--until_interval {self.until_interval} must be greater than 0.")
         if self.exact and self.read_episodes is None and 1 not in self.n_shot:

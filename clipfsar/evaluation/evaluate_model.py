@@ -210,7 +210,7 @@ def _encoder(
     model = CLIPFSARModel.from_pretrained(name, dtype=dtype, **settings).to(accelerator.device).eval()
     if arguments.dtype == "int8":
         quantize_int8(model)
-    processor = CLIPFSARProcessor.from_pretrained(name)
+    processor = CLIPFSARProcessor.from_pretrained(name, seconds_per_video=arguments.seconds_per_video)
     cost = (arguments.batch_size, arguments.num_workers, arguments.seed)
     encoder = VideoEncoder(model, processor, accelerator, *cost)
     if arguments.feature_store is None:

@@ -435,6 +435,7 @@ def main(arguments: PageArguments, note: str | None = None):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
     examples = Examples.from_folder(arguments.examples) if arguments.examples else Examples()
     model, processor = load_model(arguments.model)
+    processor.seconds_per_video = arguments.seconds_per_video
     pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=arguments.device)
     # SIGTERM would leave the folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

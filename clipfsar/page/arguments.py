@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from choices_clipfsar import SECONDS_PER_VIDEO
 from clipfsar.options import option
 from paths_clipfsar import check_path
 
@@ -25,6 +26,7 @@ class PageArguments:
         "Folder or Hub id of a CLIP-FSAR model or a plain CLIP. Default: the environment's CLIPFSAR_MODEL.",
     )
     examples: str | None = option(None, "Folder of example clips: EXAMPLES/CLASS/clips and EXAMPLES/queries/clips.")
+    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a clip; then it is unreadable.")
     device: str | None = option(None, "cpu, cuda, ...; default: a GPU if there is one.")
     host: str | None = option(None, "Address to listen on; default: this machine alone (127.0.0.1).")
     port: int | None = option(None, "Default: the first free one from 7860 on.")
@@ -34,6 +36,8 @@ class PageArguments:
             raise ValueError(
                 "--model is missing: give a folder or Hub id, here or in the environment as CLIPFSAR_MODEL."
             )
+        if not self.seconds_per_video > 0:
+            raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
 
     def check_files(self):
         """Raises `FileNotFoundError` for a local path that is not there."""

@@ -152,6 +152,8 @@ class EpisodicTrainingArguments:
         for name in ("episodes", "episodes_per_update", "episodes_per_forward", "eval_every", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1.")
+        if not self.seconds_per_video > 0:
+            raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
         if self.episodes % self.episodes_per_update:
             raise ValueError(
                 f"--episodes {self.episodes} is not a multiple of --episodes_per_update {self.episodes_per_update}: "
