@@ -141,6 +141,7 @@ class _ReaderProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder
         )
+        self._buffer = np.empty(0, np.uint8)
         with contextlib.suppress(ImportError, OSError, AttributeError):
             import fcntl  # not on Windows
 
@@ -189,10 +190,14 @@ class _ReaderProcess:
         return message
 
     def receive_frame(self, shape: tuple[int, ...]) -> np.ndarray:
-        image = np.empty(shape, np.uint8)
-        if self._process.stdout.readinto(image.reshape(-1).data) < image.size:
+        """A frame that is there until the next is received: fresh memory for each costs as much as the pipe."""
+        size = int(np.prod(shape))
+        if self._buffer.size < size:
+            self._buffer = np.empty(size, np.uint8)
+        frame = self._buffer[:size]
+        if self._process.stdout.readinto(frame.data) < size:
             raise EOFError
-        return image
+        return frame.reshape(shape)
 
 
 _idle: list[_ReaderProcess] = []
