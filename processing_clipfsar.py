@@ -93,16 +93,6 @@ except ImportError:
     )
 
 
-# --- which frames -----------------------------------------------------------------------------------------------------
-
-
-# --- reading videos ---------------------------------------------------------------------------------------------------
-
-
-# A reader opens one video, says num_frames and fps, and reads rising indices. `can_seek`: whether the container states
-# every frame's time, as mp4 and matroska do. In avi and MPEG streams both decord and torchcodec jump to wrong frames.
-
-
 # --- pixel values -----------------------------------------------------------------------------------------------------
 
 
