@@ -4,8 +4,8 @@ One such process serves one thread, and is started when the first file is read. 
 takes a third of a second; then a request costs a message each way and the copy of the frames through a pipe.
 """
 
-import atexit
 import contextlib
+import multiprocessing.util
 import os
 import pickle
 import signal
@@ -141,6 +141,7 @@ class _ReaderProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder
         )
+        self._buffer = np.empty(0, np.uint8)
         with contextlib.suppress(ImportError, OSError, AttributeError):
             import fcntl  # not on Windows
 
@@ -189,14 +190,19 @@ class _ReaderProcess:
         return message
 
     def receive_frame(self, shape: tuple[int, ...]) -> np.ndarray:
-        image = np.empty(shape, np.uint8)
-        if self._process.stdout.readinto(image.reshape(-1).data) < image.size:
+        """A frame that is there until the next is received: fresh memory for each costs as much as the pipe."""
+        size = int(np.prod(shape))
+        if self._buffer.size < size:
+            self._buffer = np.empty(size, np.uint8)
+        frame = self._buffer[:size]
+        if self._process.stdout.readinto(frame.data) < size:
             raise EOFError
-        return image
+        return frame.reshape(shape)
 
 
 _idle: list[_ReaderProcess] = []
 _lock = threading.Lock()
+_is_registered = False
 _of_parent: list[_ReaderProcess] = []  # kept, so that a forked child neither uses nor closes them
 
 
@@ -206,17 +212,26 @@ def _take_process() -> _ReaderProcess:
             process = _idle.pop()
             if process.is_alive:
                 return process
+    _register_end()
     return _ReaderProcess()
 
 
+def _register_end():
+    """At the end of this process its readers end; `atexit` is not heeded by the processes of multiprocessing."""
+    global _is_registered
+    if not _is_registered:
+        _is_registered = True
+        multiprocessing.util.Finalize(None, _end_processes, exitpriority=1)
+
+
 def _forget_processes():
-    global _lock
+    global _lock, _is_registered
+    _is_registered = False
     _of_parent.extend(_idle)
     _idle.clear()
     _lock = threading.Lock()
 
 
-@atexit.register
 def _end_processes():
     while _idle:
         _idle.pop().kill()

@@ -6,8 +6,7 @@
 "Bare" is the shortest program that gets frames out of a decoder: open the file, ask for the number of frames, choose,
 read. Ours also lists the packets of the file, to know which frames it shows, and checks that it got them;
 `seconds_per_video=60` does so in a process that can be killed. All take turns, video by video, on one thread. The ratio
-is to decord used bare: the median over rounds, the smallest and the largest. A decoder that does not import is left
-out.
+is to decord used bare: the median over rounds, the smallest and the largest. Missing decoders are left out.
 """
 
 import platform
