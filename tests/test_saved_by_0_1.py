@@ -5,6 +5,7 @@
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,14 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tiny_data import child_environment, random_clip
 
+from clipfsar.data import older_reader
+from clipfsar.data.arguments import PrepareArguments
+from clipfsar.data.prepare import main as prepare
+from clipfsar.data.splits import load_video_splits
+from clipfsar.evaluation import feature_store
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.feature_store import FeatureStore
+from container_clipfsar import READER_VERSION
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 from support_set_clipfsar import SupportSet
@@ -83,13 +90,59 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in geta
 """
 
 
-def test_the_feature_store_is_taken_as_it_is(parts, tmp_path, monkeypatch):
-    model, processor = parts
-    videos = [SAVED / "videos" / name / f"{number}.mp4" for name in ("swim", "brush_hair") for number in range(2)]
-    dataset = Dataset.from_dict({"video": [str(video) for video in videos], "label": [v.parent.name for v in videos]})
-
+@pytest.fixture
+def encoder(parts, monkeypatch):
     monkeypatch.setattr(VideoEncoder, "batches", None)  # the features are there already
-    embeds = FeatureStore(SAVED / "feature_store", VideoEncoder(model, processor, Accelerator(cpu=True))).encode(
-        dataset
-    )
+    return VideoEncoder(*parts, Accelerator(cpu=True))
+
+
+@pytest.fixture
+def dataset():
+    videos = [SAVED / "videos" / name / f"{number}.mp4" for name in ("swim", "brush_hair") for number in range(2)]
+    return Dataset.from_dict({"video": [str(video) for video in videos], "label": [v.parent.name for v in videos]})
+
+
+def test_the_feature_store_is_taken_over(encoder, dataset, tmp_path, monkeypatch):
+    shutil.copytree(SAVED / "feature_store", tmp_path / "store")
+    embeds = FeatureStore(tmp_path / "store", encoder).encode(dataset)
     torch.testing.assert_close(embeds, EXPECTED["video_embeds"], rtol=0, atol=0)
+    assert json.loads((tmp_path / "store" / "manifest.json").read_text())["reader"] == READER_VERSION
+    monkeypatch.setattr(feature_store, "frames_differ_from_0_1", None)  # looked at once
+    assert torch.equal(FeatureStore(tmp_path / "store", encoder).encode(dataset), embeds)
+
+
+def test_features_of_files_that_were_read_wrongly_are_refused(encoder, dataset, tmp_path, monkeypatch):
+    def differ(video, sampling):
+        return "it is mirrored" if video.endswith("swim/1.mp4") else None
+
+    monkeypatch.setattr(feature_store, "frames_differ_from_0_1", differ)
+    shutil.copytree(SAVED / "feature_store", tmp_path / "store")
+    with pytest.raises(ValueError, match=r"read other frames of 1 of its 4 videos: 1\.mp4 \(it is mirrored\)\. Name"):
+        FeatureStore(tmp_path / "store", encoder).encode(dataset)
+
+
+def test_kept_frames_of_files_that_were_read_wrongly_are_refused(tmp_path, monkeypatch):
+    arguments = PrepareArguments(
+        source=str(SAVED / "videos"),
+        class_split=[1, 1, 0],
+        frame_store="jpeg",
+        frame_size=16,
+        num_workers=1,
+        output_dir=str(tmp_path / "data"),
+    )
+    prepare(arguments)
+    load_video_splits(str(tmp_path / "data"))
+    path = tmp_path / "data" / "preparation.json"
+    report = json.loads(path.read_text())
+    assert report.pop("reader") == READER_VERSION
+    path.write_text(json.dumps(report))  # as version 0.1 wrote it
+    monkeypatch.setattr(
+        older_reader, "frames_differ_from_0_1", lambda file: "it is mirrored" if "swim/1" in file else None
+    )
+    with pytest.raises(
+        ValueError, match=r"keeps frames that version 0\.1 read from 1 files .*swim/1\.mp4 \(it is mirrored"
+    ):
+        load_video_splits(str(tmp_path / "data"))
+    monkeypatch.setattr(older_reader, "frames_differ_from_0_1", lambda file: None)
+    load_video_splits(str(tmp_path / "data"))
+    assert json.loads(path.read_text())["reader"] == READER_VERSION

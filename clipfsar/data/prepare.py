@@ -16,6 +16,7 @@ from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, r
 from clipfsar.data.sources import folder_splits, official_splits, resplit, table_splits, to_dataset
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
 from clipfsar.presets import PRESETS
+from container_clipfsar import READER_VERSION
 from episodes_clipfsar import read_labels
 
 WORK_FOLDER = ".preparing"
@@ -255,7 +256,12 @@ class Preparation:
         if arguments.push_to_hub:
             self._upload()
         classes = {split: dict(Counter(dataset["label"])) for split, dataset in self.splits.items()}
-        report = {"settings": asdict(arguments), "videos_per_class": classes, "bad_videos": self.bad}
+        report = {
+            "settings": asdict(arguments),
+            "reader": READER_VERSION,
+            "videos_per_class": classes,
+            "bad_videos": self.bad,
+        }
         (self.output_dir / "preparation.json").write_text(json.dumps(report, indent=2) + "\n")
         self.splits = None  # before the files go that it reads from
         shutil.rmtree(self.work_dir)

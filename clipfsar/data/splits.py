@@ -5,6 +5,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset, load_from_disk
 from pyarrow.parquet import read_schema
 
+from clipfsar.data.older_reader import check_kept_frames
 from episodes_clipfsar import read_labels, undecoded_videos
 from paths_clipfsar import class_names_of_folders, looks_like_path, normalized_class_name
 
@@ -29,6 +30,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         raise ValueError(f"{source} is a file: clipfsar prepare --source {source} makes a data set of it.")
     if path.is_dir() and not any(path.iterdir()):
         raise FileNotFoundError(f"{source} is an empty folder; a data set with videos is needed.")
+    check_kept_frames(path)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         splits = load_from_disk(source)
     elif path.is_dir() or ("/" in source and not looks_like_path(source)):  # data sets on the Hub have an owner

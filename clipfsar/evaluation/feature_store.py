@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from backbones_clipfsar import tower_configs
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.encoding import VideoEncoder
+from container_clipfsar import READER_VERSION
 from fingerprint_clipfsar import precision_of, preprocessing_settings, unseen_settings, weights_digest
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from paths_clipfsar import replace_file
+from video_clipfsar import frames_differ_from_0_1
 
 _FORMAT = 1
 
@@ -48,6 +50,7 @@ class FeatureStore:
         split, accelerator = VideoSplit.of(split), self.encoder.accelerator
         manifest = self.manifest(split, draw_seed)
         if accelerator.is_main_process:
+            self._adopt_older_reader(split, manifest)
             self._open(manifest)
         accelerator.wait_for_everyone()
         path = self.folder / "manifest.json"
@@ -76,7 +79,35 @@ class FeatureStore:
             manifest["random draw"] = draw_seed
         elif encoder.processor.frame_sampling == "segment_random":
             manifest["seed of the frames"] = encoder.seed
+        manifest["reader"] = READER_VERSION
         return json.loads(json.dumps(manifest))  # as it will be read back: no tuples, no enumerations
+
+    def _adopt_older_reader(self, split: VideoSplit, manifest: dict):
+        """A store of version 0.1, which read some files wrongly, is taken over if it has none of these.
+
+        Raises:
+            ValueError: When it has; the message names the files.
+        """
+        path = self.folder / "manifest.json"
+        if self.rebuild or not path.is_file():
+            return
+        present = json.loads(path.read_text())
+        if "reader" in present or present != {name: manifest[name] for name in manifest if name != "reader"}:
+            return
+        sampling, different = self.encoder.processor.frame_sampling, []
+        for row in range(len(split)):
+            reason = frames_differ_from_0_1(split.video(row), sampling=sampling)
+            if reason is not None:
+                different.append(f"{_file_of(split.video(row))} ({reason})")
+        if different:
+            more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+            raise ValueError(
+                f"The feature store {self.folder} was made by version 0.1, which read other frames of "
+                f"{len(different)} of its {len(split)} videos: {', '.join(different[:5])}{more}. Name another folder, "
+                "delete this one, or, in an evaluation, rebuild it with --rebuild_features."
+            )
+        with replace_file(path) as partial:
+            partial.write_text(json.dumps(manifest, indent=2) + "\n")
 
     def _open(self, manifest: dict):
         """Makes an empty store, or finds that the one there is the right one."""
@@ -124,6 +155,11 @@ class FeatureStore:
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.safetensors"))
+
+
+def _file_of(video) -> str:
+    path = video.get("path") if isinstance(video, dict) else video
+    return Path(path).name if path else "a video in the data set"
 
 
 def _save_whole(tensors: dict[str, torch.Tensor], path: Path):

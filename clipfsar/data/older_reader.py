@@ -1,0 +1,54 @@
+"""Frames that version 0.1 kept in a data set: refused where it read other frames of a file than a player shows."""
+
+import json
+from pathlib import Path
+
+from clipfsar.data.arguments import PrepareArguments
+from container_clipfsar import READER_VERSION
+from paths_clipfsar import replace_file
+from video_clipfsar import frames_differ_from_0_1
+
+REPORT = "preparation.json"
+
+
+def check_kept_frames(folder: Path):
+    """Compares a prepared data set, which says what it was made from, with its source, where that is still there.
+
+    A data set that passes notes so in its report and is not looked at again.
+
+    Raises:
+        ValueError: When frames were kept of files that version 0.1 read wrongly; the message names them.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        return
+    report = json.loads(path.read_text())
+    if "reader" in report or report["settings"].get("frame_store", "none") == "none":
+        return
+    different = [f"{file} ({reason})" for file in _files_of(report) if (reason := frames_differ_from_0_1(file))]
+    if different:
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+        raise ValueError(
+            f"{folder} keeps frames that version 0.1 read from {len(different)} files otherwise than a player shows "
+            f"them: {', '.join(different[:5])}{more}. Prepare the data again with clipfsar prepare."
+        )
+    try:
+        with replace_file(path) as partial:
+            partial.write_text(json.dumps(report | {"reader": READER_VERSION}, indent=2) + "\n")
+    except OSError:
+        pass  # a read-only folder is looked at each time
+
+
+def _files_of(report: dict) -> list[str]:
+    """The files that a data set was prepared from; none where its source is gone."""
+    from clipfsar.data.prepare import read_source  # which loads data sets, too
+
+    try:
+        splits = read_source(PrepareArguments(**report["settings"]))
+    except (OSError, ValueError):
+        return []
+    columns = (dataset["video"][:] for dataset in splits.values())
+    return [video for videos in columns for video in videos if isinstance(video, str)]
+
+
+__all__ = ["check_kept_frames"]
