@@ -721,7 +721,7 @@ def test_errors_of_the_user_are_one_line_on_the_command_line(tmp_path):
     arguments = "--dataset", "./nothing", "--output_dir", "run"
     outcome = run_in_children(run_by_path, tmp_path, *arguments, folder=tmp_path / "output")
     message = (
-        "SystemExit: error: ./nothing does not exist. Give a folder with videos or the Hub id of a data set "
+        "error: --dataset ./nothing does not exist. Give a folder with videos or the Hub id of a data set "
         "(OWNER/NAME); "
     )
     assert_refused(outcome, re.escape(message))
