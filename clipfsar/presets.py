@@ -7,24 +7,26 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Preset:
-    """What a benchmark's official setting fixes (method: Section 4.1 of the paper, and the official program).
+    """The official settings of a benchmark (Section 4.1 of the paper, and the official program).
 
     The official program was only ever set up for CLIP's ResNet-50; no ViT settings were published. These are its
-    values with the paper's other backbone, ViT-B/16, in its place: ours, and not tuned.
+    values with the paper's other backbone, ViT-B/16, in its place: this combination is ours and was not tuned.
 
     Args:
         learning_rate, warmup_learning_rate: Full rate, and the one that the linear warm-up starts from.
-        warmup_episodes: Length of the warm-up; P, what the official program calls iterations per epoch.
-        decay_episodes: Where the rate falls to a tenth, and to a hundredth.
+        warmup_episodes: Length of the warm-up: P, which the official program calls iterations per epoch.
+        decay_episodes: Episodes at which the rate falls to a tenth, and to a hundredth.
         episodes: Training episodes. Officially this many *per process* in four processes, which all draw the same
             episodes: as many different ones as here.
         video_text_loss_weight: Weight of the video-text contrast.
         eval_every: Episodes between validations.
-        seed: Of the episodes and the new layers.
+        sizes: Published numbers of classes and videos of each split, which preparation checks; no setting of training.
+        seed: Seed of the episodes and the new layers.
         frame_sampling: One frame out of each of T segments (random in training, central in evaluation; officially
             random in both), or `"interval"`, T frames at a fixed rate.
         query_augmentation: Kinetics' query videos are flipped and colour-jittered in training, no others.
-        dataset, output_dir: Where `clipfsar prepare --benchmark` puts the data, and where runs go.
+        preprocessing: The official squash to a square and crop.
+        model: The CLIP to start from.
     """
 
     learning_rate: float

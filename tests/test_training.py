@@ -239,7 +239,7 @@ def test_two_processes_give_the_curve_and_weights_of_one(train, reference, tmp_p
 
 
 @pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 2), (2, 0)])
-def test_accelerate_launch_works_by_path_from_another_folder(
+def test_accelerate_launch_works_by_path_and_as_a_module_from_another_folder(
     num_processes, num_workers, video_folder, tiny_clip, reference, tmp_path
 ):
     # The video folder itself this time, with its classes in the same order.
@@ -250,10 +250,11 @@ def test_accelerate_launch_works_by_path_from_another_folder(
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
     if num_processes > 1:
         launch.append("--multi_gpu")  # with ACCELERATE_USE_CPU, the way to several processes on a CPU
+    program = [str(REPOSITORY / "train" / "train.py")] if num_processes > 1 else ["-m", "clipfsar", "train"]
     environment = child_environment(HF_DATASETS_CACHE=str(tmp_path / "cache"))
     del environment["PYTHONPATH"]
     result = subprocess.run(
-        [sys.executable, *launch, str(REPOSITORY / "train" / "train.py"), *arguments],
+        [sys.executable, *launch, *program, *arguments],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

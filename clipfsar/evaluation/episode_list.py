@@ -43,9 +43,11 @@ def write_episodes(path: str | Path, sampler: EpisodeSampler, n_episodes: int, v
 
 
 def read_episodes(path: str | Path, videos: str) -> EpisodeList:
-    """Raises:
-    FileNotFoundError: Where there is no such file.
-    ValueError: When the episodes are about other videos, or the file is no list of episodes.
+    """The episodes that `write_episodes` wrote; `videos` identifies the videos they must be about.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When the episodes are about other videos, or the file is no list of episodes.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no list of episodes at {path}.")
