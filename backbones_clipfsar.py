@@ -9,6 +9,7 @@ Every rule that depends on the kind of backbone stands here and nowhere else.
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # Parts of a backbone that make frame features; all its other parts count as the text tower.
@@ -139,6 +140,42 @@ def is_in_official_program(clip_config) -> bool:
     return clip_config.model_type in _IN_OFFICIAL_PROGRAM
 
 
+# --- what its processor needs -----------------------------------------------------------------------------------------
+
+
+def fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
+    """Settings that a plain checkpoint needs and does not name: none for CLIP and for what we saved ourselves.
+
+    A tokenizer may allow more tokens than its text tower has positions: MetaCLIP 2's does. SigLIP's texts are padded to
+    the length of its training. SigLIP 2's image processor cuts images of any shape into patches, and has no size:
+    frames become squares of as many.
+    """
+    try:
+        config, _ = PretrainedConfig.get_config_dict(name_or_path, **loading)
+    except OSError:
+        return {}
+    made_by = config_class(config.get("model_type"))
+    if made_by is None or "clip_config" in config:
+        return {}
+    config = made_by(**config)
+    limit = max_tokens(config)
+    if limit is not None:
+        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit)
+    settings = processor.image_processor
+    if takes_patches(config) and getattr(settings, "max_num_patches", None):
+        from transformers import CLIPImageProcessor  # says without torchvision that it does without, so not at the top
+
+        edge = int(settings.max_num_patches**0.5) * settings.patch_size
+        processor.image_processor = CLIPImageProcessor(
+            size={"height": edge, "width": edge},
+            resample=settings.resample,
+            do_center_crop=False,
+            image_mean=settings.image_mean,
+            image_std=settings.image_std,
+        )
+    return {"prompt_length": limit} if has_texts_of_one_length(config) else {}
+
+
 # --- what goes in and comes out ---------------------------------------------------------------------------------------
 
 
@@ -197,6 +234,7 @@ __all__ = [
     "config_class",
     "cosine_scale",
     "feature_size",
+    "fit_to_plain_checkpoint",
     "has_texts_of_one_length",
     "image_inputs",
     "image_size",

@@ -1,7 +1,10 @@
-"""What the settings of model and processor may be. Needs nothing but Python, so that a command line can ask quickly."""
+"""What the settings of model and processor may be, and checks. Imports nothing but Python, so that a command line can
+ask quickly."""
 
+import difflib
+import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 ALIGNMENTS = ("otam", "bi_mhm", "mean")
@@ -24,6 +27,35 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 UNKNOWN_LABEL = "none of these"  # the label of clips that belong to no class, if asked for
 SECONDS_PER_VIDEO = 60  # time limit for reading a video
 
+# Keyword arguments of transformers' `from_pretrained` for processors and tokenizers.
+LOADING_OPTIONS = (
+    *(
+        "cache_dir",
+        "force_download",
+        "local_files_only",
+        "token",
+        "revision",
+        "subfolder",
+        "trust_remote_code",
+        "proxies",
+    ),
+    *("code_revision", "repo_type", "use_auth_token", "resume_download", "user_agent", "mirror", "use_fast", "backend"),
+    *(
+        "adapter_kwargs",
+        "config",
+        "dtype",
+        "torch_dtype",
+        "device_map",
+        "attn_implementation",
+        "tokenizer_type",
+        "task",
+    ),
+    *("gguf_file", "from_slow", "legacy", "add_bos_token", "add_eos_token", "add_prefix_space", "model_max_length"),
+    *("clean_up_tokenization_spaces", "truncation_side", "padding_side", "bos_token", "eos_token", "unk_token"),
+    *("pad_token", "sep_token", "cls_token", "mask_token", "extra_special_tokens", "additional_special_tokens"),
+    *("image_processor", "tokenizer", "chat_template", "return_unused_kwargs", "kwargs"),
+)
+
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raises `ValueError` for a value that is none of the choices."""
@@ -35,3 +67,67 @@ def check_positive_integer(name: str, value: Any) -> None:
     """Raises `ValueError` for anything but a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`": did you mean 'num_frames'?"` for a name that resembles a known one, else nothing."""
+    meant = difflib.get_close_matches(name, sorted(known), n=1)
+    return f": did you mean {meant[0]!r}?" if meant else "."
+
+
+def check_known(where: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `TypeError`, as Python does for an unknown keyword, and names the nearest known one."""
+    known = set(known)
+    for name in names:
+        if name not in known:
+            raise TypeError(f"{where} does not know {name!r}{nearest(name, known)}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite real number; `True` and `False` are not numbers here."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_same_num_frames(model, processor) -> None:
+    """Raises `ValueError` when a processor samples another number of frames than its model is configured for."""
+    if processor.num_frames != model.config.num_frames:
+        raise ValueError(
+            f"The processor samples {processor.num_frames} frames per video, but the model is configured for "
+            f"{model.config.num_frames}: load both with the same num_frames=."
+        )
+
+
+def check_finite(what: str, values, names: Sequence[str], model=None) -> None:
+    """Raises `ValueError` for numbers of which some are NaN or infinite.
+
+    Reads numbers off the device of `values`: not for a training loop.
+
+    Args:
+        values: A tensor whose first dimension goes with `names`.
+        model: Where the numbers come from; if its weights are the reason, the message names these.
+    """
+    if bool(values.isfinite().all()):
+        return
+    if model is not None:
+        check_finite_weights(model)
+    is_finite = values.isfinite().flatten(1).all(1).tolist()
+    found = [name for name, fine in zip(names, is_finite, strict=True) if not fine]
+    raise ValueError(
+        f"{what} of {_listed(found)} hold NaN or infinite numbers: check the pixel values, and if the model computes "
+        "in float16, use bfloat16 or float32."
+    )
+
+
+def check_finite_weights(model) -> None:
+    """Raises `ValueError` that names the weights of a model that hold NaN or infinite numbers."""
+    weights = [*model.named_parameters(), *model.named_buffers()]
+    broken = [name for name, weight in weights if not bool(weight.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"Weights of the model hold NaN or infinite numbers: {_listed(broken)}. The file is damaged or its "
+            "training diverged: load another checkpoint."
+        )
+
+
+def _listed(names: list) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,5 +1,8 @@
 """Configuration of CLIP-FSAR: CLIP's own configuration nested, and the few numbers the method adds to it."""
 
+import difflib
+import numbers
+
 from transformers import AutoConfig, CLIPConfig, CLIPTextConfig, PretrainedConfig
 
 try:
@@ -10,11 +13,11 @@ except ImportError:
     from backbones_clipfsar import ACCEPTED, check_features, config_class, feature_size, why_no_backbone
 
 try:
-    from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS
+    from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS, is_number, nearest
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS
+    from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS, is_number, nearest
 
 
 class CLIPResNetVisionConfig(PretrainedConfig):
@@ -128,6 +131,60 @@ def _as_clip_config(clip_config):
     return made_by(**clip_config)
 
 
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def _one_of(*choices):
+    def check(name, value):
+        if value not in choices:
+            hint = nearest(value, choices).removesuffix(".") if isinstance(value, str) else ""
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}{hint or '.'}")
+
+    return check
+
+
+def _whole(least: int):
+    def check(name, value):
+        limit = "must be 0 or more" if least == 0 else f"must be at least {least}"
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+            raise ValueError(f"{name}={value!r} {limit}, and a whole number.")
+
+    return check
+
+
+def _number(limit: str, is_allowed):
+    def check(name, value):
+        if not (is_number(value) and is_allowed(value)):
+            raise ValueError(f"{name}={value!r} must {limit}, and be a finite number.")
+
+    return check
+
+
+_share = _number("lie between 0 and 1", lambda value: 0 <= value <= 1)
+_positive = _number("be greater than 0", lambda value: value > 0)
+_not_negative = _number("be 0 or more", lambda value: value >= 0)
+
+_CHECKS = {
+    "num_frames": _whole(1),
+    "temporal_num_layers": _whole(0),
+    "temporal_num_heads": _whole(1),
+    "temporal_intermediate_size": _whole(1),
+    "temporal_attention_dropout": _share,
+    "temporal_hidden_dropout": _share,
+    "prototype_modulation": _one_of(True, False),
+    "alignment": _one_of(*ALIGNMENTS),
+    "otam_smoothing": _positive,
+    "otam_bidirectional": _one_of(True, False),
+    "cosine_epsilon": _not_negative,
+    "support_pooling": _one_of(*SUPPORT_POOLINGS),
+    "video_text_loss_weight": _not_negative,
+    "video_text_scale_init": _positive,
+    "inference_mode": _one_of(*INFERENCE_MODES),
+    "ensemble_text_weight": _share,
+    "ensemble_temperature": _positive,
+}
+
+
 class CLIPFSARConfig(PretrainedConfig):
     """Configuration of a [`CLIPFSARModel`].
 
@@ -210,36 +267,41 @@ class CLIPFSARConfig(PretrainedConfig):
         self.ensemble_text_weight = ensemble_text_weight
         self.ensemble_temperature = ensemble_temperature
         self._check_values()
+        for name in kwargs:
+            # Others are kept, as in transformers; one that is nearly ours is a slip.
+            if difflib.get_close_matches(name, _CHECKS, n=1, cutoff=0.85):
+                raise TypeError(f"CLIPFSARConfig does not know {name!r}{nearest(name, _CHECKS)}")
         # The second Auto class that custom code of ours serves; the first is written by `register_for_auto_class`.
         auto_map = kwargs.pop("auto_map", None) or {}
         auto_map.setdefault("AutoModelForVideoClassification", "modeling_clipfsar.CLIPFSARModel")
         super().__init__(auto_map=auto_map, **kwargs)
 
+    def __setattr__(self, name, value):
+        # Wherever a value comes from: transformers sets keywords of `from_pretrained` after `__init__`.
+        if name in _CHECKS:
+            _CHECKS[name](name, value)
+        super().__setattr__(name, value)
+
     def _check_values(self):
-        for name, choices in (
-            ("alignment", ALIGNMENTS),
-            ("support_pooling", SUPPORT_POOLINGS),
-            ("inference_mode", INFERENCE_MODES),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}.")
-        for name in ("num_frames", "temporal_num_heads", "temporal_intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.temporal_num_layers < 0:
-            raise ValueError(f"temporal_num_layers={self.temporal_num_layers} must be 0 or more.")
-        for name in ("temporal_attention_dropout", "temporal_hidden_dropout", "ensemble_text_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
-        for name in ("otam_smoothing", "ensemble_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0.")
+        """What no single value tells. Checked where a model is made, too, because values may have been set one by one.
+
+        Raises `ValueError`.
+        """
+        for name, check in _CHECKS.items():
+            check(name, getattr(self, name))
         check_features(self.clip_config)
         if self.hidden_size % self.temporal_num_heads:
             raise ValueError(
                 f"CLIP's projection size {self.hidden_size} is not a multiple of "
                 f"temporal_num_heads={self.temporal_num_heads}."
             )
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers; keyword arguments are checked like any other value."""
+        made = super().from_dict(config_dict, **kwargs)
+        (made[0] if isinstance(made, tuple) else made)._check_values()
+        return made
 
     @property
     def hidden_size(self):

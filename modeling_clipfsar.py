@@ -5,6 +5,7 @@ B episodes, N classes (ways), S support videos, Q query videos, T frames, D feat
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, TransformersKwargs
 
 try:
     from .alignment_clipfsar import bi_mhm_distance, frame_cosine_similarity, otam_distance
@@ -32,11 +33,11 @@ except ImportError:
     from backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES
+    from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS, check_choice, check_known
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES
+    from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS, check_choice, check_known
 
 try:
     from .configuration_clipfsar import CLIPFSARConfig
@@ -44,6 +45,13 @@ except ImportError:
     if __package__:
         raise
     from configuration_clipfsar import CLIPFSARConfig
+
+try:
+    from .labels_clipfsar import check_labels, check_support_labels
+except ImportError:
+    if __package__:
+        raise
+    from labels_clipfsar import check_labels, check_support_labels
 
 try:
     from .resnet_clipfsar import CLIPResNetModel
@@ -206,10 +214,13 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
 
     def __init__(self, config: CLIPFSARConfig):
         super().__init__(config)
+        config._check_values()
         is_resnet = config.clip_config.model_type == CLIPResNetModel.config_class.model_type
         self.clip = (CLIPResNetModel._from_config if is_resnet else AutoModel.from_config)(config.clip_config)
         self.temporal_transformer = CLIPFSARTemporalTransformer(config)
         self.video_text_scale = nn.Parameter(torch.full((1,), float(config.video_text_scale_init)))
+        getter = inspect.signature(self.clip.get_image_features).parameters
+        self._visual_inputs = {*getter, *TransformersKwargs.__annotations__, "return_dict"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -237,7 +248,12 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
             parameters[name].requires_grad_(False)
 
     def get_video_features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Projected, not normalised frame features of the visual tower, (..., T, C, H, W) -> (..., T, D)."""
+        """Projected, not normalised frame features of the visual tower, (..., T, C, H, W) -> (..., T, D).
+
+        The weights do not depend on T: it may be another than the configuration's, and that of support videos another
+        than that of query videos.
+        """
+        kwargs.pop("return_dict", None)  # features are a tensor
         return self._encode_frames(pixel_values, **kwargs)[0]
 
     def _encode_frames(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
@@ -245,10 +261,19 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; (..., frames, channels, height, width) is needed."
             )
+        if kwargs:
+            check_known("The visual tower", kwargs, self._visual_inputs)
         frames = pixel_values.flatten(0, -4).to(self.clip.dtype)
         frames, extra = image_inputs(self.config.clip_config, frames)
-        outputs = pooled_output(self.clip.get_image_features(frames, **(extra | kwargs)), self.config.clip_config)
+        kwargs = extra | kwargs | self._as_output
+        outputs = pooled_output(self.clip.get_image_features(frames, **kwargs), self.config.clip_config)
         return outputs.pooler_output.unflatten(0, pixel_values.shape[:-3]), outputs
+
+    @property
+    def _as_output(self) -> dict:
+        """What makes CLIP's getters give an output, whatever its own configuration says; a getter of one's own may not
+        know it."""
+        return {"return_dict": True} if getattr(self.clip.config, "return_dict", True) is False else {}
 
     def get_class_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Projected, not normalised text features, tokens (..., L) -> (..., D).
@@ -262,6 +287,7 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         outputs = self.clip.get_text_features(
             input_ids=input_ids.reshape(-1, num_tokens),
             attention_mask=None if attention_mask is None else attention_mask.reshape(-1, num_tokens),
+            **self._as_output,
         )
         features = pooled_output(outputs, self.config.clip_config).pooler_output
         return features.view(*input_ids.shape[:-1], self.config.hidden_size)
@@ -305,6 +331,7 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         if self.config.support_pooling == "before":
             pooled = torch.einsum("bns,bstd->bntd", mean_weights, support_embeds)
             return self._modulate(pooled, class_embeds)
+        check_choice("support_pooling", self.config.support_pooling, SUPPORT_POOLINGS)
         texts = None
         if class_embeds is not None:
             texts = class_embeds.take_along_dim(support_labels.clamp(min=0).unsqueeze(-1), dim=1)  # (B, S, D)
@@ -371,7 +398,10 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         with torch.autocast(frame_distances.device.type, enabled=False):
             if config.alignment == "bi_mhm":
                 return bi_mhm_distance(frame_distances)
-            return otam_distance(frame_distances, config.otam_smoothing, config.otam_bidirectional)
+            if config.alignment == "otam":
+                return otam_distance(frame_distances, config.otam_smoothing, config.otam_bidirectional)
+        check_choice("alignment", config.alignment, ALIGNMENTS)
+        raise ValueError(f"alignment={config.alignment!r} compares no frames: get_distances computes it.")
 
     def get_text_logits(self, query_embeds: torch.Tensor, class_embeds: torch.Tensor) -> torch.Tensor:
         """Zero-shot logits: scaled cosine of mean query feature (B, Q, T, D) and class text (B, N, D), as (B, Q, N).
@@ -398,7 +428,7 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         ensemble_text_weight: float | None = None,
     ) -> torch.Tensor:
         """Class logits (B, Q, N) of a mode out of distances (few-shot), text logits (zero-shot) or both (ensemble)."""
-        inference_mode = inference_mode or self.config.inference_mode
+        inference_mode = self._checked_mode(inference_mode)
         if inference_mode == "few_shot":
             return -distances
         if inference_mode == "zero_shot":
@@ -446,14 +476,14 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                 configuration's. It changes `logits`, not what is trained.
             output_hidden_states, output_attentions: Return those of the visual tower.
             return_dict: `False` gives a tuple.
-            kwargs: Passed to CLIP's visual tower (e.g. `interpolate_pos_encoding=True`).
+            kwargs: Passed to CLIP's visual tower (e.g. `interpolate_pos_encoding=True`); unknown ones are a `TypeError`.
 
-        Raises:
-            ValueError: When something that the mode needs is missing or shapes do not fit; the message says what.
+        T may be any number of frames: the weights do not depend on it. Labels are checked where they lie on the CPU.
+        Raises `ValueError` when something that the mode needs is missing or does not fit; the message says what.
         """
         inference_mode = self._checked_mode(inference_mode)
-        if output_hidden_states or output_attentions:
-            kwargs.update(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        check_known("CLIPFSARModel.forward", kwargs, {*_INPUTS, *self._visual_inputs} if kwargs else ())
+        kwargs |= self._asked_for(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
         encoded = self._encode_episode_frames(*videos, kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
@@ -464,6 +494,11 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         output = CLIPFSAROutput(loss=loss, **compared, **contrasted, **encoded)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def _asked_for(self, **outputs: bool | None) -> dict[str, bool]:
+        """Which of the visual tower's outputs to return; None leaves it to the configuration."""
+        wanted = {name: getattr(self.config, name) if value is None else value for name, value in outputs.items()}
+        return {name: True for name, is_wanted in wanted.items() if is_wanted}
 
     def _checked_mode(self, inference_mode: str | None) -> str:
         inference_mode = inference_mode or self.config.inference_mode
@@ -483,6 +518,11 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
             encoded[f"{name}_embeds"] for name in ("support", "query", "class")
         )
         self._check_episode(inference_mode, support_embeds, support_labels, query_embeds, class_embeds)
+        n_way = None if class_embeds is None else class_embeds.shape[1]
+        if support_embeds is not None:
+            compares = inference_mode != "zero_shot" or labels is not None
+            n_way = check_support_labels(support_labels, support_embeds.shape[:2], n_way, compares)
+        check_labels("labels", labels, n_way)
         prototypes = distances = text_logits = loss = None
         if support_embeds is not None:
             prototypes = self.get_prototypes(support_embeds, support_labels, class_embeds)
@@ -502,6 +542,8 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
             if support_embeds is not None:
                 videos = torch.cat([support_embeds, videos], dim=1)
             logits = self.get_video_text_logits(videos, base_class_embeds)
+            check_labels("support_base_labels", support_base_labels, len(base_class_embeds))
+            check_labels("query_base_labels", query_base_labels, len(base_class_embeds))
             if query_base_labels is not None:
                 base_labels = query_base_labels
                 if support_embeds is not None:
@@ -613,6 +655,8 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     labels = labels.flatten()
     return F.cross_entropy(logits.flatten(0, -2), labels.masked_fill(labels < 0, -100))
 
+
+_INPUTS = set(inspect.signature(CLIPFSARModel.forward).parameters) - {"self", "kwargs"}
 
 CLIPFSARModel.register_for_auto_class("AutoModel")
 

@@ -24,11 +24,11 @@ except ImportError:
     from backbones_clipfsar import image_size
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL
+    from .choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_same_num_frames
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL
+    from choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_same_num_frames
 
 try:
     from .configuration_clipfsar import CLIPFSARConfig
@@ -116,6 +116,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             )
         if processor is None:
             raise ValueError(f"The {TASK} pipeline needs the model's processor: pass processor=.")
+        check_same_num_frames(model, processor)
         if support_set is not None and kwargs.get("candidate_labels") is not None:
             raise ValueError(_NOT_BOTH)
         super().__init__(model, *args, processor=processor, **kwargs)
@@ -162,6 +163,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         pixel_values = self.preprocess(video, raise_unreadable=True)["pixel_values"]
         with torch.no_grad():
             (query_embeds,) = self.model.get_video_features(pixel_values.to(self.device))
+        check_finite("The frame features", query_embeds[None], ["the video"], self.model)
         explanation = support_set.explain(self.model, query_embeds, inference_mode, detect_unknown)
         explanation.query_frames = self.processor.to_frames(pixel_values[0])
         return explanation
@@ -309,7 +311,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         unknown = torch.full((len(errors),), torch.nan) if detect_unknown else None
         if rows:
             query_embeds = self.model.get_video_features(pixel_values[rows])
-            logits[rows] = classify(query_embeds).float().cpu()
+            logits[rows] = self._checked(classify(query_embeds))
             if detect_unknown:
                 unknown[rows] = support_set.score_unknown(self.model, query_embeds, inference_mode).float().cpu()
         outputs = {"logits": logits, "unknown": unknown, "error": error, "class_names": class_names}
@@ -348,8 +350,14 @@ class FewShotVideoClassificationPipeline(Pipeline):
         logits = torch.full((len(errors), len(episode["class_names"])), torch.nan)
         if "query_pixel_values" in inputs:
             rows = [row for row, error in enumerate(errors) if error is None]
-            logits[rows] = self.model(**inputs, inference_mode=inference_mode).logits[0].float().cpu()
+            logits[rows] = self._checked(self.model(**inputs, inference_mode=inference_mode).logits[0])
         return {"logits": logits, "error": errors, "class_names": episode["class_names"]}
+
+    def _checked(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (Q, N), on the CPU. Raises `ValueError` for NaN: they would be answered as if they were scores."""
+        logits = logits.float().cpu()
+        check_finite("The logits", logits, [f"query video {row}" for row in range(len(logits))], self.model)
+        return logits
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int = 5) -> list:
         if "episode" in model_outputs:

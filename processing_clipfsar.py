@@ -6,31 +6,34 @@ L tokens, C = 3 channels, H and W pixels.
 """
 
 import functools
+import inspect
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoProcessor, PretrainedConfig
+from transformers import AutoProcessor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ImagesKwargs, ProcessorMixin, TextKwargs
 
 try:
-    from .backbones_clipfsar import config_class, has_texts_of_one_length, max_tokens, takes_patches
+    from .backbones_clipfsar import fit_to_plain_checkpoint
 except ImportError:
     if __package__:
         raise
-    from backbones_clipfsar import config_class, has_texts_of_one_length, max_tokens, takes_patches
+    from backbones_clipfsar import fit_to_plain_checkpoint
 
 try:
     from .choices_clipfsar import (
         DECODERS,
         FRAME_SAMPLINGS,
+        LOADING_OPTIONS,
         PREPROCESSINGS,
         QUERY_AUGMENTATIONS,
         SECONDS_PER_VIDEO,
         check_choice,
+        check_known,
         check_positive_integer,
     )
 except ImportError:
@@ -39,10 +42,12 @@ except ImportError:
     from choices_clipfsar import (
         DECODERS,
         FRAME_SAMPLINGS,
+        LOADING_OPTIONS,
         PREPROCESSINGS,
         QUERY_AUGMENTATIONS,
         SECONDS_PER_VIDEO,
         check_choice,
+        check_known,
         check_positive_integer,
     )
 
@@ -201,12 +206,16 @@ class CLIPFSARProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers. A plain CLIP checkpoint gives its parts, with our default settings.
 
-        Our settings among the keyword arguments (`num_frames=16`) override the saved ones.
+        Our settings among the keyword arguments (`num_frames=16`) override the saved ones. A `TypeError` names an
+        unknown keyword and the nearest known one.
         """
+        if "_from_pipeline" not in kwargs:  # a pipeline hands the model's settings to its processor, too
+            names = [name for name in kwargs if not name.startswith("_")]
+            check_known("CLIPFSARProcessor.from_pretrained", names, {*_SETTINGS, *_LOADING})
         # Taken out first: the mixin hands keyword arguments to the tokenizer too, which would save them as its own.
         settings = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        settings = _fit_to_plain_checkpoint(processor, pretrained_model_name_or_path, kwargs) | settings
+        settings = fit_to_plain_checkpoint(processor, pretrained_model_name_or_path, kwargs) | settings
         if not settings:
             return processor
         saved = {name: getattr(processor, name) for name in _SETTINGS}
@@ -235,6 +244,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         frame_sampling: str | None = None,
         fps: float | None = None,
         return_tensors: str | None = "pt",
+        **unknown,
     ) -> BatchFeature:
         """Model inputs of one episode. Each part is made only if what it needs was given.
 
@@ -248,8 +258,10 @@ class CLIPFSARProcessor(ProcessorMixin):
         H, W), `support_labels` (1, S), `query_pixel_values` (1, Q, T, C, H, W), `class_input_ids` (1, N, L),
         `class_attention_mask` (1, N, L), and with `query_labels` also `labels` (1, Q).
 
-        Raises `ValueError` for an inconsistent episode, `VideoReadError` (one, too) for an unreadable video.
+        Raises `ValueError` for an inconsistent episode, `VideoReadError` (one, too) for an unreadable video, and
+        `TypeError` for an unknown keyword.
         """
+        check_known("CLIPFSARProcessor", unknown, _CALL)
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors={return_tensors!r} is not supported: use 'pt' (the default) or 'np'.")
         support_videos, support_labels, class_names, query_videos, query_labels = _checked_episode(
@@ -516,6 +528,13 @@ _SETTINGS = (
     "prompt_length",
     "seconds_per_video",
 )
+_CALL = set(inspect.signature(CLIPFSARProcessor.__call__).parameters) - {"self", "unknown"}
+# What `from_pretrained` knows besides: transformers' own names, and settings of the two parts.
+_LOADING = {
+    *LOADING_OPTIONS,
+    *ImagesKwargs.__annotations__,
+    *TextKwargs.__annotations__,
+}
 
 
 def _in_words(settings: dict) -> str:
@@ -524,39 +543,6 @@ def _in_words(settings: dict) -> str:
         return "frames of any size"
     sizes = " x ".join(str(value) for value in size.values())
     return f"{settings['preprocessing']!r} preprocessing at {'shortest side ' if len(size) == 1 else ''}{sizes}"
-
-
-def _fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
-    """Settings that a plain checkpoint needs and does not name: none for CLIP and for what we saved ourselves.
-
-    A tokenizer may allow more tokens than its text tower has positions: MetaCLIP 2's does. SigLIP's texts are padded to
-    the length of its training. SigLIP 2's image processor cuts images of any shape into patches, and has no size:
-    frames become squares of as many.
-    """
-    try:
-        config, _ = PretrainedConfig.get_config_dict(name_or_path, **loading)
-    except OSError:
-        return {}
-    made_by = config_class(config.get("model_type"))
-    if made_by is None or "clip_config" in config:
-        return {}
-    config = made_by(**config)
-    limit = max_tokens(config)
-    if limit is not None:
-        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit)
-    settings = processor.image_processor
-    if takes_patches(config) and getattr(settings, "max_num_patches", None):
-        from transformers import CLIPImageProcessor  # says without torchvision that it does without, so not at the top
-
-        edge = int(settings.max_num_patches**0.5) * settings.patch_size
-        processor.image_processor = CLIPImageProcessor(
-            size={"height": edge, "width": edge},
-            resample=settings.resample,
-            do_center_crop=False,
-            image_mean=settings.image_mean,
-            image_std=settings.image_std,
-        )
-    return {"prompt_length": limit} if has_texts_of_one_length(config) else {}
 
 
 def _draw_seeds(generator: torch.Generator | None) -> tuple[int, int]:

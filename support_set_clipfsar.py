@@ -30,11 +30,11 @@ from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES
+    from .choices_clipfsar import INFERENCE_MODES, check_finite, check_same_num_frames
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES
+    from choices_clipfsar import INFERENCE_MODES, check_finite, check_same_num_frames
 
 try:
     from .explanation_clipfsar import Explanation, explain_classification
@@ -199,6 +199,7 @@ class SupportSet:
         videos = self._checked_videos(videos)
         if self.fingerprint is not None:
             self.check(model, processor)
+        check_same_num_frames(model, processor)
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
         encoded: dict[str, list] = {name: [] for name in videos}
         errors: list[str] = []
@@ -301,11 +302,13 @@ class SupportSet:
             inference_mode: `"few_shot"`, `"zero_shot"` or `"ensemble"`; by default the model's.
 
         Raises:
-            ValueError: For an unknown mode, fewer than two classes, or another model than the set was enrolled with.
+            ValueError: For an unknown mode, fewer than two classes, another model than the set's, or NaN in the logits.
         """
         inference_mode = self._checked_mode(model, inference_mode)
         distances, text_logits = self.compare(model, query_embeds)
-        return model.get_logits(distances, text_logits, inference_mode)
+        logits = model.get_logits(distances, text_logits, inference_mode)
+        check_finite("The logits", logits, [f"query video {row}" for row in range(len(logits))], model)
+        return logits
 
     def _checked_mode(self, model, inference_mode: str | None) -> str:
         inference_mode = inference_mode or model.config.inference_mode
@@ -341,6 +344,7 @@ class SupportSet:
                 prototypes = model.get_prototypes(
                     support_embeds[None], labels[None].to(model.device), class_embeds[None]
                 )[0]
+            check_finite("The enrolled clips", prototypes, self.class_names, model)
             self._derived = {"made_with": made_with, "class_embeds": class_embeds, "prototypes": prototypes}
         return self._derived["prototypes"]
 
@@ -568,7 +572,8 @@ class SupportSet:
 def _nearness(distances: torch.Tensor, text_logits: torch.Tensor, inference_mode: str) -> torch.Tensor:
     """What tells unknown videos from known ones, (Q, N) and (Q, N) -> (Q, 1 or 2); larger is less known."""
     nearest = {"few_shot": [distances.amin(-1)], "zero_shot": [-text_logits.amax(-1)]}
-    return torch.stack(nearest.get(inference_mode, nearest["few_shot"] + nearest["zero_shot"]), dim=-1).cpu()
+    nearest["ensemble"] = nearest["few_shot"] + nearest["zero_shot"]
+    return torch.stack(nearest[inference_mode], dim=-1).cpu()
 
 
 def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -610,6 +615,8 @@ def _encode_clips(
         return []
     with evaluating(model):
         embeds = model.get_video_features(torch.stack(pixel_values).to(model.device)).float().cpu()
+    names = [_clip_name(video) or f"a clip of {name}" for name, video in readable]
+    check_finite("The frame features", embeds, names, model)
     encoded = []
     for (name, video), clip_embeds, pixels in zip(readable, embeds, pixel_values, strict=True):
         picture = _film_strip(processor.to_frames(pixels)) if thumbnails else b""

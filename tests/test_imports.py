@@ -21,8 +21,10 @@ MAY_IMPORT = {
     "resnet_clipfsar": {"configuration_clipfsar"},
     "paths_clipfsar": {"choices_clipfsar"},
     "alignment_clipfsar": set(),
+    "labels_clipfsar": set(),
     "modeling_clipfsar": {
         *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
+        "labels_clipfsar",
     },
     "container_clipfsar": set(),
     "decoding_clipfsar": {"container_clipfsar"},

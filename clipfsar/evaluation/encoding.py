@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
+from choices_clipfsar import check_same_num_frames
 from clipfsar.data.video_split import VideoSplit
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel, evaluating
 from support_set_clipfsar import encode_class_names
@@ -39,6 +40,7 @@ class VideoEncoder:
         num_workers: int = 0,
         seed: int = 0,
     ):
+        check_same_num_frames(model, processor)
         self.model, self.processor = model, processor
         # cpu also where several processes have no GPU
         self.accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from choices_clipfsar import INFERENCE_MODES
+from choices_clipfsar import INFERENCE_MODES, check_finite, check_finite_weights
 from clipfsar.data.splits import load_video_splits
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.arguments import EvaluateArguments
@@ -140,6 +140,10 @@ class Evaluation:
         if not encoder.accelerator.is_main_process:
             return None
         class_embeds = encoder.encode_classes(split.class_names)
+        # Otherwise NaN would count as an answer, always the first class.
+        check_finite_weights(encoder.model)
+        check_finite("The frame features", video_embeds, [f"video {row}" for row in range(len(split))])
+        check_finite("The text features", class_embeds, split.class_names)
         features = SplitFeatures(encoder.model, video_embeds, class_embeds, split.labels)
         results = EvaluationResults(protocol=self.protocol)
         for n_shot, sampler in self.samplers.items():

@@ -1,0 +1,289 @@
+"""Settings, names, labels and numbers are checked wherever they come from; what is wrong is named, never used."""
+
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_data import random_clip, tiny_model_and_processor, video_splits, write_video_folder
+from transformers import AutoModel
+
+from clipfsar.evaluation.evaluate_model import evaluate_episodes
+from configuration_clipfsar import CLIPFSARConfig
+from modeling_clipfsar import CLIPFSARModel
+from pipeline_clipfsar import FewShotVideoClassificationPipeline
+from processing_clipfsar import CLIPFSARProcessor
+from support_set_clipfsar import SupportSet
+
+NAN, INF = float("nan"), float("inf")
+# Of every field of the configuration's own: values that it refuses.
+WRONG = {
+    "num_frames": [0, -1, 2.5, "8", True, None],
+    "temporal_num_layers": [-1, 0.5, None],
+    "temporal_num_heads": [0, 1.5],
+    "temporal_intermediate_size": [0, "32"],
+    "temporal_attention_dropout": [-0.1, 1.1, NAN, "0.1"],
+    "temporal_hidden_dropout": [-0.1, 1.1, NAN],
+    "prototype_modulation": ["False", 2, None],
+    "alignment": ["bi-mhm", "OTAM", "dtw", None, []],
+    "otam_smoothing": [0, -1, INF, NAN, "0.5"],
+    "otam_bidirectional": ["no", 2],
+    "cosine_epsilon": [-0.01, NAN, INF],
+    "support_pooling": ["befor", "After", None],
+    "video_text_loss_weight": [-1, NAN, INF],
+    "video_text_scale_init": [0, -1, INF, NAN],
+    "inference_mode": ["fewshot", "", None],
+    "ensemble_text_weight": [-0.1, 1.1, NAN],
+    "ensemble_temperature": [0, -8, INF],
+}
+CASES = [(name, value) for name, values in WRONG.items() for value in values]
+CLIPS = {"boxing": [random_clip(0), random_clip(1)], "diving": [random_clip(2)]}
+
+
+@pytest.fixture
+def parts():
+    return tiny_model_and_processor()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model, processor = tiny_model_and_processor()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return video_splits(write_video_folder(tmp_path_factory.mktemp("videos"), videos_per_class=3))["test"]
+
+
+# --- values of the configuration --------------------------------------------------------------------------------------
+
+
+def test_every_setting_of_the_configuration_has_values_that_are_refused():
+    own = set(inspect.signature(CLIPFSARConfig.__init__).parameters) - {"self", "kwargs", "clip_config"}
+    assert own - {"added_by_training"} == set(WRONG)
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_a_wrong_value_is_refused_on_every_way_in(tiny_config, name, value):
+    config = tiny_config()
+    before, saved = getattr(config, name), config.to_dict()
+    ways = (
+        lambda: tiny_config(**{name: value}),
+        lambda: setattr(config, name, value),
+        lambda: CLIPFSARConfig.from_dict(saved | {name: value}),
+        lambda: CLIPFSARConfig.from_dict(saved, **{name: value}),
+    )
+    for way in ways:
+        with pytest.raises(ValueError, match=f"{name}="):
+            way()
+    assert getattr(config, name) == before
+
+
+@pytest.mark.parametrize("load", [CLIPFSARModel, AutoModel])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alignment": "bi-mhm"}, r"alignment='bi-mhm' is not one of otam, bi_mhm, mean: did you mean 'bi_mhm'\?"),
+        ({"support_pooling": "befor"}, "support_pooling='befor' is not one of before, after: did you mean 'before'"),
+        ({"num_frames": 0}, "num_frames=0 must be at least 1"),
+        ({"otam_smoothing": INF}, "otam_smoothing=inf must be greater than 0, and be a finite number"),
+        ({"temporal_num_heads": 3}, "projection size 16 is not a multiple of temporal_num_heads=3"),
+    ],
+)
+def test_from_pretrained_refuses_what_the_configuration_refuses(folder, load, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load.from_pretrained(folder, **settings)
+
+
+def test_a_model_is_not_made_of_settings_that_do_not_go_together(tiny_config):
+    config = tiny_config()
+    config.temporal_num_heads = 3  # fine alone
+    with pytest.raises(ValueError, match="projection size 16 is not a multiple of temporal_num_heads=3"):
+        CLIPFSARModel(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("alignment", "bi-mhm", "alignment='bi-mhm' is not known"),
+        ("support_pooling", "befor", "support_pooling='befor'"),
+    ],
+)
+def test_a_setting_that_got_past_all_checks_is_not_taken_for_another(tiny_model, tiny_episode, name, value, message):
+    model = tiny_model()
+    model.config.__dict__[name] = value
+    with pytest.raises(ValueError, match=message):
+        model(**tiny_episode())
+    with pytest.raises(ValueError, match="inference_mode='guess' is not one of"):
+        model.get_logits(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), "guess")
+
+
+def test_a_saved_configuration_names_no_labels(folder):
+    assert not {"id2label", "label2id", "num_labels"} & set(json.loads((folder / "config.json").read_text()))
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_is_refused_and_the_nearest_known_one_named(parts, folder, tiny_episode, tiny_config):
+    model, processor = parts
+    with pytest.raises(TypeError, match="from_pretrained does not know 'num_frame': did you mean 'num_frames'"):
+        CLIPFSARProcessor.from_pretrained(folder, num_frame=16)
+    with pytest.raises(TypeError, match="CLIPFSARProcessor does not know 'fsp': did you mean 'fps'"):
+        processor(query_videos=[random_clip(0)], fsp=25)
+    with pytest.raises(TypeError, match="does not know 'inference_modus': did you mean 'inference_mode'"):
+        model(**tiny_episode(), inference_modus="zero_shot")
+    with pytest.raises(TypeError, match="does not know 'interpolate_pos': did you mean 'interpolate_pos_encoding'"):
+        model.get_video_features(tiny_episode()["query_pixel_values"], interpolate_pos=True)
+    with pytest.raises(TypeError, match="CLIPFSARConfig does not know 'otam_smothing': did you mean 'otam_smoothing'"):
+        tiny_config(otam_smothing=0.1)
+
+
+def test_what_transformers_itself_passes_is_known(folder, tiny_episode):
+    options = {"revision": "main", "token": None, "cache_dir": None, "trust_remote_code": False, "dtype": "auto"}
+    options |= {"local_files_only": True, "force_download": False, "_from_auto": True, "attn_implementation": "eager"}
+    assert CLIPFSARProcessor.from_pretrained(folder, num_frames=6, **options).num_frames == 6
+    model = CLIPFSARModel.from_pretrained(folder)
+    inputs = {"interpolate_pos_encoding": True, "num_items_in_batch": 1}
+    assert model(**tiny_episode(), **inputs).logits.shape == (1, 6, 3)
+
+
+# --- what the configuration asks to return ----------------------------------------------------------------------------
+
+
+def test_the_configuration_says_what_is_returned(folder, tiny_episode):
+    episode = tiny_episode()
+    model = CLIPFSARModel.from_pretrained(folder, output_hidden_states=True, return_dict=False)
+    assert isinstance(model(**episode), tuple)
+    assert len(model(**episode, return_dict=True).hidden_states) == 3
+    assert model(**episode, return_dict=True, output_hidden_states=False).hidden_states is None
+    model = CLIPFSARModel.from_pretrained(folder, output_attentions=True, attn_implementation="eager")
+    assert len(model(**episode).attentions) == 2
+
+
+@pytest.mark.parametrize("name", ["return_dict", "output_hidden_states", "output_attentions"])
+def test_what_clip_is_configured_to_return_does_not_change_features(folder, tiny_episode, name):
+    episode = tiny_episode()
+    expected = CLIPFSARModel.from_pretrained(folder)
+    model = CLIPFSARModel.from_pretrained(folder, attn_implementation="eager")
+    setattr(model.config.clip_config, name, name != "return_dict")
+    pixels, tokens = episode["query_pixel_values"], episode["class_input_ids"]
+    for given in ({}, {name: name != "return_dict"}):
+        features = model.get_video_features(pixels, **given)
+        torch.testing.assert_close(features, expected.get_video_features(pixels))
+    torch.testing.assert_close(model.get_class_features(tokens), expected.get_class_features(tokens))
+
+
+# --- frames per video -------------------------------------------------------------------------------------------------
+
+
+def test_model_and_processor_of_different_num_frames_do_not_meet(parts, split):
+    model, processor = parts
+    other = CLIPFSARProcessor(processor.image_processor, processor.tokenizer, num_frames=6)
+    message = "The processor samples 6 frames per video, but the model is configured for 4"
+    with pytest.raises(ValueError, match=message):
+        FewShotVideoClassificationPipeline(model=model, processor=other)
+    with pytest.raises(ValueError, match=message):
+        SupportSet.from_videos(model, other, CLIPS)
+    with pytest.raises(ValueError, match=message):
+        evaluate_episodes(model, other, split, n_way=2, n_shot=1, n_episodes=2)
+
+
+def test_forward_takes_any_number_of_frames_and_unequal_ones(tiny_model, tiny_episode):
+    episode = tiny_episode()
+    episode["query_pixel_values"] = torch.cat([episode["query_pixel_values"]] * 2, dim=2)
+    assert tiny_model()(**episode).logits.isfinite().all()
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        ("labels", [[0, 0, 1, 1, 2, 3]], "labels holds the label 3, but there are 3 classes: labels go from 0 to 2"),
+        ("support_labels", [[0, 1, 5]], "support_labels holds the label 5, but there are 3 classes"),
+        ("support_labels", [[0, 1, 1]], "Episode 0 of the batch has no support video of class 2, and there are 3"),
+    ],
+)
+def test_labels_that_fit_no_class_are_named(tiny_model, tiny_episode, name, labels, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(**tiny_episode() | {name: torch.tensor(labels)})
+
+
+def test_a_base_label_out_of_range_is_named(tiny_model, tiny_episode):
+    base = {"base_class_embeds": torch.ones(4, 16), "support_base_labels": torch.tensor([[0, 1, 4]])}
+    with pytest.raises(ValueError, match="support_base_labels holds the label 4, but there are 4 classes"):
+        tiny_model()(**tiny_episode(), **base, query_base_labels=torch.zeros(1, 6).long())
+
+
+def test_a_class_without_support_in_a_batch_of_unequal_ways_is_named(tiny_model, tiny_episode):
+    episode = {name: torch.cat([value] * 2) for name, value in tiny_episode().items()}
+    episode["support_labels"] = torch.tensor([[0, 1, 2], [0, 1, -1]])
+    with pytest.raises(ValueError, match="Episode 1 of the batch has no support video of class 2"):
+        tiny_model()(**episode)
+    del episode["labels"]  # without prototypes to compare with, support does not matter
+    assert tiny_model()(**episode, inference_mode="zero_shot").logits.shape == (2, 6, 3)
+
+
+# --- NaN and infinite numbers -----------------------------------------------------------------------------------------
+
+
+def spoil(model, name: str, value: float):
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[0] = value
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("name", ["clip.visual_projection.weight", "temporal_transformer.layers.0.mlp.fc1.weight"])
+def test_broken_weights_are_named_instead_of_an_answer(parts, name, value):
+    model, processor = parts
+    classify = FewShotVideoClassificationPipeline(model=model, processor=processor)
+    spoil(model, name, value)
+    with pytest.raises(ValueError, match=f"Weights of the model hold NaN or infinite numbers: '{name}'"):
+        classify.enroll(CLIPS)
+        classify(random_clip(3))
+    with pytest.raises(ValueError, match=f"Weights of the model hold NaN .* '{name}'"):
+        classify({"support_videos": CLIPS, "query_videos": [random_clip(3)]})
+
+
+def test_broken_frames_are_named_instead_of_an_answer(parts, monkeypatch):
+    model, processor = parts
+    classify = FewShotVideoClassificationPipeline(model=model, processor=processor)
+    classify.enroll(CLIPS)
+    process = processor.process_videos
+    monkeypatch.setattr(processor, "process_videos", lambda *given, **options: process(*given, **options) * NAN)
+    with pytest.raises(ValueError, match="The logits of 'query video 0' hold NaN or infinite numbers"):
+        classify(random_clip(3))
+    with pytest.raises(ValueError, match="The frame features of 'the video' hold NaN"):
+        classify.explain(random_clip(3))
+    with pytest.raises(ValueError, match="The frame features of 'a clip of running' hold NaN"):
+        classify.enroll({"running": [random_clip(4)]})
+    assert classify.support_set.class_names == ["boxing", "diving"]
+
+
+def test_broken_features_of_a_class_are_named(parts):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    support_set.classes["diving"].support_embeds[0, 0, 0] = NAN
+    with pytest.raises(ValueError, match="The enrolled clips of 'diving' hold NaN or infinite numbers"):
+        support_set.classify(model, torch.ones(1, 4, 16))
+
+
+@pytest.mark.parametrize("name", ["clip.visual_projection.weight", "temporal_transformer.layers.0.mlp.fc1.weight"])
+def test_an_evaluation_of_broken_weights_gives_no_accuracy(parts, split, name):
+    model, processor = parts
+    spoil(model, name, NAN)
+    with pytest.raises(ValueError, match=f"Weights of the model hold NaN or infinite numbers: '{name}'"):
+        evaluate_episodes(model, processor, split_of_split, n_way=2, n_shot=1, n_episodes=2)
+
+
+def test_finite_numbers_are_answered(parts, split):
+    model, processor = parts
+    results = evaluate_episodes(model, processor, split_of_split, n_way=2, n_shot=1, n_episodes=2)
+    assert all(np.isfinite(result.accuracy) for result in results)
