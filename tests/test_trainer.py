@@ -148,7 +148,7 @@ def test_arguments_that_contradict_the_objects_are_refused(make, overrides, mess
 
 
 def test_model_and_processor_of_different_frames_are_refused(tiny_clip, splits):
-    with pytest.raises(ValueError, match="samples 8 frames per video and the model is for 4: load both with the same"):
+    with pytest.raises(ValueError, match="samples 8 frames per video, but the model is configured for 4: load both"):
         EpisodicTrainer(
             model_of_tiny_clip(tiny_clip), processing_class=CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=8)
         )

@@ -13,6 +13,7 @@ from choices_clipfsar import (
     QUERY_AUGMENTATIONS,
     SECONDS_PER_VIDEO,
     SUPPORT_POOLINGS,
+    check_same_num_frames,
 )
 from clipfsar.options import option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
@@ -240,11 +241,7 @@ class EpisodicTrainingArguments:
         """
         settled = {name: getattr(model.config, name) for name in CONFIG_SETTINGS}
         settled |= {name: getattr(processor, name) for name in PROCESSOR_SETTINGS}
-        if processor.num_frames != model.config.num_frames:
-            raise ValueError(
-                f"The processor samples {processor.num_frames} frames per video and the model is for "
-                f"{model.config.num_frames}: load both with the same num_frames."
-            )
+        check_same_num_frames(model, processor)
         defaults = {item.name: item.default for item in fields(self)}
         for name, value in settled.items():
             given = getattr(self, name)
