@@ -199,6 +199,7 @@ class SupportSet:
         videos = self._checked_videos(videos)
         if self.fingerprint is not None:
             self.check(model, processor)
+        processor.tokenize_classes([*self.classes, *videos])  # refuses names of one text before clips are encoded
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
         encoded: dict[str, list] = {name: [] for name in videos}
         errors: list[str] = []
