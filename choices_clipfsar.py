@@ -18,10 +18,13 @@ DTYPES = ("float32", "float16", "bfloat16", "int8")
 EXPORT_FORMATS = ("onnx", "torch")
 FRAME_STORES = ("none", "jpeg", "raw")
 OUTPUT_FORMATS = ("table", "json", "csv")
-# Preparation looks for a listed file that was converted to another format in this order.
+# What PyAV opens by its name. Preparation looks for a listed file that was converted to another format in this order.
 VIDEO_SUFFIXES = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"),
     *(".3gp", ".asf", ".m2ts", ".mts", ".ogv", ".ts"),
+    *(".gif", ".vob", ".divx", ".xvid", ".qt", ".f4v", ".mxf", ".3g2", ".ogg", ".ogm", ".mpe", ".mpv", ".m1v", ".m2v"),
+    *(".m2p", ".m2t", ".mod", ".tod", ".mp4v", ".mjpeg", ".mjpg", ".mj2", ".mk3d", ".y4m", ".wtv", ".dv", ".dif"),
+    *(".rm", ".rmvb", ".nut", ".h264", ".264", ".h265", ".265", ".hevc", ".obu", ".ivf", ".amv", ".dav", ".ismv"),
 )
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 UNKNOWN_LABEL = "none of these"  # the label of clips that belong to no class, if asked for

@@ -5,6 +5,7 @@ does not matter. `EpisodeSampler` sees only labels, `EpisodeDataset` adds the vi
 inputs of them.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -208,10 +209,16 @@ class EpisodeCollator:
                 batch[f"{role}_pixel_values"] = _by_episode(pixel_values, counts)
         for name in ("support_labels", "support_base_labels", "labels", "query_base_labels"):
             batch[name] = _pad([torch.tensor(episode[name]) for episode in episodes], -1)
-        texts = self.processor.tokenize_classes([name for episode in episodes for name in episode["class_names"]])
-        for name, tokens in texts.items():
+        names = [name for episode in episodes for name in episode["class_names"]]
+        for name, tokens in self._tokenize(names, ways[0]).items():
             batch[f"class_{name}"] = tokens.unflatten(0, (len(episodes), ways[0]))
         return batch
+
+    def _tokenize(self, class_names: list[str], n_way: int) -> dict[str, torch.Tensor]:
+        tokenize = self.processor.tokenize_classes
+        if "n_way" not in inspect.signature(tokenize).parameters:  # code that version 0.1 saved beside a model
+            return tokenize(class_names)
+        return tokenize(class_names, n_way=n_way)
 
     def finish(self, batch: dict) -> dict[str, torch.Tensor]:
         """Model inputs out of a batch that was only read, on the device where it lies; others are left as they are."""

@@ -1,14 +1,15 @@
 """Rules for names of files and folders, each spelled once. Needs nothing but Python.
 
-What looks like a path, which name of it may be shown to others, how a file is replaced, and which class a folder of
-clips stands for.
+What looks like a path, which name of it may be shown to others, how a file is replaced, how an address is written,
+which class a folder of clips stands for, and which class names differ.
 """
 
 import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 try:
@@ -20,7 +21,7 @@ except ImportError:
 
 _FILE_SUFFIXES = (
     *(".bin", ".ckpt", ".csv", ".json", ".jsonl", ".onnx", ".parquet", ".pt", ".pt2", ".pth", ".pyth"),
-    *(".safetensors", ".txt", ".yaml", ".yml", *VIDEO_SUFFIXES),
+    *(".safetensors", ".tsv", ".txt", ".yaml", ".yml", *VIDEO_SUFFIXES),
 )
 
 
@@ -119,10 +120,53 @@ def normalized_class_name(class_name: str) -> str:
     return re.sub(r"[\s_-]", "", class_name.casefold())
 
 
+def check_class_texts(class_names: Sequence[str], token_ids: Sequence[Sequence[int]], n_way: int | None = None) -> None:
+    """Checks that different class names have different tokens: a text tower cannot tell them apart otherwise.
+
+    Args:
+        class_names: N names; the same name may appear more than once.
+        token_ids: Tokens of each name's prompt, all of one length.
+        n_way: The names are those of several episodes, `n_way` each, and are compared within each episode only.
+
+    Raises:
+        ValueError: For two names with the same tokens; the message has both.
+    """
+    n_way = n_way or len(class_names)
+    name_of: dict[tuple, str] = {}
+    for position, (name, ids) in enumerate(zip(class_names, token_ids, strict=True)):
+        other = name_of.setdefault((position // n_way, *ids), name)
+        if other != name:
+            raise ValueError(
+                f"Class names {other!r} and {name!r} become the same text for this model, which may not see case, "
+                "underscores, punctuation or the end of a long name: rename one of them, or make them one class."
+            )
+
+
+def encoded_url(url: str) -> str:
+    """An address as HTTP wants it: blanks and letters such as ü percent-encoded, a host in IDNA.
+
+    What is percent-encoded already stays: the result for a result is the same.
+    """
+    parts = urllib.parse.urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if not host.isascii():
+        name, colon, port = host.partition(":")
+        host = f"{name.encode('idna').decode('ascii')}{colon}{port}"
+    path, query, fragment = (_percent_encoded(part) for part in (parts.path, parts.query, parts.fragment))
+    return urllib.parse.urlunsplit((parts.scheme, f"{_percent_encoded(user)}{at}{host}", path, query, fragment))
+
+
+def _percent_encoded(text: str) -> str:
+    text = re.sub(r"%(?![0-9a-fA-F]{2})", "%25", text)
+    return urllib.parse.quote(text, safe="%/?:@!$&'()*+,;=~[]")
+
+
 __all__ = [
+    "check_class_texts",
     "check_path",
     "class_name_of_folder",
     "class_names_of_folders",
+    "encoded_url",
     "looks_like_path",
     "normalized_class_name",
     "public_name",

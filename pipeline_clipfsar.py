@@ -6,7 +6,7 @@ classify("query.mp4")  # [{"label": "boxing", "score": 0.93}, {"label": "diving"
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -186,9 +186,11 @@ class FewShotVideoClassificationPipeline(Pipeline):
         """Classifies videos.
 
         Args:
-            inputs: One video, a list of videos, a generator of them, or a (`datasets` or torch) data set; or one
-                episode or several, `{"support_videos": ..., "query_videos": [...]}`.
-            support_set, candidate_labels: Classes for this call, instead of those the pipeline has.
+            inputs: One video, a list of videos (or a column of a `datasets` data set, an array of paths, a pandas
+                Series), a generator of them, or a (`datasets` or torch) data set; or one episode or several,
+                `{"support_videos": ..., "query_videos": [...]}`.
+            support_set, candidate_labels: Classes for this call, instead of those the pipeline has. Labels in one
+                string are separated by commas; those of a list are taken as they are.
             inference_mode: `"few_shot"`, `"zero_shot"` or `"ensemble"`; by default the model's, and `"zero_shot"` with
                 `candidate_labels`.
             top_k: Classes returned per video, 5 by default.
@@ -212,10 +214,12 @@ class FewShotVideoClassificationPipeline(Pipeline):
         video_column = kwargs.pop("video_column", "video")
         if hasattr(inputs, "column_names") and hasattr(inputs, "features"):
             inputs = _videos_of_dataset(inputs, video_column)
+        elif hasattr(getattr(inputs, "source", None), "column_names"):  # a lazy column, `rows["video"]`
+            return list(super().__call__(_videos_of_dataset(inputs.source, inputs.column_name), **kwargs))
         elif is_one_video(inputs) and isinstance(inputs, list):
             inputs = tuple(inputs)  # images: a list would be taken for several videos
-        elif isinstance(inputs, (list, tuple)) and not is_one_video(inputs):
-            inputs = list(inputs)
+        elif _is_sequence(inputs):
+            inputs = as_video_list(inputs)
             if not inputs:
                 return []
         elif isinstance(inputs, Iterator):
@@ -234,7 +238,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             forward_params["inference_mode"] = inference_mode
         if candidate_labels is not None:
             if isinstance(candidate_labels, str):
-                candidate_labels = [label.strip() for label in candidate_labels.split(",")]
+                candidate_labels = split_labels(candidate_labels)
             forward_params.update(candidate_labels=tuple(candidate_labels), support_set=None)
         if support_set is not None:
             forward_params.update(support_set=self._as_support_set(support_set), candidate_labels=None)
@@ -408,6 +412,18 @@ def _videos_of_dataset(dataset, video_column: str):
     return _Videos(dataset, video_column) if hasattr(dataset, "__len__") else (row[video_column] for row in dataset)
 
 
+def _is_sequence(inputs: Any) -> bool:
+    """Several videos in memory: a list, a tuple, an array of paths, a pandas Series, ..."""
+    if is_one_video(inputs) or isinstance(inputs, (Mapping, TorchDataset, Iterator)):
+        return False
+    return isinstance(inputs, Iterable) and hasattr(inputs, "__len__")
+
+
+def split_labels(labels: str) -> list[str]:
+    """Class names out of one string with commas between them, as in transformers' zero-shot pipelines."""
+    return [label.strip() for label in labels.split(",") if label.strip()]
+
+
 def _is_episode(inputs: Any) -> bool:
     return isinstance(inputs, Mapping) and not is_one_video(inputs)
 
@@ -451,4 +467,4 @@ def save_with_pipeline(model, processor, save_directory: str | os.PathLike, **kw
 if not __package__:
     PIPELINE_REGISTRY.register_pipeline(TASK, FewShotVideoClassificationPipeline, pt_model=AutoModel)
 
-__all__ = ["UNKNOWN_LABEL", "FewShotVideoClassificationPipeline", "save_with_pipeline"]
+__all__ = ["UNKNOWN_LABEL", "FewShotVideoClassificationPipeline", "save_with_pipeline", "split_labels"]

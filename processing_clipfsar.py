@@ -59,6 +59,13 @@ except ImportError:
     from frame_archive_clipfsar import FrameArchive
 
 try:
+    from .paths_clipfsar import check_class_texts
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import check_class_texts
+
+try:
     from .pixels_clipfsar import (
         augment_like_kinetics,
         crop_frames,
@@ -390,12 +397,12 @@ class CLIPFSARProcessor(ProcessorMixin):
             pixels = pixels / (1 / 255 if is_official else settings.rescale_factor)
         return pixels.clamp(0, 255).round().to(torch.uint8).movedim(-3, -1)
 
-    def tokenize_classes(self, class_names: Sequence[str]) -> dict[str, torch.Tensor]:
+    def tokenize_classes(self, class_names: Sequence[str], n_way: int | None = None) -> dict[str, torch.Tensor]:
         """`{"input_ids": (N, L), "attention_mask": (N, L)}`, int64, of the prompts of class names.
 
         Underscores become spaces ("brush_hair" -> "a photo of brush hair"). Padded to the longest prompt and cut at the
-        tokenizer's `model_max_length`, or all of `prompt_length` tokens. A name may stand there twice: classes of
-        several episodes can go in one call.
+        tokenizer's `model_max_length`, or all of `prompt_length` tokens. A name may appear twice. Different names with
+        the same tokens are a `ValueError`; names of several episodes, `n_way` each, are compared within an episode.
         """
         names = _check_class_names(class_names, unique=False)
         prompts = [self.prompt_template.replace("{}", name.replace("_", " ")) for name in names]
@@ -409,6 +416,7 @@ class CLIPFSARProcessor(ProcessorMixin):
             return_attention_mask=True,
             return_tensors="pt",
         )
+        check_class_texts(names, tokens["input_ids"].tolist(), n_way)
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
     def post_process_video_classification(

@@ -200,6 +200,7 @@ class SupportSet:
         if self.fingerprint is not None:
             self.check(model, processor)
         check_same_num_frames(model, processor)
+        processor.tokenize_classes([*self.classes, *videos])  # refuses names of one text before clips are encoded
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
         encoded: dict[str, list] = {name: [] for name in videos}
         errors: list[str] = []

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "pixels_clipfsar": set(),
     "processing_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "frame_archive_clipfsar", "pixels_clipfsar", "video_clipfsar"),
-        "backbones_clipfsar",
+        *("backbones_clipfsar", "paths_clipfsar"),
     },
     "episodes_clipfsar": set(),
     "explanation_clipfsar": set(),

@@ -1,6 +1,7 @@
 """Rules for names of files and folders."""
 
 import os
+import shutil
 
 import pytest
 from datasets import ClassLabel
@@ -14,6 +15,7 @@ from paths_clipfsar import (
     check_path,
     class_name_of_folder,
     class_names_of_folders,
+    encoded_url,
     looks_like_path,
     normalized_class_name,
     public_name,
@@ -100,6 +102,23 @@ def test_two_folders_of_one_class_are_named():
         class_names_of_folders(["brush hair", "brush_hair"], "videos")
 
 
+@pytest.mark.parametrize(
+    ("url", "encoded"),
+    [
+        ("https://a.org/clip.mp4", "https://a.org/clip.mp4"),
+        ("https://a.org/my clips/f\u00fcr dich.mp4", "https://a.org/my%20clips/f%C3%BCr%20dich.mp4"),
+        ("https://a.org/my%20clips/f%C3%BCr.mp4", "https://a.org/my%20clips/f%C3%BCr.mp4"),
+        ("https://a.org/100%.mp4", "https://a.org/100%25.mp4"),
+        ("https://a.org/a%20b c.mp4?t=x y&s=%2F+&k=\u00e9", "https://a.org/a%20b%20c.mp4?t=x%20y&s=%2F+&k=%C3%A9"),
+        ("http://m\u00fcller.de:8080/a.mp4", "http://xn--mller-kva.de:8080/a.mp4"),
+        ("http://me:p%40ss@[::1]:80/a b.mp4", "http://me:p%40ss@[::1]:80/a%20b.mp4"),
+    ],
+)
+def test_an_address_is_encoded_once(url, encoded):
+    assert encoded_url(url) == encoded
+    assert encoded_url(encoded) == encoded
+
+
 # --- one tree, every way in -------------------------------------------------------------------------------------------
 
 CLASSES = {"ApplyEyeMakeup": "Apply Eye Makeup", "brush_hair": "brush hair"}
@@ -147,3 +166,12 @@ def test_two_folders_of_one_class_are_refused_by_every_way(read, tree, tmp_path)
         write_video(tmp_path / name / "0.mp4", (200, 30, 30), seed=0)
     with pytest.raises(ValueError, match="'brush hair' and 'brush_hair'"):
         read(str(tmp_path) if read is load_video_splits else tmp_path)
+
+
+def test_videos_that_load_dataset_leaves_out_are_said(tree, tmp_path):
+    folder = shutil.copytree(tree, tmp_path / "videos")
+    (folder / "brush_hair" / "0.mp4").rename(folder / "brush_hair" / "0.webm")
+    with pytest.warns(
+        UserWarning, match=r"holds 4 videos, but load_dataset takes 3 of them.*clipfsar prepare --source"
+    ):
+        load_video_splits(str(folder))

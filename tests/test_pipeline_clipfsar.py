@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor
+from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor, write_video
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -88,6 +88,48 @@ def test_lists_generators_and_data_sets_give_the_same(classify, expected, tmp_pa
     assert_same(list(classify(rows, video_column="clip", **options)), expected["few_shot"])
     streamed = rows.to_iterable_dataset()
     assert_same(list(classify(streamed, video_column="clip", **options)), expected["few_shot"])
+
+
+@pytest.mark.parametrize("kind", ["column", "video column", "tuple", "object array", "series"])
+def test_sequences_that_are_no_lists_are_several_videos(kind, parts, classify, expected, tmp_path):
+    paths = [str(tmp_path / f"{number}.mp4") for number in range(3)]
+    for number, path in enumerate(paths):
+        write_video(Path(path), (200, 30, 80 * number), seed=number)
+    rows = datasets.Dataset.from_dict({"v": paths})
+    sequence = {
+        "column": lambda: rows["v"],
+        "video column": lambda: rows.cast_column("v", datasets.Video())["v"],
+        "tuple": lambda: tuple(paths),
+        "object array": lambda: np.array(paths, dtype=object),
+        "series": lambda: pytest.importorskip("pandas").Series(paths, index=[5, 6, 7]),
+    }[kind]()
+    answers = classify(sequence)
+    assert isinstance(answers, list)
+    assert_same(answers, classify(paths))
+    assert_same(classify(sequence, batch_size=2), classify(paths))
+    model, processor = parts
+    torch.testing.assert_close(processor.process_videos(sequence), processor.process_videos(paths))
+    enrolled = pipeline(TASK, model=model, processor=processor, device="cpu").enroll({"a": sequence, "b": paths})
+    assert enrolled.num_clips == {"a": len(paths), "b": len(paths)}
+    torch.testing.assert_close(enrolled.classes["a"].support_embeds, enrolled.classes["b"].support_embeds)
+
+
+def test_a_comma_splits_a_single_string_of_labels_only(parts):
+    model, processor = parts
+    ask = pipeline(TASK, model=model, processor=processor, device="cpu")
+    labels = ["red star", "green, wavy ring"]
+    assert {entry["label"] for entry in ask(QUERIES[0], candidate_labels=labels)} == set(labels)
+    answer = ask(QUERIES[0], candidate_labels="red star, ring,")
+    assert {entry["label"] for entry in answer} == {"red star", "ring"}
+
+
+def test_two_labels_of_one_text_are_named(parts):
+    model, processor = parts
+    ask = pipeline(TASK, model=model, processor=processor, device="cpu")
+    with pytest.raises(ValueError, match="'Boxing' and 'boxing' become the same text"):
+        ask(QUERIES[0], candidate_labels=["Boxing", "boxing"])
+    with pytest.raises(ValueError, match="'boxing' and 'Boxing' become the same text"):
+        ask.enroll({"boxing": CLIPS["boxing"], "Boxing": ["not read at all.mp4"]})
 
 
 def test_one_video_as_a_list_of_images_is_one_video(classify, expected):

@@ -109,6 +109,36 @@ def test_names_alone_are_zero_shot(folders, capsys):
     assert {entry["label"] for entry in result["answer"]} == {"red", "dark_blue", "green"}
 
 
+def test_names_alone_may_hold_commas_or_come_from_a_file(folders, capsys, tmp_path):
+    def labels(*options) -> set[str]:
+        assert predict(folders, *options, "--format", "json", support=None) == 0
+        return {entry["label"] for entry in json.loads(capsys.readouterr().out)[0]["answer"]}
+
+    assert labels("--labels", "red star", "green, wavy ring") == {"red star", "green, wavy ring"}
+    assert labels("--labels", "red star, ring,") == {"red star", "ring"}
+    (tmp_path / "names.txt").write_text("\ufeffred star\n\ngreen, wavy ring \n", encoding="utf-8")
+    assert labels("--labels_file", tmp_path / "names.txt") == {"red star", "green, wavy ring"}
+
+
+def test_a_file_of_names_in_another_encoding_is_refused(folders, capsys, tmp_path):
+    (tmp_path / "names.txt").write_bytes("laufen\nh\u00fcpfen\n".encode("latin-1"))
+    assert predict(folders, "--labels_file", tmp_path / "names.txt", support=None) == 1
+    assert re.search(
+        r"names\.txt is not a text file in UTF-8 \(line 2, .* save the file as UTF-8", capsys.readouterr().err
+    )
+
+
+def test_files_that_are_no_clips_are_counted(folders, capsys, tmp_path):
+    shutil.copytree(folders / "examples", tmp_path / "examples")
+    shutil.copytree(folders / "queries", tmp_path / "queries")
+    for name in ("examples/red/notes.txt", "examples/__MACOSX", "queries/list.xml", "queries/.DS_Store"):
+        (tmp_path / name).touch()
+    assert predict(folders, support=tmp_path / "examples", query=(tmp_path / "queries",)) == 0
+    printed = capsys.readouterr().err
+    assert "--support left out: 1 file that is no video (.txt 1), 1 hidden\n" in printed
+    assert "--query left out: 1 file that is no video (.xml 1), 1 hidden\n" in printed
+
+
 def test_pictures_come_with_the_numbers_behind_them(folders, capsys, tmp_path):
     query = ("queries/a.mp4", "queries/a.mp4")
     options = ("--pictures", tmp_path, "--format", "json", "--inference_mode", "ensemble", "--detect_unknown", True)
@@ -200,6 +230,9 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
         (("--labels", "a, b", "--pictures", "x"), {"support": None}, "--pictures needs example clips"),
         (("--labels", "a, b", "--detect_unknown", True), {"support": None}, "--detect_unknown needs example clips"),
         (("--labels", "a"), {"support": None}, "at least two names"),
+        (("--labels", "a", "--labels_file", "b"), {"support": None}, "Give --labels or --labels_file, not both"),
+        (("--labels_file", "nowhere.txt"), {"support": None}, "--labels_file nowhere.txt does not exist"),
+        (("--labels", "Run", "run"), {"support": None}, "Class names 'Run' and 'run' become the same text"),
         (("--stride_seconds", 1), {}, "--stride_seconds needs --window_seconds"),
         (("--window_seconds", 0), {}, "--window_seconds 0.0 must be greater than 0"),
         (("--top_k", 0), {}, "--top_k 0 must be at least 1"),

@@ -157,6 +157,28 @@ def test_a_tree_becomes_a_folder_for_load_from_disk(video_folder, tmp_path, caps
     assert not (folder / ".preparing").exists()
 
 
+def test_what_is_left_out_of_a_tree_is_said_at_the_end(video_folder, tmp_path, capsys):
+    source = shutil.copytree(video_folder, tmp_path / "videos")
+    some_class = next(folder for folder in (source / "train").iterdir())
+    (some_class / "notes.txt").touch()
+    (some_class / ".DS_Store").touch()
+    (source / "train" / "nothing").mkdir()
+    prepare(tmp_path / "data", source=source)
+    lines = capsys.readouterr().out.splitlines()
+    assert "left out: 1 file that is no video (.txt 1), 1 hidden, class folders without clips: 'nothing'" in lines
+    assert lines[-1].endswith(f"is ready: clipfsar train --dataset {tmp_path / 'data'} ...")
+
+
+def test_what_is_too_small_to_train_on_is_said_with_what_it_is_good_for(tmp_path, capsys):
+    for name in ("red", "blue"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        write_video(tmp_path / "videos" / name / "a.mp4", (200, 30, 30), seed=0)
+    prepare(tmp_path / "data", source=tmp_path / "videos")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "is ready, but too small to train on" in last
+    assert "clipfsar predict --support" in last
+
+
 def test_a_tree_becomes_parquet_files_for_load_dataset(video_folder, tmp_path, monkeypatch):
     # Small enough files that a split takes several; it must come back whole and in order.
     monkeypatch.setattr(prepare_dataset, "BYTES_PER_PARQUET_FILE", 500)
@@ -886,7 +908,7 @@ def test_a_label_column_that_is_not_there_is_named_with_those_that_are(table, vi
         prepare(tmp_path / "data", source=tmp_path / "saved", label_column="action")
 
 
-@pytest.mark.parametrize("suffix", ["tsv", "txt", "mp4"])
+@pytest.mark.parametrize("suffix", ["xlsx", "txt", "mp4"])
 def test_a_file_of_another_kind_is_not_said_to_be_missing(suffix, tmp_path):
     (tmp_path / f"clips.{suffix}").write_text("a.mp4\trun\n")
     message = rf"--source .*clips\.{suffix} is a file, but no table: these end in \.csv or \.jsonl"

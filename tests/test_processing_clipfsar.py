@@ -713,6 +713,22 @@ def test_classes_of_several_episodes_may_share_names(processor):
     assert len(processor.tokenize_classes(["a", "b", "a"])["input_ids"]) == 3
 
 
+@pytest.mark.parametrize("names", [("Run", "run"), ("brush_hair", "brush hair"), ("x" * 40 + "a", "x" * 40 + "b")])
+def test_two_names_of_one_text_are_named(processor, names):
+    message = f"Class names '{names[0]}' and '{names[1]}' become the same text for this model"
+    with pytest.raises(ValueError, match=message):
+        processor.tokenize_classes(["jump", *names])
+    with pytest.raises(ValueError, match=message):
+        processor(query_videos=CLIPS, class_names=["jump", *names])
+
+
+def test_names_of_one_text_may_stand_in_different_episodes(processor):
+    names = ["Run", "jump", "run", "jump"]
+    assert len(processor.tokenize_classes(names, n_way=2)["input_ids"]) == 4
+    with pytest.raises(ValueError, match="'Run' and 'run'"):
+        processor.tokenize_classes(["a", "b", "Run", "run"], n_way=2)
+
+
 # --- after the model
 
 

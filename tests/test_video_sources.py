@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import DatasetDict, Features, Value
 
+from clipfsar.data.clips import LeftOut
 from clipfsar.data.sources import (
     Clip,
     class_name_of_folder,
@@ -375,6 +376,54 @@ def test_other_files_hidden_ones_and_empty_classes_are_left_out(tmp_path):
     assert folder_splits(tmp_path) == {"all": [Clip(str(tmp_path / "run/a.mp4"), "run")]}
 
 
+def test_what_is_left_out_is_counted(tmp_path):
+    touch(tmp_path, "run/a.mp4", "run/notes.txt", "run/b.XML", "run/.a.mp4", "run/Thumbs.db", "run/poster.jpg")
+    touch(tmp_path, "__MACOSX/run/._a.mp4", "list.txt", "stray.mp4", "jump/readme")
+    (tmp_path / "clap").mkdir()
+    left_out = LeftOut()
+    assert folder_splits(tmp_path, left_out) == {"all": [Clip(str(tmp_path / "run/a.mp4"), "run")]}
+    assert str(left_out) == (
+        "left out: 4 files that are no videos (.txt 2, .xml 1, no suffix 1), 1 image file beside clips, "
+        "1 file in no class folder, 3 hidden, class folders without clips: 'clap', 'jump'"
+    )
+    assert str(LeftOut()) == ""
+
+
+def test_videos_lie_at_any_depth_below_their_class(tmp_path):
+    touch(
+        tmp_path, "train/run/day 1/cam/b.mp4", "train/run/a.gif", "train/run/frames/0.jpg", "train/run/__MACOSX/c.mp4"
+    )
+    assert folder_splits(tmp_path) == {
+        "train": [Clip(str(tmp_path / "train/run" / name), "run") for name in ("a.gif", "day 1/cam/b.mp4", "frames")]
+    }
+
+
+def test_images_above_clips_do_not_hide_these(tmp_path):
+    touch(tmp_path, "run/poster.jpg", "run/one/0.jpg", "run/two/0.jpg")
+    assert [Path(clip.path).name for clip in folder_splits(tmp_path)["all"]] == ["one", "two"]
+
+
+def test_a_link_to_a_folder_above_ends(tmp_path):
+    touch(tmp_path, "run/a/b.mp4")
+    (tmp_path / "run/a/loop").symlink_to(tmp_path / "run")
+    assert [Path(clip.path).name for clip in folder_splits(tmp_path)["all"]] == ["b.mp4"]
+
+
+def test_a_folder_around_the_splits_is_no_class(tmp_path):
+    touch(tmp_path, "data/train/run/a.mp4", "data/test/clap/b.mp4")
+    with pytest.raises(ValueError, match=r"The splits are one folder further down: give .*data\."):
+        folder_splits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    ["gif", "vob", "divx", "qt", "f4v", "mxf", "3g2", "ogg", "mpe", "m2v", "mp4v", "y4m", "wtv", "rm", "rmvb", "nut"],
+)
+def test_what_pyav_opens_is_a_video(suffix, tmp_path):
+    touch(tmp_path, f"run/a.{suffix}")
+    assert folder_splits(tmp_path) == {"all": [Clip(str(tmp_path / f"run/a.{suffix}"), "run")]}
+
+
 def test_a_folder_of_images_is_a_video(tmp_path):
     touch(tmp_path, "run/a/000001.jpg", "run/a/000002.jpg", "run/b.mp4")
     assert [Path(clip.path).name for clip in folder_splits(tmp_path)["all"]] == ["a", "b.mp4"]
@@ -450,6 +499,55 @@ def test_columns_of_a_table_may_have_other_names_and_paths_another_root(tmp_path
 def test_a_csv_as_spreadsheets_save_it_is_read(tmp_path):
     (tmp_path / "clips.csv").write_bytes(b"\xef\xbb\xbfpath,label\r\na.mp4,run\r\n")
     assert table_splits(tmp_path / "clips.csv") == {"all": [Clip(str(tmp_path / "a.mp4"), "run")]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path, label\na.mp4, run, fast\n".replace("run, fast", '"run, fast"'),
+        "path;label\na.mp4;run, fast\n",
+        "path\tlabel\na.mp4\trun, fast\n",
+        "id;a,b,c;path;label\n1;x,y;a.mp4;run, fast\n",
+        '\ufeff"path" , "label"\r\na.mp4 , "run, fast"\r\n',
+    ],
+)
+def test_the_header_decides_what_separates_columns(text, tmp_path):
+    (tmp_path / "clips.csv").write_bytes(text.encode())
+    assert table_splits(tmp_path / "clips.csv") == {"all": [Clip(str(tmp_path / "a.mp4"), "run, fast")]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            "path,label\na.mp4,h\u00fcpfen\n".encode("latin-1"),
+            r"clips.csv .* \(line 2, byte 18 is 0xfc\): save the file",
+        ),
+        ("path,label\na.mp4,run\n".encode("utf-16"), "clips.csv is not a text file in UTF-8 but in UTF-16: save the"),
+        ("path,label\na.mp4,run\n".encode("utf-16-le"), "line 1 has a zero byte.*save the file as UTF-8"),
+        (b"\xef\xbb\xbfpath,label\na\xe9.mp4,run\n", "line 2, byte 15 is 0xe9"),
+    ],
+)
+def test_a_table_in_another_encoding_is_named_with_line_and_remedy(data, message, tmp_path):
+    (tmp_path / "clips.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        table_splits(tmp_path / "clips.csv")
+
+
+def test_a_column_in_other_letters_is_suggested(tmp_path):
+    table = write_table(tmp_path / "clips.csv", "Path,Label\na.mp4,run\n")
+    with pytest.raises(
+        ValueError, match=r"no column 'path'; there are Path, Label\. Did you mean --path_column 'Path'\?"
+    ):
+        table_splits(table)
+
+
+def test_paths_with_a_tilde_or_backslashes_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    touch(tmp_path, "me/a.mp4", "sub/b.mp4", "odd\\name.mp4")
+    table = write_table(tmp_path / "clips.csv", "path,label\n~/a.mp4,run\nsub\\b.mp4,run\nodd\\name.mp4,run\n")
+    paths = [clip.path for clip in table_splits(table)["all"]]
+    assert paths == [str(tmp_path / name) for name in ("me/a.mp4", "sub/b.mp4", "odd\\name.mp4")]
 
 
 def test_an_address_in_a_table_stays_one(tmp_path):

@@ -12,7 +12,7 @@ from paths_clipfsar import check_path
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # that of Kinetics-100 and SSv2
-TABLE_SUFFIXES = (".csv", ".jsonl")
+TABLE_SUFFIXES = (".csv", ".jsonl", ".tsv")
 
 
 @dataclass
@@ -32,7 +32,7 @@ class PrepareArguments:
     # From where
     source: str | None = option(
         None,
-        "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .jsonl), saved data set, or Hub id.",
+        "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .tsv, .jsonl), saved data set, or Hub id.",
     )
     official_splits: str | None = option(None, "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt.")
     video_root: str | None = option(None, "Folder that the paths of the official lists, or of a table, start from.")

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Value, Video
 
 from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, SPLITS, TABLE_SUFFIXES, PrepareArguments
+from clipfsar.data.clips import LeftOut
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
 from clipfsar.data.sources import folder_splits, official_splits, resplit, table_splits, to_dataset
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
@@ -35,8 +36,11 @@ def frame_store_settings(arguments: PrepareArguments) -> FrameStoreSettings:
     )
 
 
-def read_source(arguments: PrepareArguments) -> DatasetDict:
-    """The data set as it is named, with the columns video (paths or bytes) and label (names); nothing is decoded."""
+def read_source(arguments: PrepareArguments, left_out: LeftOut | None = None) -> DatasetDict:
+    """The data set as it is named, with the columns video (paths or bytes) and label (names); nothing is decoded.
+
+    `left_out` counts the files of a folder that no clip was made of.
+    """
     if arguments.official_splits is not None:
         return to_dataset(
             official_splits(
@@ -57,7 +61,7 @@ def read_source(arguments: PrepareArguments) -> DatasetDict:
         columns = (arguments.path_column, arguments.label_column, arguments.split_column)
         splits = to_dataset(table_splits(source, _path_or_none(arguments.video_root), *columns))
     elif source.is_dir() and not is_saved and not any(source.rglob("*.parquet")):
-        splits = to_dataset(folder_splits(source))
+        splits = to_dataset(folder_splits(source, left_out))
     else:
         splits = load_video_splits(arguments.source, arguments.video_column, arguments.label_column)
         columns = arguments.video_column, arguments.label_column
@@ -94,7 +98,8 @@ class Preparation:
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
         self.work_dir = self.output_dir / WORK_FOLDER
-        self.splits = read_source(arguments)
+        self.left_out = LeftOut()
+        self.splits = read_source(arguments, self.left_out)
         check_disjoint_classes(self.splits, remedy="--class_split shares all classes out anew")
         self.listed = {split: (len(set(dataset["label"])), len(dataset)) for split, dataset in self.splits.items()}
         self.num_duplicates = self._leave_out_duplicates()
@@ -235,7 +240,7 @@ class Preparation:
             lines.append(f"note: there are no classes for {' and '.join(absent)}; --class_split shares them out.")
         worst = Counter((bad["split"], bad["class"]) for bad in self.bad).most_common(5)
         lines += [f"bad videos of {split} class {name!r}: {count}" for (split, name), count in worst]
-        return lines
+        return [*lines, str(self.left_out)] if str(self.left_out) else lines
 
     def _save(self):
         """The data set first, the report last: a folder with `preparation.json` is complete."""
@@ -265,7 +270,18 @@ class Preparation:
         (self.output_dir / "preparation.json").write_text(json.dumps(report, indent=2) + "\n")
         self.splits = None  # before the files go that it reads from
         shutil.rmtree(self.work_dir)
-        print(f"{self.output_dir} is ready: clipfsar train --dataset {self.output_dir} ...")
+        print(self._what_next(classes))
+
+    def _what_next(self, classes: dict[str, dict[str, int]]) -> str:
+        """Training needs episodes of two classes, each with a support and a query clip; enrolling needs none."""
+        enough = [name for name, size in classes.get("train", {}).items() if size >= 2]
+        if len(enough) >= 2:
+            return f"{self.output_dir} is ready: clipfsar train --dataset {self.output_dir} ..."
+        return (
+            f"{self.output_dir} is ready, but too small to train on: its split 'train' has {len(enough)} classes of 2 "
+            "or more videos, and training needs 2. Use the clips as examples instead: clipfsar predict --support "
+            "EXAMPLES --query VIDEOS, where EXAMPLES is the folder CLASS/VIDEO."
+        )
 
     def _upload(self):
         """With the videos: files become bytes on the way, which `datasets` does for its own kind of column."""

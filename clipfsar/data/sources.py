@@ -3,11 +3,10 @@
 Nothing is decoded here: a list of a hundred thousand videos takes seconds.
 """
 
-import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,11 @@ import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
-from choices_clipfsar import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from choices_clipfsar import VIDEO_SUFFIXES
 from clipfsar.data.arguments import SPLITS
+from clipfsar.data.clips import LeftOut, class_folders, find_clips
+from clipfsar.data.tables import read_rows, read_text
+from clipfsar.options import nearest
 from paths_clipfsar import class_name_of_folder, class_names_of_folders, normalized_class_name
 
 _SPLIT_FOLDERS = {
@@ -61,7 +63,7 @@ def read_official_list(path: Path) -> list[ListedVideo]:
         ValueError: For a line of another form; the message has file, number and what was expected.
     """
     videos = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         line = line.strip()
         if not line:
             continue
@@ -87,7 +89,7 @@ def read_official_class_names(path: Path) -> dict[str, list[str]]:
         ValueError: When it is no YAML, or has neither list.
     """
     try:
-        settings = yaml.safe_load(_read_text(path))
+        settings = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
     names = {}
@@ -99,13 +101,6 @@ def read_official_class_names(path: Path) -> dict[str, list[str]]:
     if not names:
         raise ValueError(f"{path} has neither TRAIN.CLASS_NAME nor TEST.CLASS_NAME; give the YAML file of a benchmark.")
     return names
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}).") from None
 
 
 def _check_unique(names: list[str], path: Path):
@@ -220,13 +215,13 @@ def _names_of_folders(videos: list[ListedVideo], list_file: Path, split: str) ->
 def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, str]:
     """Names by class id from a text file, or from Something-Something's own labels by the ids of the videos."""
     if path.suffix != ".json":
-        names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not names:
             raise ValueError(f"{path} names no classes; a line per class in the order of their ids is needed.")
         _check_unique(names, path)
         return dict(enumerate(names))
     try:
-        templates = {entry["id"]: entry["template"] for entry in json.loads(_read_text(path))}
+        templates = {entry["id"]: entry["template"] for entry in json.loads(read_text(path))}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} is not a label file of Something-Something, [{{"id": ..., "template": ...}}, ...] ({error!r}).'
@@ -251,15 +246,19 @@ def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, s
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def folder_splits(folder: Path) -> dict[str, list[Clip]]:
+def folder_splits(folder: Path, left_out: LeftOut | None = None) -> dict[str, list[Clip]]:
     """A tree SPLIT/CLASS/VIDEO, or CLASS/VIDEO, which comes back as one split "all".
 
-    A video is a file with a known suffix, or a folder of images.
+    Videos may lie in folders of a class folder, at any depth: see `find_clips`.
+
+    Args:
+        left_out: Counts what no clip was made of.
 
     Raises:
         ValueError: When there are no videos, with what was expected, or when two folders stand for one class.
     """
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    left_out = LeftOut() if left_out is None else left_out
+    names = class_folders(folder, left_out)
     if {name.lower() for name in names} & set(_SPLIT_FOLDERS):
         unknown = [name for name in names if name.lower() not in _SPLIT_FOLDERS]
         if unknown:
@@ -269,29 +268,37 @@ def folder_splits(folder: Path) -> dict[str, list[Clip]]:
             )
         result = {}
         for name in names:  # both val and validation, say
-            result.setdefault(_SPLIT_FOLDERS[name.lower()], []).extend(_clips_of_classes(folder / name))
+            classes = class_folders(folder / name, left_out)
+            result.setdefault(_SPLIT_FOLDERS[name.lower()], []).extend(
+                _clips_of_classes(folder / name, classes, left_out)
+            )
     else:
-        result = {"all": _clips_of_classes(folder)}
+        _check_depth(folder, names)
+        result = {"all": _clips_of_classes(folder, names, left_out)}
     if not any(result.values()):
         raise ValueError(
             f"{folder} holds no videos. Expected is SPLIT/CLASS/VIDEO or CLASS/VIDEO, a video being a file "
             f"({', '.join(VIDEO_SUFFIXES)}) or a folder of images."
+            f"{f' What is there: {left_out}.' if str(left_out) else ''}"
         )
     return {split: clips for split, clips in result.items() if clips}
 
 
-def _clips_of_classes(folder: Path) -> list[Clip]:
-    folders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+def _check_depth(folder: Path, names: list[str]):
+    """A folder around the data set would be its one class."""
+    inner = class_folders(folder / names[0]) if len(names) == 1 else []
+    if len({_SPLIT_FOLDERS.get(name.lower()) for name in inner} - {None}) > 1:
+        raise ValueError(f"The splits are one folder further down: give {folder / names[0]}.")
+
+
+def _clips_of_classes(folder: Path, names: list[str], left_out: LeftOut) -> list[Clip]:
     clips = []
-    for name, class_name in class_names_of_folders(folders, folder).items():
-        for entry in sorted(os.scandir(folder / name), key=lambda entry: entry.name):
-            if entry.name[0] != "." and (_is_frame_folder(entry) or entry.name.lower().endswith(VIDEO_SUFFIXES)):
-                clips.append(Clip(os.path.abspath(entry.path), class_name))
+    for name, class_name in class_names_of_folders(names, folder).items():
+        found = find_clips(os.path.abspath(folder / name), left_out)
+        clips += [Clip(str(path), class_name) for path in found]
+        if not found:
+            left_out.empty_classes.append(name)
     return clips
-
-
-def _is_frame_folder(entry: os.DirEntry) -> bool:
-    return entry.is_dir() and any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(entry.path))
 
 
 def table_splits(
@@ -301,7 +308,7 @@ def table_splits(
     label_column: str = "label",
     split_column: str = "split",
 ) -> dict[str, list[Clip]]:
-    """A CSV or JSON Lines file with the path and the class of each video and, if it has that column, its split.
+    """A CSV, TSV or JSON Lines file with the path and the class of each video and, if it has that column, its split.
 
     Without a column of splits all come back as one split "all". Relative paths start from `video_root`, or from the
     folder of the table.
@@ -312,11 +319,13 @@ def table_splits(
     """
     root = table.parent if video_root is None else video_root
     result = {}
-    for line, row in _read_rows(table):
-        for column in (path_column, label_column):
+    for line, row in read_rows(table, (path_column, label_column, split_column)):
+        for option, column in (("path_column", path_column), ("label_column", label_column)):
             if column not in row:
+                meant = _nearest_column(column, row)
                 raise ValueError(
                     f"{table}, line {line}: there is no column {column!r}; there are {', '.join(map(str, row))}."
+                    f"{f' Did you mean --{option} {meant!r}?' if meant else ''}"
                 )
             if row[column] in (None, ""):
                 raise ValueError(f"{table}, line {line}: the column {column!r} is empty.")
@@ -325,7 +334,7 @@ def table_splits(
             raise ValueError(f"{table}, line {line}: split {row[split_column]!r} is not one of {', '.join(SPLITS)}.")
         path = str(row[path_column])
         if "://" not in path:
-            path = str((root / path).absolute())
+            path = _local_path(root, path)
         result.setdefault(split, []).append(Clip(path, str(row[label_column])))
         if len(result) > 1 and "all" in result:
             raise ValueError(f"{table}, line {line}: some lines have a column {split_column!r} and some have none.")
@@ -334,24 +343,17 @@ def table_splits(
     return result
 
 
-def _read_rows(table: Path) -> Iterable[tuple[int, dict]]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        if table.suffix.lower() == ".csv":
-            reader = csv.DictReader(file)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"{table}, line {reader.line_num}: {len(reader.fieldnames)} columns are expected.")
-                yield reader.line_num, row
-            return
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{table}, line {number} is not JSON: {error}.") from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"{table}, line {number}: an object with columns is expected.")
-                yield number, row
+def _nearest_column(column: str, row: dict) -> str | None:
+    by_case = {str(name).casefold(): str(name) for name in row}
+    return by_case.get(nearest(column.casefold(), by_case) or "")
+
+
+def _local_path(root: Path, path: str) -> str:
+    """Absolute; `~` is the home folder, and a path as Windows writes it is read elsewhere, too."""
+    absolute = (root.expanduser() / Path(path).expanduser()).absolute()
+    if "\\" in path and os.sep == "/" and not absolute.exists():
+        absolute = (root.expanduser() / Path(path.replace("\\", "/")).expanduser()).absolute()
+    return str(absolute)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Reads a video data set with class-disjoint splits from wherever it is."""
 
+import warnings
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset, load_from_disk
 from pyarrow.parquet import read_schema
 
+from clipfsar.data.clips import find_clips
 from clipfsar.data.older_reader import check_kept_frames
 from episodes_clipfsar import read_labels, undecoded_videos
 from paths_clipfsar import class_names_of_folders, looks_like_path, normalized_class_name
@@ -35,6 +37,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         splits = load_from_disk(source)
     elif path.is_dir() or ("/" in source and not looks_like_path(source)):  # data sets on the Hub have an owner
         splits = load_dataset(source)
+        _warn_of_files_left_out(path, splits)
         _check_class_names_of_files(path, label_column)
     else:
         raise FileNotFoundError(
@@ -52,6 +55,20 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         except ValueError as error:
             raise ValueError(f"{source}, split {name!r}: {error}") from None
     return splits
+
+
+def _warn_of_files_left_out(folder: Path, splits: DatasetDict):
+    """`load_dataset` knows few suffixes of videos, and leaves the other files of a tree out without a word."""
+    if not folder.is_dir() or any(split.info.builder_name != "videofolder" for split in splits.values()):
+        return
+    num_videos = sum(clip.is_file() for clip in find_clips(folder))
+    num_rows = sum(len(split) for split in splits.values())
+    if num_rows < num_videos:
+        warnings.warn(
+            f"{folder} holds {num_videos} videos, but load_dataset takes {num_rows} of them: it knows few file types. "
+            f"clipfsar prepare --source {folder} reads them all.",
+            stacklevel=3,
+        )
 
 
 def _check_class_names_of_files(folder: Path, label_column: str):

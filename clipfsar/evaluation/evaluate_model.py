@@ -136,6 +136,7 @@ class Evaluation:
         videos = encoder
         encoder = videos.encoder if isinstance(videos, FeatureStore) else videos
         split = self.split
+        encoder.processor.tokenize_classes(split.class_names)  # refuses names of one text before videos are encoded
         video_embeds = videos.encode(split, description=f"encoding {split.name} videos")
         if not encoder.accelerator.is_main_process:
             return None

@@ -29,7 +29,11 @@ class PredictArguments:
     support: str | None = option(
         None, "The classes: a folder EXAMPLES/CLASS/clips, or a support set saved before, also on the Hub."
     )
-    labels: str | None = option(None, "Class names alone, separated by commas, instead of --support (zero-shot).")
+    labels: list[str] | None = option(
+        None,
+        "Class names alone, instead of --support (zero-shot): several values, or one with commas between the names.",
+    )
+    labels_file: str | None = option(None, "Text file of class names, a name per line, instead of --labels.")
     query: list[str] = option([], "Videos to classify: files, or folders of them.")
     inference_mode: str | None = option(
         None,
@@ -58,11 +62,16 @@ class PredictArguments:
     )
 
     def __post_init__(self):
-        if self.support is not None and self.labels is not None:
+        if isinstance(self.labels, str):
+            self.labels = [self.labels]
+        if self.labels is not None and self.labels_file is not None:
+            raise ValueError("Give --labels or --labels_file, not both.")
+        has_labels = self.labels is not None or self.labels_file is not None
+        if self.support is not None and has_labels:
             raise ValueError("Give --support or --labels, not both: a support set has its class names already.")
         if not self.query and not self.save_support:
             raise ValueError("There is nothing to do: give videos as --query, or keep the classes with --save_support.")
-        if self.labels is not None:
+        if has_labels:
             for name in ("pictures", "detect_unknown", "save_support"):
                 if getattr(self, name) and not (name == "pictures" and self.window_seconds):
                     raise ValueError(f"--{name} needs example clips: give --support instead of --labels.")
@@ -80,6 +89,7 @@ class PredictArguments:
     def check_files(self):
         """Raises `FileNotFoundError` for a local path that is not there; a query is marked in the output instead."""
         check_path("model", self.model)
+        check_path("labels_file", self.labels_file, is_local=True)
         check_path("support", self.support, "Give a folder EXAMPLES/CLASS/clips, or a saved support set.")
 
 

@@ -10,41 +10,38 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from choices_clipfsar import IMAGE_SUFFIXES, UNKNOWN_LABEL, VIDEO_SUFFIXES
+from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
+from clipfsar.data.clips import LeftOut, class_folders, find_clips
+from clipfsar.data.tables import read_text
 from clipfsar.inference.arguments import PredictArguments
 from clipfsar.inference.load_model import load_model
 from clipfsar.inference.windows import classify_windows, encode_windows
 from clipfsar.plots import plot_timeline
 from paths_clipfsar import class_names_of_folders
-from pipeline_clipfsar import FewShotVideoClassificationPipeline
+from pipeline_clipfsar import FewShotVideoClassificationPipeline, split_labels
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
 
 SOME_UNREADABLE = 3
 
 
-def find_clips(folder: Path) -> list[Path]:
-    """Video files and folders of image files, at any depth, in order of their names; images beside videos are none."""
-    children = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
-    videos = [child for child in children if child.suffix.lower() in VIDEO_SUFFIXES and child.is_file()]
-    if not videos and any(child.suffix.lower() in IMAGE_SUFFIXES for child in children):
-        return [folder]
-    return sorted([*videos, *(clip for child in children if child.is_dir() for clip in find_clips(child))])
-
-
-def find_classes(folder: Path) -> dict[str, list[Path]]:
+def find_classes(folder: Path, left_out: LeftOut | None = None) -> dict[str, list[Path]]:
     """`{class name: clips}` of a folder with a folder of clips for every class, named as in a training set.
+
+    Args:
+        left_out: Counts what no clip was made of.
 
     Raises:
         ValueError: Without such folders, with one that holds no clips, or with two that stand for one class.
     """
-    folders = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    left_out = LeftOut() if left_out is None else left_out
+    folders = class_folders(folder, left_out)
     if not folders:
         raise ValueError(
             f"{folder} holds no folders: give one folder of clips per class, {folder / 'CLASS' / 'a.mp4'}."
         )
     classes = {}
     for name, class_name in class_names_of_folders(folders, folder).items():
-        classes[class_name] = find_clips(folder / name)
+        classes[class_name] = find_clips(folder / name, left_out)
         if not classes[class_name]:
             raise ValueError(
                 f"Class {class_name!r} has no clips: {folder / name} holds neither video files "
@@ -53,14 +50,19 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def find_queries(names: list[str]) -> list[str]:
+def find_queries(names: list[str], left_out: LeftOut | None = None) -> list[str]:
     """Files as they are, folders as what is in them; what is not there stays, to be marked in the output."""
     queries = []
     for name in names:
         path = Path(name).expanduser()
-        clips = find_clips(path) if path.is_dir() else []
+        clips = find_clips(path, left_out) if path.is_dir() else []
         queries += [str(clip) for clip in clips] or [name]
     return queries
+
+
+def _print_left_out(option: str, left_out: LeftOut):
+    if str(left_out):
+        print(f"{option} {left_out}", file=sys.stderr)
 
 
 class Prediction:
@@ -75,8 +77,12 @@ class Prediction:
         device = "cpu" if arguments.dtype == "int8" else arguments.device
         self.pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)
         self.candidate_labels = None
-        if arguments.labels is not None:
-            self.candidate_labels = tuple(label.strip() for label in arguments.labels.split(","))
+        labels = arguments.labels
+        if arguments.labels_file is not None:
+            lines = read_text(Path(arguments.labels_file).expanduser()).splitlines()
+            self.candidate_labels = tuple(line.strip() for line in lines if line.strip())
+        elif labels is not None:
+            self.candidate_labels = tuple(labels if len(labels) > 1 else split_labels(labels[0]))
         elif arguments.support is not None:
             self.pipeline.support_set = self._support_set(arguments.support)
         elif self.pipeline.support_set is None:
@@ -93,10 +99,13 @@ class Prediction:
         folder = Path(source).expanduser()
         if not folder.is_dir() or (folder / SUPPORT_SET_NAME).is_file():
             return SupportSet.from_pretrained(folder if folder.is_dir() else source)
+        left_out = LeftOut()
+        classes = find_classes(folder, left_out)
+        _print_left_out("--support", left_out)
         return SupportSet.from_videos(
             self.pipeline.model,
             self.pipeline.processor,
-            find_classes(folder),
+            classes,
             batch_size=self.arguments.batch_size,
             skip_unreadable=self.arguments.skip_unreadable,
             show_progress=True,
@@ -104,7 +113,9 @@ class Prediction:
 
     def run(self) -> list[dict]:
         """One result per query, in order: `query` and `answer`, `windows` or `error`; ready for JSON."""
-        queries = find_queries(self.arguments.query)
+        left_out = LeftOut()
+        queries = find_queries(self.arguments.query, left_out)
+        _print_left_out("--query", left_out)
         if self.arguments.window_seconds is not None:
             return [self._in_windows(query) for query in queries]
         answers = self.pipeline(

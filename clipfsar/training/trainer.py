@@ -404,6 +404,7 @@ class EpisodicTrainer:
         if self.eval_split is not None:
             check_protocol(self.eval_split, args.n_way, args.n_shot[:1], args.n_query)
         for name, split in splits.items():
+            self.processing_class.tokenize_classes(split.class_names)  # refuses names that become the same text
             check_first_video(split, self.processing_class, training=name == "train")
 
     def _training_episodes(self) -> EpisodeDataset:

@@ -1,0 +1,117 @@
+"""Which files below a folder are clips, and what is left out: one rule for preparation, prediction and the page."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from choices_clipfsar import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+_SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini")
+
+
+@dataclass
+class LeftOut:
+    """What no clip was made of.
+
+    Args:
+        suffixes: Files of other kinds, by suffix.
+        num_hidden: Dot files and what operating systems leave behind (`__MACOSX`, `Thumbs.db`).
+        num_images: Image files beside clips, such as posters.
+        num_outside: Clips in no class folder.
+        empty_classes: Folders of classes without clips.
+    """
+
+    suffixes: Counter = field(default_factory=Counter)
+    num_hidden: int = 0
+    num_images: int = 0
+    num_outside: int = 0
+    empty_classes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """In words, empty if nothing was left out."""
+        parts = []
+        if self.suffixes:
+            counts = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))
+            kinds = ", ".join(f"{suffix} {number:,}" for suffix, number in counts[:10])
+            kinds += ", ..." if len(self.suffixes) > 10 else ""
+            parts.append(f"{_files(self.suffixes.total(), 'that is no video', 'that are no videos')} ({kinds})")
+        if self.num_images:
+            parts.append(f"{self.num_images:,} image {'file' if self.num_images == 1 else 'files'} beside clips")
+        if self.num_outside:
+            parts.append(f"{_files(self.num_outside, 'in no class folder', 'in no class folder')}")
+        if self.num_hidden:
+            parts.append(f"{self.num_hidden:,} hidden")
+        if self.empty_classes:
+            names = ", ".join(map(repr, self.empty_classes[:10])) + (", ..." if len(self.empty_classes) > 10 else "")
+            parts.append(f"class folders without clips: {names}")
+        return f"left out: {', '.join(parts)}" if parts else ""
+
+
+def _files(number: int, one: str, several: str) -> str:
+    return f"{number:,} {f'file {one}' if number == 1 else f'files {several}'}"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is that of a dot file, or of a file that operating systems leave behind."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def find_clips(folder: str | os.PathLike, left_out: LeftOut | None = None) -> list[Path]:
+    """Video files and folders of image files, at any depth, in order of their names.
+
+    A folder that holds image files is one clip, unless there are clips beside or below these.
+
+    Args:
+        left_out: Counts what is no clip.
+    """
+    left_out = LeftOut() if left_out is None else left_out
+    return [Path(path) for path in _find_clips(os.fspath(folder), left_out, (os.path.realpath(folder),))]
+
+
+def _find_clips(folder: str, left_out: LeftOut, above: tuple[str, ...]) -> list[str]:
+    clips, num_images = [], 0
+    for entry in _visible(folder, left_out):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if entry.is_dir():
+            inner = os.path.realpath(entry.path) if entry.is_symlink() else None
+            if inner is None or inner not in above:  # a link to a folder above would never end
+                clips += _find_clips(entry.path, left_out, (*above, inner or os.path.realpath(entry.path)))
+        elif suffix in VIDEO_SUFFIXES:
+            clips.append(entry.path)
+        elif suffix in IMAGE_SUFFIXES:
+            num_images += 1
+        else:
+            left_out.suffixes[suffix or "no suffix"] += 1
+    if num_images and not clips:
+        return [folder]
+    left_out.num_images += num_images
+    return clips
+
+
+def _visible(folder: str | os.PathLike, left_out: LeftOut) -> Iterable[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if is_hidden(entry.name):
+                left_out.num_hidden += 1
+            else:
+                yield entry
+
+
+def class_folders(folder: str | os.PathLike, left_out: LeftOut | None = None) -> list[str]:
+    """Names of the folders in a folder, in order; files beside them are left out."""
+    left_out = LeftOut() if left_out is None else left_out
+    names = []
+    for entry in _visible(folder, left_out):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if entry.is_dir():
+            names.append(entry.name)
+        elif suffix in VIDEO_SUFFIXES:
+            left_out.num_outside += 1
+        else:
+            left_out.suffixes[suffix or "no suffix"] += 1
+    return names
+
+
+__all__ = ["LeftOut", "class_folders", "find_clips", "is_hidden"]

@@ -1,0 +1,88 @@
+"""Text files and tables as people have them: rows of CSV, TSV and JSON Lines, and what is wrong with a file."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_DELIMITERS = (",", ";", "\t")
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: For another encoding; the message has the file, the line and the remedy.
+    """
+    data = path.read_bytes()
+    remedy = "save the file as UTF-8 (spreadsheets call it 'CSV UTF-8')"
+    if data.startswith(_UTF_16_MARKS):
+        raise ValueError(f"{path} is not a text file in UTF-8 but in UTF-16: {remedy}.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        start = len(data) - len(error.object) + error.start
+        line = data.count(b"\n", 0, start) + 1
+        raise ValueError(
+            f"{path} is not a text file in UTF-8 (line {line}, byte {start} is 0x{data[start]:02x}): {remedy}."
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"{path} is not a text file in UTF-8 (line {line} has a zero byte): {remedy}.")
+    return text
+
+
+def read_rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
+    """Number of the line and `{column: value}` of each row of a .csv, .tsv or .jsonl file.
+
+    Commas, semicolons or tabs separate the columns of a .csv or .tsv file; the header line decides. Blanks around
+    values are dropped.
+
+    Args:
+        columns: Those that are needed, by which the separator is recognised.
+
+    Raises:
+        ValueError: For a file that is no such table; the message has the line.
+    """
+    text = read_text(table)
+    yield from _rows_of_json_lines(table, text) if table.suffix.lower() == ".jsonl" else _rows(table, text, columns)
+
+
+def _rows(table: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
+    header = next((line for line in text.splitlines() if line.strip()), "")
+
+    def names(delimiter: str) -> list[str]:
+        return [name.strip() for name in next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])]
+
+    delimiter = max(_DELIMITERS, key=lambda mark: (len(set(columns) & set(names(mark))), len(names(mark))))
+    fields = None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    for values in reader:
+        if not any(value.strip() for value in values):
+            continue
+        values = [value.strip() for value in values]
+        if fields is None:
+            fields = values
+            continue
+        if len(values) != len(fields):
+            raise ValueError(
+                f"{table}, line {reader.line_num}: {len(fields)} columns are expected, but it has {len(values)}."
+            )
+        yield reader.line_num, dict(zip(fields, values, strict=True))
+
+
+def _rows_of_json_lines(table: Path, text: str) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{table}, line {number} is not JSON: {error}.") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{table}, line {number}: an object with columns is expected.")
+            yield number, row
+
+
+__all__ = ["read_rows", "read_text"]
