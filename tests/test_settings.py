@@ -280,10 +280,10 @@ def test_an_evaluation_of_broken_weights_gives_no_accuracy(parts, split, name):
     model, processor = parts
     spoil(model, name, NAN)
     with pytest.raises(ValueError, match=f"Weights of the model hold NaN or infinite numbers: '{name}'"):
-        evaluate_episodes(model, processor, split_of_split, n_way=2, n_shot=1, n_episodes=2)
+        evaluate_episodes(model, processor, split, n_way=2, n_shot=1, n_episodes=2)
 
 
 def test_finite_numbers_are_answered(parts, split):
     model, processor = parts
-    results = evaluate_episodes(model, processor, split_of_split, n_way=2, n_shot=1, n_episodes=2)
+    results = evaluate_episodes(model, processor, split, n_way=2, n_shot=1, n_episodes=2)
     assert all(np.isfinite(result.accuracy) for result in results)
