@@ -433,7 +433,9 @@ def _for_inference(model, processor):
         )
     if processor is not None and not hasattr(processor, "process_videos"):
         processor = CLIPFSARProcessor.from_pretrained(model.name_or_path)
-    return CLIPFSARModel.from_clip(model), processor
+    if processor is None:  # said with the remedy by the caller
+        return CLIPFSARModel.from_clip(model), None
+    return CLIPFSARModel.from_clip(model, num_frames=processor.num_frames), processor
 
 
 def _support_set_beside(model) -> SupportSet | None:

@@ -46,11 +46,14 @@ class StartsFromPlainCLIP:
         return loaded
 
     @classmethod
-    def from_clip(cls, clip: nn.Module):
-        """A plain CLIP in memory, for inference, as `from_pretrained` loads one; the weights are shared, not copied."""
+    def from_clip(cls, clip: nn.Module, **settings):
+        """A plain CLIP in memory, for inference, as `from_pretrained` loads one; the weights are shared, not copied.
+
+        `settings` are of the configuration.
+        """
         plain = {"temporal_num_layers": 0, "prototype_modulation": False, "added_by_training": [*ADDED_BY_TRAINING]}
         with torch.device("meta"):
-            model = cls(CLIPFSARConfig(clip_config=clip.config, **plain))
+            model = cls(CLIPFSARConfig(clip_config=clip.config, **plain | settings))
         model.clip = clip
         model.video_text_scale = nn.Parameter(torch.ones(1, dtype=clip.dtype, device=clip.device))
         model.name_or_path = model.config.name_or_path = clip.name_or_path

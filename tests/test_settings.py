@@ -234,6 +234,11 @@ def test_a_class_without_support_in_a_batch_of_unequal_ways_is_named(tiny_model,
 # --- NaN and infinite numbers -----------------------------------------------------------------------------------------
 
 
+def enroll_and_ask(classify):
+    classify.enroll(CLIPS)
+    classify(random_clip(3))
+
+
 def spoil(model, name: str, value: float):
     with torch.no_grad():
         model.get_parameter(name).view(-1)[0] = value
@@ -246,8 +251,7 @@ def test_broken_weights_are_named_instead_of_an_answer(parts, name, value):
     classify = FewShotVideoClassificationPipeline(model=model, processor=processor)
     spoil(model, name, value)
     with pytest.raises(ValueError, match=f"Weights of the model hold NaN or infinite numbers: '{name}'"):
-        classify.enroll(CLIPS)
-        classify(random_clip(3))
+        enroll_and_ask(classify)
     with pytest.raises(ValueError, match=f"Weights of the model hold NaN .* '{name}'"):
         classify({"support_videos": CLIPS, "query_videos": [random_clip(3)]})
 
