@@ -74,7 +74,7 @@ def check_positive_integer(name: str, value: Any) -> None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`": did you mean 'num_frames'?"` for a name that resembles a known one, else nothing."""
-    meant = difflib.get_close_matches(name, sorted(known), n=1)
+    meant = difflib.get_close_matches(name, sorted(map(str, known)), n=1)
     return f": did you mean {meant[0]!r}?" if meant else "."
 
 

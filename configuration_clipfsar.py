@@ -185,6 +185,10 @@ _CHECKS = {
 }
 
 
+# What only training makes useful, and its value in the method; a plain CLIP is loaded for inference without.
+ADDED_BY_TRAINING = ("temporal_num_layers", "prototype_modulation", "video_text_scale_init")
+
+
 class CLIPFSARConfig(PretrainedConfig):
     """Configuration of a [`CLIPFSARModel`].
 
@@ -218,6 +222,8 @@ class CLIPFSARConfig(PretrainedConfig):
         ensemble_text_weight: Beta, the exponent of the text probability in the ensemble; 1 - beta for the visual one.
         ensemble_temperature: The ensemble's visual probability is softmax(-distance / this); 8 officially, whatever
             the number of frames.
+        added_by_training: Settings that a plain CLIP was loaded without, for inference; `EpisodicTrainer` adds what
+            they stand for. `from_pretrained` of a plain CLIP fills this in.
 
     Raises:
         ValueError: For a value outside its range or choices; the message names both.
@@ -246,6 +252,7 @@ class CLIPFSARConfig(PretrainedConfig):
         inference_mode="few_shot",
         ensemble_text_weight=0.9,
         ensemble_temperature=8.0,
+        added_by_training=None,
         **kwargs,
     ):
         self.clip_config = _as_clip_config(clip_config)
@@ -266,6 +273,8 @@ class CLIPFSARConfig(PretrainedConfig):
         self.inference_mode = inference_mode
         self.ensemble_text_weight = ensemble_text_weight
         self.ensemble_temperature = ensemble_temperature
+        self.added_by_training = added_by_training
+        self._is_plain_checkpoint = kwargs.pop("_is_plain_checkpoint", False)
         self._check_values()
         for name in kwargs:
             # Others are kept, as in transformers; one that is nearly ours is a slip.
@@ -308,9 +317,19 @@ class CLIPFSARConfig(PretrainedConfig):
         """D, the size of a frame feature and of a class text: CLIP's projection size, the width of SigLIP's tower."""
         return feature_size(self.clip_config)
 
+    def to_dict(self):
+        """As in transformers; where the weights come from is forgotten when the configuration is saved."""
+        values = super().to_dict()
+        values.pop("_is_plain_checkpoint", None)
+        return values
+
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers; a plain CLIP checkpoint's becomes the `clip_config` of a new one of ours."""
+    def get_config_dict(cls, pretrained_model_name_or_path, for_training=False, **kwargs):
+        """As in transformers; a plain CLIP checkpoint's becomes the `clip_config` of a new one of ours.
+
+        For inference, that one has no untrained layers. `for_training=True` or a `temporal_num_layers` among the
+        keyword arguments asks for those of the method.
+        """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type")
         if model_type in (None, cls.model_type):
@@ -321,7 +340,12 @@ class CLIPFSARConfig(PretrainedConfig):
                 f"{str(pretrained_model_name_or_path)!r} holds a model of type {model_type!r}, but {why}. CLIP-FSAR "
                 f"starts from a checkpoint of its own or of {ACCEPTED}."
             )
-        return {"model_type": cls.model_type, "clip_config": config_dict}, kwargs
+        plain = {"model_type": cls.model_type, "clip_config": config_dict, "_is_plain_checkpoint": True}
+        if not for_training and "temporal_num_layers" not in kwargs:
+            left_out = [name for name in ADDED_BY_TRAINING if name not in kwargs]
+            plain |= {"temporal_num_layers": 0, "added_by_training": left_out}
+            plain["prototype_modulation"] = False
+        return plain, kwargs
 
 
 CLIPFSARConfig.register_for_auto_class()

@@ -7,6 +7,7 @@ B episodes, N classes (ways), S support videos, Q query videos, T frames, D feat
 import contextlib
 import inspect
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -54,11 +55,25 @@ except ImportError:
     from labels_clipfsar import check_labels, check_support_labels
 
 try:
+    from .plain_clipfsar import StartsFromPlainCLIP
+except ImportError:
+    if __package__:
+        raise
+    from plain_clipfsar import StartsFromPlainCLIP
+
+try:
     from .resnet_clipfsar import CLIPResNetModel
 except ImportError:
     if __package__:
         raise
     from resnet_clipfsar import CLIPResNetModel
+
+
+_NO_CONTRAST = (
+    "The loss leaves out the video-text contrast: there are base labels, but no base_class_embeds. Encode the class "
+    "names once, base_class_embeds = model.get_class_features(**processor.tokenize_classes(dataset.class_names)) under "
+    "torch.no_grad(), and give them to each call; or set config.video_text_loss_weight = 0."
+)
 
 
 @contextlib.contextmanager
@@ -205,12 +220,10 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
             nn.init.constant_(module.video_text_scale, self.config.video_text_scale_init)
 
 
-class CLIPFSARModel(CLIPFSARPreTrainedModel):
+class CLIPFSARModel(StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
     """CLIP with a temporal transformer, text-modulated prototypes and an alignment: episodes in, class logits out.
 
-    `CLIPFSARModel.from_pretrained("openai/clip-vit-base-patch16")` starts from plain CLIP weights with fresh layers of
-    our own; `CLIPFSARModel.from_pretrained(folder)` continues one that was trained.
-    """
+    See `from_pretrained` for plain CLIPs."""
 
     def __init__(self, config: CLIPFSARConfig):
         super().__init__(config)
@@ -222,6 +235,14 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
         getter = inspect.signature(self.clip.get_image_features).parameters
         self._visual_inputs = {*getter, *TransformersKwargs.__annotations__, "return_dict"}
         self.post_init()
+        if config._is_plain_checkpoint:  # said in one line by `from_pretrained`
+            self._keys_to_ignore_on_load_missing = {r"^temporal_transformer\.", r"^video_text_scale$"}
+
+    def train(self, mode: bool = True) -> "CLIPFSARModel":
+        """As in PyTorch. In training the text tower is frozen, as in the method; unfreeze it afterwards to train it."""
+        if mode:
+            self.freeze_text_tower()
+        return super().train(mode)
 
     def get_input_embeddings(self) -> nn.Module:
         tower = getattr(self.clip, "vision_model", None)
@@ -476,7 +497,7 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
                 configuration's. It changes `logits`, not what is trained.
             output_hidden_states, output_attentions: Return those of the visual tower.
             return_dict: `False` gives a tuple.
-            kwargs: Passed to CLIP's visual tower (e.g. `interpolate_pos_encoding=True`); unknown ones are a `TypeError`.
+            kwargs: Passed to CLIP's visual tower (e.g. `interpolate_pos_encoding=True`); a `TypeError` if unknown.
 
         T may be any number of frames: the weights do not depend on it. Labels are checked where they lie on the CPU.
         Raises `ValueError` when something that the mode needs is missing or does not fit; the message says what.
@@ -537,6 +558,8 @@ class CLIPFSARModel(CLIPFSARPreTrainedModel):
     def _contrast(self, encoded: dict, base_class_embeds, support_base_labels, query_base_labels) -> dict:
         """Logits and loss of all videos of encoded episodes against all base classes, by their names in the output."""
         logits = loss = None
+        if base_class_embeds is None and query_base_labels is not None and self.config.video_text_loss_weight:
+            warnings.warn(_NO_CONTRAST, stacklevel=5)
         if base_class_embeds is not None:
             support_embeds, videos = encoded["support_embeds"], encoded["query_embeds"]
             if support_embeds is not None:

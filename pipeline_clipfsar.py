@@ -17,11 +17,11 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import cached_file
 
 try:
-    from .backbones_clipfsar import image_size
+    from .backbones_clipfsar import image_size, why_no_backbone
 except ImportError:
     if __package__:
         raise
-    from backbones_clipfsar import image_size
+    from backbones_clipfsar import image_size, why_no_backbone
 
 try:
     from .choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_same_num_frames
@@ -50,6 +50,20 @@ except ImportError:
     if __package__:
         raise
     from explanation_clipfsar import Explanation
+
+try:
+    from .modeling_clipfsar import CLIPFSARModel
+except ImportError:
+    if __package__:
+        raise
+    from modeling_clipfsar import CLIPFSARModel
+
+try:
+    from .processing_clipfsar import CLIPFSARProcessor
+except ImportError:
+    if __package__:
+        raise
+    from processing_clipfsar import CLIPFSARProcessor
 
 try:
     from .video_clipfsar import as_video_list, is_one_video
@@ -107,13 +121,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
     _load_tokenizer = False
 
     def __init__(self, model, processor=None, *args, support_set=None, **kwargs):
-        model_type = getattr(model.config, "model_type", None)
-        if model_type != CLIPFSARConfig.model_type:
-            raise ValueError(
-                f"The {TASK} pipeline needs a CLIP-FSAR model, but {model.name_or_path!r} is of type {model_type!r}. "
-                "Out of a plain CLIP, CLIPFSARModel.from_pretrained(..., temporal_num_layers=0, "
-                "prototype_modulation=False) makes one without untrained layers: pass that, and its processor."
-            )
+        model, processor = _for_inference(model, processor)
         if processor is None:
             raise ValueError(f"The {TASK} pipeline needs the model's processor: pass processor=.")
         check_same_num_frames(model, processor)
@@ -426,6 +434,24 @@ def split_labels(labels: str) -> list[str]:
 
 def _is_episode(inputs: Any) -> bool:
     return isinstance(inputs, Mapping) and not is_one_video(inputs)
+
+
+def _for_inference(model, processor):
+    """A CLIP-FSAR model and its processor as they are; the two made of a plain CLIP's."""
+    model_type = getattr(model.config, "model_type", None)
+    if model_type == CLIPFSARConfig.model_type:
+        return model, processor
+    why = why_no_backbone(model_type)
+    if why:
+        raise ValueError(
+            f"The {TASK} pipeline needs a CLIP-FSAR model or a plain CLIP, but {model.name_or_path!r} is of type "
+            f"{model_type!r}: {why}."
+        )
+    if processor is not None and not hasattr(processor, "process_videos"):
+        processor = CLIPFSARProcessor.from_pretrained(model.name_or_path)
+    if processor is None:  # said with the remedy by the caller
+        return CLIPFSARModel.from_clip(model), None
+    return CLIPFSARModel.from_clip(model, num_frames=processor.num_frames), processor
 
 
 def _support_set_beside(model) -> SupportSet | None:

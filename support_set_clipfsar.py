@@ -341,11 +341,11 @@ class SupportSet:
             class_embeds = torch.stack([one.class_embeds for one in enrolled]).to(model.device)
             support_embeds = torch.cat([one.support_embeds for one in enrolled]).to(model.device)
             labels = torch.arange(len(enrolled)).repeat_interleave(torch.tensor(list(self.num_clips.values())))
+            check_finite("The enrolled clips", support_embeds, [self.class_names[label] for label in labels], model)
             with evaluating(model):
                 prototypes = model.get_prototypes(
                     support_embeds[None], labels[None].to(model.device), class_embeds[None]
                 )[0]
-            check_finite("The enrolled clips", prototypes, self.class_names, model)
             self._derived = {"made_with": made_with, "class_embeds": class_embeds, "prototypes": prototypes}
         return self._derived["prototypes"]
 

@@ -106,7 +106,7 @@ def plain(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(plain):
     torch.manual_seed(0)
-    return CLIPFSARModel.from_pretrained(plain[1], **OURS).eval()
+    return CLIPFSARModel.from_pretrained(plain[1], for_training=True, **OURS).eval()
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_class_features_do_not_depend_on_the_other_classes(model, processor):
 
 
 def test_episode_runs_and_trains_the_visual_tower_alone(plain, inputs):
-    model = CLIPFSARModel.from_pretrained(plain[1], **OURS)
+    model = CLIPFSARModel.from_pretrained(plain[1], for_training=True, **OURS)
     model.freeze_text_tower()
     base_class_embeds = formula_tensor((4, model.config.hidden_size))
     output = model(

@@ -46,7 +46,7 @@ def splits(video_folder):
 @pytest.fixture(scope="module")
 def model(tiny_clip):
     torch.manual_seed(0)
-    return CLIPFSARModel.from_pretrained(tiny_clip, num_frames=4).eval()
+    return CLIPFSARModel.from_pretrained(tiny_clip, for_training=True, num_frames=4).eval()
 
 
 def same_rows(first, second) -> bool:

@@ -96,7 +96,7 @@ def test_a_backbone_of_ones_own_is_saved_and_loaded(toy, episode, tmp_path):
 
 def test_the_plain_checkpoint_of_a_backbone_of_ones_own_is_a_start(toy, tmp_path):
     toy.clip.save_pretrained(tmp_path)
-    started = CLIPFSARModel.from_pretrained(tmp_path, temporal_num_heads=4)
+    started = CLIPFSARModel.from_pretrained(tmp_path, for_training=True, temporal_num_heads=4)
     assert torch.equal(started.clip.text_model.weight, toy.clip.text_model.weight)
     frames = torch.ones(1, 4, 3, 16, 16)
     assert torch.equal(started.get_video_features(frames), toy.get_video_features(frames))

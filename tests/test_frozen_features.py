@@ -26,7 +26,7 @@ def split(tmp_path_factory):
 def model_and_processor(tmp_path_factory):
     folder = save_tiny_clip(tmp_path_factory.mktemp("clip"))
     settings = {"num_frames": 3}
-    model = CLIPFSARModel.from_pretrained(folder, temporal_num_heads=2, **settings).eval()
+    model = CLIPFSARModel.from_pretrained(folder, for_training=True, temporal_num_heads=2, **settings).eval()
     return model, CLIPFSARProcessor.from_pretrained(folder, **settings)
 
 

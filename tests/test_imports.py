@@ -22,9 +22,10 @@ MAY_IMPORT = {
     "paths_clipfsar": {"choices_clipfsar"},
     "alignment_clipfsar": set(),
     "labels_clipfsar": set(),
+    "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
     "modeling_clipfsar": {
         *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
-        "labels_clipfsar",
+        *("labels_clipfsar", "plain_clipfsar"),
     },
     "container_clipfsar": set(),
     "decoding_clipfsar": {"container_clipfsar"},

@@ -193,12 +193,12 @@ def test_windows_of_names_alone(folders, capsys):
     assert {window["label"] for window in result["windows"]} <= {"red", "green"}
 
 
-def test_a_plain_clip_works_without_training(tmp_path, folders, capsys):
+def test_a_plain_clip_works_without_training(tmp_path, folders, capsys, caplog):
     save_tiny_clip(tmp_path)
     options = ("--format", "json", "--model", tmp_path)
     assert predict(folders, *options) == 0
     printed = capsys.readouterr()
-    assert "is a plain CLIP: classifying by its frame features, without training." in printed.err
+    assert "is a plain CLIP: classifying by its frame features, without training." in caplog.text
     first, second = json.loads(printed.out)
     assert (first["answer"][0]["label"], second["answer"][0]["label"]) == ("red", "dark blue")
     model, _ = load_model(str(tmp_path))

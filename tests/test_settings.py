@@ -234,6 +234,11 @@ def test_a_class_without_support_in_a_batch_of_unequal_ways_is_named(tiny_model,
 # --- NaN and infinite numbers -----------------------------------------------------------------------------------------
 
 
+def enroll_and_ask(classify):
+    classify.enroll(CLIPS)
+    classify(random_clip(3))
+
+
 def spoil(model, name: str, value: float):
     with torch.no_grad():
         model.get_parameter(name).view(-1)[0] = value
@@ -246,8 +251,7 @@ def test_broken_weights_are_named_instead_of_an_answer(parts, name, value):
     classify = FewShotVideoClassificationPipeline(model=model, processor=processor)
     spoil(model, name, value)
     with pytest.raises(ValueError, match=f"Weights of the model hold NaN or infinite numbers: '{name}'"):
-        classify.enroll(CLIPS)
-        classify(random_clip(3))
+        enroll_and_ask(classify)
     with pytest.raises(ValueError, match=f"Weights of the model hold NaN .* '{name}'"):
         classify({"support_videos": CLIPS, "query_videos": [random_clip(3)]})
 
@@ -280,10 +284,10 @@ def test_an_evaluation_of_broken_weights_gives_no_accuracy(parts, split, name):
     model, processor = parts
     spoil(model, name, NAN)
     with pytest.raises(ValueError, match=f"Weights of the model hold NaN or infinite numbers: '{name}'"):
-        evaluate_episodes(model, processor, split_of_split, n_way=2, n_shot=1, n_episodes=2)
+        evaluate_episodes(model, processor, split, n_way=2, n_shot=1, n_episodes=2)
 
 
 def test_finite_numbers_are_answered(parts, split):
     model, processor = parts
-    results = evaluate_episodes(model, processor, split_of_split, n_way=2, n_shot=1, n_episodes=2)
+    results = evaluate_episodes(model, processor, split, n_way=2, n_shot=1, n_episodes=2)
     assert all(np.isfinite(result.accuracy) for result in results)

@@ -73,7 +73,7 @@ def without_dropout(tiny_clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("without_dropout")
     torch.manual_seed(0)
     model = CLIPFSARModel.from_pretrained(
-        tiny_clip, num_frames=4, temporal_attention_dropout=0.0, temporal_hidden_dropout=0.0
+        tiny_clip, for_training=True, num_frames=4, temporal_attention_dropout=0.0, temporal_hidden_dropout=0.0
     )
     model.save_pretrained(folder)
     CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4).save_pretrained(folder)
@@ -508,7 +508,7 @@ def test_batch_norms_are_not_decayed():
 
 
 def test_the_optimizer_is_adam_with_coupled_decay_unless_asked(tiny_clip):
-    model = CLIPFSARModel.from_pretrained(tiny_clip)
+    model = CLIPFSARModel.from_pretrained(tiny_clip, for_training=True)
     for arguments, expected in (([], torch.optim.Adam), (["--optimizer", "adamw"], torch.optim.AdamW)):
         optimizer = make_optimizer(model, parse_arguments(arguments))
         assert type(optimizer) is expected

@@ -108,7 +108,7 @@ def save_tiny_resnet_clip(folder: Path) -> Path:
 def model_of_tiny_clip(tiny_clip: Path, **config) -> CLIPFSARModel:
     """A CLIP-FSAR on a plain CLIP, its new layers by a seed."""
     torch.manual_seed(0)
-    return CLIPFSARModel.from_pretrained(tiny_clip, num_frames=4, **config).eval()
+    return CLIPFSARModel.from_pretrained(tiny_clip, for_training=True, num_frames=4, **config).eval()
 
 
 def tiny_model_and_processor(**overrides) -> tuple[CLIPFSARModel, CLIPFSARProcessor]:

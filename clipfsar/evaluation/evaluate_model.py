@@ -21,7 +21,7 @@ from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.report import compare
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.evaluation.split_features import SplitFeatures
-from clipfsar.inference.quantized import quantize_int8
+from clipfsar.inference.load_model import load_model
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -211,11 +211,9 @@ def _encoder(
 ) -> VideoEncoder | FeatureStore:
     """A model by its name, ready to encode; with a feature store if one is asked for."""
     settings = {} if arguments.alignment is None else {"alignment": arguments.alignment}
-    dtype = torch.float32 if arguments.dtype == "int8" else getattr(torch, arguments.dtype)
-    model = CLIPFSARModel.from_pretrained(name, dtype=dtype, **settings).to(accelerator.device).eval()
-    if arguments.dtype == "int8":
-        quantize_int8(model)
-    processor = CLIPFSARProcessor.from_pretrained(name, seconds_per_video=arguments.seconds_per_video)
+    model, processor = load_model(name, arguments.dtype, **settings)
+    model.to(accelerator.device)
+    processor.seconds_per_video = arguments.seconds_per_video
     cost = (arguments.batch_size, arguments.num_workers, arguments.seed)
     encoder = VideoEncoder(model, processor, accelerator, *cost)
     if arguments.feature_store is None:

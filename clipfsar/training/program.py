@@ -53,7 +53,7 @@ def make_trainer(
     processor = CLIPFSARProcessor.from_pretrained(args.model, **args.processor_settings())
     if test is not None:
         check_first_video(test, processor)
-    model = CLIPFSARModel.from_pretrained(args.model, dtype=torch.float32, **args.config_overrides())
+    model = CLIPFSARModel.from_pretrained(args.model, for_training=True, dtype=torch.float32, **args.config_overrides())
     trainer = trainer_class(
         model, args, splits["train"], splits.get(args.select_on), processor, accelerator=accelerator
     )

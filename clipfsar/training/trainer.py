@@ -73,8 +73,8 @@ class EpisodicTrainer:
     `validate`, or pass `optimizer=` or `sampler=`.
 
     Args:
-        model: A `CLIPFSARModel`, float32. Training changes it in place: it freezes what `args` says, and holds the best
-            weights when `train` returns.
+        model: A `CLIPFSARModel`, float32. A plain CLIP gets the method's layers, by the seed of `args`. Training
+            changes it in place: it freezes what `args` says, and holds the best weights when `train` returns.
         args: `EpisodicTrainingArguments`; by default all defaults.
         train_dataset: A `datasets.Dataset` with a column of videos and one of labels, or a `VideoSplit`.
         eval_dataset: The same of validation classes; without it the last model counts as the best, unselected.
@@ -112,6 +112,7 @@ class EpisodicTrainer:
             raise ValueError("An EpisodicTrainer needs the model's processor: pass processing_class=.")
         args = args or EpisodicTrainingArguments()
         self.model, self.processing_class = model, processing_class
+        model.add_untrained_layers(args.seed)
         self.args = replace(args.resolved(model, processing_class), model=_name_of(model) or args.model)
         self.output_dir = Path(self.args.output_dir)
         self.accelerator = accelerator or make_accelerator(self.args)
