@@ -192,18 +192,17 @@ class SupportSet:
             skip_unreadable: Leave unreadable clips out, with a warning, instead of failing.
 
         Raises:
-            ValueError: Without classes or with a class without clips, for class names that mean the same, or when the
-                set was enrolled with another model or preprocessing.
+            ValueError: Without classes, with a class without clips, for class names that mean the same, or when the set
+                was enrolled with another model or preprocessing.
             VideoReadError: For unreadable clips, naming all of them; the set is then as it was before.
         """
         videos = self._checked_videos(videos)
+        check_same_num_frames(model, processor)
         if self.fingerprint is not None:
             self.check(model, processor)
-        check_same_num_frames(model, processor)
         processor.tokenize_classes([*self.classes, *videos])  # refuses names of one text before clips are encoded
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
-        encoded: dict[str, list] = {name: [] for name in videos}
-        errors: list[str] = []
+        encoded, errors = {name: [] for name in videos}, []
         progress = tqdm(total=len(jobs), desc="enrolling", unit="clip", disable=not show_progress)
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]

@@ -45,6 +45,13 @@ except ImportError:
     from frame_archive_clipfsar import FrameArchive
 
 try:
+    from .paths_clipfsar import encoded_url
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import encoded_url
+
+try:
     from .reader_process_clipfsar import RemoteReader, can_start_processes
 except ImportError:
     if __package__:
@@ -487,7 +494,9 @@ def _download(url: str) -> bytes:
             # hf://, s3://, zip://...::: whatever the user's fsspec knows; datasets rows may hold such addresses
             with importlib.import_module("fsspec").open(url, "rb") as file:
                 return file.read()
-        request = urllib.request.Request(url, headers={"User-Agent": "clipfsar"})  # some hosts refuse urllib's own
+        request = urllib.request.Request(
+            encoded_url(url), headers={"User-Agent": "clipfsar"}
+        )  # some hosts refuse urllib's own
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             return response.read()
     except (OSError, ValueError, ImportError, http.client.HTTPException) as error:

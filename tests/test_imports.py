@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "frame_archive_clipfsar": {"container_clipfsar"},
     "video_clipfsar": {
         *("choices_clipfsar", "container_clipfsar", "decoding_clipfsar", "frame_archive_clipfsar"),
-        "reader_process_clipfsar",
+        *("paths_clipfsar", "reader_process_clipfsar"),
     },
     "pixels_clipfsar": set(),
     "processing_clipfsar": {

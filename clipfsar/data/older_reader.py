@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from clipfsar.data.arguments import PrepareArguments
+from clipfsar.data.sources import listed_clips
 from container_clipfsar import READER_VERSION
 from paths_clipfsar import replace_file
 from video_clipfsar import frames_differ_from_0_1
@@ -40,15 +41,12 @@ def check_kept_frames(folder: Path):
 
 
 def _files_of(report: dict) -> list[str]:
-    """The files that a data set was prepared from; none where its source is gone."""
-    from clipfsar.data.prepare import read_source  # which loads data sets, too
-
+    """The files that a data set was prepared from; none where its lists or folders are gone."""
     try:
-        splits = read_source(PrepareArguments(**report["settings"]))
+        splits = listed_clips(PrepareArguments(**report["settings"]))
     except (OSError, ValueError):
         return []
-    columns = (dataset["video"][:] for dataset in splits.values())
-    return [video for videos in columns for video in videos if isinstance(video, str)]
+    return [clip.path for clips in (splits or {}).values() for clip in clips]
 
 
 __all__ = ["check_kept_frames"]

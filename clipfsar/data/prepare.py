@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Value, Video
 
-from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, SPLITS, TABLE_SUFFIXES, PrepareArguments
+from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, SPLITS, PrepareArguments
 from clipfsar.data.clips import LeftOut
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
-from clipfsar.data.sources import folder_splits, official_splits, resplit, table_splits, to_dataset
+from clipfsar.data.sources import listed_clips, resplit, to_dataset
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
 from clipfsar.presets import PRESETS
 from container_clipfsar import READER_VERSION
@@ -41,27 +41,9 @@ def read_source(arguments: PrepareArguments, left_out: LeftOut | None = None) ->
 
     `left_out` counts the files of a folder that no clip was made of.
     """
-    if arguments.official_splits is not None:
-        return to_dataset(
-            official_splits(
-                Path(arguments.official_splits),
-                Path(arguments.video_root),
-                _path_or_none(arguments.class_names_file),
-                _path_or_none(arguments.validation_class_names),
-                arguments.splits,
-            )
-        )
-    source = Path(arguments.source)
-    if source.is_file() and source.suffix.lower() not in TABLE_SUFFIXES:
-        raise ValueError(f"--source {source} is a file, but no table: these end in {' or '.join(TABLE_SUFFIXES)}.")
-    if source.suffix.lower() in TABLE_SUFFIXES and not source.is_file():
-        raise FileNotFoundError(f"--source {source} does not exist.")
-    is_saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    if source.is_file():
-        columns = (arguments.path_column, arguments.label_column, arguments.split_column)
-        splits = to_dataset(table_splits(source, _path_or_none(arguments.video_root), *columns))
-    elif source.is_dir() and not is_saved and not any(source.rglob("*.parquet")):
-        splits = to_dataset(folder_splits(source, left_out))
+    listed = listed_clips(arguments, left_out)
+    if listed is not None:
+        splits = to_dataset(listed)
     else:
         splits = load_video_splits(arguments.source, arguments.video_column, arguments.label_column)
         columns = arguments.video_column, arguments.label_column
@@ -69,7 +51,7 @@ def read_source(arguments: PrepareArguments, left_out: LeftOut | None = None) ->
         splits = DatasetDict({split: dataset for split, dataset in labelled.items() if len(dataset)})
         if not splits:
             raise ValueError(f"{arguments.source} has no class of any video in its column {arguments.label_column!r}.")
-    if arguments.class_split or set(splits) == {"all"}:
+    if arguments.official_splits is None and (arguments.class_split or set(splits) == {"all"}):
         splits = resplit(splits, arguments.class_split or DEFAULT_CLASS_SPLIT, arguments.seed)
     return DatasetDict({split: splits[split] for split in sorted(splits, key=[*SPLITS, *splits].index)})
 
@@ -85,10 +67,6 @@ def with_class_names(dataset: Dataset, video_column: str, label_column: str) -> 
         # Plain paths: `datasets` would put the files of a video column into whatever it saves.
         videos = Dataset.from_dict({"video": [video["path"] for video in references(videos)]})
     return videos.add_column("label", [names[label] for label in labels[labels >= 0]])
-
-
-def _path_or_none(path: str | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 class Preparation:

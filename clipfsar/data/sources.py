@@ -15,7 +15,7 @@ import yaml
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
 from choices_clipfsar import VIDEO_SUFFIXES
-from clipfsar.data.arguments import SPLITS
+from clipfsar.data.arguments import SPLITS, TABLE_SUFFIXES, PrepareArguments
 from clipfsar.data.clips import LeftOut, class_folders, find_clips
 from clipfsar.data.tables import read_rows, read_text
 from clipfsar.options import nearest
@@ -356,6 +356,34 @@ def _local_path(root: Path, path: str) -> str:
     return str(absolute)
 
 
+def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -> dict[str, list[Clip]] | None:
+    """The clips of official lists, of a table or below a folder, split by split; None for a data set or a Hub id."""
+    if arguments.official_splits is not None:
+        return official_splits(
+            Path(arguments.official_splits),
+            Path(arguments.video_root),
+            _path_or_none(arguments.class_names_file),
+            _path_or_none(arguments.validation_class_names),
+            arguments.splits,
+        )
+    source = Path(arguments.source)
+    if source.is_file() and source.suffix.lower() not in TABLE_SUFFIXES:
+        raise ValueError(f"--source {source} is a file, but no table: these end in {' or '.join(TABLE_SUFFIXES)}.")
+    if source.suffix.lower() in TABLE_SUFFIXES and not source.is_file():
+        raise FileNotFoundError(f"--source {source} does not exist.")
+    if source.is_file():
+        columns = (arguments.path_column, arguments.label_column, arguments.split_column)
+        return table_splits(source, _path_or_none(arguments.video_root), *columns)
+    is_saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    if source.is_dir() and not is_saved and not any(source.rglob("*.parquet")):
+        return folder_splits(source, left_out)
+    return None
+
+
+def _path_or_none(path: str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Splits of classes
 # ----------------------------------------------------------------------------------------------------------------------
@@ -431,6 +459,7 @@ __all__ = [
     "Clip",
     "class_name_of_folder",
     "folder_splits",
+    "listed_clips",
     "official_splits",
     "read_official_class_names",
     "read_official_list",
