@@ -12,7 +12,7 @@ from tiny_data import SETTINGS, random_clip, save_tiny_clip, video_splits, write
 from torch.utils.data import DataLoader
 from transformers import CLIPModel, pipeline
 
-import pipeline_clipfsar  # noqa: F401  registers the pipeline
+import pipeline_clipfsar
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.evaluate_model import _encoder
 from clipfsar.inference.load_model import load_model
