@@ -14,8 +14,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+<<<<<<< HEAD
 from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor, write_video
 from transformers import pipeline
+=======
+from tiny_data import random_clip, tiny_model_and_processor
+from transformers import ViTConfig, ViTModel, pipeline
+>>>>>>> settings
 from transformers.pipelines.pt_utils import KeyDataset
 
 import pipeline_clipfsar
@@ -331,10 +336,11 @@ def test_a_support_set_of_another_model_is_refused(classify):
         classify(QUERIES[0], support_set=SupportSet.from_videos(other, processor, CLIPS))
 
 
-def test_a_model_that_is_no_clip_fsar_is_refused(tmp_path):
-    folder = save_tiny_clip(tmp_path)
-    with pytest.raises(ValueError, match=r"needs a CLIP-FSAR model, but .* is of type 'clip'"):
-        pipeline(TASK, model=str(folder), device="cpu")
+def test_a_model_that_is_no_clip_is_refused(parts):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes))
+    with pytest.raises(ValueError, match=r"needs a CLIP-FSAR model or a plain CLIP, but .* is of type 'vit': ViTModel"):
+        FewShotVideoClassificationPipeline(model=model, processor=parts[1], device="cpu")
 
 
 def test_a_model_without_its_processor_is_refused(parts):
