@@ -14,13 +14,8 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-<<<<<<< HEAD
-from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor, write_video
-from transformers import pipeline
-=======
-from tiny_data import random_clip, tiny_model_and_processor
+from tiny_data import random_clip, tiny_model_and_processor, write_video
 from transformers import ViTConfig, ViTModel, pipeline
->>>>>>> settings
 from transformers.pipelines.pt_utils import KeyDataset
 
 import pipeline_clipfsar
