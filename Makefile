@@ -34,7 +34,7 @@ page: $(PAGE_VENV)/.installed  ## open the demo page, in an environment of its o
 	$(PAGE_VENV)/bin/python -m demo.page
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 benchmark: install  ## measure everything and write benchmarks/results.md (about ten minutes on 2 cores)
 	$(BIN)/python -m benchmarks.run_all

@@ -197,9 +197,9 @@ class SupportSet:
             VideoReadError: For unreadable clips, naming all of them; the set is then as it was before.
         """
         videos = self._checked_videos(videos)
-        check_same_num_frames(model, processor)
         if self.fingerprint is not None:
             self.check(model, processor)
+        check_same_num_frames(model, processor)
         processor.tokenize_classes([*self.classes, *videos])  # refuses names of one text before clips are encoded
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
         encoded, errors = {name: [] for name in videos}, []

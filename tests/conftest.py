@@ -12,6 +12,14 @@ from processing_clipfsar import CLIPFSARProcessor
 torch.set_num_threads(1)
 
 
+# Files of long tests go first: each is one process's work, and the last to begin would run alone.
+LONG_FILES = ("test_training.py", "test_wheel.py", "test_demo.py", "test_export_model.py", "test_prepare_dataset.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)  # stable
+
+
 @pytest.fixture
 def tiny_config():
     """Makes a small configuration; keyword arguments are its fields."""

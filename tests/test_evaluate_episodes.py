@@ -138,9 +138,22 @@ def test_features_are_kept_per_model_and_split(model, other, processor, split, t
         ({"inference_modes": "fewshot"}, "inference_modes fewshot: there are few_shot, zero_shot, ensemble"),
         ({"n_episodes": 0}, "n_episodes=0 must be at least 1"),
         ({"n_shot": []}, r"n_shot=\[\].*: give at least one of each"),
+        ({"n_shot": "1"}, "n_shot='1' must be a whole number or a list of them"),
         ({"n_shot": [2], "exact": True}, r"exact is about 1-shot episodes: add 1 to n_shot=\[2\]"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_encoded(model, processor, split, settings, message):
     with pytest.raises(ValueError, match=message):
         evaluate_episodes(model, processor, split, **{"n_way": 3} | settings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda split: {"test": split}, r"This is a DatasetDict: pass one of its splits, such as splits\['test'\]"),
+        (lambda split: "data/test", "A datasets.Dataset is needed, not str: load_video_splits makes them of folders"),
+    ],
+)
+def test_what_is_no_data_set_is_named(model, processor, split, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_episodes(model, processor, wrong(split), n_way=3)

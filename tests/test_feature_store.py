@@ -208,6 +208,7 @@ def other_weights(encoder, processor, videos):
 
 
 def other_frames(encoder, processor, videos):
+    encoder.model.config.num_frames = 3
     return type(processor)(processor.image_processor, processor.tokenizer, num_frames=3), videos, Accelerator(cpu=True)
 
 

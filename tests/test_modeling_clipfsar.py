@@ -725,7 +725,7 @@ def test_loading_a_checkpoint_of_another_size_says_which_weights_differ(model, t
 def test_plain_clip_checkpoint_needs_no_configuration_but_a_fitting_head_count(tmp_path, model):
     # 16 / 8 heads would do; CLIP's own sizes come from the checkpoint, never from the defaults.
     model.clip.save_pretrained(tmp_path)
-    loaded = CLIPFSARModel.from_pretrained(tmp_path)
+    loaded = CLIPFSARModel.from_pretrained(tmp_path, for_training=True)
     assert isinstance(loaded.config.clip_config, CLIPConfig)
     assert loaded.config.hidden_size == 16
     assert loaded.temporal_transformer.layers[0].mlp.fc1.weight.shape == (2048, 16)

@@ -28,6 +28,13 @@ class VideoSplit:
     """
 
     def __init__(self, dataset, video_column: str = "video", label_column: str = "label", name: str | None = None):
+        if hasattr(dataset, "keys") and hasattr(dataset, "items"):
+            raise ValueError(f"This is a DatasetDict: pass one of its splits, such as splits[{next(iter(dataset))!r}].")
+        if not hasattr(dataset, "column_names"):
+            raise ValueError(
+                f"A datasets.Dataset is needed, not {type(dataset).__name__}: load_video_splits makes them of folders, "
+                "Dataset.from_dict of lists."
+            )
         self.dataset = undecoded_videos(dataset, video_column)
         self.video_column, self.label_column = video_column, label_column
         self.name = name or str(getattr(dataset, "split", None) or "all")

@@ -41,7 +41,9 @@ def evaluate_episodes(
     until_interval: float | None = None,
     compare_with: tuple[CLIPFSARModel, CLIPFSARProcessor] | None = None,
     feature_store: str | Path | None = None,
-    **encoding,
+    accelerator: Accelerator | None = None,
+    batch_size: int = 16,
+    num_workers: int = 0,
 ) -> EvaluationResults:
     """Few-shot accuracy: every video is encoded once, episodes then only align features.
 
@@ -58,7 +60,7 @@ def evaluate_episodes(
             `n_episodes` says.
         compare_with: Another model with its processor, to answer the same episodes: `result.comparison`.
         feature_store: Folder that keeps the frame features (one for each model), for the next time.
-        encoding: `accelerator`, `batch_size` and `num_workers` of a `VideoEncoder`.
+        accelerator, batch_size, num_workers: Of the `VideoEncoder`.
 
     Returns:
         A list of results, the same on every process; it prints as lines and goes to JSON and pandas.
@@ -68,10 +70,9 @@ def evaluate_episodes(
     """
     protocol = Protocol(n_way, n_shot, n_query, n_episodes, seed, inference_modes)
     evaluation = Evaluation(VideoSplit.of(dataset), protocol, exact, until_interval)
-    encoders = [VideoEncoder(model, processor, seed=seed, **encoding)]
-    if compare_with is not None:
-        encoding["accelerator"] = encoders[0].accelerator
-        encoders.append(VideoEncoder(*compare_with, seed=seed, **encoding))
+    accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
+    models = [(model, processor), *([compare_with] if compare_with is not None else [])]
+    encoders = [VideoEncoder(*one, accelerator, batch_size, num_workers, seed) for one in models]
     names = [getattr(encoder.model, "name_or_path", "") or "a model made in memory" for encoder in encoders]
     if len(set(names)) < len(names):
         names[1] += " (2)"

@@ -34,6 +34,8 @@ class Protocol:
     def __post_init__(self):
         shots = (self.n_shot,) if isinstance(self.n_shot, int) else tuple(self.n_shot)
         modes = (self.inference_modes,) if isinstance(self.inference_modes, str) else tuple(self.inference_modes)
+        if not all(isinstance(number, int) for number in shots):
+            raise ValueError(f"n_shot={self.n_shot!r} must be a whole number or a list of them.")
         object.__setattr__(self, "n_shot", shots)
         object.__setattr__(self, "inference_modes", modes)
         if not shots or not modes:

@@ -163,7 +163,8 @@ class EpisodicTrainingArguments:
         if self.eval_every % self.episodes_per_update:
             raise ValueError(
                 f"--eval_every {self.eval_every} is not a multiple of --episodes_per_update "
-                f"{self.episodes_per_update}: validations and checkpoints come between updates."
+                f"{self.episodes_per_update}: validations and checkpoints come between updates. "
+                f"{self.episodes_per_update * max(1, round(self.eval_every / self.episodes_per_update))} would be."
             )
         self._check_what_trains()
         unknown = sorted(set(self.inference_modes) - set(INFERENCE_MODES))
