@@ -187,6 +187,9 @@ def _run_child(function, arguments, output: Path, variables: dict[str, str]):
         variables = {}
     os.environ.update(variables)
     torch.set_num_threads(1)
+    # A forked child has the server's way of starting processes, with which each worker of a loader would import
+    # everything anew; a program has the default of the platform.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
