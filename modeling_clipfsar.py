@@ -48,6 +48,13 @@ except ImportError:
     from configuration_clipfsar import CLIPFSARConfig
 
 try:
+    from .hub_clipfsar import HubFolder
+except ImportError:
+    if __package__:
+        raise
+    from hub_clipfsar import HubFolder
+
+try:
     from .labels_clipfsar import check_labels, check_support_labels
 except ImportError:
     if __package__:
@@ -220,7 +227,7 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
             nn.init.constant_(module.video_text_scale, self.config.video_text_scale_init)
 
 
-class CLIPFSARModel(StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
+class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
     """CLIP with a temporal transformer, text-modulated prototypes and an alignment: episodes in, class logits out.
 
     See `from_pretrained` for plain CLIPs."""
@@ -233,7 +240,7 @@ class CLIPFSARModel(StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         self.temporal_transformer = CLIPFSARTemporalTransformer(config)
         self.video_text_scale = nn.Parameter(torch.full((1,), float(config.video_text_scale_init)))
         getter = inspect.signature(self.clip.get_image_features).parameters
-        self._visual_inputs = {*getter, *TransformersKwargs.__annotations__, "return_dict"}
+        self._visual_inputs = {*getter, *TransformersKwargs.__annotations__, "return_dict"} - {"pixel_values"}
         self.post_init()
         if config._is_plain_checkpoint:  # said in one line by `from_pretrained`
             self._keys_to_ignore_on_load_missing = {r"^temporal_transformer\.", r"^video_text_scale$"}
@@ -503,6 +510,8 @@ class CLIPFSARModel(StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         Raises `ValueError` when something that the mode needs is missing or does not fit; the message says what.
         """
         inference_mode = self._checked_mode(inference_mode)
+        if "pixel_values" in kwargs:  # what pipeline("video-classification") gives
+            raise TypeError(_VIDEO_WITHOUT_CLASSES)
         check_known("CLIPFSARModel.forward", kwargs, {*_INPUTS, *self._visual_inputs} if kwargs else ())
         kwargs |= self._asked_for(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
@@ -679,6 +688,11 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.masked_fill(labels < 0, -100))
 
 
+_VIDEO_WITHOUT_CLASSES = (
+    "CLIPFSARModel.forward takes episodes, not pixel_values of a video alone: a few-shot model has no classes of its "
+    'own. Use pipeline("few-shot-video-classification", model=..., trust_remote_code=True), which takes example clips '
+    'of your classes, in place of pipeline("video-classification"); or give query_pixel_values and the support.'
+)
 _INPUTS = set(inspect.signature(CLIPFSARModel.forward).parameters) - {"self", "kwargs"}
 
 CLIPFSARModel.register_for_auto_class("AutoModel")

@@ -120,6 +120,11 @@ class FewShotVideoClassificationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
+    @classmethod
+    def in_config(cls) -> dict:
+        """`custom_pipelines` of a saved configuration, by which `pipeline` finds this class."""
+        return {TASK: {"impl": f"{cls.__module__.split('.')[-1]}.{cls.__name__}", "pt": ["AutoModel"]}}
+
     def __init__(self, model, processor=None, *args, support_set=None, **kwargs):
         model, processor = _for_inference(model, processor)
         if processor is None:
@@ -448,6 +453,7 @@ def _for_inference(model, processor):
             f"{model_type!r}: {why}."
         )
     if processor is not None and not hasattr(processor, "process_videos"):
+        # The revision that `pipeline` was asked for is known to our own models alone, not to a plain CLIP.
         processor = CLIPFSARProcessor.from_pretrained(model.name_or_path)
     if processor is None:  # said with the remedy by the caller
         return CLIPFSARModel.from_clip(model), None
@@ -459,9 +465,9 @@ def _support_set_beside(model) -> SupportSet | None:
     name = getattr(model, "name_or_path", "")
     if not name:
         return None
-    revision = getattr(model.config, "_commit_hash", None)
+    options = getattr(model, "hub_options", {})  # a model of older code has none
     if os.path.isdir(name):
-        is_there = os.path.isfile(os.path.join(name, SUPPORT_SET_NAME))
+        is_there = os.path.isfile(os.path.join(name, options.get("subfolder", ""), SUPPORT_SET_NAME))
     else:
         missing_is_fine = {
             "_raise_exceptions_for_gated_repo": False,
@@ -469,22 +475,22 @@ def _support_set_beside(model) -> SupportSet | None:
             "_raise_exceptions_for_connection_errors": False,
         }
         try:
-            is_there = cached_file(name, SUPPORT_SET_NAME, revision=revision, **missing_is_fine) is not None
+            is_there = cached_file(name, SUPPORT_SET_NAME, **options, **missing_is_fine) is not None
         except OSError:  # no such repository: the name was never one of the Hub's
             is_there = False
-    return SupportSet.from_pretrained(name, revision=revision) if is_there else None
+    return SupportSet.from_pretrained(name, **options) if is_there else None
 
 
 def save_with_pipeline(model, processor, save_directory: str | os.PathLike, **kwargs) -> None:
     """Saves a model and its processor, so that `pipeline(task, model=save_directory, trust_remote_code=True)` works.
 
-    `model.save_pretrained` alone brings the model's code only. `kwargs` are for it.
+    So do the `save_pretrained` of both; here also for a model whose code, older than this, does not know pipelines.
+    `kwargs` are for `model.save_pretrained`.
     """
     # Not by way of a pipeline and its registered class: a model in training stays as it is, and code that came with a
     # checkpoint, which leaves the registry alone, is saved again, too.
     pipeline_class = FewShotVideoClassificationPipeline
-    impl = f"{pipeline_class.__module__.split('.')[-1]}.{pipeline_class.__name__}"
-    model.config.custom_pipelines = {TASK: {"impl": impl, "pt": ["AutoModel"]}}
+    model.config.custom_pipelines = pipeline_class.in_config()
     model.save_pretrained(save_directory, **kwargs)
     processor.save_pretrained(save_directory)
     custom_object_save(pipeline_class, save_directory)

@@ -24,10 +24,20 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
             return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return super()._get_help_string(action)
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`--name, --alias VALUE`, as Python does from 3.13 on, instead of the value after each."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
 
-def option(default: Any, text: str, choices: Iterable[str] | None = None):
-    """A field of a dataclass of options, with its help. A list as default is copied; `REQUIRED` means none."""
-    metadata = {"help": text} | ({"choices": list(choices)} if choices else {})
+
+def option(default: Any, text: str, choices: Iterable[str] | None = None, aliases: Sequence[str] = ()):
+    """A field of a dataclass of options, with its help. A list as default is copied; `REQUIRED` means none.
+
+    `aliases` are other names that the command line takes for it, such as an earlier one.
+    """
+    metadata = {"help": text, "aliases": tuple(aliases)} | ({"choices": list(choices)} if choices else {})
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -111,10 +121,11 @@ def _add_option(parser: OptionParser, item: dataclasses.Field, hint: Any, own_de
     elif kind is bool:
         settings |= {"type": _truth, "nargs": "?", "const": True, "metavar": "true|false"}
         settings |= {"default": False, "required": False} if default is MISSING else {}
-    parser.add_argument(f"--{item.name}", **settings)
+    names = (item.name, *item.metadata.get("aliases", ()))
+    parser.add_argument(*(f"--{name}" for name in names), dest=item.name, **settings)
     if kind is bool and own_default is True:
         silent = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-        parser.add_argument(f"--no_{item.name}", dest=item.name, action="store_false", **silent)
+        parser.add_argument(*(f"--no_{name}" for name in names), dest=item.name, action="store_false", **silent)
 
 
 def _value_type(hint: Any, name: str) -> tuple[type, bool]:

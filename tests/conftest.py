@@ -5,6 +5,7 @@ import torch
 from accelerate.state import AcceleratorState
 from golden import formula_model
 from tiny_data import save_tiny_clip
+from transformers import dynamic_module_utils
 
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -18,6 +19,14 @@ LONG_FILES = ("test_training.py", "test_wheel.py", "test_demo.py", "test_export_
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG_FILES)  # stable
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules_cache(tmp_path_factory):
+    """transformers keeps the code of folders loaded with trust_remote_code: not in the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
 
 
 @pytest.fixture

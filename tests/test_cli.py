@@ -102,7 +102,7 @@ MISSING = {
     "prepare --source": ["prepare", "--source", "./nothing", "--output_dir", "data"],
     "prepare --video_root": ["prepare", "--official_splits", ".", "--video_root", "nothing", "--output_dir", "data"],
     "predict --model": ["predict", "--model", "runs/no/model", "--labels", "a, b", "--query", "x.mp4"],
-    "predict --support": ["predict", "--model", "me/model", "--support", "/nothing", "--query", "x.mp4"],
+    "predict --support_set": ["predict", "--model", "me/model", "--support_set", "/nothing", "--query", "x.mp4"],
     "export --support_set": ["export", "--model", "me/model", "--output_dir", "x", "--support_set", "~/nothing"],
     "convert --checkpoint": [
         *("convert", "--checkpoint", "nothing.pyth", "--clip_checkpoint", "openai/clip", "--output_dir", "x"),

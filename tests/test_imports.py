@@ -21,11 +21,12 @@ MAY_IMPORT = {
     "resnet_clipfsar": {"configuration_clipfsar"},
     "paths_clipfsar": {"choices_clipfsar"},
     "alignment_clipfsar": set(),
+    "hub_clipfsar": {"pipeline_clipfsar"},  # in a function: the model names the pipeline that opens its folder
     "labels_clipfsar": set(),
     "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
     "modeling_clipfsar": {
         *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
-        *("labels_clipfsar", "plain_clipfsar"),
+        *("hub_clipfsar", "labels_clipfsar", "plain_clipfsar"),
     },
     "container_clipfsar": set(),
     "decoding_clipfsar": {"container_clipfsar"},
@@ -62,7 +63,7 @@ PROGRAMS = sorted(
 # From the ground up: what lies on a floor imports from its own folder and from the floors below it.
 FLOORS = (
     LIBRARY,
-    ("clipfsar.metrics", "clipfsar.options", "clipfsar.presets", "clipfsar.plots"),
+    ("clipfsar.metrics", "clipfsar.names", "clipfsar.options", "clipfsar.presets", "clipfsar.plots"),
     ("clipfsar.data", "clipfsar.checkpoints"),
     ("clipfsar.inference",),
     ("clipfsar.evaluation", "clipfsar.page"),

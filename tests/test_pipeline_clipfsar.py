@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -399,6 +401,49 @@ def test_a_saved_pipeline_gives_the_same_scores_in_a_fresh_python(classify, tmp_
         assert {path.name for path in saved.glob("*.py")} == code
         for name in code:
             assert (saved / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+@pytest.fixture
+def saved_apart(parts, tmp_path):
+    """A folder that model and processor were saved to, each by itself."""
+    folder = tmp_path / "apart"
+    for part in parts:
+        part.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_and_a_processor_saved_apart_make_a_folder_that_pipeline_opens(saved_apart, classify):
+    again = pipeline(TASK, model=str(saved_apart), trust_remote_code=True, device="cpu", support_set=CLIPS)
+    assert [again(query) for query in QUERIES] == [classify(query) for query in QUERIES]
+    assert {path.name for path in saved_apart.glob("*.py")} == {path.name for path in ROOT.glob("*_clipfsar.py")}
+    found = json.loads((saved_apart / "config.json").read_text())["custom_pipelines"][TASK]["impl"]
+    assert found == "pipeline_clipfsar.FewShotVideoClassificationPipeline"
+
+
+def test_the_hubs_snippet_for_video_classification_says_what_to_use(saved_apart, tmp_path):
+    write_video(tmp_path / "query.mp4", (200, 30, 40), seed=0)
+    generic = pipeline("video-classification", model=str(saved_apart), trust_remote_code=True, device="cpu")
+    with pytest.raises(TypeError, match=r'Use pipeline\("few-shot-video-classification", .* takes example clips'):
+        generic(str(tmp_path / "query.mp4"))
+
+
+@pytest.mark.parametrize(("revision", "names"), [("main", ["boxing", "diving"]), ("v1", ["jumping", "walking"])])
+def test_a_revision_is_that_of_the_support_set_too(parts, saved_apart, tmp_path, monkeypatch, revision, names):
+    cache = tmp_path / "cache" / "models--me--model"  # as huggingface_hub lays it out
+    clips = {"main": ("boxing", "diving"), "v1": ("walking", "jumping")}
+    for branch, classes in clips.items():
+        commit = uuid.uuid4().hex + "0" * 8  # transformers keeps the code of a commit that it has seen
+        snapshot = cache / "snapshots" / commit
+        shutil.copytree(saved_apart, snapshot)
+        SupportSet.from_videos(*parts, {name: [random_clip(row)] for row, name in enumerate(classes)}).save_pretrained(
+            snapshot
+        )
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / branch).write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache.parent))
+    opened = pipeline(TASK, model="me/model", revision=revision, trust_remote_code=True, device="cpu")
+    assert sorted(opened.support_set.class_names) == names
 
 
 def test_a_saved_pipeline_holds_neither_paths_nor_pictures(classify, tmp_path):

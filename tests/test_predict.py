@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
 
 def predict(folders, *options, support="examples", query=("queries",)) -> int:
     command = ["predict", "--model", str(folders / "model"), "--device", "cpu"]
-    command += ["--support", str(folders / support)] if support else []
+    command += ["--support_set", str(folders / support)] if support else []
     command += ["--query", *(str(folders / name) for name in query)] if query else []
     return clipfsar([*command, *map(str, options)])
 
@@ -91,7 +91,7 @@ def test_unreadable_queries_are_marked_and_told_by_the_exit_code(folders, expect
 
 
 def test_classes_are_encoded_once_and_kept(folders, capsys, tmp_path):
-    assert predict(folders, "--save_support", tmp_path / "kept", query=()) == 0
+    assert predict(folders, "--save_support_set", tmp_path / "kept", query=()) == 0
     predict(folders, "--format", "json")
     first = capsys.readouterr().out
     shutil.move(folders / "examples", folders / "gone")
@@ -135,7 +135,7 @@ def test_files_that_are_no_clips_are_counted(folders, capsys, tmp_path):
         (tmp_path / name).touch()
     assert predict(folders, support=tmp_path / "examples", query=(tmp_path / "queries",)) == 0
     printed = capsys.readouterr().err
-    assert "--support left out: 1 file that is no video (.txt 1), 1 hidden\n" in printed
+    assert "--support_set left out: 1 file that is no video (.txt 1), 1 hidden\n" in printed
     assert "--query left out: 1 file that is no video (.xml 1), 1 hidden\n" in printed
 
 
@@ -225,8 +225,8 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
     ("options", "others", "reason"),
     [
         ((), {"query": ()}, "There is nothing to do"),
-        ((), {"support": None}, "There are no classes: give --support"),
-        (("--labels", "a, b"), {}, "Give --support or --labels, not both"),
+        ((), {"support": None}, "There are no classes: give --support_set"),
+        (("--labels", "a, b"), {}, "Give --support_set or --labels, not both"),
         (("--labels", "a, b", "--pictures", "x"), {"support": None}, "--pictures needs example clips"),
         (("--labels", "a, b", "--detect_unknown", True), {"support": None}, "--detect_unknown needs example clips"),
         (("--labels", "a"), {"support": None}, "at least two names"),
@@ -238,7 +238,7 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
         (("--top_k", 0), {}, "--top_k 0 must be at least 1"),
         ((), {"support": "queries"}, "holds no folders: give one folder of clips per class"),
         ((), {"support": "."}, "Class 'model' has no clips"),
-        ((), {"support": "nowhere"}, "--support .*nowhere does not exist"),
+        ((), {"support": "nowhere"}, "--support_set .*nowhere does not exist"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_with_the_remedy(folders, options, others, reason, capsys):
@@ -272,4 +272,4 @@ def test_errors_are_one_line_and_help_teaches(capsys):
     assert clipfsar(["predict", "--model", "x", "--labels", "a, b"]) == 2
     assert capsys.readouterr().err.startswith("error: There is nothing to do: give videos as --query")
     assert clipfsar(["predict", "--help"]) == 0
-    assert "--support EXAMPLES --query new.mp4" in capsys.readouterr().out
+    assert "--support_set EXAMPLES --query new.mp4" in capsys.readouterr().out

@@ -176,7 +176,7 @@ def test_what_is_too_small_to_train_on_is_said_with_what_it_is_good_for(tmp_path
     prepare(tmp_path / "data", source=tmp_path / "videos")
     last = capsys.readouterr().out.splitlines()[-1]
     assert "is ready, but too small to train on" in last
-    assert "clipfsar predict --support" in last
+    assert "clipfsar predict --support_set" in last
 
 
 def test_a_tree_becomes_parquet_files_for_load_dataset(video_folder, tmp_path, monkeypatch):
@@ -934,9 +934,15 @@ def offline(monkeypatch):
     ("arguments", "message"),
     [
         (["--source", "./nothing"], r"\./nothing does not exist\. Give a folder"),
-        (["--source", "nothing"], r"nothing does not exist\. Give a folder with videos or the Hub id .*OWNER/NAME"),
+        (
+            ["--source", "nothing"],
+            "nothing: there is no such folder, and .* Give a folder with videos or .*OWNER/NAME",
+        ),
         (["--source", "nothing.csv"], r"--source nothing\.csv does not exist\.\n$"),
-        (["--source", "somebody/nothing"], "'somebody/nothing'"),  # as a Hub id: cannot be reached
+        (
+            ["--source", "somebody/nothing"],
+            "--source somebody/nothing: there is no such folder, and HF_HUB_OFFLINE",
+        ),
         (["--source", "clips.csv", "--decoder", "torchcodec"], "decoder='torchcodec' cannot be imported"),
         (["--source", "clips.csv", "--frame_size", "0"], "--frame_size 0 must be at least 1"),
         (
@@ -962,7 +968,7 @@ def test_the_help_shows_the_example_commands_on_lines_of_their_own(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "    clipfsar prepare --source HUB_ID --class_split 64 12 24" in lines
     commands = [line for line in lines if line.startswith("    clipfsar prepare --")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         parse_arguments([*command.split("#")[0].split()[2:], "--output_dir", "data"])  # no option that there is not
 

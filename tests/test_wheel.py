@@ -145,6 +145,6 @@ def test_every_command_runs_from_the_wheel(environment, work):
     assert len(json.loads((work / "results.json").read_text())) == 3
     assert (work / "exported" / "query_classifier.pt2").is_file()
     assert (work / "again" / "config.json").is_file()
-    predicting = options(model="again", support="videos/test", query="videos/test/orange/0.mp4", format="json")
+    predicting = options(model="again", support_set="videos/test", query="videos/test/orange/0.mp4", format="json")
     (answer,) = json.loads(run([clipfsar, "predict", *predicting], work, **variables))
     assert {entry["label"] for entry in answer["answer"]} == {"orange", "violet", "gray"}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from clipfsar.names import check_source, find_model
 from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
 
@@ -86,12 +87,15 @@ class ConvertArguments:
         return FROM_OFFICIAL if self.checkpoint is not None else FROM_OPENAI
 
     def check_files(self):
-        """Raises `FileNotFoundError` for a local path that is not there."""
-        check_path("model", self.model)
+        """Raises `FileNotFoundError` for what is not there."""
+        self.model = find_model("model", self.model)
         if self.direction == FROM_OFFICIAL:
             check_path("checkpoint", self.checkpoint, is_local=True)
-        check_path("clip_checkpoint", self.clip_checkpoint, is_local=self.direction == FROM_OPENAI)
-        check_path("tokenizer", self.tokenizer)
+        if self.direction == FROM_OPENAI:
+            check_path("clip_checkpoint", self.clip_checkpoint, is_local=True)
+        else:
+            check_source("clip_checkpoint", self.clip_checkpoint)
+        check_source("tokenizer", self.tokenizer)
 
 
 @dataclass
@@ -105,7 +109,7 @@ class PushArguments:
     settings and model card go up, after a check that all of them are there; nothing else does.
     """
 
-    folder: str = option(REQUIRED, "Folder of a model, e.g. runs/mine/best.")
+    folder: str = option(REQUIRED, "Folder of a model, e.g. runs/mine/best.", aliases=["model"])
     repo_id: str = option(REQUIRED, "Repository on the Hub, USER/NAME; made if need be.")
     private: bool = option(True, "Make a new repository private; an old one stays as it is.")
     revision: str | None = option(None, "Branch to upload to; made if need be.")
@@ -114,6 +118,7 @@ class PushArguments:
     def check_files(self):
         """Raises `FileNotFoundError` when the folder is not there."""
         check_path("folder", self.folder, "Give the folder of a model, e.g. runs/mine/best.", is_local=True)
+        self.folder = find_model("folder", self.folder)
 
 
 __all__ = ["FROM_OFFICIAL", "FROM_OPENAI", "TO_OFFICIAL", "ConvertArguments", "PushArguments"]

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from choices_clipfsar import DECODERS, FRAME_STORES, PREPROCESSINGS, SECONDS_PER_VIDEO
+from clipfsar.names import check_source, find_model
 from clipfsar.options import option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
 from paths_clipfsar import check_path
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # that of Kinetics-100 and SSv2
+FRAME_SIZE = 224  # input size of the models of the presets
 TABLE_SUFFIXES = (".csv", ".jsonl", ".tsv")
 
 
@@ -20,6 +22,7 @@ class PrepareArguments:
     """Makes a data set for training out of videos as people have them, and finds what is wrong before training does.
 
         clipfsar prepare --benchmark hmdb51 --official_splits LISTS --video_root VIDEOS --frame_store jpeg
+        clipfsar prepare --source FOLDER --frame_store jpeg --model openai/clip-vit-base-patch16
         clipfsar prepare --source FOLDER          # SPLIT/CLASS/VIDEO, or CLASS/VIDEO shared out by classes
         clipfsar prepare --source clips.csv       # columns path, label and, if there are splits, split
         clipfsar prepare --source HUB_ID --class_split 64 12 24
@@ -73,8 +76,11 @@ class PrepareArguments:
         "Keep resized frames in the data set: jpeg is small and near enough, raw is exact and about 14 times larger.",
         FRAME_STORES,
     )
-    frame_size: int = option(224, "Input size of the model that the frame store is for.")
-    preprocessing: str = option("clip", "Preprocessing that the frame store is for.", PREPROCESSINGS)
+    model: str | None = option(
+        None, "Model that the frame store is for (folder or Hub id): the two values below are taken from its processor."
+    )
+    frame_size: int | None = option(None, "Input size of the model that the frame store is for; a benchmark's is 224.")
+    preprocessing: str | None = option(None, "Preprocessing that the frame store is for; else clip.", PREPROCESSINGS)
     frames_per_video: int = option(
         72, "Evenly spaced frames to keep of longer videos: 9 candidates for each of 8 segments. 0 keeps all frames."
     )
@@ -103,27 +109,42 @@ class PrepareArguments:
             raise ValueError("--output_dir is missing: the folder of the data set.")
         if self.embed_videos and self.frame_store != "none":
             raise ValueError("--embed_videos and --frame_store both fill the data set: choose one.")
+        if self.frame_store != "none" and (self.model, self.benchmark, self.frame_size) == (None, None, None):
+            raise ValueError(
+                "--frame_store keeps frames resized for one model: name it with --model, or give its input size as "
+                "--frame_size."
+            )
+        if self.model is None:
+            self.fill_in(FRAME_SIZE, PREPROCESSINGS[0])
         for name, least in (("frame_size", 1), ("frames_per_video", 0), ("num_workers", 1), ("jpeg_quality", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}.")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} {value} must be at least {least}.")
         if not self.seconds_per_video > 0:
             raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
         if self.jpeg_quality > 95:
             raise ValueError(f"--jpeg_quality {self.jpeg_quality} must be at most 95.")
 
+    def fill_in(self, frame_size: int, preprocessing: str):
+        """Values for what was not given."""
+        self.frame_size = frame_size if self.frame_size is None else self.frame_size
+        self.preprocessing = self.preprocessing or preprocessing
+
     def settings(self) -> dict:
         """The options that determine the data set: an interrupted preparation resumes only with the same ones."""
         others = {"output_dir", "num_workers", "seconds_per_video", "skip_bad_videos", "push_to_hub", "hub_private"}
+        others |= {"model"}  # which settled frame_size and preprocessing
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def check_files(self):
-        """Raises `FileNotFoundError` for a local path that is not there."""
+        """Raises `FileNotFoundError` for what is not there."""
         remedy = (
             "Give a folder with videos or the Hub id of a data set (OWNER/NAME); clipfsar prepare makes a data set of "
             "videos in other forms."
         )
         is_table = self.source is not None and self.source.lower().endswith(TABLE_SUFFIXES)
-        check_path("source", self.source, "" if is_table else remedy)
+        check_source("source", self.source, "dataset", "" if is_table else remedy)
+        self.model = find_model("model", self.model)
         folders = "official_splits", "video_root", "class_names_file", "validation_class_names"
         for name in folders if self.official_splits is not None else ():
             check_path(name, getattr(self, name), is_local=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Value, Video
 
-from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, SPLITS, PrepareArguments
+from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, FRAME_SIZE, SPLITS, PrepareArguments
 from clipfsar.data.clips import LeftOut
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
 from clipfsar.data.sources import listed_clips, resplit, to_dataset
@@ -19,6 +19,8 @@ from clipfsar.data.splits import check_disjoint_classes, load_video_splits
 from clipfsar.presets import PRESETS
 from container_clipfsar import READER_VERSION
 from episodes_clipfsar import read_labels
+from pixels_clipfsar import resize_settings
+from processing_clipfsar import CLIPFSARProcessor
 
 WORK_FOLDER = ".preparing"
 BYTES_PER_PARQUET_FILE = 500 * 2**20
@@ -257,7 +259,7 @@ class Preparation:
             return f"{self.output_dir} is ready: clipfsar train --dataset {self.output_dir} ..."
         return (
             f"{self.output_dir} is ready, but too small to train on: its split 'train' has {len(enough)} classes of 2 "
-            "or more videos, and training needs 2. Use the clips as examples instead: clipfsar predict --support "
+            "or more videos, and training needs 2. Use the clips as examples instead: clipfsar predict --support_set "
             "EXAMPLES --query VIDEOS, where EXAMPLES is the folder CLASS/VIDEO."
         )
 
@@ -273,8 +275,28 @@ def _videos(number: int) -> str:
     return f"{number:,} video{' is' if number == 1 else 's are'}"
 
 
+def take_from_model(arguments: PrepareArguments):
+    """Frame size and preprocessing of the model that the frame store is for, where they were not given.
+
+    Raises:
+        ValueError: For a model that resizes frames in a way that no frame store has.
+    """
+    processor = CLIPFSARProcessor.from_pretrained(arguments.model)
+    size = getattr(processor.image_processor, "crop_size", None) or processor.image_processor.size
+    arguments.fill_in(int(dict(size).get("height", FRAME_SIZE)), processor.preprocessing)
+    kept = frame_store_settings(arguments).image_processor()
+    wanted, kept = (resize_settings(one, arguments.preprocessing) for one in (processor.image_processor, kept))
+    if arguments.frame_store != "none" and wanted != kept:
+        raise ValueError(
+            f"{arguments.model} resizes frames by {wanted}, a frame store by {kept}: leave --frame_store out, and "
+            "training reads the video files; or prepare for a CLIP."
+        )
+
+
 def main(arguments: PrepareArguments):
+    if arguments.model is not None:
+        take_from_model(arguments)
     Preparation(arguments).run()
 
 
-__all__ = ["Preparation", "main", "read_source", "with_class_names"]
+__all__ = ["Preparation", "main", "read_source", "take_from_model", "with_class_names"]

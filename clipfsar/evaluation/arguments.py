@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from choices_clipfsar import ALIGNMENTS, DTYPES, INFERENCE_MODES, SECONDS_PER_VIDEO
+from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SECONDS_PER_VIDEO
+from clipfsar.inference.arguments import DTYPE_CHOICES, DTYPE_HELP
+from clipfsar.names import check_source, find_model
 from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
 
@@ -32,7 +34,9 @@ class EvaluateArguments:
     n_query: int = option(1, "Query videos per class.")
     n_episodes: int = option(10_000, "Episodes per number of shots.")
     seed: int = option(0, "Seed of the episodes, and of the frames where they are drawn at random.")
-    inference_modes: list[str] = option(list(INFERENCE_MODES), "Ways of answering.", INFERENCE_MODES)
+    inference_modes: list[str] = option(
+        list(INFERENCE_MODES), "Ways of answering.", INFERENCE_MODES, aliases=["inference_mode"]
+    )
     until_interval: float | None = option(
         None, "Draw episodes until the 95% interval is +- this many points, instead of --n_episodes."
     )
@@ -50,9 +54,7 @@ class EvaluateArguments:
     batch_size: int = option(16, "Videos per forward.")
     num_workers: int = option(2, "Processes that read videos.")
     seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
-    dtype: str = option(
-        "float32", "Precision of the whole model; int8: of the visual tower's linear layers, on a CPU.", DTYPES
-    )
+    dtype: str = option("float32", DTYPE_HELP, DTYPE_CHOICES)
     mixed_precision: str | None = option(
         None, "Precision of the visual tower's computations on float32 weights.", ("no", "fp16", "bf16")
     )
@@ -83,11 +85,11 @@ class EvaluateArguments:
                 raise ValueError(f"--read_episodes takes the episodes as they are: leave --{name} out.")
 
     def check_files(self):
-        """Raises `FileNotFoundError` for a local path that is not there."""
-        check_path("model", self.model)
-        check_path("compare_with", self.compare_with)
-        check_path("dataset", self.dataset, "clipfsar prepare makes a data set of videos.")
+        """Raises `FileNotFoundError` for what is not there."""
         check_path("read_episodes", self.read_episodes, is_local=True)
+        check_source("dataset", self.dataset, "dataset", "clipfsar prepare makes a data set of videos.")
+        self.model = find_model("model", self.model)
+        self.compare_with = find_model("compare_with", self.compare_with)
 
 
 __all__ = ["EvaluateArguments"]

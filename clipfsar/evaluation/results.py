@@ -39,10 +39,11 @@ class EpisodicAccuracy:
     interval: float
 
     def __str__(self) -> str:
-        return (
-            f"{self.n_way}-way {self.n_shot}-shot {self.inference_mode}: {self.accuracy:.1f} ± {self.interval:.1f}% "
-            f"({self.n_episodes} episodes)"
-        )
+        interval = f" ± {self.interval:.1f}" if self.interval > 0 else ""
+        episodes = f"{self.n_episodes} episode{'s' if self.n_episodes != 1 else ''}"
+        if not interval:  # 0 or NaN: there is no spread to go by, which does not make the number certain
+            episodes += ", too few or too much alike for an interval"
+        return f"{self.n_way}-way {self.n_shot}-shot {self.inference_mode}: {self.accuracy:.1f}{interval}% ({episodes})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +184,10 @@ class EvaluationResults(list):
         return [_without_nan(result.to_dict()) for result in self]
 
     def to_json(self, path: str | os.PathLike | None = None) -> str:
-        """JSON text, also written to a file if a path is given."""
+        """JSON text, also written to a file if a path is given; its folder is made if need be."""
         text = json.dumps(self.to_dicts(), indent=2, allow_nan=False) + "\n"
         if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(text, encoding="utf-8")
         return text
 

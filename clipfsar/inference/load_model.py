@@ -23,4 +23,21 @@ def load_model(name: str, dtype: str = "float32", **settings) -> tuple[CLIPFSARM
     return model, CLIPFSARProcessor.from_pretrained(name)
 
 
-__all__ = ["load_model"]
+def usable_device(name: str | None) -> str | None:
+    """The name of a device as it is.
+
+    Raises:
+        ValueError: When this machine or this PyTorch has no such device.
+    """
+    if name is not None:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"--device {name} cannot be used here ({reason}): leave it out to take what is there."
+            ) from None
+    return name
+
+
+__all__ = ["load_model", "usable_device"]

@@ -14,7 +14,7 @@ from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.data.clips import LeftOut, class_folders, find_clips
 from clipfsar.data.tables import read_text
 from clipfsar.inference.arguments import PredictArguments
-from clipfsar.inference.load_model import load_model
+from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.inference.windows import classify_windows, encode_windows
 from clipfsar.plots import plot_timeline
 from paths_clipfsar import class_names_of_folders
@@ -74,7 +74,7 @@ class Prediction:
             Path(folder).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
         model, processor = load_model(arguments.model, arguments.dtype)
         processor.seconds_per_video = arguments.seconds_per_video
-        device = "cpu" if arguments.dtype == "int8" else arguments.device
+        device = "cpu" if arguments.dtype == "int8" else usable_device(arguments.device)
         self.pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)
         self.candidate_labels = None
         labels = arguments.labels
@@ -83,10 +83,10 @@ class Prediction:
             self.candidate_labels = tuple(line.strip() for line in lines if line.strip())
         elif labels is not None:
             self.candidate_labels = tuple(labels if len(labels) > 1 else split_labels(labels[0]))
-        elif arguments.support is not None:
-            self.pipeline.support_set = self._support_set(arguments.support)
+        elif arguments.support_set is not None:
+            self.pipeline.support_set = self._support_set(arguments.support_set)
         elif self.pipeline.support_set is None:
-            raise ValueError("There are no classes: give --support EXAMPLES (EXAMPLES/CLASS/clips) or --labels.")
+            raise ValueError("There are no classes: give --support_set EXAMPLES (EXAMPLES/CLASS/clips) or --labels.")
         self.picture_names: set[str] = set()
 
     @property
@@ -101,7 +101,7 @@ class Prediction:
             return SupportSet.from_pretrained(folder if folder.is_dir() else source)
         left_out = LeftOut()
         classes = find_classes(folder, left_out)
-        _print_left_out("--support", left_out)
+        _print_left_out("--support_set", left_out)
         return SupportSet.from_videos(
             self.pipeline.model,
             self.pipeline.processor,
@@ -257,9 +257,9 @@ def main(arguments: PredictArguments) -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     prediction = Prediction(arguments)
-    if arguments.save_support:
-        prediction.pipeline.support_set.save_pretrained(arguments.save_support)
-        print(f"{arguments.save_support}: {prediction.pipeline.support_set}", file=sys.stderr)
+    if arguments.save_support_set:
+        prediction.pipeline.support_set.save_pretrained(arguments.save_support_set)
+        print(f"{arguments.save_support_set}: {prediction.pipeline.support_set}", file=sys.stderr)
     if not arguments.query:
         return 0
     results = prediction.run()

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
-from clipfsar.inference.load_model import load_model
+from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.page.arguments import PageArguments
 from clipfsar.page.visitor import Examples, Visitor
 from explanation_clipfsar import Explanation
@@ -436,7 +436,9 @@ def main(arguments: PageArguments, note: str | None = None):
     examples = Examples.from_folder(arguments.examples) if arguments.examples else Examples()
     model, processor = load_model(arguments.model)
     processor.seconds_per_video = arguments.seconds_per_video
-    pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=arguments.device)
+    pipeline = FewShotVideoClassificationPipeline(
+        model=model, processor=processor, device=usable_device(arguments.device)
+    )
     # SIGTERM would leave the folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="clipfsar_page_") as folder:

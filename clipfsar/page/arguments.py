@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from choices_clipfsar import SECONDS_PER_VIDEO
+from clipfsar.names import check_device, find_model
 from clipfsar.options import option
 from paths_clipfsar import check_path
 
@@ -32,6 +33,7 @@ class PageArguments:
     port: int | None = option(None, "Default: the first free one from 7860 on.")
 
     def __post_init__(self):
+        check_device(self.device)
         if self.model is None:
             raise ValueError(
                 "--model is missing: give a folder or Hub id, here or in the environment as CLIPFSAR_MODEL."
@@ -40,9 +42,9 @@ class PageArguments:
             raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
 
     def check_files(self):
-        """Raises `FileNotFoundError` for a local path that is not there."""
-        check_path("model", self.model)
+        """Raises `FileNotFoundError` for what is not there."""
         check_path("examples", self.examples, is_local=True)
+        self.model = find_model("model", self.model)
 
 
 __all__ = ["PageArguments"]

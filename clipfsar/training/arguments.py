@@ -15,9 +15,9 @@ from choices_clipfsar import (
     SUPPORT_POOLINGS,
     check_same_num_frames,
 )
+from clipfsar.names import check_source, find_model
 from clipfsar.options import option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
-from paths_clipfsar import check_path
 
 
 @dataclass
@@ -132,7 +132,9 @@ class EpisodicTrainingArguments:
     eval_every: int = option(200, "Episodes between validations (and checkpoints).")
     eval_episodes: int = option(1000, "Validation episodes.")
     test_episodes: int = option(10_000, "Test episodes per number of shots, at the end; 0 leaves the test out.")
-    inference_modes: list[str] = option(list(INFERENCE_MODES), f"Tested; any of {', '.join(INFERENCE_MODES)}.")
+    inference_modes: list[str] = option(
+        list(INFERENCE_MODES), f"Tested; any of {', '.join(INFERENCE_MODES)}.", aliases=["inference_mode"]
+    )
     log_every: int = option(20, "Episodes between lines of the log; rounded up to whole updates.")
     eval_batch_size: int = option(16, "Videos per forward when a split is encoded.")
     num_workers: int = option(2, "Processes that read videos, per training process.")
@@ -190,12 +192,12 @@ class EpisodicTrainingArguments:
             )
 
     def check_files(self):
-        """Raises `FileNotFoundError` for a local path that is not there, and without a data set `ValueError`."""
+        """Raises `FileNotFoundError` for what is not there, and without a data set `ValueError`."""
         if self.dataset is None:
             raise ValueError("--dataset is missing: give a folder with videos or the id of a data set on the Hub.")
         remedy = "Give a folder with videos or the Hub id of a data set (OWNER/NAME); clipfsar prepare makes one."
-        check_path("dataset", self.dataset, remedy)
-        check_path("model", self.model)
+        check_source("dataset", self.dataset, "dataset", remedy)
+        self.model = find_model("model", self.model)
 
     @property
     def trains_on_features(self) -> bool:

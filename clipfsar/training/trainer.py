@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
+from accelerate.logging import MultiProcessAdapter
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, is_tensorboard_available
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
@@ -56,7 +56,15 @@ from clipfsar.training.trainable import (
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
 from paths_clipfsar import public_name
 
-logger = get_logger(__name__)
+
+class _MainProcessLogger(MultiProcessAdapter):
+    """Speaks on the main process alone, and so leaves accelerate's "[RANK 0]" out."""
+
+    def process(self, msg, kwargs):
+        return msg, {"stacklevel": 2, **kwargs}
+
+
+logger = _MainProcessLogger(logging.getLogger(__name__), {})
 
 
 class EpisodicTrainer:

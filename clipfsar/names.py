@@ -1,0 +1,106 @@
+"""Names of models, data sets and support sets on a command line: what is not there is said before anything is loaded.
+
+Such a name is a local folder or an id of the Hub. Loading code of a library asks the Hub for one file after the other
+and tries each again and again; here it is asked once.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from paths_clipfsar import check_path, looks_like_path
+
+HUB_TIMEOUT_SECONDS = 5.0
+_DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu")
+
+
+def find_model(option: str, name: str | None) -> str | None:
+    """The name of a model, or the folder `best` in it if it is the folder of a training run.
+
+    Raises:
+        FileNotFoundError: When there is no such model; see `check_source`.
+    """
+    if name is None:
+        return None
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        best = folder / "best"
+        if not (best / "config.json").is_file():
+            raise FileNotFoundError(
+                f"--{option} {name} holds no model: there is neither a config.json nor a folder 'best' of a training "
+                "run in it."
+            )
+        print(f"--{option} {name} is a training run: its best model, {best}, is taken.", file=sys.stderr)
+        return str(best)
+    check_source(option, name, kind="model")
+    return name
+
+
+def check_source(option: str, name: str | None, kind: str = "model", remedy: str = "") -> None:
+    """Checks that a name is something: a local path, a repository in the cache, or one of the Hub.
+
+    Args:
+        option: Option that the name was given to, for the message.
+        name: None passes.
+        kind: `"model"` or `"dataset"`, as the Hub calls its repositories.
+        remedy: Sentence that ends the message.
+
+    Raises:
+        FileNotFoundError: When it is nothing, or when the Hub cannot be asked.
+    """
+    check_path(option, name, remedy)
+    if name is None or looks_like_path(name) or Path(name).exists():
+        return
+    why = _why_not_on_hub(name, kind)
+    if why:
+        raise FileNotFoundError(
+            f"--{option} {name}: there is no such folder, and {why}.{f' {remedy}' if remedy else ''}"
+        )
+
+
+def _why_not_on_hub(name: str, kind: str) -> str | None:
+    """Half a sentence, or None for a repository that is there, or may be."""
+    # Half a second, and only for names that are no local path.
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return "the Hub has no such names (OWNER/NAME)"
+    if _is_in_cache(name, kind, Path(constants.HF_HUB_CACHE)):
+        return None
+    try:
+        HfApi().repo_info(name, repo_type=kind, timeout=HUB_TIMEOUT_SECONDS)
+    except RepositoryNotFoundError:
+        return f"the Hub has no such {kind} that you may see"
+    except HfHubHTTPError:
+        return None  # the Hub is there and answers something else; whoever loads will hear it with its reason
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE forbids to look on the Hub; it is not in the cache either"
+    except (OSError, HfHubHTTPError.__bases__[0]) as error:  # that of the HTTP library that huggingface_hub uses
+        return f"the Hub cannot be reached ({type(error).__name__}); it is not in the cache either"
+    return None
+
+
+def _is_in_cache(name: str, kind: str, hub_cache: Path) -> bool:
+    folder = f"{kind}s--{name.replace('/', '--')}"
+    places = [hub_cache / folder]
+    if kind == "dataset":  # `datasets` keeps what it has prepared in a cache of its own
+        home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+        cache = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser()
+        places.append(cache / name.replace("/", "___"))
+    return any(place.is_dir() for place in places)
+
+
+def check_device(name: str | None) -> None:
+    """Raises `ValueError` for what is no device of PyTorch. Whether this machine has it is seen once torch is there."""
+    if name is None or re.fullmatch(rf"(?:{'|'.join(_DEVICES)})(?::\d+)?", name):
+        return
+    hint = "did you mean cuda?" if name.lower().startswith(("gpu", "nvidia")) else f"there are {', '.join(_DEVICES)}."
+    raise ValueError(f"--device {name} is no device: {hint}")
+
+
+__all__ = ["check_device", "check_source", "find_model"]
