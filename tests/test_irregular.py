@@ -26,6 +26,8 @@ from clipfsar.evaluation.report import EpisodePredictions
 from clipfsar.evaluation.results import EpisodicResult
 from clipfsar.inference.arguments import ExportArguments
 from clipfsar.metrics.episodic_accuracy.episodic_accuracy import EpisodicAccuracy
+from clipfsar.training.arguments import EpisodicTrainingArguments
+from clipfsar.training.trainable import choose_trainable
 from fingerprint_clipfsar import COMPARISON_SETTINGS, model_digest
 from processing_clipfsar import CLIPFSARProcessor
 from support_set_clipfsar import SupportSet
@@ -68,8 +70,8 @@ CHANGES = {
     "remove a clip": (lambda s, m, p: s.remove_clip("walking", 1), without(CLIPS, "walking", 1)),
     "remove a class": (lambda s, m, p: s.remove_class("walking"), without(CLIPS, "walking")),
     "add a clip": (
-        lambda s, m, p: s.add(m, p, {"boxing": [random_clip(6)]}),
-        CLIPS | {"boxing": [*CLIPS["boxing"], random_clip(6)]},
+        lambda s, m, p: s.add(m, p, {"boxing": [random_clip(52)]}),
+        CLIPS | {"boxing": [*CLIPS["boxing"], random_clip(52)]},
     ),
     "add a class": (lambda s, m, p: s.add(m, p, {"arguing": [random_clip(7)]}), CLIPS | {"arguing": [random_clip(7)]}),
 }
@@ -389,3 +391,12 @@ def test_the_rate_that_a_file_has_wins_over_one_that_is_given(tmp_path):
     in_memory = numbered_frames(120)
     assert torch.equal(processor.process_videos([in_memory], fps=24.0), own)
     assert not torch.equal(processor.process_videos([in_memory], fps=12.0), own)
+
+
+@pytest.mark.parametrize(("lora_alpha", "scaling"), [(None, 2.0), (9.0, 3.0)])
+def test_the_scale_of_adapters_is_the_one_asked_for(lora_alpha, scaling):
+    pytest.importorskip("peft")
+    model = tiny_model()
+    choose_trainable(model, EpisodicTrainingArguments(lora_rank=3, lora_alpha=lora_alpha))
+    scalings = {value for module in model.modules() for value in getattr(module, "scaling", {}).values()}
+    assert scalings == {scaling}
