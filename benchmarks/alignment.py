@@ -20,8 +20,8 @@ from datetime import date
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import HfArgumentParser
 
+from clipfsar.options import parse_options
 from modeling_clipfsar import otam_distance
 
 
@@ -128,4 +128,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Value, Video
 from torch.utils.data import DataLoader
-from transformers import CLIPImageProcessor, CLIPTokenizer, HfArgumentParser
+from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from clipfsar.data.frame_store import FrameStoreSettings, read_video
 from clipfsar.data.sources import folder_splits
+from clipfsar.options import parse_options
 from clipfsar.training.frozen_features import ROW, FeatureCollator, row_dataset
 from demo.synthetic import TINY_CLIP
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset
@@ -176,4 +177,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

@@ -27,12 +27,13 @@ from datetime import date
 import numpy as np
 import torch
 import transformers
-from transformers import CLIPConfig, HfArgumentParser
+from transformers import CLIPConfig
 
 from clipfsar.evaluation.episodes import predict_episodes
 from clipfsar.evaluation.exact_accuracy import exact_accuracy_of_videos
 from clipfsar.evaluation.report import EpisodePredictions
 from clipfsar.evaluation.split_features import SplitFeatures
+from clipfsar.options import parse_options
 from configuration_clipfsar import CLIPFSARConfig
 from episodes_clipfsar import EpisodeSampler
 from modeling_clipfsar import CLIPFSARModel
@@ -214,4 +215,4 @@ def _now() -> float:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

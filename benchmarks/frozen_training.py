@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, HfArgumentParser
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from clipfsar.options import parse_options
 from clipfsar.training.arguments import parse_arguments
 from clipfsar.training.program import make_trainer
 from clipfsar.training.trainer import EpisodicTrainer
@@ -138,4 +139,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

@@ -17,8 +17,9 @@ from datetime import date
 
 import torch
 import transformers
-from transformers import CLIPConfig, HfArgumentParser
+from transformers import CLIPConfig
 
+from clipfsar.options import parse_options
 from configuration_clipfsar import CLIPFSARConfig
 from fingerprint_clipfsar import model_digest
 from modeling_clipfsar import CLIPFSARModel
@@ -90,4 +91,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

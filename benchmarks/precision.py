@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import transformers
 from tqdm.auto import tqdm
-from transformers import CLIPConfig, HfArgumentParser
+from transformers import CLIPConfig
 from transformers.utils import logging as transformers_logging
 
 from clipfsar.data.splits import load_video_splits
@@ -31,6 +31,7 @@ from clipfsar.evaluation.report import EpisodePredictions, compare, half_interva
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.inference.load_model import load_model
 from clipfsar.inference.quantized import quantize_int8
+from clipfsar.options import parse_options
 from configuration_clipfsar import INFERENCE_MODES, CLIPFSARConfig
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_dataset
@@ -142,4 +143,4 @@ def _processor_name() -> str:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

@@ -22,11 +22,12 @@ import av
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPTokenizer, HfArgumentParser
+from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from benchmarks.data_loading import NUM_FRAMES, render
 from choices_clipfsar import DECODERS
 from clipfsar.data.sources import folder_splits
+from clipfsar.options import parse_options
 from decoding_clipfsar import PyAVReader, load_decoder
 from demo.synthetic import TINY_CLIP
 from processing_clipfsar import CLIPFSARProcessor
@@ -153,4 +154,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
+from clipfsar.options import parse_options
 from demo.synthetic import TINY_CLIP
 
 FOLDER = Path(__file__).resolve().parent
@@ -113,4 +113,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

@@ -33,11 +33,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
-from transformers import HfArgumentParser
 
 from benchmarks.memory import LiveBytes
 from clipfsar.evaluation.episodes import predict_episodes
 from clipfsar.evaluation.split_features import SplitFeatures
+from clipfsar.options import parse_options
 from configuration_clipfsar import CLIPFSARConfig
 from episodes_clipfsar import EpisodeSampler
 from modeling_clipfsar import CLIPFSARModel
@@ -199,4 +199,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

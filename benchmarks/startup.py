@@ -22,9 +22,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, HfArgumentParser
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from transformers.utils import logging
 
+from clipfsar.options import parse_options
 from configuration_clipfsar import CLIPFSARConfig
 from demo.synthetic import TINY_CLIP
 from modeling_clipfsar import CLIPFSARModel
@@ -171,4 +172,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

@@ -20,8 +20,9 @@ from datetime import date
 
 import torch
 import transformers
-from transformers import CLIPConfig, HfArgumentParser
+from transformers import CLIPConfig
 
+from clipfsar.options import parse_options
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.optimization import make_optimizer
 from configuration_clipfsar import CLIPFSARConfig
@@ -187,4 +188,4 @@ def _now(device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

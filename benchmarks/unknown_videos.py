@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
 from clipfsar.data.splits import load_video_splits
 from clipfsar.inference.load_model import load_model
+from clipfsar.options import parse_options
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_dataset
 from episodes_clipfsar import read_labels
@@ -94,4 +94,4 @@ def main(arguments: Arguments):
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()[0])
+    main(parse_options(Arguments, __doc__))

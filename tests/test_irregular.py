@@ -23,6 +23,7 @@ from clipfsar.data.arguments import PrepareArguments
 from clipfsar.data.prepare import main as prepare
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.report import EpisodePredictions
+from clipfsar.evaluation.results import EpisodicAccuracy as Accuracy
 from clipfsar.evaluation.results import EpisodicResult
 from clipfsar.inference.arguments import ExportArguments
 from clipfsar.metrics.episodic_accuracy.episodic_accuracy import EpisodicAccuracy
@@ -246,6 +247,18 @@ def test_thumbnails_are_of_their_own_clips(parts):
         assert np.abs(np.asarray(frames, dtype=float).reshape(-1, 3).mean(0) - COLOURS[name]).max() < 12, name
 
 
+def test_a_clip_leaves_with_its_name_and_its_picture(parts):
+    clips = {"walking": [plain_clip(colour) for colour in COLOURS.values()], "boxing": [random_clip(3)]}
+    support_set = SupportSet.from_videos(*parts, clips)
+    walking = support_set.classes["walking"]
+    names, pictures = list(walking.clip_names), list(walking.thumbnails)
+    support_set.remove_clip("walking", names[1])
+    assert support_set.classes["walking"].clip_names == [names[0], names[2]]
+    assert support_set.classes["walking"].thumbnails == [pictures[0], pictures[2]]
+    support_set.remove_clip("walking", 0)
+    assert support_set.classes["walking"].thumbnails == [pictures[2]]
+
+
 # --- what is exported -------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +327,18 @@ def test_the_exact_accuracy_is_a_mean_over_classes_not_videos():
     predictions = EpisodePredictions(one, one, one, one, one)
     result = EpisodicResult("few_shot", 1, 1, 1, 1, 0.0, 0.0, predictions, labels, ["a", "b", "c"], chances)
     assert result.exact == pytest.approx(100 * (0.8 + 0.4 + 0.1) / 3)  # over videos it would be 55
+
+
+@pytest.mark.parametrize(
+    ("episodes", "interval", "line"),
+    [
+        (1, float("nan"), "60.0% (1 episode, too few or too much alike for an interval)"),
+        (12, 0.0, "60.0% (12 episodes, too few or too much alike for an interval)"),
+        (12, 4.21, "60.0 ± 4.2% (12 episodes)"),
+    ],
+)
+def test_a_result_without_spread_claims_no_interval(episodes, interval, line):
+    assert str(Accuracy("few_shot", 5, 1, 1, episodes, 60.0, interval)) == f"5-way 1-shot few_shot: {line}"
 
 
 def test_answers_with_and_without_episodes_do_not_merge():
