@@ -144,11 +144,9 @@ def is_in_official_program(clip_config) -> bool:
 
 
 def fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
-    """Settings that a plain checkpoint needs and does not name: none for CLIP and for what we saved ourselves.
+    """`fit_to_plain_model` by the name of a checkpoint; does nothing for what we saved ourselves.
 
-    A tokenizer may allow more tokens than its text tower has positions: MetaCLIP 2's does. SigLIP's texts are padded to
-    the length of its training. SigLIP 2's image processor cuts images of any shape into patches, and has no size:
-    frames become squares of as many.
+    `loading` are the keyword arguments that it is loaded with.
     """
     try:
         config, _ = PretrainedConfig.get_config_dict(name_or_path, **loading)
@@ -157,7 +155,16 @@ def fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
     made_by = config_class(config.get("model_type"))
     if made_by is None or "clip_config" in config:
         return {}
-    config = made_by(**config)
+    return fit_to_plain_model(processor, made_by(**config))
+
+
+def fit_to_plain_model(processor, config) -> dict:
+    """Settings of a processor that a plain model needs and does not name: none for CLIP. Changes the processor's parts.
+
+    A tokenizer may allow more tokens than its text tower has positions: MetaCLIP 2's does. SigLIP's texts are padded to
+    the length of its training. SigLIP 2's image processor cuts images of any shape into patches, and has no size:
+    frames become squares of as many.
+    """
     limit = max_tokens(config)
     if limit is not None:
         processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit)
@@ -235,6 +242,7 @@ __all__ = [
     "cosine_scale",
     "feature_size",
     "fit_to_plain_checkpoint",
+    "fit_to_plain_model",
     "has_texts_of_one_length",
     "image_inputs",
     "image_size",

@@ -17,11 +17,11 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import cached_file
 
 try:
-    from .backbones_clipfsar import image_size, why_no_backbone
+    from .backbones_clipfsar import fit_to_plain_model, image_size, why_no_backbone
 except ImportError:
     if __package__:
         raise
-    from backbones_clipfsar import image_size, why_no_backbone
+    from backbones_clipfsar import fit_to_plain_model, image_size, why_no_backbone
 
 try:
     from .choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_same_num_frames
@@ -453,8 +453,10 @@ def _for_inference(model, processor):
             f"{model_type!r}: {why}."
         )
     if processor is not None and not hasattr(processor, "process_videos"):
-        # The revision that `pipeline` was asked for is known to our own models alone, not to a plain CLIP.
-        processor = CLIPFSARProcessor.from_pretrained(model.name_or_path)
+        # Of the parts that `pipeline` has loaded, and not by the model's name: that may mean another revision.
+        ours = CLIPFSARProcessor(processor.image_processor, processor.tokenizer)
+        settings = fit_to_plain_model(ours, model.config)
+        processor = CLIPFSARProcessor(ours.image_processor, ours.tokenizer, **settings)
     if processor is None:  # said with the remedy by the caller
         return CLIPFSARModel.from_clip(model), None
     return CLIPFSARModel.from_clip(model, num_frames=processor.num_frames), processor

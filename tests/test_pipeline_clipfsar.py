@@ -17,12 +17,12 @@ import torch
 import transformers
 from PIL import Image
 from tiny_data import random_clip, tiny_model_and_processor, write_video
-from transformers import ViTConfig, ViTModel, pipeline
+from transformers import CLIPProcessor, ViTConfig, ViTModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import pipeline_clipfsar
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
-from processing_clipfsar import VideoReadError
+from processing_clipfsar import CLIPFSARProcessor, VideoReadError
 from support_set_clipfsar import SupportSet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -427,23 +427,42 @@ def test_the_hubs_snippet_for_video_classification_says_what_to_use(saved_apart,
         generic(str(tmp_path / "query.mp4"))
 
 
-@pytest.mark.parametrize(("revision", "names"), [("main", ["boxing", "diving"]), ("v1", ["jumping", "walking"])])
-def test_a_revision_is_that_of_the_support_set_too(parts, saved_apart, tmp_path, monkeypatch, revision, names):
-    cache = tmp_path / "cache" / "models--me--model"  # as huggingface_hub lays it out
-    clips = {"main": ("boxing", "diving"), "v1": ("walking", "jumping")}
-    for branch, classes in clips.items():
-        commit = uuid.uuid4().hex + "0" * 8  # transformers keeps the code of a commit that it has seen
-        snapshot = cache / "snapshots" / commit
-        shutil.copytree(saved_apart, snapshot)
-        SupportSet.from_videos(*parts, {name: [random_clip(row)] for row, name in enumerate(classes)}).save_pretrained(
-            snapshot
-        )
-        (cache / "refs").mkdir(exist_ok=True)
-        (cache / "refs" / branch).write_text(commit)
+@pytest.fixture
+def commit_to_cache(tmp_path, monkeypatch):
+    """Puts a copy of a folder into a cache of the Hub as huggingface_hub lays it out; nothing else can be reached."""
+    cache = tmp_path / "cache"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache.parent))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+
+    def commit(name: str, branch: str, folder: Path) -> Path:
+        number = uuid.uuid4().hex + "0" * 8  # transformers keeps the code of a commit that it has seen
+        repository = cache / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / branch).write_text(number)
+        return Path(shutil.copytree(folder, repository / "snapshots" / number))
+
+    return commit
+
+
+@pytest.mark.parametrize(("revision", "names"), [("main", ["boxing", "diving"]), ("v1", ["jumping", "walking"])])
+def test_a_revision_is_that_of_the_support_set_too(parts, saved_apart, commit_to_cache, revision, names):
+    for branch, classes in {"main": ("boxing", "diving"), "v1": ("walking", "jumping")}.items():
+        clips = {name: [random_clip(row)] for row, name in enumerate(classes)}
+        SupportSet.from_videos(*parts, clips).save_pretrained(commit_to_cache("me/model", branch, saved_apart))
     opened = pipeline(TASK, model="me/model", revision=revision, trust_remote_code=True, device="cpu")
     assert sorted(opened.support_set.class_names) == names
+
+
+@pytest.mark.parametrize("revision", ["main", "v1"])
+def test_a_revision_of_a_plain_clip_is_that_of_its_processor_too(tiny_clip, commit_to_cache, revision):
+    means = {"main": [0.5, 0.5, 0.5], "v1": [0.1, 0.2, 0.3]}
+    for branch, mean in means.items():
+        folder = commit_to_cache("me/clip", branch, tiny_clip)
+        processor = CLIPFSARProcessor.from_pretrained(folder)
+        processor.image_processor.image_mean = mean
+        CLIPProcessor(processor.image_processor, processor.tokenizer).save_pretrained(folder)
+    opened = pipeline(TASK, model="me/clip", revision=revision, device="cpu")
+    assert list(opened.processor.image_processor.image_mean) == means[revision]
 
 
 def test_a_saved_pipeline_holds_neither_paths_nor_pictures(classify, tmp_path):
