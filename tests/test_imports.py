@@ -43,7 +43,11 @@ MAY_IMPORT = {
     "episodes_clipfsar": set(),
     "explanation_clipfsar": set(),
     "fingerprint_clipfsar": {"backbones_clipfsar", "paths_clipfsar"},
+    "enrolled_clipfsar": {
+        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "modeling_clipfsar"),
+    },
     "support_set_clipfsar": {
+        "enrolled_clipfsar",
         *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "modeling_clipfsar", "paths_clipfsar"),
         *("video_clipfsar",),
     },
