@@ -172,14 +172,14 @@ def test_parts_of_any_size_and_place_are_made_whole(tiny_clip, processor, videos
 
 
 def test_a_kill_after_the_last_batch_loses_nothing(tiny_clip, processor, videos, expected, tmp_path, monkeypatch):
-    save = feature_store._save_whole
+    save = feature_store.save_tensors
 
     def save_parts_only(tensors, path):
         if path.name == "features.safetensors":
             raise KeyboardInterrupt
         save(tensors, path)
 
-    monkeypatch.setattr(feature_store, "_save_whole", save_parts_only)
+    monkeypatch.setattr(feature_store, "save_tensors", save_parts_only)
     with pytest.raises(KeyboardInterrupt):
         Encoder(tiny_clip).store(tmp_path, processor, videos)
     monkeypatch.undo()

@@ -66,7 +66,10 @@ PROGRAMS = sorted(
 # From the ground up: what lies on a floor imports from its own folder and from the floors below it.
 FLOORS = (
     LIBRARY,
-    ("clipfsar.metrics", "clipfsar.options", "clipfsar.presets", "clipfsar.plots"),
+    (
+        *("clipfsar.metrics", "clipfsar.options", "clipfsar.presets", "clipfsar.plots"),
+        *("clipfsar.content", "clipfsar.checked_files", "clipfsar.locks", "clipfsar.processes"),
+    ),
     ("clipfsar.data", "clipfsar.checkpoints"),
     ("clipfsar.inference",),
     ("clipfsar.evaluation", "clipfsar.page"),
