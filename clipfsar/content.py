@@ -7,7 +7,6 @@ by the address alone, so that another video under the same address goes unnotice
 
 import hashlib
 import os
-import re
 import stat
 import urllib.parse
 import urllib.request
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow
 
 from choices_clipfsar import IMAGE_SUFFIXES
+from video_clipfsar import is_address
 
 DIGEST_BYTES = 16
 BYTES_AT_ENDS = 4096
@@ -44,7 +44,7 @@ def digest_of_video(video: Any) -> bytes:
     - An address, a path where nothing is: the name alone.
     """
     path, data = (video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None)
-    if isinstance(video, (bytes, pyarrow.Buffer)):
+    if isinstance(video, bytes):
         path, data = None, video
     if data is not None:
         view = memoryview(data)
@@ -54,7 +54,7 @@ def digest_of_video(video: Any) -> bytes:
     path = os.fspath(path)
     if path.startswith("file://"):
         path = urllib.request.url2pathname(urllib.parse.urlparse(path).path)
-    elif re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", path):
+    elif is_address(path):
         return _digest("address", path)
     return _digest_of_path(os.path.expanduser(path))
 
@@ -117,7 +117,7 @@ def _references(dataset, video_column: str) -> Iterator[Any]:
     for batch in dataset.select_columns([video_column]).with_format("arrow").iter(ROWS_AT_ONCE):
         videos = batch[video_column]
         if not pyarrow.types.is_struct(videos.type):
-            yield from (_plain(video) for video in videos)
+            yield from videos.to_pylist()
             continue
         for video in videos:
             values = dict(video.items()) if video.is_valid else {}
