@@ -83,18 +83,21 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
         yield partial
         flush_to_disk(partial)
         os.replace(partial, path)
-        _flush(path.parent)
+        flush_to_disk(path.parent, deep=False)
     finally:
         _remove(partial)
 
 
-def flush_to_disk(path: str | os.PathLike) -> None:
-    """Waits until a file, or a folder with all that is in it, is on the disk, and not only on its way there."""
-    for folder, _, names in os.walk(path):
+def flush_to_disk(path: str | os.PathLike, deep: bool = True) -> None:
+    """Waits until a file, or a folder with all that is in it, is on the disk, and not only on its way there.
+
+    `deep=False` waits for the names in a folder only, of what was renamed there.
+    """
+    for folder, _, names in os.walk(path) if deep else ():
         for name in names:
             _flush(Path(folder, name))
         _flush(Path(folder))
-    if not os.path.isdir(path):
+    if not deep or not os.path.isdir(path):
         _flush(Path(path))
 
 
