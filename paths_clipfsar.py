@@ -5,6 +5,7 @@ which class a folder of clips stands for, and which class names differ.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -23,6 +24,10 @@ _FILE_SUFFIXES = (
     *(".bin", ".ckpt", ".csv", ".json", ".jsonl", ".onnx", ".parquet", ".pt", ".pt2", ".pth", ".pyth"),
     *(".safetensors", ".tsv", ".txt", ".yaml", ".yml", *VIDEO_SUFFIXES),
 )
+
+
+# What some file systems answer instead of flushing; a failed disk answers otherwise.
+_CANNOT_FLUSH = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
 
 def looks_like_path(name: str | os.PathLike) -> bool:
@@ -67,17 +72,47 @@ def public_name(name: str | os.PathLike) -> str:
 def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a hidden path in the same folder to write to, and renames it to `path` when the block ends.
 
-    `path` is complete at every moment: the old file, then the new one. After an error the old one stays. A folder can
-    be written this way too, where none is at `path` yet.
+    `path` is complete at every moment: the old file, then the new one. After an error the old one stays. The new one is
+    on the disk before it is renamed, so that a power cut leaves one of the two as well. A folder can be written this
+    way too, where none is at `path` yet.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     _remove(partial)
     try:
         yield partial
+        flush_to_disk(partial)
         os.replace(partial, path)
+        flush_to_disk(path.parent, deep=False)
     finally:
         _remove(partial)
+
+
+def flush_to_disk(path: str | os.PathLike, deep: bool = True) -> None:
+    """Waits until a file, or a folder with all that is in it, is on the disk, and not only on its way there.
+
+    `deep=False` waits for the names in a folder only, of what was renamed there.
+    """
+    for folder, _, names in os.walk(path) if deep else ():
+        for name in names:
+            _flush(Path(folder, name))
+        _flush(Path(folder))
+    if not deep or not os.path.isdir(path):
+        _flush(Path(path))
+
+
+def _flush(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
@@ -167,6 +202,7 @@ __all__ = [
     "class_name_of_folder",
     "class_names_of_folders",
     "encoded_url",
+    "flush_to_disk",
     "looks_like_path",
     "normalized_class_name",
     "public_name",

@@ -6,6 +6,7 @@ classify("query.mp4")  # [{"label": "boxing", "score": 0.93}, {"label": "diving"
 """
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -92,6 +93,7 @@ except ImportError:
     )
 
 TASK = "few-shot-video-classification"
+_FIRST_CLASSES = threading.Lock()  # for pipelines without a support set: two threads must not make one each
 _NOT_BOTH = (
     "Give support_set or candidate_labels, not both: a support set has its class names already "
     "(inference_mode='zero_shot' uses these alone)."
@@ -147,21 +149,23 @@ class FewShotVideoClassificationPipeline(Pipeline):
 
     @support_set.setter
     def support_set(self, support_set):
+        changed = {"support_set": support_set}
         if support_set is not None:
-            support_set = self._as_support_set(support_set)
-            self._forward_params["candidate_labels"] = None
-        self._forward_params["support_set"] = support_set
+            changed = {"support_set": self._as_support_set(support_set), "candidate_labels": None}
+        self._forward_params = {**self._forward_params, **changed}  # at once: another thread may be asking
 
     def enroll(self, videos: Mapping[str, Any], **options) -> SupportSet:
         """Adds clips, `{class name: videos}`, to the enrolled classes; see `SupportSet.add` for the options.
 
         Returns the support set, to take things out of or to save.
         """
-        if self.support_set is None:
-            self.support_set = SupportSet.from_videos(self.model, self.processor, videos, **options)
-        else:
-            self.support_set.add(self.model, self.processor, videos, **options)
-        return self.support_set
+        with _FIRST_CLASSES:
+            if self.support_set is None:
+                self.support_set = SupportSet.from_videos(self.model, self.processor, videos, **options)
+                return self.support_set
+        support_set = self.support_set
+        support_set.add(self.model, self.processor, videos, **options)
+        return support_set
 
     def explain(
         self, video: Any, support_set=None, inference_mode: str | None = None, detect_unknown: bool = False
@@ -323,6 +327,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
         pixel_values, error = model_inputs["pixel_values"], model_inputs["error"]
         errors = error if isinstance(error, list) else [error]  # a list where the loader has made a batch
         rows = [row for row, error in enumerate(errors) if error is None]
+        if support_set is not None:
+            support_set = _as_of_now(support_set, self.model)
         class_names, classify = self.classifier(support_set, candidate_labels, inference_mode)
         logits = torch.full((len(errors), len(class_names)), torch.nan)
         unknown = torch.full((len(errors),), torch.nan) if detect_unknown else None
@@ -344,21 +350,22 @@ class FewShotVideoClassificationPipeline(Pipeline):
                     f"inference_mode={inference_mode!r} compares with clips, but candidate_labels are names alone: "
                     "enrol clips of the classes, or use 'zero_shot'."
                 )
-            if self._candidate_embeds[0] != candidate_labels:
+            known_labels, embeds = self._candidate_embeds
+            if known_labels != candidate_labels:
                 if len(set(candidate_labels)) < 2 or len(set(candidate_labels)) < len(candidate_labels):
                     raise ValueError(
                         f"candidate_labels {list(candidate_labels)}: at least two names, all different, are needed."
                     )
                 embeds = encode_class_names(self.model, self.processor, candidate_labels)
                 self._candidate_embeds = (candidate_labels, embeds)
-            embeds = self._candidate_embeds[1]
             return list(candidate_labels), lambda query_embeds: self.model.get_text_logits(query_embeds, embeds)
         if support_set is None:
             raise ValueError(
                 "There are no classes to choose from: enrol clips with enroll({class name: videos}), or give "
                 "support_set=, candidate_labels=, or an episode {'support_videos': ..., 'query_videos': ...}."
             )
-        return support_set.class_names, lambda embeds: support_set.classify(self.model, embeds, inference_mode)
+        now = _as_of_now(support_set, self.model)
+        return now.class_names, lambda embeds: now.classify(self.model, embeds, inference_mode)
 
     def _forward_episode(self, episode: dict, inference_mode: str | None) -> dict[str, Any]:
         inputs, errors = episode["inputs"], episode["errors"]
@@ -460,6 +467,13 @@ def _for_inference(model, processor):
     if processor is None:  # said with the remedy by the caller
         return CLIPFSARModel.from_clip(model), None
     return CLIPFSARModel.from_clip(model, num_frames=processor.num_frames), processor
+
+
+def _as_of_now(support_set, model):
+    """What an answer takes both names and scores from: a snapshot, of which no other thread changes anything."""
+    if not hasattr(support_set, "snapshot") or len(support_set) < 2:  # of version 0.1, a snapshot, or to be refused
+        return support_set
+    return support_set.snapshot(model)
 
 
 def _support_set_beside(model) -> SupportSet | None:

@@ -13,14 +13,14 @@ import json
 import os
 import re
 import tempfile
+import threading
 import urllib.parse
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
@@ -30,42 +30,45 @@ from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES, check_finite, check_same_num_frames
+    from .choices_clipfsar import check_finite, check_same_num_frames
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES, check_finite, check_same_num_frames
+    from choices_clipfsar import check_finite, check_same_num_frames
 
 try:
-    from .explanation_clipfsar import Explanation, explain_classification
+    from .enrolled_clipfsar import EnrolledClass, Snapshot, check_enough_classes, checked_mode, listed
 except ImportError:
     if __package__:
         raise
-    from explanation_clipfsar import Explanation, explain_classification
+    from enrolled_clipfsar import EnrolledClass, Snapshot, check_enough_classes, checked_mode, listed
+
+try:
+    from .explanation_clipfsar import Explanation
+except ImportError:
+    if __package__:
+        raise
+    from explanation_clipfsar import Explanation
 
 try:
     from .fingerprint_clipfsar import (
-        COMPARISON_SETTINGS,
         differences,
         fingerprint_of,
         precision_of,
         preprocessing_settings,
         unseen_settings,
         weights_digest,
-        weights_state,
     )
 except ImportError:
     if __package__:
         raise
     from fingerprint_clipfsar import (
-        COMPARISON_SETTINGS,
         differences,
         fingerprint_of,
         precision_of,
         preprocessing_settings,
         unseen_settings,
         weights_digest,
-        weights_state,
     )
 
 try:
@@ -108,23 +111,6 @@ def repeatable_sampling(processor) -> str | None:
 # --- the support set --------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class EnrolledClass:
-    """One class of a `SupportSet`, on the CPU.
-
-    Args:
-        class_embeds: Text feature, (D,).
-        clip_names: K names, all different.
-        support_embeds: Frame features of the visual tower, (K, T, D).
-        thumbnails: K JPEG pictures, the T frames of a clip side by side; an empty one where there is none.
-    """
-
-    class_embeds: torch.Tensor
-    clip_names: list[str] = field(default_factory=list)
-    support_embeds: torch.Tensor | None = None
-    thumbnails: list[bytes] = field(default_factory=list)
-
-
 class SupportSet:
     """Classes enrolled from clips, any number per class, for one model and its preprocessing.
 
@@ -136,12 +122,22 @@ class SupportSet:
 
     Adding and removing never encodes a clip again. `fingerprint` says what the features were made with; every use with
     another model, precision or preprocessing is an error that names both.
+
+    Threads may ask while another one changes the set: every answer comes from one `Snapshot` of it. `classes` is
+    replaced by each change and not written into.
     """
 
     def __init__(self, fingerprint: dict | None = None, classes: Mapping[str, EnrolledClass] | None = None):
         self.fingerprint = fingerprint
         self.classes = dict(classes or {})
-        self._derived: dict[str, Any] = {}  # prototypes and what else follows from classes and model
+        self._snapshot: Snapshot | None = None  # the last one
+        self._lock = threading.RLock()  # held by whoever changes the set or makes a snapshot
+
+    def __getstate__(self) -> dict:
+        return {"fingerprint": self.fingerprint, "classes": self.classes}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
 
     @classmethod
     def from_videos(cls, model, processor, videos: Mapping[str, Any], **options) -> "SupportSet":
@@ -224,78 +220,120 @@ class SupportSet:
 
     def _take_in(self, model, processor, encoded: dict[str, list]) -> None:
         """Puts encoded clips into their classes, new ones with their text feature."""
-        if self.fingerprint is None:
-            self.fingerprint = fingerprint_of(model, processor)
-        new_names = [name for name in encoded if name not in self.classes]
-        if new_names:
-            for name, embeds in zip(new_names, encode_class_names(model, processor, new_names).cpu(), strict=True):
-                self.classes[name] = EnrolledClass(embeds.clone())
-        for name, clips in encoded.items():
-            self._append(self.classes[name], clips)
-        self._derived.clear()
+        with self._lock:
+            if self.fingerprint is not None:
+                self.check(model, processor)  # another thread may have enrolled the first class meanwhile
+            classes = dict(self.classes)
+            self._check_meanings(encoded)
+            processor.tokenize_classes([*classes, *encoded])
+            new_names = [name for name in encoded if name not in classes]
+            if new_names:
+                for name, embeds in zip(new_names, encode_class_names(model, processor, new_names).cpu(), strict=True):
+                    classes[name] = EnrolledClass(embeds.clone())
+            for name, clips in encoded.items():
+                classes[name] = _with_clips(classes[name], clips)
+            self.fingerprint = self.fingerprint or fingerprint_of(model, processor)
+            self.classes = classes
+
+    def rename_class(self, model, processor, class_name: str, new_name: str) -> None:
+        """Gives a class another name, and the text feature of that; its place and its clips stay.
+
+        Raises `ValueError` for a class that is not there, a name that another class has or that means the same, and for
+        another model or preprocessing than the set's.
+        """
+        with self._lock:
+            renamed = self._class(class_name)
+            self.check(model, processor)
+            others = {name: one for name, one in self.classes.items() if name != class_name}
+            if new_name in others:
+                raise ValueError(f"There is a class {new_name!r} already: choose another name, or take that class out.")
+            self._check_meanings([new_name], others)
+            processor.tokenize_classes([*others, new_name])
+            (embeds,) = encode_class_names(model, processor, [new_name]).cpu()
+            renamed = replace(renamed, class_embeds=embeds.clone())
+            items = self.classes.items()
+            self.classes = dict((new_name, renamed) if name == class_name else (name, one) for name, one in items)
 
     def remove_class(self, class_name: str) -> None:
         """Raises `ValueError` for a class that is not there."""
-        self._class(class_name)
-        del self.classes[class_name]
-        self._derived.clear()
+        with self._lock:
+            self._class(class_name)
+            self.classes = {name: one for name, one in self.classes.items() if name != class_name}
 
     def remove_clip(self, class_name: str, clip: str | int) -> None:
         """Removes a clip by its name or position; the last one of a class only goes with the class.
 
         Raises `ValueError` for a class or clip that is not there, and for the last clip.
         """
-        enrolled = self._class(class_name)
-        known = clip in enrolled.clip_names if isinstance(clip, str) else 0 <= clip < len(enrolled.clip_names)
-        if not known:
-            raise ValueError(f"Class {class_name!r} has no clip {clip!r}; it has {_listed(enrolled.clip_names)}.")
-        if len(enrolled.clip_names) == 1:
-            raise ValueError(
-                f"{enrolled.clip_names[0]!r} is the only clip of class {class_name!r}: add another first, or take the "
-                "class out with remove_class."
-            )
-        position = enrolled.clip_names.index(clip) if isinstance(clip, str) else clip
-        kept = [row for row in range(len(enrolled.clip_names)) if row != position]
-        enrolled.clip_names = [enrolled.clip_names[row] for row in kept]
-        enrolled.thumbnails = [enrolled.thumbnails[row] for row in kept]
-        enrolled.support_embeds = enrolled.support_embeds[kept]
-        self._derived.clear()
+        with self._lock:
+            enrolled = self._class(class_name)
+            names = enrolled.clip_names
+            known = clip in names if isinstance(clip, str) else 0 <= clip < len(names)
+            if not known:
+                raise ValueError(f"Class {class_name!r} has no clip {clip!r}; it has {listed(names)}.")
+            if len(names) == 1:
+                raise ValueError(
+                    f"{names[0]!r} is the only clip of class {class_name!r}: add another first, or take the class out "
+                    "with remove_class."
+                )
+            position = names.index(clip) if isinstance(clip, str) else clip
+            kept = [row for row in range(len(names)) if row != position]
+            self.classes = self.classes | {class_name: _with_rows(enrolled, kept)}
 
     def _class(self, class_name: str) -> EnrolledClass:
         if class_name not in self.classes:
-            raise ValueError(f"There is no class {class_name!r}; enrolled are {_listed(self.class_names)}.")
+            raise ValueError(f"There is no class {class_name!r}; enrolled are {listed(self.class_names)}.")
         return self.classes[class_name]
 
     def _checked_videos(self, videos: Mapping[str, Any]) -> dict[str, list]:
         if not isinstance(videos, Mapping) or not videos:
             raise ValueError("Give the clips to enrol as {class name: [video, ...]}, with at least one class.")
-        meanings = {_meaning(name): name for name in self.classes}
+        self._check_meanings(videos)
         checked = {}
         for name, clips in videos.items():
+            checked[name] = as_video_list(clips)
+            if not checked[name]:
+                raise ValueError(f"Class {name!r} has no clips: give it at least one or leave the class out.")
+        return checked
+
+    def _check_meanings(self, names: Iterable[str], classes: Iterable[str] | None = None) -> None:
+        """Raises `ValueError` for a blank name, and for two that mean the same, `classes` (the set's) among them."""
+        meanings = {_meaning(name): name for name in (self.classes if classes is None else classes)}
+        for name in names:
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"Class name {name!r} is not usable: names must be strings that are not blank.")
             if meanings.setdefault(_meaning(name), name) != name:
                 raise ValueError(
                     f"Class names {meanings[_meaning(name)]!r} and {name!r} mean the same: use one of them for both."
                 )
-            checked[name] = as_video_list(clips)
-            if not checked[name]:
-                raise ValueError(f"Class {name!r} has no clips: give it at least one or leave the class out.")
-        return checked
-
-    @staticmethod
-    def _append(enrolled: EnrolledClass, clips: list[tuple[str | None, torch.Tensor, bytes]]) -> None:
-        for name, _, thumbnail in clips:
-            enrolled.clip_names.append(_unused_name(name, enrolled.clip_names))
-            enrolled.thumbnails.append(thumbnail)
-        new = torch.stack([embeds for _, embeds, _ in clips])
-        old = enrolled.support_embeds
-        enrolled.support_embeds = new if old is None else torch.cat([old, new])
 
     # Classifying
 
+    def snapshot(self, model) -> Snapshot:
+        """The classes as they are now, with their prototypes by a model; made once and kept until something changes.
+
+        Raises:
+            ValueError: Without a class, or for another model than the set's.
+        """
+        with self._lock:
+            classes = self.classes
+            if self.fingerprint is not None and not classes:
+                check_enough_classes([])
+            self.check(model)
+            if self._snapshot is None or not self._snapshot.is_of(model, classes):
+                self._snapshot = Snapshot(model, classes)
+            return self._snapshot
+
+    def _snapshot_of_enough(self, model, inference_mode: str | None) -> Snapshot:
+        """What is wrong with a question itself is said before anything is computed."""
+        checked_mode(model, inference_mode)
+        check_enough_classes(self.class_names)
+        return self.snapshot(model)
+
     def classify(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
         """Logits (Q, N) of query videos; `softmax` gives class probabilities, in the order of `class_names`.
+
+        Where other threads change the set, take a `snapshot`: it has the same method, and the names of its logits.
 
         Args:
             query_embeds: Frame features of the visual tower (of `model.get_video_features`), (Q, T, D).
@@ -304,51 +342,15 @@ class SupportSet:
         Raises:
             ValueError: For an unknown mode, fewer than two classes, another model than the set's, or NaN in the logits.
         """
-        inference_mode = self._checked_mode(model, inference_mode)
-        distances, text_logits = self.compare(model, query_embeds)
-        logits = model.get_logits(distances, text_logits, inference_mode)
-        check_finite("The logits", logits, [f"query video {row}" for row in range(len(logits))], model)
-        return logits
-
-    def _checked_mode(self, model, inference_mode: str | None) -> str:
-        inference_mode = inference_mode or model.config.inference_mode
-        if inference_mode not in INFERENCE_MODES:
-            raise ValueError(f"inference_mode={inference_mode!r} is not one of {', '.join(INFERENCE_MODES)}.")
-        if len(self) < 2:
-            raise ValueError(
-                f"Enrolled: {_listed(self.class_names) or 'nothing'}. At least two classes are needed: with one, every "
-                "video would be of it with a score of 1."
-            )
-        return inference_mode
+        return self._snapshot_of_enough(model, inference_mode).classify(model, query_embeds, inference_mode)
 
     def compare(self, model, query_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
-        prototypes = self.get_prototypes(model)
-        query_embeds = query_embeds.to(model.device)
-        with evaluating(model):
-            distances = model.get_distances(model.get_query_states(query_embeds), prototypes)
-            return distances, model.get_text_logits(query_embeds, self._derived["class_embeds"])
+        return self.snapshot(model).compare(model, query_embeds)
 
     def get_prototypes(self, model) -> torch.Tensor:
         """(N, T, D), on the model's device; made once and kept until classes, clips or the model change."""
-        self.check(model)
-        settings = tuple(getattr(model.config, name) for name in COMPARISON_SETTINGS)
-        distance = getattr(model.align, "__func__", model.align)  # a subclass may have a distance of its own
-        made_with = (weights_state(model), settings, type(model), distance)
-        if self._derived.get("made_with") != made_with:
-            enrolled = list(self.classes.values())
-            class_embeds = torch.stack([one.class_embeds for one in enrolled]).to(model.device)
-            support_embeds = torch.cat([one.support_embeds for one in enrolled]).to(model.device)
-            labels = torch.arange(len(enrolled)).repeat_interleave(torch.tensor(list(self.num_clips.values())))
-            check_finite("The enrolled clips", support_embeds, [self.class_names[label] for label in labels], model)
-            with evaluating(model):
-                prototypes = model.get_prototypes(
-                    support_embeds[None], labels[None].to(model.device), class_embeds[None]
-                )[0]
-            self._derived = {"made_with": made_with, "class_embeds": class_embeds, "prototypes": prototypes}
-        return self._derived["prototypes"]
-
-    # None of these
+        return self.snapshot(model).prototypes
 
     def score_unknown(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
         """Scores (Q,) from 0 to 1 of query videos (Q, T, D) being of *none* of the enrolled classes.
@@ -363,86 +365,14 @@ class SupportSet:
             ValueError: As `classify`; when no class has two clips; when left-out clips are as near to other classes as
                 to their own.
         """
-        inference_mode = self._checked_mode(model, inference_mode)
-        distances, text_logits = self.compare(model, query_embeds)
-        weights, offset = self._calibration(model, inference_mode)
-        return (_nearness(distances, text_logits, inference_mode) @ weights + offset).sigmoid()
-
-    def _calibration(self, model, inference_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights and offset of the linear discriminant of a mode; kept until the set or the model change."""
-        self.get_prototypes(model)  # forgets calibrations of before a change
-        kept = self._derived.setdefault("calibrations", {})
-        if inference_mode not in kept:
-            counts = torch.tensor(list(self.num_clips.values()))
-            labels = torch.arange(len(self)).repeat_interleave(counts)
-            is_known = counts[labels] > 1
-            if inference_mode == "zero_shot":
-                is_known[:] = True
-            if not is_known.any():
-                raise ValueError(
-                    "What unknown videos look like is learned by leaving clips out, but no class has two clips: enrol "
-                    "more, or use inference_mode='zero_shot'."
-                )
-            known_distances, distances, text_logits = self._left_out_comparisons(model)
-            own = torch.nn.functional.one_hot(labels, len(self)).bool().to(distances.device)
-            known = _nearness(known_distances, text_logits, inference_mode)[is_known]
-            others = distances.masked_fill(own, torch.inf), text_logits.masked_fill(own, -torch.inf)
-            kept[inference_mode] = _linear_discriminant(known, _nearness(*others, inference_mode))
-        return kept[inference_mode]
-
-    def _left_out_comparisons(self, model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of all enrolled clips (S): distances to the prototypes with that of the own class made without the clip
-        (infinite for an only clip), distances to all as they are, text logits; each (S, N)."""
-        if "left_out" not in self._derived:
-            enrolled = list(self.classes.values())
-            distances, text_logits = self.compare(model, torch.cat([one.support_embeds for one in enrolled]))
-            own_distances = torch.cat([self._left_out_distances(model, one) for one in enrolled])
-            columns = torch.arange(len(enrolled)).repeat_interleave(torch.tensor(list(self.num_clips.values())))
-            left_out = distances.scatter(1, columns[:, None].to(model.device), own_distances[:, None])
-            self._derived["left_out"] = left_out, distances, text_logits
-        return self._derived["left_out"]
-
-    @staticmethod
-    def _left_out_distances(model, one: EnrolledClass, clips_per_batch: int = 16) -> torch.Tensor:
-        """Distance (K,) of each clip of a class to the prototype made of the others."""
-        embeds, text = one.support_embeds.to(model.device), one.class_embeds.to(model.device)
-        num_clips = len(embeds)
-        if num_clips == 1:
-            return torch.full((1,), torch.inf, device=model.device)
-        others = torch.tensor([[row for row in range(num_clips) if row != left_out] for left_out in range(num_clips)])
-        distances = []
-        with evaluating(model):
-            for rows in torch.arange(num_clips).split(clips_per_batch):
-                labels = torch.zeros(len(rows), num_clips - 1, dtype=torch.long, device=model.device)
-                texts = text.expand(len(rows), 1, -1)
-                prototypes = model.get_prototypes(embeds[others[rows].to(model.device)], labels, texts)
-                query_states = model.get_query_states(embeds[rows.to(model.device)].unsqueeze(1))
-                distances.append(model.get_distances(query_states, prototypes).flatten())
-        return torch.cat(distances)
+        return self._snapshot_of_enough(model, inference_mode).score_unknown(model, query_embeds, inference_mode)
 
     def explain(
         self, model, query_embeds: torch.Tensor, inference_mode: str | None = None, detect_unknown: bool = False
     ) -> Explanation:
         """Why a query video, frame features (T, D), is classified as it is; frames of the clips from the thumbnails."""
-        inference_mode = self._checked_mode(model, inference_mode)
-        prototypes = self.get_prototypes(model)
-        query_embeds = query_embeds.to(model.device)
-        with evaluating(model):
-            numbers = explain_classification(
-                model, query_embeds, prototypes, self._derived["class_embeds"], inference_mode
-            )
-        nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self.classes.values()]
-        enrolled = list(zip(self.classes.values(), nearest, strict=True))
-        return Explanation(
-            class_names=self.class_names,
-            inference_mode=inference_mode,
-            unknown_score=float(self.score_unknown(model, query_embeds[None], inference_mode))
-            if detect_unknown
-            else None,
-            support_frames=[_frames_of_strip(one.thumbnails[row], len(query_embeds)) for one, row in enrolled],
-            support_clips=[(one.clip_names[row], len(one.clip_names)) for one, row in enrolled],
-            **numbers,
-        )
+        snapshot = self._snapshot_of_enough(model, inference_mode)
+        return snapshot.explain(model, query_embeds, inference_mode, detect_unknown)
 
     def check(self, model, processor=None) -> None:
         """Raises `ValueError` when the set was enrolled with another model or, where a processor is given, with other
@@ -475,12 +405,14 @@ class SupportSet:
 
         `thumbnails=False` leaves the pictures of the clips out.
         """
-        if not self.classes:
+        with self._lock:
+            fingerprint, classes = self.fingerprint, self.classes
+        if not classes:
             raise ValueError("No class is enrolled, so there is nothing to save.")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"class_embeds": torch.stack([one.class_embeds for one in self.classes.values()])}
-        for number, enrolled in enumerate(self.classes.values()):
+        tensors = {"class_embeds": torch.stack([one.class_embeds for one in classes.values()])}
+        for number, enrolled in enumerate(classes.values()):
             tensors[f"support_embeds.{number}"] = enrolled.support_embeds.contiguous()
             for row, picture in enumerate(enrolled.thumbnails if thumbnails else ()):
                 if picture:
@@ -490,8 +422,8 @@ class SupportSet:
             digest = hashlib.sha256(partial.read_bytes()).hexdigest()
         description = {
             "format": _FORMAT,
-            "fingerprint": self.fingerprint,
-            "classes": [{"name": name, "clips": one.clip_names} for name, one in self.classes.items()],
+            "fingerprint": fingerprint,
+            "classes": [{"name": name, "clips": one.clip_names} for name, one in classes.items()],
             "sha256": digest,
         }
         with replace_file(folder / SUPPORT_SET_NAME) as partial:
@@ -569,35 +501,6 @@ class SupportSet:
             )
 
 
-def _nearness(distances: torch.Tensor, text_logits: torch.Tensor, inference_mode: str) -> torch.Tensor:
-    """What tells unknown videos from known ones, (Q, N) and (Q, N) -> (Q, 1 or 2); larger is less known."""
-    nearest = {"few_shot": [distances.amin(-1)], "zero_shot": [-text_logits.amax(-1)]}
-    nearest["ensemble"] = nearest["few_shot"] + nearest["zero_shot"]
-    return torch.stack(nearest[inference_mode], dim=-1).cpu()
-
-
-def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fisher's, of values (S, F): weights (F,) and an offset whose sum is the log odds of being unknown at equal odds.
-
-    A tenth of each variance is added to it: a handful of clips does not tell a covariance well.
-    """
-    known, unknown = known.double(), unknown.double()  # on the CPU, where there are doubles
-    difference = unknown.mean(0) - known.mean(0)
-    if not (difference > 0).any():
-        raise ValueError(
-            "Nothing tells unknown videos from known ones here: left out, the enrolled clips are as near to other "
-            "classes as to their own. More or clearer clips may help."
-        )
-    centred = torch.cat([known - known.mean(0), unknown - unknown.mean(0)])
-    covariance = centred.T @ centred / max(1, len(centred) - 2)
-    covariance += torch.diag(0.1 * covariance.diagonal() + 1e-6)
-    helpful = difference > 0  # what points the wrong way is left out
-    weights = torch.zeros_like(difference)
-    weights[helpful] = torch.linalg.solve(covariance[helpful][:, helpful], difference[helpful])
-    offset = -(weights @ (known.mean(0) + unknown.mean(0))) / 2
-    return weights.float(), offset.float()
-
-
 def _encode_clips(
     model, processor, jobs: list[tuple[str, Any]], thumbnails: bool, errors: list[str]
 ) -> list[tuple[str, tuple[str | None, torch.Tensor, bytes]]]:
@@ -643,18 +546,21 @@ def _film_strip(frames: torch.Tensor) -> bytes:
     return data.getvalue()
 
 
-def _frames_of_strip(picture: bytes, num_frames: int) -> torch.Tensor | None:
-    """uint8 (T, h, w, 3) of what `_film_strip` made."""
-    if not picture:
-        return None
-    with Image.open(io.BytesIO(picture)) as strip:
-        pixels = torch.from_numpy(np.array(strip.convert("RGB")))
-    return torch.stack(pixels.split(pixels.shape[1] // num_frames, dim=1)[:num_frames])
+def _with_clips(enrolled: EnrolledClass, clips: list[tuple[str | None, torch.Tensor, bytes]]) -> EnrolledClass:
+    """A class with clips added: file name, frame features and picture of each."""
+    names = list(enrolled.clip_names)
+    for name, _, _ in clips:
+        names.append(_unused_name(name, names))
+    new, old = torch.stack([embeds for _, embeds, _ in clips]), enrolled.support_embeds
+    support_embeds = new if old is None else torch.cat([old, new])
+    thumbnails = [*enrolled.thumbnails, *(picture for _, _, picture in clips)]
+    return EnrolledClass(enrolled.class_embeds, names, support_embeds, thumbnails)
 
 
-def _nearest_clip(support_embeds: torch.Tensor, query_embeds: torch.Tensor) -> int:
-    """Which of the clips (K, T, D) looks most like the query (T, D) frame by frame: the one to show."""
-    return int(torch.cosine_similarity(support_embeds, query_embeds, dim=-1).mean(-1).argmax())
+def _with_rows(enrolled: EnrolledClass, rows: list[int]) -> EnrolledClass:
+    """A class with some of its clips."""
+    names, thumbnails = ([values[row] for row in rows] for values in (enrolled.clip_names, enrolled.thumbnails))
+    return EnrolledClass(enrolled.class_embeds, names, enrolled.support_embeds[rows], thumbnails)
 
 
 def _clip_name(video: Any) -> str | None:
@@ -681,10 +587,6 @@ def _unused_name(name: str | None, used: list[str]) -> str:
 def _meaning(class_name: str) -> str:
     """What the prompt makes of a name: underscores are spaces."""
     return " ".join(str(class_name).replace("_", " ").split())
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 __all__ = [

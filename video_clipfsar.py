@@ -61,6 +61,7 @@ except ImportError:
 DOWNLOAD_TIMEOUT_SECONDS = 60
 MAX_BYTES_OF_FRAMES = 2**34  # of one video at a time
 _EXIF_ORIENTATION = 0x0112
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
 def sample_frame_indices(
@@ -377,9 +378,12 @@ def _open_here(source: str | bytes, decoder: str, num_threads: int):
 def frames_differ_from_0_1(video: Any, sampling: str = "segment_center") -> str | None:
     """Why version 0.1 of this library read other frames of a video than this one does, as far as its packets tell.
 
-    None where it read the same, and for a video that cannot be read or is not there: then nobody can tell. It takes a
-    few milliseconds. `sampling`: with `"interval"`, version 0.1 took numbers of frames for times.
+    None where it read the same, and where nobody can tell: for a video that cannot be read or is not there, and for a
+    web address, which is not downloaded for this. It takes a few milliseconds. `sampling`: with `"interval"`, version
+    0.1 took numbers of frames for times.
     """
+    if is_address(video):
+        return None
     try:
         _, source = _locate(video)
         if isinstance(source, str) and os.path.isdir(source):
@@ -389,7 +393,7 @@ def frames_differ_from_0_1(video: Any, sampling: str = "segment_center") -> str 
             return None
         reader = open_reader(source, "av", 1, "")
         return _oddity_for_0_1(reader, check_container(source), sampling)
-    except Exception:
+    except (VideoReadError, UnreadableError, RecountError, OSError, importlib.import_module("av").FFmpegError):
         return None
 
 
@@ -468,7 +472,7 @@ def _locate(video: Any) -> tuple[str | None, Any]:
         path = os.fspath(video)
         if path.startswith("file://"):
             return path, urllib.request.url2pathname(urllib.parse.urlparse(path).path)
-        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", path):
+        if is_address(path):
             return path, _download(path)
         return path, os.path.expanduser(path)
     if isinstance(video, (bytes, bytearray, memoryview)):
@@ -507,6 +511,13 @@ def _quoted(path: str | None) -> str:
     return repr(path) if path is not None else "given as bytes or frames"
 
 
+def is_address(video: Any) -> bool:
+    """Whether nothing of a video lies on this machine: it is an address (http://, hf://, s3://, ...) without bytes."""
+    if isinstance(video, Mapping):
+        video = None if video.get("bytes") is not None else video.get("path")
+    return isinstance(video, str) and not video.startswith("file://") and bool(_ADDRESS.match(video))
+
+
 def is_one_video(value: Any) -> bool:
     """Whether `value` is one video, rather than a list of videos (or a dict of classes)."""
     if isinstance(value, Mapping):
@@ -538,6 +549,7 @@ __all__ = [
     "VideoTimes",
     "as_video_list",
     "frames_differ_from_0_1",
+    "is_address",
     "is_one_video",
     "read_video_frames",
     "sample_frame_indices",

@@ -1,20 +1,28 @@
 """The store of frame features: the same numbers as encoding anew, read where possible and refused where not."""
 
+import errno
 import json
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_data import model_of_tiny_clip, run_in_children, write_video
 
+import video_clipfsar
 from clipfsar.data.video_split import VideoSplit, digest_of_videos
 from clipfsar.evaluation import feature_store
 from clipfsar.evaluation.encoding import VideoEncoder
+from clipfsar.evaluation.episode_list import read_episodes, write_episodes
 from clipfsar.evaluation.feature_store import FeatureStore
+from clipfsar.locks import FolderLock
+from episodes_clipfsar import EpisodeSampler
 from processing_clipfsar import CLIPFSARProcessor
 
 NUM_VIDEOS = 7
@@ -172,14 +180,14 @@ def test_parts_of_any_size_and_place_are_made_whole(tiny_clip, processor, videos
 
 
 def test_a_kill_after_the_last_batch_loses_nothing(tiny_clip, processor, videos, expected, tmp_path, monkeypatch):
-    save = feature_store._save_whole
+    save = feature_store.save_tensors
 
     def save_parts_only(tensors, path):
         if path.name == "features.safetensors":
             raise KeyboardInterrupt
         save(tensors, path)
 
-    monkeypatch.setattr(feature_store, "_save_whole", save_parts_only)
+    monkeypatch.setattr(feature_store, "save_tensors", save_parts_only)
     with pytest.raises(KeyboardInterrupt):
         Encoder(tiny_clip).store(tmp_path, processor, videos)
     monkeypatch.undo()
@@ -327,3 +335,210 @@ def test_two_processes_share_the_work_that_one_left(tiny_clip, processor, videos
         encoded.append(count)
         torch.testing.assert_close(embeds, expected, rtol=1e-5, atol=1e-5)
     assert sorted(encoded) == [2, 3]
+
+
+# --- what videos hold -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copies(video_paths, tmp_path):
+    """Copies of three videos that a test may change, and a data set of them."""
+    paths = [tmp_path / "videos" / f"{number}.mp4" for number in range(3)]
+    paths[0].parent.mkdir()
+    for copy, path in zip(paths, video_paths, strict=False):
+        copy.write_bytes(Path(path).read_bytes())
+    return paths, Dataset.from_dict({"video": [str(path) for path in paths]})
+
+
+def test_a_file_replaced_by_one_of_equal_size_is_noticed_and_named(tiny_clip, processor, copies, tmp_path):
+    paths, dataset = copies
+    Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
+    content = bytearray(paths[1].read_bytes())
+    content[-10] ^= 1
+    paths[1].write_bytes(content)
+    expected = r"something else: videos: .*; 1 of 3 encoded videos are others now: 1\.mp4\. Name another folder"
+    with pytest.raises(ValueError, match=expected):
+        Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
+
+
+def test_a_changed_file_is_noticed_in_a_store_that_is_half_filled_too(tiny_clip, processor, copies, tmp_path):
+    paths, dataset = copies
+    with pytest.raises(KeyboardInterrupt):
+        Encoder(tiny_clip, killed_in=2).store(tmp_path / "store", processor, dataset)
+    paths[0].write_bytes(paths[0].read_bytes()[:-1] + b"\0")
+    with pytest.raises(ValueError, match=r"1 of 2 encoded videos are others now: 0\.mp4"):
+        Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
+
+
+def test_frames_changed_in_a_folder_are_noticed(tiny_clip, processor, tmp_path):
+    folder = tmp_path / "jump" / "0"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (32, 32), (50 * number, 0, 0)).save(folder / f"{number}.bmp")
+    dataset = Dataset.from_dict({"video": [str(folder)]})
+    Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
+    Image.new("RGB", (32, 32), (0, 0, 99)).save(folder / "2.bmp")
+    with pytest.raises(ValueError, match="1 of 1 encoded videos are others now: 0"):
+        Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
+
+
+def test_an_address_is_known_by_itself_and_not_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_clipfsar, "_download", None)
+    splits = [VideoSplit(Dataset.from_dict({"video": [f"https://example.org/{name}.mp4"]})) for name in "aab"]
+    assert splits[0].digest == splits[1].digest != splits[2].digest
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def flipped(path: Path, rng) -> bytes:
+    content = bytearray(path.read_bytes())
+    content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("name", ["features.safetensors", "manifest.json"])
+def test_any_flipped_bit_of_a_store_is_found(tiny_clip, processor, videos, name, tmp_path):
+    encoder = Encoder(tiny_clip)
+    encoder.store(tmp_path, processor, videos)
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    whole = path.read_bytes()
+    for _ in range(25):
+        path.write_bytes(flipped(path, rng))
+        with pytest.raises(ValueError, match=r"is damaged|was made of something else|is no feature store"):
+            encoder.store(tmp_path, processor, videos)
+        path.write_bytes(whole)
+    assert encoder.encoded == NUM_VIDEOS
+
+
+def test_any_flipped_bit_of_a_part_is_found_and_the_remedy_helps(tiny_clip, processor, videos, expected, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        Encoder(tiny_clip, killed_in=4).store(tmp_path, processor, videos)
+    path, rng = tmp_path / "part-00000002.safetensors", np.random.default_rng(1)
+    whole, last = path.read_bytes(), Encoder(tiny_clip)
+    for _ in range(10):
+        path.write_bytes(flipped(path, rng))
+        with pytest.raises(ValueError, match=r"damaged .*: delete this file|of every video once"):
+            last.store(tmp_path, processor, videos)
+        path.write_bytes(whole)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"part-00000002\.safetensors is damaged .*delete this file, and its videos"):
+        last.store(tmp_path, processor, videos)
+    path.unlink()
+    assert torch.equal(Encoder(tiny_clip).store(tmp_path, processor, videos), expected)
+
+
+def test_a_damaged_manifest_can_be_rebuilt(tiny_clip, processor, videos, expected, tmp_path):
+    Encoder(tiny_clip).store(tmp_path, processor, videos)
+    (tmp_path / "manifest.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged: delete the folder"):
+        Encoder(tiny_clip).store(tmp_path, processor, videos)
+    assert torch.equal(Encoder(tiny_clip).store(tmp_path, processor, videos, rebuild=True), expected)
+
+
+# --- earlier versions -------------------------------------------------------------------------------------------------
+
+
+def make_older(folder: Path, dataset):
+    """A store as it was before it had checksums and knew what videos hold."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"format": 1, "videos": VideoSplit(dataset)._digest_of_0_1}
+    path.write_text(json.dumps(manifest))
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        tensors.pop("digests")
+        save_file(tensors, file)
+
+
+def test_a_store_of_an_earlier_format_is_taken_over_with_one_notice(
+    tiny_clip, processor, copies, tmp_path, recwarn, monkeypatch
+):
+    paths, dataset = copies
+    embeds = Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
+    make_older(tmp_path / "store", dataset)
+    recwarn.clear()
+    again = Encoder(tiny_clip)
+    assert torch.equal(again.store(tmp_path / "store", processor, dataset), embeds)
+    assert sum("neither checksums nor what the videos hold" in str(warning.message) for warning in recwarn) == 1
+    recwarn.clear()
+    assert torch.equal(again.store(tmp_path / "store", processor, dataset), embeds)
+    assert len(recwarn) == again.encoded == 0
+    paths[1].write_bytes(paths[1].read_bytes()[:-1] + b"\0")  # from now on what videos hold is known
+    with pytest.raises(ValueError, match="something else: videos"):
+        again.store(tmp_path / "store", processor, dataset)
+
+
+def test_a_half_filled_store_of_an_earlier_format_goes_on(tiny_clip, processor, copies, tmp_path):
+    _, dataset = copies
+    whole = Encoder(tiny_clip).store(tmp_path / "whole", processor, dataset)
+    with pytest.raises(KeyboardInterrupt):
+        Encoder(tiny_clip, killed_in=2).store(tmp_path / "store", processor, dataset)
+    make_older(tmp_path / "store", dataset)
+    second = Encoder(tiny_clip)
+    with pytest.warns(UserWarning, match="earlier version"):
+        assert torch.equal(second.store(tmp_path / "store", processor, dataset), whole)
+    assert second.encoded == 1
+
+
+def test_a_store_of_an_earlier_format_on_a_read_only_disk_is_read(tiny_clip, processor, copies, tmp_path, monkeypatch):
+    _, dataset = copies
+    embeds = Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
+    make_older(tmp_path / "store", dataset)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(FolderLock, "__enter__", read_only)
+    with pytest.warns(UserWarning, match="earlier version"):
+        assert torch.equal(Encoder(tiny_clip).store(tmp_path / "store", processor, dataset), embeds)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
+
+
+def test_episodes_written_by_an_earlier_version_are_still_about_their_videos(copies, tmp_path):
+    split = VideoSplit(copies[1])
+    for number, digest in enumerate((split._digest_of_0_1, split.digest)):
+        write_episodes(tmp_path / str(number), EpisodeSampler([0, 0, 1, 1], 2, 1, 1), 2, digest)
+        assert len(read_episodes(tmp_path / str(number), split)) == 2
+    with pytest.raises(ValueError, match="about other videos"):
+        read_episodes(tmp_path / "1", VideoSplit(copies[1].select([1, 0, 2])))
+
+
+# --- one writer -------------------------------------------------------------------------------------------------------
+
+
+def test_who_comes_second_waits_and_then_only_reads(tiny_clip, processor, videos, expected, tmp_path, monkeypatch):
+    second, results = Encoder(tiny_clip), []
+    thread = threading.Thread(target=lambda: results.append(second.store(tmp_path, processor, videos)))
+    first = Encoder(tiny_clip)
+    encode = first.model.get_video_features
+
+    def meanwhile(pixel_values):
+        if not thread.is_alive() and not results:
+            thread.start()
+            thread.join(0.5)
+            assert thread.is_alive()
+        return encode(pixel_values)
+
+    first.model.get_video_features = meanwhile
+    with pytest.warns(UserWarning, match=r"Waiting for .*: process \d+ on .* encodes videos there since"):
+        embeds = first.store(tmp_path, processor, videos)
+    thread.join()
+    assert torch.equal(embeds, expected)
+    assert torch.equal(results[0], expected)
+    assert (first.encoded, second.encoded) == (NUM_VIDEOS, 0)
+    assert names(tmp_path) == ["features.safetensors", "manifest.json"]
+
+
+def test_a_store_that_is_whole_is_read_while_its_folder_is_locked(tiny_clip, processor, videos, expected, tmp_path):
+    Encoder(tiny_clip).store(tmp_path, processor, videos)
+    with FolderLock(tmp_path, "encodes videos", "Wait"):
+        assert torch.equal(Encoder(tiny_clip).store(tmp_path, processor, videos), expected)
+
+
+def test_rebuilding_leaves_what_is_not_the_stores(tiny_clip, processor, videos, tmp_path):
+    Encoder(tiny_clip).store(tmp_path, processor, videos)
+    (tmp_path / "notes.txt").write_text("mine")
+    encoder = Encoder(tiny_clip)
+    encoder.store(tmp_path, *other_weights(encoder, processor, videos), rebuild=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

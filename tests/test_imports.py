@@ -44,7 +44,11 @@ MAY_IMPORT = {
     "episodes_clipfsar": set(),
     "explanation_clipfsar": set(),
     "fingerprint_clipfsar": {"backbones_clipfsar", "paths_clipfsar"},
+    "enrolled_clipfsar": {
+        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "modeling_clipfsar"),
+    },
     "support_set_clipfsar": {
+        "enrolled_clipfsar",
         *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "modeling_clipfsar", "paths_clipfsar"),
         *("video_clipfsar",),
     },
@@ -63,7 +67,10 @@ PROGRAMS = sorted(
 # From the ground up: what lies on a floor imports from its own folder and from the floors below it.
 FLOORS = (
     LIBRARY,
-    ("clipfsar.metrics", "clipfsar.names", "clipfsar.options", "clipfsar.presets", "clipfsar.plots"),
+    (
+        *("clipfsar.metrics", "clipfsar.names", "clipfsar.options", "clipfsar.presets", "clipfsar.plots"),
+        *("clipfsar.content", "clipfsar.checked_files", "clipfsar.locks", "clipfsar.processes"),
+    ),
     ("clipfsar.data", "clipfsar.checkpoints"),
     ("clipfsar.inference",),
     ("clipfsar.evaluation", "clipfsar.page"),

@@ -1,10 +1,13 @@
 """The pipeline: every kind of input and of classes, batches, marked errors, and the same scores in a fresh Python."""
 
+import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -470,3 +473,76 @@ def test_a_saved_pipeline_holds_neither_paths_nor_pictures(classify, tmp_path):
     for file in tmp_path.glob("*.json"):
         assert str(tmp_path) not in file.read_text()
     assert SupportSet.from_pretrained(tmp_path).classes["boxing"].thumbnails == [b"", b""]
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detect_unknown", [False, True])
+def test_no_answer_mixes_the_names_of_one_moment_with_the_prototypes_of_another(parts, detect_unknown):
+    """A class's logit depends on its name and clips alone, so differences of log scores tell whose they are."""
+    model, processor = parts
+    clips = {"a": CLIPS["boxing"], "b": CLIPS["diving"], "c": CLIPS["running"], "d": QUERIES[1:2], "e": QUERIES[1:]}
+    pixels = processor.process_videos(QUERIES[:1])
+    with torch.no_grad():
+        every = SupportSet.from_videos(model, processor, {**clips, "f": clips["b"]})
+        logits = every.classify(model, model.get_video_features(pixels))[0].tolist()
+    logit_of = dict(zip(every.class_names, logits, strict=True))
+    classify = pipeline(TASK, model=model, processor=processor, device="cpu", support_set=clips)
+    answers, errors, done = [], [], threading.Event()
+
+    def ask():
+        try:
+            while not done.is_set():
+                answers.append(classify(QUERIES[0], top_k=10, detect_unknown=detect_unknown))
+        except Exception as error:
+            errors.append(error)
+
+    def change():
+        support_set = classify.support_set
+        for _ in range(8):
+            support_set.remove_class("a")
+            support_set.rename_class(model, processor, "b", "f")
+            support_set.remove_class("c")
+            support_set.add(model, processor, {"a": clips["a"]}, thumbnails=False)
+            support_set.rename_class(model, processor, "f", "b")
+            support_set.add(model, processor, {"c": clips["c"]}, thumbnails=False)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        change()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert errors == []
+    assert len({tuple(entry["label"] for entry in answer) for answer in answers}) > 1
+    for answer in answers:
+        scores = {entry["label"]: entry["score"] for entry in answer if entry["label"] in logit_of}
+        for one, other in itertools.combinations(scores, 2):
+            difference = math.log(scores[one]) - math.log(scores[other])
+            assert difference == pytest.approx(logit_of[one] - logit_of[other], abs=1e-3), answer
+
+
+def test_labels_of_two_threads_do_not_meet(parts):
+    model, processor = parts
+
+    class Interrupted(FewShotVideoClassificationPipeline):
+        """Another thread's labels come right after every assignment."""
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "_candidate_embeds" and value[0] == ("a", "b"):
+                super().__setattr__(name, (("c", "d"), torch.zeros(2, 16)))
+
+    query_embeds = torch.ones(1, 4, 16)
+    usual, classify = (
+        kind(model=model, processor=processor) for kind in (FewShotVideoClassificationPipeline, Interrupted)
+    )
+    expected = usual.classifier(candidate_labels=("a", "b"))[1](query_embeds)
+    assert torch.equal(classify.classifier(candidate_labels=("a", "b"))[1](query_embeds), expected)

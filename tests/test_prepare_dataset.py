@@ -13,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, Video, load_dataset, load_from_disk
@@ -33,11 +34,12 @@ from clipfsar.cli import main as clipfsar
 from clipfsar.data import frame_store
 from clipfsar.data import prepare as prepare_dataset
 from clipfsar.data.arguments import parse_arguments
-from clipfsar.data.frame_store import MISSING, in_processes
+from clipfsar.data.frame_store import MISSING, FrameStoreSettings, in_processes
 from clipfsar.data.prepare import Preparation, with_class_names
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.evaluate_model import main as evaluate
+from clipfsar.locks import FolderInUseError, FolderLock
 from clipfsar.training.arguments import parse_arguments as parse_training_arguments
 from clipfsar.training.program import main as train
 from processing_clipfsar import CLIPFSARProcessor
@@ -699,7 +701,7 @@ def test_a_shard_that_was_being_written_is_not_taken_for_a_finished_one(table, t
             prepare(tmp_path / "data", source=table, frame_store="raw")
     work = tmp_path / "data" / ".preparing" / "train"
     assert sorted(path.name for path in work.iterdir()) == ["shard-000000", "shard-000001"]
-    assert sorted(path.name for path in (work / "shard-000000").iterdir()) == ["keys.json", "videos"]
+    assert sorted(path.name for path in (work / "shard-000000").iterdir()) == ["SHA256SUMS", "keys.json", "videos"]
     (work / "shard-000001").rename(work / ".shard-000001")
     for name in ("green0", "green1"):
         damage_unnoticed(tmp_path / "videos" / f"{name}.mp4")
@@ -806,6 +808,125 @@ def test_a_file_that_is_another_one_now_is_read_again(table, tmp_path):
     rewrite(table, lambda lines: [lines[0], lines[2], lines[3], lines[4]])
     whole = prepare(tmp_path / "whole", source=table, frame_store="raw")
     assert list(load_from_disk(folder)["train"]) == list(load_from_disk(whole)["train"])
+
+
+# --- what videos hold, damage, one writer -----------------------------------------------------------------------------
+
+
+def test_bytes_that_are_others_now_are_read_again(table, tmp_path):
+    """The row and the name are the same, so only what the bytes are tells."""
+    files = sorted((tmp_path / "videos").iterdir())
+    rows = [{"path": path.name, "bytes": path.read_bytes()} for path in files]
+    rows[5]["bytes"] = b"cut off"
+    settings = FrameStoreSettings("file")
+
+    def read(videos):
+        dataset = Dataset.from_dict({"video": videos, "label": ["a", "a", "a", "b", "b", "b"]})
+        return frame_store.read_split(dataset, tmp_path / "work", settings, num_workers=1)
+
+    _, problems = read(rows)
+    assert list(problems) == [5]
+    rows[0] = {"path": rows[0]["path"], "bytes": rows[3]["bytes"]}
+    rows[5] = {"path": rows[5]["path"], "bytes": files[5].read_bytes()}
+    kept, problems = read(rows)
+    assert problems == {}
+    assert [video["bytes"] for video in kept["video"]] == [row["bytes"] for row in rows]
+
+
+def test_frames_that_changed_in_their_folder_are_read_again(tmp_path):
+    folders = [tmp_path / "clips" / str(number) for number in range(2)]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        for frame in range(3):
+            Image.new("RGB", (24, 24), (100 * number, 40 * frame, 0)).save(folder / f"{frame}.bmp")
+    dataset = Dataset.from_dict({"video": [str(folder) for folder in folders], "label": ["a", "b"]})
+    settings = FrameStoreSettings("raw", frame_size=16)
+    before = frame_store.read_split(dataset, tmp_path / "work", settings, num_workers=1)[0]["video"][:]
+    Image.new("RGB", (24, 24), (0, 0, 200)).save(folders[1] / "1.bmp")
+    after = frame_store.read_split(dataset, tmp_path / "work", settings, num_workers=1)[0]["video"][:]
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_any_flipped_bit_of_a_finished_shard_is_found_and_the_remedy_helps(table, tmp_path, monkeypatch):
+    whole = list(load_from_disk(prepare(tmp_path / "whole", source=table, frame_store="raw"))["train"])
+    with monkeypatch.context() as patch:
+        interrupt_at_shard(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "data", source=table, frame_store="raw")
+    shard, rng = tmp_path / "data" / ".preparing" / "train" / "shard-000001", np.random.default_rng(0)
+    for path in sorted(path for path in shard.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for position in rng.integers(len(content), size=3).tolist():
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << int(rng.integers(8))
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match=rf"delete {shard}, and its videos are read again"):
+                frame_store._finished_shards(shard.parent)
+        path.write_bytes(content)
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match="its videos are read again"):
+        prepare(tmp_path / "data", source=table, frame_store="raw")
+    shutil.rmtree(shard)
+    assert list(load_from_disk(prepare(tmp_path / "data", source=table, frame_store="raw"))["train"]) == whole
+
+
+def test_shards_without_checksums_are_taken_with_a_note(tmp_path, capsys):
+    for number in range(2):
+        (tmp_path / f"shard-00000{number}").mkdir()
+        (tmp_path / f"shard-00000{number}" / "keys.json").write_text("[]")
+    assert [shard.keys for shard in frame_store._finished_shards(tmp_path)] == [[], []]
+    expected = f"note: 2 finished pieces in {tmp_path} have no checksums; they are taken as they are.\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_two_preparations_in_one_folder_are_one_and_a_refusal(table, tmp_path, monkeypatch):
+    read, errors = frame_store.read_video, []
+
+    def meanwhile(*args):
+        with pytest.raises(FolderInUseError) as error:
+            prepare(tmp_path / "data", source=table)
+        errors.append(str(error.value))
+        return map(read, args[1])
+
+    monkeypatch.setattr(frame_store, "in_processes", meanwhile)
+    folder = prepare(tmp_path / "data", source=table)
+    assert len(load_from_disk(folder)["train"]) == 6
+    (error,) = errors
+    assert error.startswith(f"{tmp_path / 'data'} is in use: process {os.getpid()} on ")
+    assert error.endswith("Wait until it has ended, stop it, or name another --output_dir.")
+    assert not (folder / ".lock").exists()
+
+
+def test_the_folder_of_a_frame_store_has_one_writer(table, tmp_path):
+    dataset = Dataset.from_dict({"video": [str(tmp_path / "videos" / "red0.mp4")], "label": ["red"]})
+    with FolderLock(tmp_path / "work", "keeps frames", "Wait"), pytest.raises(FolderInUseError):
+        frame_store.read_split(dataset, tmp_path / "work", FrameStoreSettings(), num_workers=1)
+
+
+@pytest.mark.parametrize("format", ["disk", "parquet"])
+def test_nobody_sees_half_a_data_set_and_a_death_while_it_is_put_in_place_is_survived(
+    format, table, tmp_path, monkeypatch
+):
+    replace, seen = Path.replace, []
+
+    def look(self, target):
+        with pytest.raises(ValueError, match="still being prepared, or its preparation was interrupted"):
+            load_video_splits(str(tmp_path / "data"))
+        seen.append(Path(target).name)
+        replace(self, target)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return target
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", look)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "data", source=table, format=format)
+        folder = prepare(tmp_path / "data", source=table, format=format)
+    assert len(load_video_splits(str(folder))["train"]) == 6
+    assert seen == (["train", "train", "dataset_dict.json"] if format == "disk" else ["data", "data"])
+    assert not (folder / ".preparing").exists()
 
 
 @pytest.mark.parametrize(

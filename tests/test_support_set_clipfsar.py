@@ -1,7 +1,11 @@
 """Enrolled classes: equal to the model's own episodes, changed without encoding again, kept, refused where unfit."""
 
+import copy
 import io
 import json
+import pickle
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -179,7 +183,7 @@ def test_calibration_leaves_each_clip_out(bare_parts):
     model, _ = bare_parts
     embeds = clusters(n_way=3, n_shot=3, spread=0.7)
     support_set = enrolled_features(SupportSet.from_videos(*bare_parts, CLIPS), embeds)
-    left_out, distances, _ = support_set._left_out_comparisons(model)
+    left_out, distances, _ = support_set.snapshot(model).left_out_comparisons(model)
     rest = embeds[1, [0, 2]].mean(0)
     with torch.no_grad():
         expected = model.get_distances(embeds[1, 1][None], rest[None])
@@ -195,7 +199,6 @@ def test_the_limit_follows_the_set(bare_parts):
     query = embeds[3, :1]
     assert support_set.score_unknown(model, query) > 0.5
     support_set.classes["class 3"] = enrolled_features(support_set, embeds).classes["class 3"]
-    support_set._derived.clear()
     assert support_set.score_unknown(model, query) < 0.5
 
 
@@ -439,3 +442,117 @@ def test_thumbnails_show_what_the_model_saw(parts, support_set):
     assert picture.size == (4 * 16, 16)
     strip = np.concatenate(list(frames.numpy()), axis=1).astype(float)
     assert np.abs(np.asarray(picture) - strip).mean() < 16  # JPEG of noise
+
+
+# --- renaming, and changes while others ask ---------------------------------------------------------------------------
+
+
+def test_a_renamed_class_keeps_its_place_and_clips_and_gets_the_new_names_text(parts, support_set, query_embeds):
+    model, processor = parts
+    expected = SupportSet.from_videos(model, processor, {"boxing": CLIPS["boxing"], "dive": CLIPS["diving"]})
+    support_set.remove_class("running")
+    support_set.rename_class(model, processor, "diving", "dive")
+    assert support_set.class_names == ["boxing", "dive"]
+    for mode in MODES:
+        logits = support_set.classify(model, query_embeds, mode)
+        torch.testing.assert_close(logits, expected.classify(model, query_embeds, mode), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("nobody", "b", "no class 'nobody'"),
+        ("diving", "boxing", "a class 'boxing' already"),
+        ("diving", " ", "not usable"),
+        ("diving", "boxing_", "mean the same"),
+    ],
+)
+def test_a_name_that_cannot_be_given_is_refused_and_nothing_changes(parts, support_set, old, new, reason):
+    before = support_set.classes
+    with pytest.raises(ValueError, match=reason):
+        support_set.rename_class(*parts, old, new)
+    assert support_set.classes is before
+
+
+def test_a_snapshot_stays_as_it_was_while_the_set_changes(parts, support_set, query_embeds):
+    model, processor = parts
+    snapshot = support_set.snapshot(model)
+    names, logits = list(snapshot.class_names), snapshot.classify(model, query_embeds)
+    unknown = snapshot.score_unknown(model, query_embeds)
+    support_set.remove_clip("boxing", 0)
+    support_set.rename_class(model, processor, "diving", "dive")
+    support_set.remove_class("running")
+    support_set.add(model, processor, {"boxing": [random_clip(9)]})
+    assert snapshot.class_names == names
+    assert torch.equal(snapshot.classify(model, query_embeds), logits)
+    assert torch.equal(snapshot.score_unknown(model, query_embeds), unknown)
+
+
+def test_a_change_in_the_midst_of_an_answer_leaves_the_answer_as_it_was(parts, support_set, query_embeds, monkeypatch):
+    model = parts[0]
+    expected = support_set.classify(model, query_embeds, "ensemble")
+    get_query_states = model.get_query_states
+
+    def meanwhile(embeds):
+        if "diving" in support_set:
+            support_set.remove_class("diving")
+        return get_query_states(embeds)
+
+    monkeypatch.setattr(model, "get_query_states", meanwhile)
+    assert torch.equal(support_set.classify(model, query_embeds, "ensemble"), expected)
+    assert support_set.classify(model, query_embeds, "ensemble").shape == (2, 2)
+
+
+def test_classes_written_into_by_hand_are_noticed(parts, support_set, query_embeds):
+    model = parts[0]
+    before = support_set.classify(model, query_embeds)
+    support_set.classes["diving"].support_embeds.mul_(-1)
+    changed = support_set.classify(model, query_embeds)
+    assert not torch.equal(changed, before)
+    support_set.classes["diving"] = support_set.classes["running"]
+    assert not torch.equal(support_set.classify(model, query_embeds), changed)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
+def test_a_copy_is_a_set_of_its_own(parts, support_set, query_embeds, copied):
+    model = parts[0]
+    expected = support_set.classify(model, query_embeds)
+    other = copied(support_set)
+    other.remove_class("diving")
+    assert torch.equal(support_set.classify(model, query_embeds), expected)
+    torch.testing.assert_close(other.classify(model, query_embeds), expected[:, [0, 2]])
+
+
+def test_threads_that_add_classes_at_once_lose_none(parts):
+    support_set = SupportSet.from_videos(*parts, {"first": [random_clip(0)]})
+
+    def add(number):
+        support_set.add(*parts, {f"class {'abcdefgh'[number]}": [random_clip(number)], "first": [random_clip(20)]})
+
+    in_threads([lambda number=number: add(number) for number in range(8)])
+    assert sorted(support_set.class_names) == sorted(["first", *(f"class {letter}" for letter in "abcdefgh")])
+    assert support_set.num_clips["first"] == 9
+
+
+def in_threads(functions):
+    """Runs functions at once, in threads that Python changes between as often as it can; raises what one raised."""
+    errors = []
+
+    def run(function):
+        try:
+            function()
+        except Exception as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=run, args=(function,)) for function in functions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    if errors:
+        raise errors[0]

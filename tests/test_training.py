@@ -318,7 +318,7 @@ def test_a_run_that_dies_again_and_again_ends_as_if_it_had_not(train, reference,
     run = tmp_path / "run"
     deaths = [
         (die_at, "_record", 3),  # within the first update, no checkpoint yet
-        (die_at, "replace_folder", 3),  # the first checkpoint is complete, but still called state.new
+        (die_at, "replace_folder", 1),  # the first checkpoint is complete, but still called state.new
         (die_at, "plot_training", 1),  # between the models and the state of the first checkpoint
         (die_at, "_record", 11),  # within the accumulation of an update after the first checkpoint
         (die_at, "_record", 5, True),  # at its first step after it (of a resumed run the calls count anew)

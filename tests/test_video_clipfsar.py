@@ -19,10 +19,11 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from tiny_data import tiny_model_and_processor
+from tiny_data import tiny_model_and_processor, write_video
 
 import decoding_clipfsar
 import reader_process_clipfsar
+import video_clipfsar
 from clipfsar.data.frame_store import FrameStoreSettings, read_split
 from clipfsar.inference.windows import encode_windows
 from container_clipfsar import VideoTimes, turns_of_matrix
@@ -596,6 +597,30 @@ def test_files_that_version_0_1_read_otherwise_are_known(tmp_path, variable):
     assert "mirrored" in frames_differ_from_0_1(mirrored)
     assert "rate" in frames_differ_from_0_1(variable, "interval")
     assert frames_differ_from_0_1(np.zeros((3, 8, 8, 3), np.uint8)) is None
+
+
+def test_whether_0_1_read_other_frames_is_not_asked_of_the_web_and_no_fault_of_ours_is_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_clipfsar, "_download", None)  # would be called
+    assert frames_differ_from_0_1("https://example.org/a.mp4") is None
+    assert frames_differ_from_0_1({"path": "hf://buckets/a.mp4", "bytes": None}) is None
+    for name, content in {
+        "empty.mp4": b"",
+        "text.mp4": b"no video at all",
+        "zip.mp4": b"PK\x03\x04 but no archive",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert frames_differ_from_0_1(str(tmp_path / name)) is None
+    assert frames_differ_from_0_1(str(tmp_path / "missing.mp4")) is None
+    (tmp_path / "0.png").write_bytes(b"no image")
+    assert frames_differ_from_0_1(str(tmp_path)) is None
+
+    def mistake(*_):
+        raise AttributeError("a mistake of the library")
+
+    monkeypatch.setattr(video_clipfsar, "_oddity_for_0_1", mistake)
+    write_video(tmp_path / "good.mp4", (0, 0, 250), seed=0)
+    with pytest.raises(AttributeError, match="a mistake"):
+        frames_differ_from_0_1(str(tmp_path / "good.mp4"))
 
 
 def test_times_survive_the_way_out_of_a_process():

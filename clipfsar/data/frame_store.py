@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.compute
 import torch
@@ -25,6 +26,9 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is
 from tqdm.auto import tqdm
 
 from choices_clipfsar import SECONDS_PER_VIDEO
+from clipfsar.checked_files import check_files, write_checksums
+from clipfsar.content import digests_of_videos
+from clipfsar.locks import FolderLock
 from container_clipfsar import READER_VERSION
 from frame_archive_clipfsar import FRAME_FORMATS, pack_frames
 from paths_clipfsar import replace_file
@@ -214,7 +218,7 @@ def read_split(
     """Reads every video of a split, going on with what `folder` holds of an earlier run of the same settings.
 
     Done work is known by file, size, time of change and class, so that a bad video may be mended, and videos removed or
-    added, between two runs. What could not be read is tried again.
+    added, between two runs. What could not be read is tried again. Finished shards are compared with their checksums.
 
     Args:
         dataset: Columns `video` (paths, or dicts of path and bytes) and `label` (class names).
@@ -222,10 +226,20 @@ def read_split(
     Returns:
         The rows whose videos can be read, in order, what is to be kept of them in place of the videos; and why the
         others cannot be read, by row.
+
+    Raises:
+        FolderInUseError: When another process works in the folder.
+        DamagedFileError: When a file of a finished shard is not what was written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder, "keeps frames of videos", "Wait until it has ended, or name another folder"):
+        return _read_split(dataset, folder, settings, num_workers, description)
+
+
+def _read_split(
+    dataset: Dataset, folder: Path, settings: FrameStoreSettings, num_workers: int, description: str
+) -> tuple[Dataset, dict[int, str]]:
     shards = _finished_shards(folder)
-    keys = [_key(row, *item) for row, item in enumerate(zip(references(dataset), dataset["label"], strict=True))]
+    keys = _keys(dataset)
     done = {key for shard in shards for key in shard.keys}
     to_read = [row for row, key in enumerate(keys) if key not in done]
     jobs = ((dataset[row]["video"], settings) for row in to_read)
@@ -268,6 +282,9 @@ class _Shard:
 
 def _finished_shards(folder: Path) -> list[_Shard]:
     paths = sorted(folder.glob("shard-*"))  # unfinished ones are called .shard-...
+    unchecked = [path for path in paths if not check_files(path, f"delete {path}, and its videos are read again")]
+    if unchecked:
+        print(f"note: {len(unchecked)} finished pieces in {folder} have no checksums; they are taken as they are.")
     return [_Shard(path, json.loads((path / "keys.json").read_text())) for path in paths]
 
 
@@ -286,6 +303,7 @@ def _write_shard(
         if settings.keeps_something:
             _save_quietly(_kept_videos(dataset.select(kept), list(kept.values())), partial / "videos")
         (partial / "keys.json").write_text(json.dumps(keys))
+        write_checksums(partial)
     return _Shard(path, keys)
 
 
@@ -314,19 +332,31 @@ def references(dataset: Dataset) -> Iterator[dict]:
             yield {"path": path, "bytes": b"" if has else None}
 
 
-def _key(row: int, video: dict, label: str) -> str:
-    """What a video is known by: the file as it is now, or the row where its bytes lie in the data set.
+def _keys(dataset: Dataset) -> list[str]:
+    """What each video and its class are known by: see `_key`."""
+    rows = list(zip(references(dataset), dataset["label"], strict=True))
+    others = [row for row, (video, _) in enumerate(rows) if video["bytes"] is not None or _is_folder(video["path"])]
+    digests = dict(zip(others, digests_of_videos(dataset.select(others)), strict=True)) if others else {}
+    return [_key(video, label, digests.get(row)) for row, (video, label) in enumerate(rows)]
+
+
+def _key(video: dict, label: str, digest: np.ndarray | None) -> str:
+    """The file as it is now, or a digest of the bytes that lie in the data set or of a folder of frames.
 
     Version 0.1 wrote no version of its reader: what it read before it was interrupted is read again.
     """
     reader = f"reader {READER_VERSION}"
-    if video["bytes"] is not None:
-        return json.dumps([row, video["path"], label, reader])
+    if digest is not None:
+        return json.dumps([video["path"], digest.tobytes().hex(), label, reader])
     try:
         status = os.stat(video["path"] or "")
     except OSError:
         return json.dumps([video["path"], label, reader])
     return json.dumps([video["path"], status.st_size, status.st_mtime_ns, label, reader])
+
+
+def _is_folder(path: str | None) -> bool:
+    return path is not None and os.path.isdir(path)
 
 
 def _save_quietly(dataset: Dataset, folder: Path):

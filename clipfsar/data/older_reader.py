@@ -49,4 +49,4 @@ def _files_of(report: dict) -> list[str]:
     return [clip.path for clips in (splits or {}).values() for clip in clips]
 
 
-__all__ = ["check_kept_frames"]
+__all__ = ["REPORT", "check_kept_frames"]

@@ -14,15 +14,17 @@ from datasets import Dataset, DatasetDict, Value, Video
 from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, FRAME_SIZE, SPLITS, PrepareArguments
 from clipfsar.data.clips import LeftOut
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
+from clipfsar.data.older_reader import REPORT
 from clipfsar.data.sources import listed_clips, resplit, to_dataset
-from clipfsar.data.splits import check_disjoint_classes, load_video_splits
+from clipfsar.data.splits import WORK_FOLDER, check_disjoint_classes, load_video_splits
+from clipfsar.locks import LOCK_NAME, FolderLock
 from clipfsar.presets import PRESETS
 from container_clipfsar import READER_VERSION
 from episodes_clipfsar import read_labels
+from paths_clipfsar import flush_to_disk, replace_file
 from pixels_clipfsar import resize_settings
 from processing_clipfsar import CLIPFSARProcessor
 
-WORK_FOLDER = ".preparing"
 BYTES_PER_PARQUET_FILE = 500 * 2**20
 
 
@@ -86,6 +88,12 @@ class Preparation:
         self.bad = []  # {"split", "class", "path", "problem"}
 
     def run(self):
+        """Raises `FolderInUseError` when another preparation works in the same folder."""
+        remedy = "Wait until it has ended, stop it, or name another --output_dir"
+        with FolderLock(self.output_dir, "prepares a data set", remedy):
+            self._run()
+
+    def _run(self):
         arguments = self.arguments
         self._open_output_dir()
         missing = self._missing_rows()
@@ -114,7 +122,7 @@ class Preparation:
     def _open_output_dir(self):
         """Goes on with an interrupted preparation of the same settings; refuses to touch anything else."""
         settings, path = self.arguments.settings(), self.work_dir / "settings.json"
-        if (self.output_dir / "preparation.json").is_file():
+        if (self.output_dir / REPORT).is_file():
             raise ValueError(f"{self.output_dir} holds a prepared data set already: delete it or name another folder.")
         if path.is_file():
             earlier = json.loads(path.read_text())
@@ -124,10 +132,11 @@ class Preparation:
                     f"An unfinished preparation in {self.output_dir} was started with {', '.join(different)}: go on "
                     "with the same settings, delete the folder, or name another one."
                 )
-        elif self.output_dir.is_dir() and any(self.output_dir.iterdir()):
+        elif any(path.name != LOCK_NAME for path in self.output_dir.iterdir()):
             raise ValueError(f"{self.output_dir} is not empty: name another folder for the data set.")
-        self.work_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2) + "\n")
+        self.work_dir.mkdir(exist_ok=True)
+        with replace_file(path) as partial:
+            partial.write_text(json.dumps(settings, indent=2) + "\n")
 
     def _missing_rows(self) -> dict[str, list[int]]:
         return {
@@ -223,21 +232,15 @@ class Preparation:
         return [*lines, str(self.left_out)] if str(self.left_out) else lines
 
     def _save(self):
-        """The data set first, the report last: a folder with `preparation.json` is complete."""
+        """The data set first, the report last: a folder with `preparation.json` is complete.
+
+        The data set is written beside its place: nobody sees half of it.
+        """
         arguments = self.arguments
         empty = [split for split, dataset in self.splits.items() if not len(dataset)]
         if empty:
             raise ValueError(f"The split {empty[0]!r} has no videos left.")
-        if arguments.format == "disk":
-            self.splits.save_to_disk(str(self.output_dir))
-        else:
-            (self.output_dir / "data").mkdir(exist_ok=True)
-            for split, dataset in self.splits.items():
-                num_files = min(len(dataset), math.ceil(dataset.data.nbytes / BYTES_PER_PARQUET_FILE))
-                for number in range(num_files):
-                    name = f"{split}-{number:05d}-of-{num_files:05d}.parquet"
-                    part = dataset.shard(num_files, number, contiguous=True)
-                    part.to_parquet(str(self.output_dir / "data" / name))
+        self._put_in_place(self._write())
         if arguments.push_to_hub:
             self._upload()
         classes = {split: dict(Counter(dataset["label"])) for split, dataset in self.splits.items()}
@@ -247,10 +250,35 @@ class Preparation:
             "videos_per_class": classes,
             "bad_videos": self.bad,
         }
-        (self.output_dir / "preparation.json").write_text(json.dumps(report, indent=2) + "\n")
+        with replace_file(self.output_dir / REPORT) as partial:
+            partial.write_text(json.dumps(report, indent=2) + "\n")
         self.splits = None  # before the files go that it reads from
         shutil.rmtree(self.work_dir)
         print(self._what_next(classes))
+
+    def _write(self) -> Path:
+        """The folder of the whole data set, in the work folder."""
+        folder = self.work_dir / "result"
+        shutil.rmtree(folder, ignore_errors=True)
+        if self.arguments.format == "disk":
+            self.splits.save_to_disk(str(folder))
+        else:
+            (folder / "data").mkdir(parents=True)
+            for split, dataset in self.splits.items():
+                num_files = min(len(dataset), math.ceil(dataset.data.nbytes / BYTES_PER_PARQUET_FILE))
+                for number in range(num_files):
+                    name = f"{split}-{number:05d}-of-{num_files:05d}.parquet"
+                    part = dataset.shard(num_files, number, contiguous=True)
+                    part.to_parquet(str(folder / "data" / name))
+        return folder
+
+    def _put_in_place(self, folder: Path):
+        flush_to_disk(folder)
+        for path in sorted(folder.iterdir(), key=Path.is_file):  # the list of splits last
+            target = self.output_dir / path.name  # what lies there is of this preparation, before it was interrupted
+            if target.is_dir():
+                shutil.rmtree(target)
+            path.replace(target)
 
     def _what_next(self, classes: dict[str, dict[str, int]]) -> str:
         """Training needs episodes of two classes, each with a support and a query clip; enrolling needs none."""

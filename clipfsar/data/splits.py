@@ -7,9 +7,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset, l
 from pyarrow.parquet import read_schema
 
 from clipfsar.data.clips import find_clips
-from clipfsar.data.older_reader import check_kept_frames
+from clipfsar.data.older_reader import REPORT, check_kept_frames
 from episodes_clipfsar import read_labels, undecoded_videos
 from paths_clipfsar import class_names_of_folders, looks_like_path, normalized_class_name
+
+WORK_FOLDER = ".preparing"  # in the folder of a data set as long as it is being prepared
 
 
 def load_video_splits(source: str, video_column: str = "video", label_column: str = "label") -> DatasetDict:
@@ -25,13 +27,19 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
 
     Raises:
         FileNotFoundError: Where nothing is at a path.
-        ValueError: When a column is missing (the message lists those there are), or two folders stand for one class.
+        ValueError: When a column is missing (the message lists those there are), two folders stand for one class, or
+            the preparation of the data set has not ended.
     """
     path = Path(source)
     if path.is_file():
         raise ValueError(f"{source} is a file: clipfsar prepare --source {source} makes a data set of it.")
     if path.is_dir() and not any(path.iterdir()):
         raise FileNotFoundError(f"{source} is an empty folder; a data set with videos is needed.")
+    if (path / WORK_FOLDER).is_dir() and not (path / REPORT).is_file():
+        raise ValueError(
+            f"{source} is still being prepared, or its preparation was interrupted: wait for it, or finish it with the "
+            "same clipfsar prepare command."
+        )
     check_kept_frames(path)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         splits = load_from_disk(source)
@@ -120,4 +128,4 @@ def check_disjoint_classes(
             )
 
 
-__all__ = ["check_disjoint_classes", "load_video_splits"]
+__all__ = ["WORK_FOLDER", "check_disjoint_classes", "load_video_splits"]

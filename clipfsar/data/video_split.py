@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from clipfsar.content import digests_of_videos, joint_digest
 from episodes_clipfsar import read_labels, undecoded_videos
 
 
@@ -70,16 +72,63 @@ class VideoSplit:
         return np.flatnonzero(self.labels == self.class_names.index(class_name))
 
     @cached_property
+    def digests(self) -> np.ndarray:
+        """Digest of each video, (V, 16); see `clipfsar.content`. Made once, where it is first asked for."""
+        return digests_of_videos(self.dataset, self.video_column)
+
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the videos, in order: names and sizes of files, or the bytes of those that lie in the dataset."""
-        return digest_of_videos(self.dataset, self.video_column)
+        """Of the videos, in order: names, lengths, first and last bytes."""
+        return joint_digest(self.digests)
+
+    def is_known_by(self, digest: str) -> bool:
+        """Whether a digest is that of these videos; older versions took names and sizes of files, or all bytes."""
+        return digest == (self.digest if digest.startswith("content ") else self._digest_of_0_1)
+
+    @cached_property
+    def _digest_of_0_1(self) -> str:
+        return _digest_of_0_1(self.dataset, self.video_column)
+
+    def record(self) -> dict:
+        """Class names, and what the videos of each class are known by, ready for JSON; see `changes_since`."""
+        rows_of = {name: self.rows_of(name) for name in self.class_names}
+        classes = [[name, len(rows), joint_digest(self.digests[rows])] for name, rows in rows_of.items()]
+        return {"classes": classes, "videos": self.digest}
+
+    def changes_since(self, record: dict) -> list[str]:
+        """What is different now from what a `record` says, in words; empty if nothing is."""
+        now = self.record()
+        if now == record:
+            return []
+        before, after = ({name: rest for name, *rest in one["classes"]} for one in (record, now))
+        changes = [f"class {name!r} is gone" for name in before if name not in after]
+        changes += [f"class {name!r} is new" for name in after if name not in before]
+        for name in (name for name in before if name in after):
+            (number, digest), (number_now, digest_now) = before[name], after[name]
+            if number != number_now:
+                changes.append(f"class {name!r} had {number} videos and has {number_now}")
+            elif digest != digest_now:
+                changes.append(f"class {name!r} has other videos, or the same in another order")
+        if not changes and list(before) != list(after):
+            changes = [f"the classes are in another order, {_listed(before)} (now {_listed(after)})"]
+        return [f"{self.name}: {change}" for change in changes or ["the videos are in another order"]]
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def digest_of_videos(dataset, video_column: str) -> str:
-    """Of the order, names and sizes of files, or of the bytes of videos that lie in the dataset.
+    """Of the order, names, lengths, first and last bytes of videos.
 
     The name is CLASS/FILE: a data set that was moved is still the same.
     """
+    return joint_digest(digests_of_videos(dataset, video_column))
+
+
+def _digest_of_0_1(dataset, video_column: str) -> str:
+    """Of the order, names and sizes of files, or of the bytes of videos that lie in the dataset."""
     digest = hashlib.sha256()
     for video in dataset[video_column]:
         path, data = (video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None)

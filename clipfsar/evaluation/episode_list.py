@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from clipfsar.data.video_split import VideoSplit
 from episodes_clipfsar import EpisodeRows, EpisodeSampler
 
 
@@ -42,8 +43,8 @@ def write_episodes(path: str | Path, sampler: EpisodeSampler, n_episodes: int, v
     save_file(tensors, path, metadata={"videos": videos, "seed": json.dumps(sampler.seed)})
 
 
-def read_episodes(path: str | Path, videos: str) -> EpisodeList:
-    """The episodes that `write_episodes` wrote; `videos` identifies the videos they must be about.
+def read_episodes(path: str | Path, videos: str | VideoSplit) -> EpisodeList:
+    """The episodes that `write_episodes` wrote; `videos` are the videos they must be about, or what identifies them.
 
     Raises:
         FileNotFoundError: When there is no such file.
@@ -59,7 +60,8 @@ def read_episodes(path: str | Path, videos: str) -> EpisodeList:
         names = {"class_ids", "support_rows", "query_rows"}
         if set(file.keys()) != names:
             raise ValueError(f"{path} is no list of episodes: it holds {', '.join(file.keys())}.")
-        if file.metadata()["videos"] != videos:
+        written = file.metadata()["videos"]
+        if not (videos.is_known_by(written) if isinstance(videos, VideoSplit) else written == videos):
             raise ValueError(f"The episodes in {path} are about other videos (or the same in another order).")
         return EpisodeList(**{name: file.get_tensor(name) for name in names})
 

@@ -188,7 +188,7 @@ def run(arguments: EvaluateArguments) -> EvaluationResults:
     given = (arguments.n_way, arguments.n_shot, arguments.n_query, arguments.n_episodes, arguments.seed)
     protocol = Protocol(*given, arguments.inference_modes)
     # Other videos than those of a list of episodes are found out before the encoding.
-    episodes = read_episodes(arguments.read_episodes, split.digest) if arguments.read_episodes is not None else None
+    episodes = read_episodes(arguments.read_episodes, split) if arguments.read_episodes is not None else None
     evaluation = Evaluation(split, protocol, arguments.exact, arguments.until_interval, episodes)
     encoder = _encoder(arguments.model, split, arguments, accelerator)
     other = arguments.compare_with and _encoder(arguments.compare_with, split, arguments, accelerator)

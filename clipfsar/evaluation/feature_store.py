@@ -2,25 +2,33 @@
 
 While videos are being encoded every batch lies in a file of its own, so that a run that is killed loses at most the
 batches in flight, and the next one goes on. A store made of other weights, frames, preprocessing or videos is refused.
+Videos are known by what they hold (`clipfsar.content`), those behind web addresses by the address alone.
 """
 
+import contextlib
+import errno
 import json
-import shutil
+import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 
 from backbones_clipfsar import tower_configs
+from clipfsar.checked_files import DamagedFileError, load_tensors, save_tensors
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.encoding import VideoEncoder
+from clipfsar.locks import LOCK_NAME, FolderLock
+from clipfsar.processes import first_process_decides, holds_everywhere
 from container_clipfsar import READER_VERSION
 from fingerprint_clipfsar import precision_of, preprocessing_settings, unseen_settings, weights_digest
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from paths_clipfsar import replace_file
 from video_clipfsar import frames_differ_from_0_1
 
-_FORMAT = 1
+_FORMAT = 2  # 1 has no checksums, and knows videos by the sizes of their files
+SECONDS_TO_WAIT = 300
+_ENCODE_AGAIN = "delete this file, and its videos are encoded again"
 
 
 class FeatureStore:
@@ -44,25 +52,26 @@ class FeatureStore:
     ) -> torch.Tensor:
         """As `VideoEncoder.encode`: (V, T, D), float32 on the CPU; every video is encoded once and then only read.
 
+        Where another program encodes into the same folder this one waits for it, and then reads; of several processes
+        that `torch.distributed` joins, for five minutes.
+
         Raises:
-            ValueError: When the store was made of something else; the message says of what.
+            ValueError: When the store was made of something else; the message says of what. When a file of it is
+                damaged; the message says which. When another process encodes there and the waiting was in vain.
         """
         split, accelerator = VideoSplit.of(split), self.encoder.accelerator
-        manifest = self.manifest(split, draw_seed)
-        if accelerator.is_main_process:
-            self._adopt_older_reader(split, manifest)
-            self._open(manifest)
-        accelerator.wait_for_everyone()
-        path = self.folder / "manifest.json"
-        if not path.is_file() or json.loads(path.read_text()) != manifest:
-            raise ValueError(f"The feature store {self.folder} could not be opened; the first process says why.")
-        if not self._features.is_file():
-            self._encode_missing(split, draw_seed, description)
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                self._merge(len(split))
-            accelerator.wait_for_everyone()
-        return load_file(self._features)["embeds"]
+        with contextlib.ExitStack() as stack:
+            is_done, manifest = first_process_decides(accelerator, lambda: self._open(split, draw_seed, stack))
+            if not holds_everywhere(accelerator, self._present() == manifest):
+                raise ValueError(
+                    f"Not every process sees the feature store {self.folder} of the first one: name a folder that all "
+                    "of them share."
+                )
+            if not is_done:
+                self._encode_missing(split, draw_seed, description)
+                accelerator.wait_for_everyone()
+                first_process_decides(accelerator, lambda: self._merge(split))
+        return load_tensors(self._features, _ENCODE_AGAIN, manifest["format"] > 1)["embeds"]
 
     def manifest(self, split: VideoSplit, draw_seed: tuple[int, ...] | None = None) -> dict:
         """The inputs of the features; two stores of equal manifests hold the same features."""
@@ -82,18 +91,70 @@ class FeatureStore:
         manifest["reader"] = READER_VERSION
         return json.loads(json.dumps(manifest))  # as it will be read back: no tuples, no enumerations
 
-    def _adopt_older_reader(self, split: VideoSplit, manifest: dict):
-        """A store of version 0.1, which read some files wrongly, is taken over if it has none of these.
+    def _present(self) -> dict | None:
+        path = self.folder / "manifest.json"
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            if self.rebuild:
+                return {}
+            raise DamagedFileError(
+                f"{path} is damaged: delete the folder, and the videos are encoded again, or rebuild it with "
+                "--rebuild_features."
+            ) from None
+
+    def _open(self, split: VideoSplit, draw_seed: tuple[int, ...] | None, stack) -> tuple[bool, dict]:
+        """Whether all features are there, and the manifest; if not, the store is empty or begun and locked in `stack`.
+
+        A store that is whole is only read, so that its folder may be on a read-only disk.
+        """
+        manifest, present = self.manifest(split, draw_seed), self._present()
+        if present == manifest and self._features.is_file():
+            return True, manifest
+        is_older = self._check_older(split, present, manifest)
+        try:
+            stack.enter_context(self._lock())
+        except OSError as error:
+            if is_older and self._features.is_file() and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                return True, present
+            raise
+        if is_older:
+            self._bring_up_to_date(manifest)
+        self._check_or_clear(split, manifest)
+        return self._features.is_file(), manifest
+
+    def _lock(self) -> FolderLock:
+        seconds = None if self.encoder.accelerator.num_processes == 1 else SECONDS_TO_WAIT
+        remedy = "Wait until it has ended, or name another folder for the features"
+        return FolderLock(self.folder, "encodes videos", remedy, seconds)
+
+    def _check_older(self, split: VideoSplit, present: dict | None, manifest: dict) -> bool:
+        """Whether this is a store of an older version that fits, as far as can be told.
 
         Raises:
-            ValueError: When it has; the message names the files.
+            ValueError: When it is one of version 0.1, which read some of its files wrongly; the message names them.
         """
-        path = self.folder / "manifest.json"
-        if self.rebuild or not path.is_file():
-            return
-        present = json.loads(path.read_text())
-        if "reader" in present or present != {name: manifest[name] for name in manifest if name != "reader"}:
-            return
+        if self.rebuild or present is None or present.get("format") != 1:
+            return False
+        others = {name: value for name, value in manifest.items() if name not in ("format", "videos", "reader")}
+        known = {name: value for name, value in present.items() if name not in ("format", "videos", "reader")}
+        if known != others or not split.is_known_by(str(present.get("videos"))):
+            return False
+        if "reader" not in present:
+            self._check_older_reader(split)
+        elif present["reader"] != manifest["reader"]:
+            return False
+        warnings.warn(
+            f"The feature store {self.folder} is of an earlier version, which recorded neither checksums nor what the "
+            "videos hold: it is taken for one of the present videos. Were videos replaced by others of the same size, "
+            "rebuild it with --rebuild_features.",
+            stacklevel=2,
+        )
+        return True
+
+    def _check_older_reader(self, split: VideoSplit):
         sampling, different = self.encoder.processor.frame_sampling, []
         for row in range(len(split)):
             reason = frames_differ_from_0_1(split.video(row), sampling=sampling)
@@ -106,50 +167,72 @@ class FeatureStore:
                 f"{len(different)} of its {len(split)} videos: {', '.join(different[:5])}{more}. Name another folder, "
                 "delete this one, or, in an evaluation, rebuild it with --rebuild_features."
             )
-        with replace_file(path) as partial:
+
+    def _bring_up_to_date(self, manifest: dict):
+        """Checksums first: a store whose manifest says that it has them has them."""
+        for path in (*self._parts(), *([self._features] if self._features.is_file() else [])):
+            save_tensors(load_tensors(path, _ENCODE_AGAIN, has_checksum=False), path)
+        self._write_manifest(manifest)
+
+    def _write_manifest(self, manifest: dict):
+        with replace_file(self.folder / "manifest.json") as partial:
             partial.write_text(json.dumps(manifest, indent=2) + "\n")
 
-    def _open(self, manifest: dict):
-        """Makes an empty store, or finds that the one there is the right one."""
-        folder, path = self.folder, self.folder / "manifest.json"
-        if path.is_file():
-            present = json.loads(path.read_text())
+    def _check_or_clear(self, split: VideoSplit, manifest: dict):
+        """Finds that the store there is the right one, or makes an empty one. What is not the store's stays."""
+        folder, present = self.folder, self._present()
+        if present is None and {path.name for path in folder.iterdir()} - {LOCK_NAME}:
+            raise ValueError(f"{folder} is no feature store, but not empty either: name another folder.")
+        if present == manifest:
+            return
+        if present is not None and not self.rebuild:
             names = [*manifest, *(name for name in present if name not in manifest)]
             different = [name for name in names if present.get(name) != manifest.get(name)]
-            if not different:
-                return
-            if not self.rebuild:
-                details = "; ".join(f"{name}: {present.get(name)} (now {manifest.get(name)})" for name in different)
-                raise ValueError(
-                    f"The feature store {folder} was made of something else: {details}. Name another folder, delete "
-                    "this one, or, in an evaluation, rebuild it with --rebuild_features."
-                )
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is no feature store, but not empty either: name another folder.")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        with replace_file(path) as partial:
-            partial.write_text(json.dumps(manifest, indent=2) + "\n")
+            if "videos" in different and present.get("format") == 1:
+                different.remove("format")
+            details = "; ".join(f"{name}: {present.get(name)} (now {manifest.get(name)})" for name in different)
+            raise ValueError(
+                f"The feature store {folder} was made of something else: {details}{self._other_videos(split)}. Name "
+                "another folder, delete this one, or, in an evaluation, rebuild it with --rebuild_features."
+            )
+        for path in (self._features, *self._parts()):  # before the manifest says something else of them
+            path.unlink(missing_ok=True)
+        self._write_manifest(manifest)
+
+    def _other_videos(self, split: VideoSplit) -> str:
+        """Which videos are others than those that were encoded, where the store says so and has as many."""
+        known = {}
+        for path in (self._features, *self._parts()):
+            if path.is_file():
+                tensors = load_tensors(path, _ENCODE_AGAIN, has_checksum=False)
+                rows = tensors.get("rows", torch.arange(len(tensors["embeds"]))).tolist()
+                known |= dict(zip(rows, tensors["digests"].numpy(), strict=True)) if "digests" in tensors else {}
+        if not known or max(known) >= len(split):
+            return ""
+        others = [row for row, digest in sorted(known.items()) if (digest != split.digests[row]).any()]
+        names = ", ".join(_file_of(split.video(row)) for row in others[:5]) + (", ..." if len(others) > 5 else "")
+        return f"; {len(others)} of {len(known)} encoded videos are others now: {names}" if others else ""
 
     def _encode_missing(self, split: VideoSplit, draw_seed: tuple[int, ...] | None, description: str):
         """This process's share of the videos that no file of the store holds yet."""
         accelerator = self.encoder.accelerator
-        done = {int(row) for part in self._parts() for row in load_file(part)["rows"]}
+        done = {row for part in self._parts() for row in _rows_of(part)}
         to_do = [row for row in range(len(split)) if row not in done]
         accelerator.wait_for_everyone()  # nobody writes a part while another process still reads what is done
         mine = to_do[accelerator.process_index :: accelerator.num_processes]
         for rows, embeds in self.encoder.batches(split, mine, draw_seed, description):
             part = self.folder / f"part-{rows[0]:08d}.safetensors"
-            _save_whole({"rows": torch.tensor(rows), "embeds": embeds.cpu().contiguous()}, part)
+            digests = torch.from_numpy(split.digests[rows])
+            save_tensors({"rows": torch.tensor(rows), "digests": digests, "embeds": embeds.cpu().contiguous()}, part)
 
-    def _merge(self, num_videos: int):
-        parts = [load_file(part) for part in self._parts()]
+    def _merge(self, split: VideoSplit):
+        parts = [load_tensors(part, _ENCODE_AGAIN) for part in self._parts()]
         rows = torch.cat([part["rows"] for part in parts])
         order = rows.argsort()
-        if rows[order].tolist() != list(range(num_videos)):
+        if rows[order].tolist() != list(range(len(split))):
             raise ValueError(f"The parts in {self.folder} are not of every video once: delete the folder.")
         embeds = torch.cat([part["embeds"] for part in parts])[order].contiguous()
-        _save_whole({"embeds": embeds}, self._features)
+        save_tensors({"embeds": embeds, "digests": torch.from_numpy(split.digests.copy())}, self._features)
         for part in self._parts():
             part.unlink()
 
@@ -157,15 +240,17 @@ class FeatureStore:
         return sorted(self.folder.glob("part-*.safetensors"))
 
 
+def _rows_of(part: Path) -> list[int]:
+    try:
+        with safe_open(part, "pt") as file:
+            return file.get_tensor("rows").tolist()
+    except SafetensorError as error:
+        raise DamagedFileError(f"{part} is damaged ({error}): {_ENCODE_AGAIN}.") from error
+
+
 def _file_of(video) -> str:
     path = video.get("path") if isinstance(video, dict) else video
     return Path(path).name if path else "a video in the data set"
-
-
-def _save_whole(tensors: dict[str, torch.Tensor], path: Path):
-    """A file appears under its name only when it is complete."""
-    with replace_file(path) as partial:
-        save_file(tensors, partial)
 
 
 def _digest_of_visual_tower(model: CLIPFSARModel) -> str:

@@ -10,18 +10,15 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from clipfsar.checkpoints.model_card import SELECTED_ON_TEST
-from clipfsar.data.splits import check_disjoint_classes, load_video_splits
+from clipfsar.data.splits import load_video_splits
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.results import EvaluationResults
+from clipfsar.processes import first_process_decides
+from clipfsar.training.accelerator import make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments
-from clipfsar.training.run_folder import find_saved_state
-from clipfsar.training.trainer import (
-    EpisodicTrainer,
-    check_first_video,
-    check_protocol,
-    log_to_terminal,
-    make_accelerator,
-)
+from clipfsar.training.checks import check_classes
+from clipfsar.training.run_folder import find_saved_state, run_lock
+from clipfsar.training.trainer import EpisodicTrainer, log_to_terminal
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -36,28 +33,29 @@ def make_trainer(
     """
     args.check_files()
     accelerator = make_accelerator(args)  # first of all what is refused without reading anything
-    find_saved_state(Path(args.output_dir), args.resume)
+    first_process_decides(accelerator, lambda: _check_output_dir(args))
     datasets = load_video_splits(args.dataset, args.video_column, args.label_column)
     if "train" not in datasets:
         raise ValueError(f"{args.dataset} has no split 'train'; it has {', '.join(datasets)}.")
-    if not args.allow_shared_classes:
-        check_disjoint_classes(datasets, args.label_column)
     columns = (args.video_column, args.label_column)
     splits = {name: VideoSplit(dataset, *columns, name) for name, dataset in datasets.items()}
     test = splits.get("test") if args.test_episodes else None
-    if args.select_on in splits:
-        check_protocol(splits[args.select_on], args.n_way, args.n_shot[:1], args.n_query)
-    if test is not None:
-        check_protocol(test, args.n_way, args.n_shot, args.n_query)
+    check_classes(splits, args, tests=test is not None)
     set_seed(args.seed)  # of the new layers
     processor = CLIPFSARProcessor.from_pretrained(args.model, **args.processor_settings())
-    if test is not None:
-        check_first_video(test, processor)
     model = CLIPFSARModel.from_pretrained(args.model, for_training=True, dtype=torch.float32, **args.config_overrides())
     trainer = trainer_class(
         model, args, splits["train"], splits.get(args.select_on), processor, accelerator=accelerator
     )
+    trainer.test_split, trainer.classes_are_checked = test, True
     return trainer, test
+
+
+def _check_output_dir(args: EpisodicTrainingArguments):
+    """Another run there is found out before a model is loaded."""
+    output_dir = Path(args.output_dir)
+    with run_lock(output_dir):
+        find_saved_state(output_dir, args.resume)
 
 
 def run(args: EpisodicTrainingArguments) -> EvaluationResults:
@@ -65,8 +63,15 @@ def run(args: EpisodicTrainingArguments) -> EvaluationResults:
     log_to_terminal()
     transformers_logging.disable_progress_bar()
     trainer, test = make_trainer(args)
+    with trainer.writing():
+        results = _train_and_test(trainer, test)
+    trainer.close()
+    return results
+
+
+def _train_and_test(trainer: EpisodicTrainer, test: VideoSplit | None) -> EvaluationResults:
+    args, results = trainer.args, EvaluationResults()
     trainer.train(resume_from_checkpoint=args.resume)
-    results = EvaluationResults()
     if test is not None:
         results = trainer.evaluate(test)
         if trainer.accelerator.is_main_process:
@@ -78,7 +83,6 @@ def run(args: EpisodicTrainingArguments) -> EvaluationResults:
         trainer.save_model()
     if args.push_to_hub:
         trainer.push_to_hub()
-    trainer.close()
     return results
 
 

@@ -1,10 +1,15 @@
 """The folder of a run, complete at every moment: models, log, and the state that `--resume` reads."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
-from paths_clipfsar import replace_file
+from clipfsar.checked_files import DamagedFileError, check_files, listed_files, write_checksums
+from clipfsar.locks import FolderLock
+from paths_clipfsar import flush_to_disk, replace_file
+
+CARD = "README.md"  # of a model's folder: people and uploads write into it
 
 
 class TrainingLog:
@@ -28,6 +33,8 @@ class TrainingLog:
         if self.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint must not outlive the lines before it
 
     def history(self, episodes_per_update: int, episodes: int) -> list[dict]:
         """The same as transformers' `log_history`: plain names for training, `eval_*` for validations, with `step`."""
@@ -56,13 +63,18 @@ def restore_folder(folder: Path):
 
 
 def replace_folder(new: Path, folder: Path):
-    """Puts `new` in the place of `folder`; at every moment a complete one lies at `folder` or beside it as `.old`."""
+    """Puts `new` in the place of `folder`; at every moment a complete one lies at `folder` or beside it as `.old`.
+
+    All of `new` is on the disk before: a power cut is survived as well.
+    """
+    flush_to_disk(new)
     restore_folder(folder)  # or the next line would remove the only complete one
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
+    flush_to_disk(folder.parent, deep=False)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -89,7 +101,103 @@ def find_saved_state(output_dir: Path, resume: bool) -> Path | None:
 
 def read_progress(state_folder: Path | None) -> dict:
     """How far the run of a saved state had come; empty without one."""
-    return {} if state_folder is None else json.loads((state_folder / "progress.json").read_text())
+    if state_folder is None:
+        return {}
+    path = state_folder / "progress.json"
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged ({error}): delete {state_folder} to begin anew.") from None
 
 
-__all__ = ["TrainingLog", "complete_folder", "find_saved_state", "read_progress", "replace_folder", "restore_folder"]
+def check_saved_state(state_folder: Path, output_dir: Path) -> list[str]:
+    """Compares the state that a run goes on from, and `best/`, with their checksums.
+
+    Returns:
+        What could not be checked, or is missing and can be done without, in sentences.
+
+    Raises:
+        DamagedFileError: For a file that is not what was written; the message names it and what can be done.
+    """
+    notes, unchecked = [], []
+    remedy = f"put back a copy of this file, or begin anew without the state: delete {state_folder} and --resume"
+    if not check_files(state_folder, remedy):
+        unchecked.append(state_folder)
+    best = output_dir / "best"
+    if not best.is_dir():
+        notes.append(f"{best} is gone: the best model is chosen anew, beginning with that of the checkpoint.")
+    else:
+        remedy = (
+            f"put back a copy of this file, or delete {best}: --resume then chooses the best model anew, beginning "
+            "with that of the last checkpoint"
+        )
+        if not check_files(best, remedy):
+            unchecked.append(best)
+        if not any(best.glob("model*.safetensors")):
+            raise DamagedFileError(f"{best} holds no model*.safetensors: {remedy}.")
+    if unchecked:
+        names = " and ".join(map(str, unchecked))
+        notes.append(
+            f"{names}: an earlier version wrote no checksums, so damage is not looked for; they are added now."
+        )
+    for folder in unchecked:
+        write_checksums(folder, leave_out=[CARD])
+    return notes
+
+
+def keep_foreign_files(folder: Path, new: Path):
+    """Copies what others put into `folder`, such as a support set, to `new`, which is about to take its place.
+
+    Whose a file is, the list of checksums tells; a folder without it is replaced as it is.
+    """
+    ours = listed_files(folder)
+    for path in folder.rglob("*") if ours else ():
+        name = path.relative_to(folder)
+        if path.is_file() and name.as_posix() not in {*ours, CARD} and not (new / name).exists():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, new / name)
+
+
+def put_in_place(new: Path, folder: Path, is_ours: bool):
+    """Puts a model's folder `new` in the place of `folder`; what others put there stays.
+
+    Args:
+        is_ours: Whether `folder` is the run's own, and replaced at once. Into any other one that is there the files are
+            put one by one; of the files of an earlier model, those that this one does not have go.
+    """
+    if is_ours:
+        keep_foreign_files(folder, new)
+        replace_folder(new, folder)
+        return
+    flush_to_disk(new)
+    if not folder.exists():
+        new.rename(folder)
+        return
+    for name in listed_files(folder) - listed_files(new):
+        (folder / name).unlink(missing_ok=True)
+    for path in [path for path in new.rglob("*") if path.is_file()]:
+        target = folder / path.relative_to(new)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    shutil.rmtree(new)
+
+
+def run_lock(output_dir: Path) -> FolderLock:
+    """What a run holds while it writes into its folder; a second one is refused at once."""
+    remedy = "Wait until it has ended, stop it, or name another --output_dir"
+    return FolderLock(output_dir, "trains", remedy)
+
+
+__all__ = [
+    "CARD",
+    "TrainingLog",
+    "check_saved_state",
+    "complete_folder",
+    "find_saved_state",
+    "keep_foreign_files",
+    "put_in_place",
+    "read_progress",
+    "replace_folder",
+    "restore_folder",
+    "run_lock",
+]

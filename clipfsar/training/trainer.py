@@ -5,8 +5,10 @@ curve does not depend on the number of processes or workers, and a run that was 
 """
 
 import atexit
+import contextlib
 import json
 import logging
+import os
 import shutil
 import weakref
 from collections.abc import Sequence
@@ -16,7 +18,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import MultiProcessAdapter
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, is_tensorboard_available
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
@@ -30,9 +31,9 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import TrainOutput
 
 from backbones_clipfsar import is_convolutional
+from clipfsar.checked_files import write_checksums
 from clipfsar.checkpoints.model_card import SELECTED_ON_TEST, write_model_card
 from clipfsar.checkpoints.push_to_hub import push_folder
-from clipfsar.data.splits import check_disjoint_classes
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.evaluate_model import Evaluation
@@ -41,11 +42,24 @@ from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.plots import plot_training
 from clipfsar.presets import learning_rate_at
+from clipfsar.processes import first_process_decides
+from clipfsar.training.accelerator import NAMED_TRACKERS, make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.callbacks import EpisodicFlowCallback, EpisodicProgressCallback
+from clipfsar.training.checks import check_classes, check_first_video, check_protocol, check_same_data
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from clipfsar.training.optimization import make_optimizer
-from clipfsar.training.run_folder import TrainingLog, find_saved_state, read_progress, replace_folder, restore_folder
+from clipfsar.training.run_folder import (
+    CARD,
+    TrainingLog,
+    check_saved_state,
+    find_saved_state,
+    put_in_place,
+    read_progress,
+    replace_folder,
+    restore_folder,
+    run_lock,
+)
 from clipfsar.training.trainable import (
     ADAPTER_FOLDER,
     choose_trainable,
@@ -134,6 +148,8 @@ class EpisodicTrainer:
         self.optimizer, self.sampler = optimizer, sampler
         self.episodes_done, self.best, self.results = 0, None, EvaluationResults()
         self.log = None
+        self.test_split, self.classes_are_checked = None, False  # what a program knows and has done already
+        self._lock, self._data = run_lock(self.output_dir), {}
 
         is_main, is_local_main = self.accelerator.is_main_process, self.accelerator.is_local_main_process
         self.control = TrainerControl()
@@ -194,11 +210,23 @@ class EpisodicTrainer:
                 path must be that of the run itself. Without it, a folder with a run is refused.
 
         Raises:
-            ValueError: When the folder holds a run, or one with other settings.
+            ValueError: When the folder holds a run, or one with other settings or data, or damaged files; when another
+                process trains there.
             FloatingPointError: When the loss is no number any more; the last checkpoint is from before.
         """
         if self.train_split is None:
             raise ValueError("There is nothing to train on: pass train_dataset=.")
+        with self.writing():
+            return self._train(resume_from_checkpoint)
+
+    @contextlib.contextmanager
+    def writing(self):
+        """Nobody else trains in `output_dir` meanwhile; the main process holds the lock for all."""
+        with contextlib.ExitStack() as stack:
+            first_process_decides(self.accelerator, lambda: stack.enter_context(self._lock) and None)
+            yield
+
+    def _train(self, resume_from_checkpoint: bool | str | None) -> TrainOutput:
         loader = self._prepare(self._find_saved_state(resume_from_checkpoint))
         self._say_what_trains()
         self.control = self._call("on_train_begin")
@@ -329,9 +357,11 @@ class EpisodicTrainer:
                 "episodes_done": self.episodes_done,
                 "best": self.best,
                 "arguments": asdict(self.args),
+                "data": self._data,
                 "callbacks": [[type(callback).__name__, callback.state()] for callback in self._stateful_callbacks()],
             }
             (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
+            write_checksums(new)
             replace_folder(new, self.output_dir / "state")
         self.accelerator.wait_for_everyone()
 
@@ -345,16 +375,29 @@ class EpisodicTrainer:
                     "own output_dir; name that one."
                 )
             resume = True
-        if self.accelerator.is_main_process:
-            for name in ("best", "last", "state"):
-                restore_folder(self.output_dir / name)
-        self.accelerator.wait_for_everyone()
-        saved_state = find_saved_state(self.output_dir, bool(resume))
-        if saved_state:
-            self.args.check_same_run(read_progress(saved_state)["arguments"])
-        elif resume:
-            logger.warning(f"--resume: there is no checkpoint in {self.output_dir} yet; starting from the beginning.")
+        saved_state, notes = first_process_decides(self.accelerator, lambda: self._checked_state(bool(resume)))
+        for note in notes:
+            logger.warning(note)
         return saved_state
+
+    def _checked_state(self, resume: bool) -> tuple[Path | None, list[str]]:
+        """On the main process: the state to go on from, and what is to be said of it."""
+        for name in ("best", "last", "state"):
+            restore_folder(self.output_dir / name)
+        saved_state = find_saved_state(self.output_dir, resume)
+        if saved_state is None:
+            missing = f"--resume: there is no checkpoint in {self.output_dir} yet; starting from the beginning."
+            return None, [missing] if resume else []
+        notes = check_saved_state(saved_state, self.output_dir)
+        progress = read_progress(saved_state)
+        self.args.check_same_run(progress["arguments"])
+        return saved_state, notes + check_same_data(progress.get("data"), self._splits(), self.output_dir)
+
+    def _splits(self) -> dict[str, VideoSplit]:
+        splits = {"train": self.train_split, self.args.select_on: self.eval_split, "test": self.test_split}
+        if self.args.select_on == "test":
+            splits["test"] = self.eval_split
+        return {name: split for name, split in splits.items() if split is not None}
 
     def _prepare(self, saved_state: Path | None) -> DataLoader:
         """Checks, freezes, wraps and restores; the loader of the episodes to come."""
@@ -387,6 +430,7 @@ class EpisodicTrainer:
             # the number of processes or of episodes per forward is another now.
             accelerator.step = 0
             self._restore_callbacks(progress.get("callbacks", []))
+            self._restore_best()
             logger.info(f"Resuming after episode {self.episodes_done} of {args.episodes}.")
         self.log = TrainingLog(
             self.output_dir / "training_log.jsonl", self.episodes_done, self.accelerator.is_main_process
@@ -399,22 +443,28 @@ class EpisodicTrainer:
         self._start_trackers()
         return loader
 
+    def _restore_best(self):
+        """Where `best/` was deleted, the checkpoint's model is the best so far."""
+        is_gone = first_process_decides(self.accelerator, lambda: not (self.output_dir / "best").is_dir())
+        if is_gone:
+            self.best = None
+            if self.accelerator.is_main_process:
+                self._save_run_model("best")
+
     def _check_data(self):
         """Everything that would otherwise fail after hours: classes, numbers of videos, the first videos."""
-        args = self.args
-        splits = {"train": self.train_split} | ({"validation": self.eval_split} if self.eval_split else {})
+        args, splits = self.args, self._splits()
         if self.eval_split is None:
             logger.warning(f"There is no split {args.select_on!r}: the last model is kept as the best one, unselected.")
         elif args.select_on == "test":
             logger.warning(SELECTED_ON_TEST)
-        if not args.allow_shared_classes:
-            datasets = {name: split.dataset for name, split in splits.items()}
-            check_disjoint_classes(datasets, args.label_column)
-        if self.eval_split is not None:
-            check_protocol(self.eval_split, args.n_way, args.n_shot[:1], args.n_query)
+        if not self.classes_are_checked:
+            check_classes(splits, args)
         for name, split in splits.items():
             self.processing_class.tokenize_classes(split.class_names)  # refuses names that become the same text
             check_first_video(split, self.processing_class, training=name == "train")
+        if self.accelerator.is_main_process:
+            self._data = {name: split.record() for name, split in splits.items()}
 
     def _training_episodes(self) -> EpisodeDataset:
         args, split = self.args, self.train_split
@@ -511,19 +561,22 @@ class EpisodicTrainer:
     def save_model(self, output_dir: str | Path | None = None):
         """Writes a folder for `from_pretrained`, the pipeline and the Hub: weights, code, processor, settings, card.
 
-        By default `best/` in the run's folder, which then has the results of the last `evaluate` in its card.
+        By default `best/` in the run's folder, which then has the results of the last `evaluate` in its card. Files
+        that others put into the folder stay.
         """
-        if self.accelerator.is_main_process:
-            folder = self.output_dir / "best" if output_dir is None else Path(output_dir)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            self._save_folder(folder, self.results)
-        self.accelerator.wait_for_everyone()
+        with self.writing() if output_dir is None else contextlib.nullcontext():
+            if self.accelerator.is_main_process:
+                folder = self.output_dir / "best" if output_dir is None else Path(output_dir)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                self._save_folder(folder, self.results)
+            self.accelerator.wait_for_everyone()
 
     def _save_run_model(self, name: str):
         self._save_folder(self.output_dir / name, EvaluationResults())
 
     def _save_folder(self, folder: Path, results: EvaluationResults):
-        new = folder.with_name(f"{folder.name}.new")
+        is_ours = folder.parent == self.output_dir and folder.name in ("best", "last")
+        new = folder.with_name(f"{folder.name}.new" if is_ours else f".{folder.name}.new-{os.getpid()}")
         shutil.rmtree(new, ignore_errors=True)
         save_trained_model(self.model, self.processing_class, new, self.args.keep_adapter)
         kept = self.output_dir / "best" / ADAPTER_FOLDER
@@ -536,7 +589,8 @@ class EpisodicTrainer:
         (new / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
         num_base_classes = len(self.train_split.class_names) if self.train_split is not None else 0
         write_model_card(new, self.args, self.best, [result.summary() for result in results], num_base_classes)
-        replace_folder(new, folder)
+        write_checksums(new, leave_out=[CARD])
+        put_in_place(new, folder, is_ours)
 
     def push_to_hub(self, repo_id: str | None = None, commit_message: str = "Upload CLIP-FSAR model") -> str | None:
         """Saves the model and uploads its folder; returns the commit's address, on the main process.
@@ -612,56 +666,6 @@ class EpisodicTrainer:
         accelerator, self.accelerator = self.accelerator, None
         accelerator.free_memory()
         accelerator.end_training()
-
-
-# Trackers of accelerate that take the name of a run beside that of its project.
-NAMED_TRACKERS = ("wandb", "trackio")
-
-
-def make_accelerator(args: EpisodicTrainingArguments) -> Accelerator:
-    """For the settings of a run.
-
-    Raises:
-        ValueError: When episodes cannot be shared out among the processes, or fp16 is asked for on a CPU.
-    """
-    report_to = args.report_to
-    if report_to == "auto":
-        report_to = "tensorboard" if is_tensorboard_available() else "none"
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # also several processes without a GPU
-        mixed_precision=args.mixed_precision,
-        log_with=None if report_to == "none" else report_to,
-        project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tensorboard")),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),  # a batch crosses while the GPU computes
-        dynamo_backend="inductor" if args.torch_compile else None,
-    )
-    per_step = accelerator.num_processes * args.episodes_per_forward
-    if args.episodes_per_update % per_step:
-        raise ValueError(
-            f"--episodes_per_update {args.episodes_per_update} cannot be shared among {accelerator.num_processes} "
-            f"process(es) running {args.episodes_per_forward} episode(s) at once: make it a multiple of {per_step}."
-        )
-    accelerator.gradient_accumulation_steps = args.episodes_per_update // per_step
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError(
-            "fp16 needs a GPU: on a CPU it would silently compute in float32. Use --mixed_precision bf16 or no."
-        )
-    return accelerator
-
-
-def check_protocol(split: VideoSplit, n_way: int, shots: Sequence[int], n_query: int):
-    """Raises `ValueError` when a split has too few classes or videos for an evaluation; with the numbers."""
-    for n_shot in shots:
-        try:
-            EpisodeSampler(split.labels, n_way, n_shot, n_query, 0, split.class_names)
-        except ValueError as error:
-            message = f"Split {split.name!r} cannot be used {n_way}-way {n_shot}-shot: {error}"
-            raise ValueError(message) from None
-
-
-def check_first_video(split: VideoSplit, processor, training: bool = False):
-    """One video of a split through the processor: a moved folder or a frame store of another size shows here."""
-    processor.process_videos([split.video(0)], training=training, generator=torch.Generator())
 
 
 def _record(loss: torch.Tensor, outputs, labels: torch.Tensor) -> dict[str, torch.Tensor]:

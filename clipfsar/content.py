@@ -1,0 +1,137 @@
+"""What a video is known by: a digest of its name, its length, and its first and last bytes.
+
+A digest costs two short reads, whatever the length of the video. It notices a file that was replaced by another one, of
+the same size too, unless the two have the same first and last 4 KB. Of a web address nothing is downloaded: it is known
+by the address alone, so that another video under the same address goes unnoticed.
+"""
+
+import hashlib
+import os
+import stat
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from choices_clipfsar import IMAGE_SUFFIXES
+from video_clipfsar import is_address
+
+DIGEST_BYTES = 16
+BYTES_AT_ENDS = 4096
+IMAGES_LOOKED_INTO = 16  # of a folder of frames; of the others, name and size
+ROWS_AT_ONCE = 100
+
+
+def framed_digest(parts: Iterable[bytes]) -> bytes:
+    """Digest of a list of parts; the length before each part keeps ("ab", "c") and ("a", "bc") apart."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
+
+
+def digest_of_video(video: Any) -> bytes:
+    """Digest of a value of a video column: a path, an address, bytes, or a dict of path and bytes.
+
+    - A file: CLASS/FILE, length, first and last 4 KB. A data set that was moved is still the same.
+    - A folder of frames: CLASS/FOLDER, name and size of every image, and the ends of at most 16 of them.
+    - Bytes: as a file.
+    - An address, a path where nothing is: the name alone.
+    """
+    path, data = (video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None)
+    if isinstance(video, bytes):
+        path, data = None, video
+    if data is not None:
+        view = memoryview(data)
+        return _digest("bytes", _short_name(path), *_ends(view), len(view))
+    if path is None:
+        return _digest("nothing")
+    path = os.fspath(path)
+    if path.startswith("file://"):
+        path = urllib.request.url2pathname(urllib.parse.urlparse(path).path)
+    elif is_address(path):
+        return _digest("address", path)
+    return _digest_of_path(os.path.expanduser(path))
+
+
+def _digest_of_path(path: str) -> bytes:
+    name = _short_name(path)
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            return _digest("images", name, *_images(path))
+        if stat.S_ISREG(mode):
+            return _digest("file", name, *_ends_of_file(path))
+    except (OSError, ValueError):  # gone, a name with a zero byte, or not to be read: whoever wants its frames says so
+        pass
+    return _digest("unreadable", name)
+
+
+def _digest(*parts: str | bytes | int) -> bytes:
+    return framed_digest(
+        part if isinstance(part, bytes) else str(part).encode(errors="surrogatepass") for part in parts
+    )
+
+
+def _short_name(path: str | None) -> str:
+    return "/".join(Path(path).parts[-2:]) if path else ""
+
+
+def _ends(data: memoryview) -> tuple[bytes, bytes]:
+    return bytes(data[:BYTES_AT_ENDS]), bytes(data[max(0, len(data) - BYTES_AT_ENDS) :])
+
+
+def _ends_of_file(path: str) -> tuple[bytes, bytes, int]:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        first = file.read(BYTES_AT_ENDS)
+        file.seek(max(0, size - BYTES_AT_ENDS))
+        return first, file.read(BYTES_AT_ENDS), size
+
+
+def _images(folder: str) -> Iterator[str | bytes | int]:
+    with os.scandir(folder) as entries:
+        images = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.name[0] != "."]
+        sizes = {entry.name: entry.stat().st_size for entry in images}
+    names = sorted(sizes)
+    for name in names:
+        yield from (name, sizes[name])
+    step = max(1, len(names) / IMAGES_LOOKED_INTO)
+    for number in range(min(len(names), IMAGES_LOOKED_INTO)):
+        yield from _ends_of_file(os.path.join(folder, names[int(number * step)]))
+
+
+def digests_of_videos(dataset, video_column: str = "video") -> np.ndarray:
+    """Digest of each video of a `datasets.Dataset`, uint8 (V, 16). Of bytes in the data set only the ends are read."""
+    digests = [digest_of_video(video) for video in _references(dataset, video_column)]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def _references(dataset, video_column: str) -> Iterator[Any]:
+    """Paths, addresses and, without a copy of them, bytes of a video column."""
+    for batch in dataset.select_columns([video_column]).with_format("arrow").iter(ROWS_AT_ONCE):
+        videos = batch[video_column]
+        if not pyarrow.types.is_struct(videos.type):
+            yield from videos.to_pylist()
+            continue
+        for video in videos:
+            values = dict(video.items()) if video.is_valid else {}
+            yield {name: _plain(values[name]) if name in values else None for name in ("path", "bytes")}
+
+
+def _plain(value: pyarrow.Scalar) -> Any:
+    is_binary = pyarrow.types.is_binary(value.type) or pyarrow.types.is_large_binary(value.type)
+    return value.as_buffer() if is_binary and value.is_valid else value.as_py()
+
+
+def joint_digest(digests: np.ndarray) -> str:
+    """Of videos in their order, out of their digests (V, 16)."""
+    return "content " + framed_digest([digests.tobytes()]).hex()
+
+
+__all__ = ["DIGEST_BYTES", "digest_of_video", "digests_of_videos", "framed_digest", "joint_digest"]

@@ -1,0 +1,46 @@
+"""Which processes, devices and precision a run computes with."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, is_tensorboard_available
+
+from clipfsar.training.arguments import EpisodicTrainingArguments
+
+# Trackers of accelerate that take the name of a run beside that of its project.
+NAMED_TRACKERS = ("wandb", "trackio")
+
+
+def make_accelerator(args: EpisodicTrainingArguments) -> Accelerator:
+    """For the settings of a run.
+
+    Raises:
+        ValueError: When episodes cannot be shared out among the processes, or fp16 is asked for on a CPU.
+    """
+    report_to = args.report_to
+    if report_to == "auto":
+        report_to = "tensorboard" if is_tensorboard_available() else "none"
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # also several processes without a GPU
+        mixed_precision=args.mixed_precision,
+        log_with=None if report_to == "none" else report_to,
+        project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tensorboard")),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),  # a batch crosses while the GPU computes
+        dynamo_backend="inductor" if args.torch_compile else None,
+    )
+    per_step = accelerator.num_processes * args.episodes_per_forward
+    if args.episodes_per_update % per_step:
+        raise ValueError(
+            f"--episodes_per_update {args.episodes_per_update} cannot be shared among {accelerator.num_processes} "
+            f"process(es) running {args.episodes_per_forward} episode(s) at once: make it a multiple of {per_step}."
+        )
+    accelerator.gradient_accumulation_steps = args.episodes_per_update // per_step
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "fp16 needs a GPU: on a CPU it would silently compute in float32. Use --mixed_precision bf16 or no."
+        )
+    return accelerator
+
+
+__all__ = ["NAMED_TRACKERS", "make_accelerator"]

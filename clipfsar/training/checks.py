@@ -1,0 +1,69 @@
+"""What is wrong with the data of a run is said before hours of work: classes, numbers of videos, first videos."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from clipfsar.data.splits import check_disjoint_classes
+from clipfsar.data.video_split import VideoSplit
+from episodes_clipfsar import EpisodeSampler
+
+
+def check_classes(splits: Mapping[str, VideoSplit], args, tests: bool = False):
+    """Classes that splits share, and too few classes or videos for validation and, if it `tests`, for the test.
+
+    Raises:
+        ValueError: With the names and numbers.
+    """
+    if not args.allow_shared_classes:
+        datasets = {name: split.dataset for name, split in splits.items()}
+        check_disjoint_classes(datasets, args.label_column)
+    if args.select_on in splits:
+        check_protocol(splits[args.select_on], args.n_way, args.n_shot[:1], args.n_query)
+    if tests and "test" in splits:
+        check_protocol(splits["test"], args.n_way, args.n_shot, args.n_query)
+
+
+def check_protocol(split: VideoSplit, n_way: int, shots: Sequence[int], n_query: int):
+    """Raises `ValueError` when a split has too few classes or videos for an evaluation; with the numbers."""
+    for n_shot in shots:
+        try:
+            EpisodeSampler(split.labels, n_way, n_shot, n_query, 0, split.class_names)
+        except ValueError as error:
+            message = f"Split {split.name!r} cannot be used {n_way}-way {n_shot}-shot: {error}"
+            raise ValueError(message) from None
+
+
+def check_first_video(split: VideoSplit, processor, training: bool = False):
+    """One video of a split through the processor: a moved folder or a frame store of another size shows here."""
+    processor.process_videos([split.video(0)], training=training, generator=torch.Generator())
+
+
+def check_same_data(record: Mapping[str, dict] | None, splits: Mapping[str, VideoSplit], output_dir) -> list[str]:
+    """Compares the splits with what a run recorded of them when it was started.
+
+    Args:
+        record: `VideoSplit.record` of each split; None of a run of an earlier version.
+
+    Returns:
+        What could not be compared, in sentences.
+
+    Raises:
+        ValueError: With what is different.
+    """
+    if record is None:
+        return [
+            f"The run in {output_dir} is of a version that did not record its data: they are taken for the same as "
+            "before, and recorded now."
+        ]
+    changes = [change for name in splits if name in record for change in splits[name].changes_since(record[name])]
+    if changes:
+        more = f"; and {len(changes) - 10} more differences" if len(changes) > 10 else ""
+        raise ValueError(
+            f"The run in {output_dir} was started on other data: {'; '.join(changes[:10])}{more}. Resume it with the "
+            "data it was started on, or use another --output_dir."
+        )
+    return []
+
+
+__all__ = ["check_classes", "check_first_video", "check_protocol", "check_same_data"]

@@ -1,0 +1,283 @@
+"""Enrolled classes as they are at one moment, and the answers that follow from them for one model.
+
+A `SupportSet` changes; a `Snapshot` of it does not. An answer comes from one snapshot, so that threads can ask while
+another one adds or removes classes. Letters in shapes are those of `SupportSet`.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+try:
+    from .choices_clipfsar import INFERENCE_MODES, check_finite
+except ImportError:
+    if __package__:
+        raise
+    from choices_clipfsar import INFERENCE_MODES, check_finite
+
+try:
+    from .explanation_clipfsar import Explanation, explain_classification
+except ImportError:
+    if __package__:
+        raise
+    from explanation_clipfsar import Explanation, explain_classification
+
+try:
+    from .fingerprint_clipfsar import COMPARISON_SETTINGS, weights_state
+except ImportError:
+    if __package__:
+        raise
+    from fingerprint_clipfsar import COMPARISON_SETTINGS, weights_state
+
+try:
+    from .modeling_clipfsar import evaluating
+except ImportError:
+    if __package__:
+        raise
+    from modeling_clipfsar import evaluating
+
+
+@dataclass
+class EnrolledClass:
+    """One class of a `SupportSet`, on the CPU. A change replaces it by another one.
+
+    Args:
+        class_embeds: Text feature, (D,).
+        clip_names: K names, all different.
+        support_embeds: Frame features of the visual tower, (K, T, D).
+        thumbnails: K JPEG pictures, the T frames of a clip side by side; an empty one where there is none.
+    """
+
+    class_embeds: torch.Tensor
+    clip_names: list[str] = field(default_factory=list)
+    support_embeds: torch.Tensor | None = None
+    thumbnails: list[bytes] = field(default_factory=list)
+
+
+class Snapshot:
+    """The classes of a `SupportSet` at one moment, with their prototypes by one model. Nothing in it changes.
+
+    Args:
+        model: The model of the prototypes; every method is given the same one.
+        classes: At least one, all with clips.
+
+    Attributes:
+        class_names: N names, in the order of the logits.
+        class_embeds: (N, D), on the model's device.
+        prototypes: (N, T, D), on the model's device.
+    """
+
+    def __init__(self, model, classes: Mapping[str, EnrolledClass]):
+        self._identity = _identity_of(model, classes)
+        self.class_names = list(classes)
+        self._enrolled = [replace(one) for one in classes.values()]
+        self._counts = torch.tensor([len(one.clip_names) for one in self._enrolled])
+        self.class_embeds = torch.stack([one.class_embeds for one in self._enrolled]).to(model.device)
+        support_embeds = torch.cat([one.support_embeds for one in self._enrolled]).to(model.device)
+        check_finite("The enrolled clips", support_embeds, [self.class_names[label] for label in self._labels], model)
+        with evaluating(model):
+            labels = self._labels[None].to(model.device)
+            self.prototypes = model.get_prototypes(support_embeds[None], labels, self.class_embeds[None])[0]
+        self._left_out, self._calibrations = None, {}
+
+    @property
+    def _labels(self) -> torch.Tensor:
+        """Class (S,) of each clip."""
+        return torch.arange(len(self)).repeat_interleave(self._counts)
+
+    def __len__(self) -> int:
+        return len(self.class_names)
+
+    def is_of(self, model, classes: Mapping[str, EnrolledClass]) -> bool:
+        """Whether a snapshot made now would be the same: no class, clip, weight or setting has changed."""
+        return _same(self._identity, _identity_of(model, classes))
+
+    # Classifying
+
+    def classify(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
+        """See `SupportSet.classify`."""
+        inference_mode = self._checked_mode(model, inference_mode)
+        distances, text_logits = self.compare(model, query_embeds)
+        logits = model.get_logits(distances, text_logits, inference_mode)
+        check_finite("The logits", logits, [f"query video {row}" for row in range(len(logits))], model)
+        return logits
+
+    def _checked_mode(self, model, inference_mode: str | None) -> str:
+        inference_mode = checked_mode(model, inference_mode)
+        check_enough_classes(self.class_names)
+        return inference_mode
+
+    def compare(self, model, query_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
+        query_embeds = query_embeds.to(model.device)
+        with evaluating(model):
+            distances = model.get_distances(model.get_query_states(query_embeds), self.prototypes)
+            return distances, model.get_text_logits(query_embeds, self.class_embeds)
+
+    # None of these
+
+    def score_unknown(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
+        """See `SupportSet.score_unknown`."""
+        inference_mode = self._checked_mode(model, inference_mode)
+        distances, text_logits = self.compare(model, query_embeds)
+        weights, offset = self._calibration(model, inference_mode)
+        return (_nearness(distances, text_logits, inference_mode) @ weights + offset).sigmoid()
+
+    def _calibration(self, model, inference_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and offset of the linear discriminant of a mode; made once."""
+        if inference_mode not in self._calibrations:
+            labels = self._labels
+            is_known = self._counts[labels] > 1
+            if inference_mode == "zero_shot":
+                is_known[:] = True
+            if not is_known.any():
+                raise ValueError(
+                    "What unknown videos look like is learned by leaving clips out, but no class has two clips: enrol "
+                    "more, or use inference_mode='zero_shot'."
+                )
+            known_distances, distances, text_logits = self.left_out_comparisons(model)
+            own = torch.nn.functional.one_hot(labels, len(self)).bool().to(distances.device)
+            known = _nearness(known_distances, text_logits, inference_mode)[is_known]
+            others = distances.masked_fill(own, torch.inf), text_logits.masked_fill(own, -torch.inf)
+            discriminant = _linear_discriminant(known, _nearness(*others, inference_mode))
+            self._calibrations[inference_mode] = discriminant
+        return self._calibrations[inference_mode]
+
+    def left_out_comparisons(self, model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of all enrolled clips (S): distances to the prototypes with that of the own class made without the clip
+        (infinite for an only clip), distances to all as they are, text logits; each (S, N)."""
+        if self._left_out is None:
+            distances, text_logits = self.compare(model, torch.cat([one.support_embeds for one in self._enrolled]))
+            own_distances = torch.cat([_left_out_distances(model, one) for one in self._enrolled])
+            left_out = distances.scatter(1, self._labels[:, None].to(model.device), own_distances[:, None])
+            self._left_out = left_out, distances, text_logits
+        return self._left_out
+
+    # Why
+
+    def explain(
+        self, model, query_embeds: torch.Tensor, inference_mode: str | None = None, detect_unknown: bool = False
+    ) -> Explanation:
+        """See `SupportSet.explain`."""
+        inference_mode = self._checked_mode(model, inference_mode)
+        query_embeds = query_embeds.to(model.device)
+        with evaluating(model):
+            given = (model, query_embeds, self.prototypes, self.class_embeds, inference_mode)
+            numbers = explain_classification(*given)
+        nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self._enrolled]
+        enrolled = list(zip(self._enrolled, nearest, strict=True))
+        return Explanation(
+            class_names=list(self.class_names),
+            inference_mode=inference_mode,
+            unknown_score=float(self.score_unknown(model, query_embeds[None], inference_mode))
+            if detect_unknown
+            else None,
+            support_frames=[_frames_of_strip(one.thumbnails[row], len(query_embeds)) for one, row in enrolled],
+            support_clips=[(one.clip_names[row], len(one.clip_names)) for one, row in enrolled],
+            **numbers,
+        )
+
+
+def checked_mode(model, inference_mode: str | None) -> str:
+    """The mode itself, or the model's where none is given. Raises `ValueError` for an unknown one."""
+    inference_mode = inference_mode or model.config.inference_mode
+    if inference_mode not in INFERENCE_MODES:
+        raise ValueError(f"inference_mode={inference_mode!r} is not one of {', '.join(INFERENCE_MODES)}.")
+    return inference_mode
+
+
+def check_enough_classes(class_names: list[str]):
+    """Raises `ValueError` for fewer than two classes."""
+    if len(class_names) < 2:
+        raise ValueError(
+            f"Enrolled: {listed(class_names) or 'nothing'}. At least two classes are needed: with one, every "
+            "video would be of it with a score of 1."
+        )
+
+
+def _identity_of(model, classes: Mapping[str, EnrolledClass]) -> tuple:
+    """What prototypes follow from: settings and weights of a model, and the tensors of the classes themselves."""
+    settings = tuple(getattr(model.config, name) for name in COMPARISON_SETTINGS)
+    distance = getattr(model.align, "__func__", model.align)  # a subclass may have a distance of its own
+    made_with = (weights_state(model), settings, type(model), distance, list(classes))
+    tensors = [tensor for one in classes.values() for tensor in (one.class_embeds, one.support_embeds)]
+    # a value written into a tensor changes its version
+    return made_with, tensors, [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _same(one: tuple, other: tuple) -> bool:
+    same_tensors = all(a is b for a, b in zip(one[1], other[1], strict=False))
+    return one[0] == other[0] and same_tensors and one[2] == other[2]
+
+
+def _left_out_distances(model, one: EnrolledClass, clips_per_batch: int = 16) -> torch.Tensor:
+    """Distance (K,) of each clip of a class to the prototype made of the others."""
+    embeds, text = one.support_embeds.to(model.device), one.class_embeds.to(model.device)
+    num_clips = len(embeds)
+    if num_clips == 1:
+        return torch.full((1,), torch.inf, device=model.device)
+    others = torch.tensor([[row for row in range(num_clips) if row != left_out] for left_out in range(num_clips)])
+    distances = []
+    with evaluating(model):
+        for rows in torch.arange(num_clips).split(clips_per_batch):
+            labels = torch.zeros(len(rows), num_clips - 1, dtype=torch.long, device=model.device)
+            texts = text.expand(len(rows), 1, -1)
+            prototypes = model.get_prototypes(embeds[others[rows].to(model.device)], labels, texts)
+            query_states = model.get_query_states(embeds[rows.to(model.device)].unsqueeze(1))
+            distances.append(model.get_distances(query_states, prototypes).flatten())
+    return torch.cat(distances)
+
+
+def _nearness(distances: torch.Tensor, text_logits: torch.Tensor, inference_mode: str) -> torch.Tensor:
+    """What tells unknown videos from known ones, (Q, N) and (Q, N) -> (Q, 1 or 2); larger is less known."""
+    nearest = {"few_shot": [distances.amin(-1)], "zero_shot": [-text_logits.amax(-1)]}
+    nearest["ensemble"] = nearest["few_shot"] + nearest["zero_shot"]
+    return torch.stack(nearest[inference_mode], dim=-1).cpu()
+
+
+def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fisher's, of values (S, F): weights (F,) and an offset whose sum is the log odds of being unknown at equal odds.
+
+    A tenth of each variance is added to it: a handful of clips does not tell a covariance well.
+    """
+    known, unknown = known.double(), unknown.double()  # on the CPU, where there are doubles
+    difference = unknown.mean(0) - known.mean(0)
+    if not (difference > 0).any():
+        raise ValueError(
+            "Nothing tells unknown videos from known ones here: left out, the enrolled clips are as near to other "
+            "classes as to their own. More or clearer clips may help."
+        )
+    centred = torch.cat([known - known.mean(0), unknown - unknown.mean(0)])
+    covariance = centred.T @ centred / max(1, len(centred) - 2)
+    covariance += torch.diag(0.1 * covariance.diagonal() + 1e-6)
+    helpful = difference > 0  # what points the wrong way is left out
+    weights = torch.zeros_like(difference)
+    weights[helpful] = torch.linalg.solve(covariance[helpful][:, helpful], difference[helpful])
+    offset = -(weights @ (known.mean(0) + unknown.mean(0))) / 2
+    return weights.float(), offset.float()
+
+
+def _frames_of_strip(picture: bytes, num_frames: int) -> torch.Tensor | None:
+    """uint8 (T, h, w, 3) of what `_film_strip` made."""
+    if not picture:
+        return None
+    with Image.open(io.BytesIO(picture)) as strip:
+        pixels = torch.from_numpy(np.array(strip.convert("RGB")))
+    return torch.stack(pixels.split(pixels.shape[1] // num_frames, dim=1)[:num_frames])
+
+
+def _nearest_clip(support_embeds: torch.Tensor, query_embeds: torch.Tensor) -> int:
+    """Which of the clips (K, T, D) looks most like the query (T, D) frame by frame: the one to show."""
+    return int(torch.cosine_similarity(support_embeds, query_embeds, dim=-1).mean(-1).argmax())
+
+
+def listed(names: list[str]) -> str:
+    """The first ten names, for messages."""
+    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+__all__ = ["EnrolledClass", "Snapshot", "check_enough_classes", "checked_mode", "listed"]

@@ -1,0 +1,124 @@
+"""Files are whole or not there, and a single flipped bit of any of them is found."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clipfsar.checked_files import (
+    CHECKSUMS,
+    DamagedFileError,
+    check_files,
+    listed_files,
+    load_tensors,
+    save_tensors,
+    write_checksums,
+)
+from paths_clipfsar import replace_file
+
+TENSORS = {"embeds": torch.arange(60, dtype=torch.float32).reshape(3, 4, 5), "rows": torch.tensor([3, 1, 2])}
+
+
+def flip(path, position: int, bit: int):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_tensors_come_back_and_others_can_read_them(tmp_path):
+    save_tensors(TENSORS, tmp_path / "x.safetensors")
+    for tensors in (load_tensors(tmp_path / "x.safetensors", ""), load_file(tmp_path / "x.safetensors")):
+        assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+            name: tensor.tolist() for name, tensor in TENSORS.items()
+        }
+
+
+def test_any_flipped_bit_of_a_file_of_tensors_is_found(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(TENSORS, path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for position in range(len(whole)):
+        flip(path, position, int(rng.integers(8)))
+        with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged .*: throw it away\."):
+            load_tensors(path, "throw it away")
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 100])
+def test_a_file_of_tensors_that_was_cut_off_is_found(size, tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(TENSORS, path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DamagedFileError):
+        load_tensors(path, "throw it away")
+
+
+def test_a_file_without_checksum_passes_only_where_none_is_expected(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(TENSORS, tmp_path / "old.safetensors")
+    assert set(load_tensors(tmp_path / "old.safetensors", "", has_checksum=False)) == set(TENSORS)
+    with pytest.raises(DamagedFileError, match="checksum"):
+        load_tensors(tmp_path / "old.safetensors", "throw it away")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, content in {"a.bin": b"0123456789", "b.json": b'{"a": 1}\n', "in/c.txt": b"c", "README.md": b"r"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    write_checksums(tmp_path, leave_out=["README.md"])
+    return tmp_path
+
+
+def test_any_flipped_bit_of_a_folder_is_found_in_the_list_too(folder):
+    assert check_files(folder, "mend it")
+    rng = np.random.default_rng(1)
+    for name in ("a.bin", "b.json", "in/c.txt", CHECKSUMS):
+        path = folder / name
+        whole = path.read_bytes()
+        for position in range(len(whole)):
+            flip(path, position, int(rng.integers(8)))
+            with pytest.raises(DamagedFileError, match="mend it"):
+                check_files(folder, "mend it")
+            path.write_bytes(whole)
+    assert check_files(folder, "mend it")
+
+
+def test_a_missing_file_is_named_and_files_of_others_are_not_looked_at(folder):
+    (folder / "README.md").write_text("my own words")
+    (folder / "support_set.json").write_text("{}")
+    assert check_files(folder, "mend it")
+    assert listed_files(folder) == {"a.bin", "b.json", "in/c.txt", CHECKSUMS}
+    (folder / "in" / "c.txt").unlink()
+    with pytest.raises(DamagedFileError, match=r"c\.txt is missing, .*: mend it\.$"):
+        check_files(folder, "mend it")
+
+
+def test_a_folder_without_a_list_is_said_to_be_unchecked(tmp_path):
+    assert check_files(tmp_path, "mend it") is False
+
+
+def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
+    import os
+
+    events, fsync, rename = [], os.fsync, os.replace
+
+    def flushed(descriptor):
+        events.append(f"flush {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        fsync(descriptor)
+
+    def renamed(source, target):
+        events.append(f"rename {os.path.basename(target)}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    with replace_file(tmp_path / "file") as partial:
+        partial.write_text("content")
+    assert events == ["flush .file.partial", "rename file", f"flush {tmp_path.name}"]
+    events.clear()
+    with replace_file(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "inside").write_text("content")
+    assert events == ["flush inside", "flush .folder.partial", "rename folder", f"flush {tmp_path.name}"]

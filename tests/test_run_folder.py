@@ -1,0 +1,284 @@
+"""A run's folder: damage is found on resume, other data are refused, one process writes at a time."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from tiny_data import SETTINGS, model_of_tiny_clip, save_tiny_clip, training_arguments, video_splits, write_video_folder
+from transformers import TrainerCallback
+
+from clipfsar.checked_files import CHECKSUMS, DamagedFileError
+from clipfsar.data.video_split import VideoSplit
+from clipfsar.locks import LOCK_NAME, FolderInUseError
+from clipfsar.training import checks, program
+from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
+from clipfsar.training.trainer import EpisodicTrainer
+from processing_clipfsar import CLIPFSARProcessor
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+SHORT = {key: value for key, value in SETTINGS.items() if key != "num_frames"}
+SHORT |= {"episodes": 8, "eval_every": 4, "eval_episodes": 4, "warmup_episodes": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_video_folder(tmp_path_factory.mktemp("videos"), videos_per_class=4)
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+def trainer_of(splits, tiny_clip, output_dir, callbacks=(), **overrides) -> EpisodicTrainer:
+    return EpisodicTrainer(
+        model=model_of_tiny_clip(tiny_clip),
+        args=EpisodicTrainingArguments(output_dir=str(output_dir), **SHORT | overrides),
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4),
+        callbacks=callbacks,
+    )
+
+
+class StopHalfWay(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 1
+
+
+@pytest.fixture(scope="module")
+def stopped(folder, tiny_clip, tmp_path_factory):
+    """Folder of a run that was stopped half way."""
+    output_dir = tmp_path_factory.mktemp("stopped") / "run"
+    trainer_of(video_splits(folder), tiny_clip, output_dir, [StopHalfWay()]).train()
+    return output_dir
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_any_flipped_bit_of_the_checkpoint_or_the_best_model_is_found_on_resume(folder, tiny_clip, run):
+    trainer, rng = trainer_of(video_splits(folder), tiny_clip, run), np.random.default_rng(0)
+    files = [path for name in ("state", "best") for path in sorted((run / name).rglob("*")) if path.is_file()]
+    assert {"progress.json", "optimizer.bin", "model.safetensors", "config.json", CHECKSUMS} <= {f.name for f in files}
+    for path in files:
+        if path.name == "README.md":  # people and uploads write into it
+            continue
+        whole = bytearray(path.read_bytes())
+        for position in {0, len(whole) - 1, *rng.integers(len(whole), size=2).tolist()}:
+            flipped = bytearray(whole)
+            flipped[position] ^= 1 << int(rng.integers(8))
+            path.write_bytes(flipped)
+            with pytest.raises(DamagedFileError, match=rf"{path.name}|{CHECKSUMS}") as error:
+                trainer._checked_state(True)
+            assert f"delete {run / path.relative_to(run).parts[0]}" in str(error.value)
+        path.write_bytes(whole)
+    assert trainer._checked_state(True) == (run / "state", [])
+
+
+def test_damage_stops_a_resumed_run_before_it_trains(folder, tiny_clip, run):
+    path = run / "best" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    with pytest.raises(DamagedFileError, match=r"best/model\.safetensors is not what was written"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.episodes_done == 0
+    assert not (run / LOCK_NAME).exists()
+
+
+def test_the_remedy_helps_a_deleted_best_model_is_chosen_anew(folder, tiny_clip, run):
+    shutil.rmtree(run / "best")
+    trainer = trainer_of(video_splits(folder), tiny_clip, run, select_on="validation")
+    _, notes = trainer._checked_state(True)
+    assert notes == [f"{run / 'best'} is gone: the best model is chosen anew, beginning with that of the checkpoint."]
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.best["episode"] == 8
+    assert (run / "best" / "model.safetensors").is_file()
+
+
+def test_a_finished_run_without_its_best_model_has_the_last_one(folder, tiny_clip, run):
+    trainer_of(video_splits(folder), tiny_clip, run).train(resume_from_checkpoint=True)
+    shutil.rmtree(run / "best")
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    trainer.train(resume_from_checkpoint=True)
+    best, last = ((run / name / "model.safetensors").read_bytes() for name in ("best", "last"))
+    assert best == last
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_one_notice_and_is_recorded_then(folder, tiny_clip, run):
+    for name in ("state", "best", "last"):
+        (run / name / CHECKSUMS).unlink()
+    path = run / "state" / "progress.json"
+    progress = json.loads(path.read_text())
+    assert set(progress.pop("data")) == {"train", "validation"}
+    path.write_text(json.dumps(progress))
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    _, notes = trainer._checked_state(True)
+    assert len(notes) == 2
+    assert f"{run / 'state'} and {run / 'best'}: an earlier version wrote no checksums" in notes[0]
+    assert "did not record its data" in notes[1]
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer_of(video_splits(folder), tiny_clip, run)._checked_state(True)[1] == []
+
+
+# --- other data -------------------------------------------------------------------------------------------------------
+
+
+def exchanged_classes(splits, folder):
+    names = {"red": "green", "green": "red"}
+    labels = [splits["train"].features["label"].int2str(label) for label in splits["train"]["label"]]
+    columns = {"video": splits["train"]["video"][:], "label": [names.get(label, label) for label in labels]}
+    return splits | {"train": Dataset.from_dict(columns)}
+
+
+def fewer_videos(splits, folder):
+    return splits | {"validation": splits["validation"].select(range(1, len(splits["validation"])))}
+
+
+def another_order(splits, folder):
+    return splits | {"train": splits["train"].select(range(len(splits["train"]) - 1, -1, -1))}
+
+
+def replaced_file(splits, folder):
+    path = Path(splits["train"][3]["video"])
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    return splits
+
+
+def other_data_under_the_same_path(splits, folder):
+    one, other = (folder / "validation" / name for name in ("cyan", "white"))
+    shutil.move(one, folder / "aside")
+    shutil.move(other, one)
+    shutil.move(folder / "aside", other)
+    return video_splits(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (exchanged_classes, "train: class 'green' has other videos.*train: class 'red' has other videos"),
+        (fewer_videos, "validation: class 'cyan' had 4 videos and has 3"),
+        (another_order, "train: class .* in another order"),
+        (replaced_file, "train: class 'dark_blue' has other videos"),
+        (other_data_under_the_same_path, "validation: class 'cyan' has other videos.*'white' has other videos"),
+    ],
+)
+def test_a_run_is_not_resumed_on_other_data(change, words, folder, tiny_clip, run, tmp_path):
+    copied = Path(shutil.copytree(folder, tmp_path / "videos"))
+    same = video_splits(copied)  # moved, but the same
+    assert trainer_of(same, tiny_clip, run)._checked_state(True) == (run / "state", [])
+    trainer = trainer_of(change(dict(same), copied), tiny_clip, run)
+    with pytest.raises(ValueError, match=rf"was started on other data: .*{words}.*Resume it with the data it was"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.episodes_done == 0
+
+
+def test_the_test_split_of_the_program_is_recorded_and_compared_too(folder, tiny_clip, run, tmp_path):
+    splits = video_splits(folder)
+    trainer = trainer_of(splits, tiny_clip, run)
+    trainer.test_split = VideoSplit(splits["test"], name="test")
+    trainer.train(resume_from_checkpoint=True)
+    assert set(json.loads((run / "state" / "progress.json").read_text())["data"]) == {"train", "validation", "test"}
+    trainer = trainer_of(splits, tiny_clip, run)
+    trainer.test_split = VideoSplit(splits["test"].select(range(8)), name="test")
+    with pytest.raises(ValueError, match="test: class 'violet' is gone"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer_of(splits, tiny_clip, run)._checked_state(True)[1] == []  # without a test nothing is compared
+
+
+# --- one writer -------------------------------------------------------------------------------------------------------
+
+
+class Second(TrainerCallback):
+    """Another run begins in the same folder while the first one trains."""
+
+    def __init__(self, second: EpisodicTrainer):
+        self.second, self.error = second, None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        try:
+            self.second.train(resume_from_checkpoint=True)
+        except ValueError as error:
+            self.error = error
+
+
+def test_a_second_run_in_one_folder_is_refused_and_the_first_goes_on(folder, tiny_clip, tmp_path):
+    splits = video_splits(folder)
+    second = Second(trainer_of(splits, tiny_clip, tmp_path / "run"))
+    trainer = trainer_of(splits, tiny_clip, tmp_path / "run", [second])
+    trainer.train()
+    assert isinstance(second.error, FolderInUseError)
+    assert str(second.error).startswith(f"{tmp_path / 'run'} is in use: process ")
+    assert trainer.episodes_done == 8
+    assert second.second.episodes_done == 0
+    assert not (tmp_path / "run" / LOCK_NAME).exists()
+    with trainer.writing(), pytest.raises(FolderInUseError, match="name another --output_dir"):
+        second.second.save_model()
+
+
+def test_the_program_is_refused_before_it_loads_a_model(folder, tiny_clip, run, monkeypatch):
+    monkeypatch.setattr(program, "load_video_splits", None)
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    args = parse_arguments(training_arguments(folder, tiny_clip, run))
+    with trainer.writing(), pytest.raises(FolderInUseError, match="trains there since"):
+        program.make_trainer(args)
+
+
+def test_the_program_looks_at_classes_and_first_videos_once(folder, tiny_clip, tmp_path, monkeypatch):
+    calls = {"check_disjoint_classes": 0, "check_protocol": 0, "check_first_video": 0}
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    import clipfsar.training.trainer as trainer_module
+
+    for name in calls:
+        function = counted(name, getattr(checks, name))
+        for module in (checks, trainer_module):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, function)
+    DatasetDict(video_splits(folder)).save_to_disk(tmp_path / "data")
+    arguments = training_arguments(tmp_path / "data", tiny_clip, tmp_path / "run", **SHORT | {"episodes": 4})
+    trainer, _ = program.make_trainer(parse_arguments(arguments))
+    trainer._check_data()
+    assert calls == {"check_disjoint_classes": 1, "check_protocol": 2, "check_first_video": 3}
+
+
+# --- what others put there --------------------------------------------------------------------------------------------
+
+
+def test_saving_a_model_deletes_nothing_of_anybody_else(folder, tiny_clip, run, tmp_path):
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    home = tmp_path / "home"
+    (home / "letters").mkdir(parents=True)
+    (home / "letters" / "thesis.tex").write_text("years of work")
+    (run / "best" / "support_set.json").write_text("{}")
+    for name in ("home.old", "home.new"):
+        (tmp_path / name).mkdir()
+    for _ in range(2):
+        trainer.save_model(home)
+        trainer.save_model()
+        assert (home / "letters" / "thesis.tex").read_text() == "years of work"
+        assert (home / "model.safetensors").is_file()
+        assert (run / "best" / "support_set.json").read_text() == "{}"
+    assert sorted(path.name for path in tmp_path.iterdir() if "home" in path.name) == ["home", "home.new", "home.old"]
+    assert torch.equal(
+        CLIPFSARProcessor.from_pretrained(home).process_videos([np.zeros((4, 16, 16, 3), np.uint8)]),
+        trainer.processing_class.process_videos([np.zeros((4, 16, 16, 3), np.uint8)]),
+    )
