@@ -18,7 +18,6 @@ from tiny_data import random_clip, tiny_model_and_processor, write_video
 from transformers import CLIPImageProcessor
 
 import clipfsar.inference.export as exporting
-import support_set_clipfsar
 from clipfsar.data.arguments import PrepareArguments
 from clipfsar.data.prepare import main as prepare
 from clipfsar.evaluation.encoding import VideoEncoder
@@ -152,13 +151,12 @@ def test_clips_after_an_unreadable_one_stay_in_their_class(parts, query_embeds, 
 def test_what_is_known_is_learned_from_clips_against_classes_without_them(parts, monkeypatch):
     model, _ = parts
     seen = {}
-    monkeypatch.setattr(
-        support_set_clipfsar,
-        "_linear_discriminant",
-        lambda known, unknown: (
-            seen.update(known=known, unknown=unknown) or (torch.ones(known.shape[1]), torch.zeros(1))
-        ),
-    )
+
+    def keep(known, unknown):
+        seen.update(known=known, unknown=unknown)
+        return torch.ones(known.shape[1]), torch.zeros(1)
+
+    monkeypatch.setattr(enrolled_clipfsar, "_linear_discriminant", keep)
     support_set = SupportSet.from_videos(*parts, CLIPS)
     embeds = {name: one.support_embeds for name, one in support_set.classes.items()}
     support_set.score_unknown(model, embeds["boxing"], "few_shot")
@@ -245,6 +243,16 @@ def test_thumbnails_are_of_their_own_clips(parts):
     query = parts[0].get_video_features(parts[1].process_videos([plain_clip((20, 30, 235))]))[0].detach()
     for name, frames in zip(COLOURS, support_set.explain(parts[0], query).support_frames, strict=True):
         assert np.abs(np.asarray(frames, dtype=float).reshape(-1, 3).mean(0) - COLOURS[name]).max() < 12, name
+
+
+def test_clips_that_come_later_have_their_own_features(parts):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    support_set.add(model, processor, {"walking": [random_clip(52)], "boxing": [random_clip(53)]})
+    for name, clips in (CLIPS | {"walking": [*CLIPS["walking"], random_clip(52)]}).items():
+        for row, clip in enumerate(clips):
+            embeds = model.get_video_features(processor.process_videos([clip]))[0].detach()
+            torch.testing.assert_close(support_set.classes[name].support_embeds[row], embeds, rtol=0, atol=1e-5)
 
 
 def test_a_clip_leaves_with_its_name_and_its_picture(parts):
