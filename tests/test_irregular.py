@@ -18,6 +18,7 @@ from tiny_data import random_clip, tiny_model_and_processor, write_video
 from transformers import CLIPImageProcessor
 
 import clipfsar.inference.export as exporting
+import enrolled_clipfsar
 from clipfsar.data.arguments import PrepareArguments
 from clipfsar.data.prepare import main as prepare
 from clipfsar.evaluation.encoding import VideoEncoder
