@@ -23,9 +23,10 @@ MAY_IMPORT = {
     "alignment_clipfsar": set(),
     "labels_clipfsar": set(),
     "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
+    "temporal_clipfsar": {"configuration_clipfsar"},
     "modeling_clipfsar": {
         *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
-        *("labels_clipfsar", "plain_clipfsar"),
+        *("labels_clipfsar", "plain_clipfsar", "temporal_clipfsar"),
     },
     "container_clipfsar": set(),
     "decoding_clipfsar": {"container_clipfsar"},
