@@ -54,8 +54,10 @@ MAY_IMPORT = {
         "backbones_clipfsar",
     },
 }
-# pytest puts tests/ on the path: helpers, and folders of them, are imported by these names.
-TEST_MODULES = {"tests"} | {path.stem for path in (ROOT / "tests").iterdir() if path.is_dir() or path.suffix == ".py"}
+# pytest puts tests/ on the path: helpers, and folders of them, are imported by these names. `make upstream` puts
+# transformers' own tests there.
+TEST_MODULES = {"tests", "tests_of_transformers"}
+TEST_MODULES |= {path.stem for path in (ROOT / "tests").iterdir() if path.is_dir() or path.suffix == ".py"}
 OURS = ("clipfsar", "train", "demo", "benchmarks")
 PROGRAMS = sorted(
     path.relative_to(ROOT).as_posix() for folder in (*OURS, "tests") for path in (ROOT / folder).rglob("*.py")
