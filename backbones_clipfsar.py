@@ -9,7 +9,7 @@ Every rule that depends on the kind of backbone stands here and nowhere else.
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, __version__
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # Parts of a backbone that make frame features; all its other parts count as the text tower.
@@ -24,6 +24,8 @@ _FIXED_LENGTH_TEXTS = ("siglip", "siglip2")
 _PATCHES = ("siglip2",)
 _CONVOLUTIONS = ("clip_resnet", "align")
 _IN_OFFICIAL_PROGRAM = ("clip", "clip_resnet")
+# Oldest transformers that loads all weights of a plain checkpoint into a model of ours; before, some stay random.
+_LOADS_SINCE = {"altclip": (5, 16)}
 # Positions count from pad_token_id + 1, as in RoBERTa.
 _POSITIONS_AFTER_PADDING = ("altclip",)
 
@@ -53,6 +55,12 @@ def why_no_backbone(model_type: str) -> str | None:
     if model_type in _KNOWN:
         return None
     from transformers import MODEL_MAPPING
+
+    since = _LOADS_SINCE.get(model_type, (0,))
+    if tuple(int(number) for number in __version__.split(".")[:2]) < since:
+        return (
+            f"transformers {__version__} does not load all of its weights: install {'.'.join(map(str, since))} or newer"
+        )
 
     made_by = config_class(model_type)
     if made_by is None:

@@ -231,6 +231,11 @@ class CLIPFSARConfig(PretrainedConfig):
 
     model_type = "clipfsar"
     sub_configs = {"clip_config": AutoConfig}
+    # An evaluation by transformers' Trainer gathers the logits; the rest is large, or differs in shape.
+    keys_to_ignore_at_inference = [
+        *("few_shot_loss", "video_text_loss", "video_text_logits", "prototypes", "support_embeds", "query_embeds"),
+        *("class_embeds", "hidden_states", "attentions", "prototype_attentions", "query_attentions"),
+    ]
 
     def __init__(
         self,
@@ -349,5 +354,9 @@ class CLIPFSARConfig(PretrainedConfig):
 
 
 CLIPFSARConfig.register_for_auto_class()
+
+if not __package__:  # as a library; in remote code, `_as_clip_config` knows them
+    AutoConfig.register(CLIPResNetVisionConfig.model_type, CLIPResNetVisionConfig, exist_ok=True)
+    AutoConfig.register(CLIPResNetConfig.model_type, CLIPResNetConfig, exist_ok=True)
 
 __all__ = ["CLIPFSARConfig", "CLIPResNetConfig", "CLIPResNetVisionConfig"]

@@ -1,6 +1,6 @@
 """CLIP-FSAR: temporal alignment of videos, prototypes modulated by class texts, on top of CLIP.
 
-Reads from small to large: alignment functions, temporal transformer, model. Shapes use the same letters everywhere:
+The model and its output; its parts stand in files of their own. Shapes use the same letters everywhere:
 B episodes, N classes (ways), S support videos, Q query videos, T frames, D feature size, K base classes.
 """
 
@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, TransformersKwargs
 
@@ -75,6 +74,13 @@ except ImportError:
         raise
     from resnet_clipfsar import CLIPResNetModel
 
+try:
+    from .temporal_clipfsar import CLIPFSARTemporalTransformer
+except ImportError:
+    if __package__:
+        raise
+    from temporal_clipfsar import CLIPFSARTemporalTransformer
+
 
 _NO_CONTRAST = (
     "The loss leaves out the video-text contrast: there are base labels, but no base_class_embeds. Encode the class "
@@ -99,68 +105,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-class CLIPFSARTemporalAttention(nn.Module):
-    """Multi-head attention over the frames of a sequence, with the LayerNorm before it: (V, L, D) -> (V, L, D)."""
-
-    def __init__(self, config: CLIPFSARConfig):
-        super().__init__()
-        size = config.hidden_size
-        self.num_heads = config.temporal_num_heads
-        self.norm = nn.LayerNorm(size)
-        self.q_proj = nn.Linear(size, size, bias=False)
-        self.k_proj = nn.Linear(size, size, bias=False)
-        self.v_proj = nn.Linear(size, size, bias=False)
-        self.out_proj = nn.Linear(size, size)
-        self.dropout = nn.Dropout(config.temporal_attention_dropout)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.norm(hidden_states)
-        query, key, value = (
-            projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (V, heads, L, D / heads)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        context = F.scaled_dot_product_attention(query, key, value)
-        return self.dropout(self.out_proj(context.transpose(1, 2).flatten(2)))
-
-
-class CLIPFSARTemporalMLP(nn.Module):
-    """Feed-forward part of a temporal layer; no LayerNorm before it, as in the official program."""
-
-    def __init__(self, config: CLIPFSARConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.temporal_intermediate_size)
-        self.fc2 = nn.Linear(config.temporal_intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.temporal_hidden_dropout)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(hidden_states)))))
-
-
-class CLIPFSARTemporalLayer(GradientCheckpointingLayer):
-    def __init__(self, config: CLIPFSARConfig):
-        super().__init__()
-        self.attention = CLIPFSARTemporalAttention(config)
-        self.mlp = CLIPFSARTemporalMLP(config)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = hidden_states + self.attention(hidden_states)
-        return hidden_states + self.mlp(hidden_states)
-
-
-class CLIPFSARTemporalTransformer(nn.Module):
-    """Mixes the frames of each sequence, (..., L, D) -> (..., L, D); no positions, the same weights for all videos."""
-
-    def __init__(self, config: CLIPFSARConfig):
-        super().__init__()
-        self.layers = nn.ModuleList(CLIPFSARTemporalLayer(config) for _ in range(config.temporal_num_layers))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        sequences = hidden_states.reshape(-1, *hidden_states.shape[-2:])
-        for layer in self.layers:
-            sequences = layer(sequences)
-        return sequences.view(hidden_states.shape)
-
-
 @dataclass
 class CLIPFSAROutput(ModelOutput):
     """What an episode gives.
@@ -178,6 +122,10 @@ class CLIPFSAROutput(ModelOutput):
         hidden_states: On request, of the visual tower, one tensor per layer (videos * T, tokens, width), the support
             videos of all episodes before the query videos.
         attentions: On request (with eager attention), likewise.
+        prototype_attentions: On request (with eager attention), of the temporal transformer, one tensor per layer,
+            (B, N, heads, T + 1, T + 1): frames, then the class text. Without prototype modulation there is no text;
+            with `support_pooling="after"` support videos stand in place of classes.
+        query_attentions: On request, likewise, (B, Q, heads, T, T).
     """
 
     loss: torch.FloatTensor | None = None
@@ -191,6 +139,8 @@ class CLIPFSAROutput(ModelOutput):
     class_embeds: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    prototype_attentions: tuple[torch.FloatTensor, ...] | None = None
+    query_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class CLIPFSARPreTrainedModel(PreTrainedModel):
@@ -199,18 +149,14 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
     base_model_prefix = "clip"
     main_input_name = "query_pixel_values"
     input_modalities = ("video", "text")
+    # The loss is a mean over a batch: transformers' Trainer has to divide it when it accumulates gradients.
+    accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = [
-        "CLIPEncoderLayer",
-        "CLIPTextEmbeddings",
-        "CLIPVisionEmbeddings",
-        "CLIPResNetBottleneck",
-        "CLIPFSARTemporalLayer",
-    ]
+    _no_split_modules = ["CLIPFSARTemporalLayer"]  # the backbone's own are added to these
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -242,23 +188,36 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         getter = inspect.signature(self.clip.get_image_features).parameters
         self._visual_inputs = {*getter, *TransformersKwargs.__annotations__, "return_dict"} - {"pixel_values"}
         self.post_init()
+        self._list_parts_not_to_split()
+        self._freeze_text_tower_if_any()
         if config._is_plain_checkpoint:  # said in one line by `from_pretrained`
             self._keys_to_ignore_on_load_missing = {r"^temporal_transformer\.", r"^video_text_scale$"}
 
+    def _list_parts_not_to_split(self):
+        """Of those that the classes of the backbone and of ours name, the ones that are there: accelerate's FSDP policy
+        refuses the others."""
+        names = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = {*type(self)._no_split_modules, *self._no_split_modules} & names
+
     def train(self, mode: bool = True) -> "CLIPFSARModel":
-        """As in PyTorch. In training the text tower is frozen, as in the method; unfreeze it afterwards to train it."""
+        """As in PyTorch. The text tower is frozen, as in the method: in a new model, and again by each `train()`.
+
+        Unfreeze it afterwards to train it.
+        """
         if mode:
             self.freeze_text_tower()
         return super().train(mode)
 
     def get_input_embeddings(self) -> nn.Module:
-        tower = getattr(self.clip, "vision_model", None)
+        """The text tower's token embeddings, as in transformers; `clip.vision_model` gives those of patches."""
+        tower = getattr(self.clip, "text_model", None)
         if not hasattr(tower, "get_input_embeddings"):  # a backbone of one's own: transformers knows this error
-            raise NotImplementedError(f"The visual tower of {type(self.clip).__name__} has no get_input_embeddings.")
+            raise NotImplementedError(f"The text tower of {type(self.clip).__name__} has no get_input_embeddings.")
         return tower.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module):
-        self.clip.vision_model.set_input_embeddings(value)
+        self.get_input_embeddings()  # raises where there are none
+        self.clip.text_model.set_input_embeddings(value)
 
     def freeze_text_tower(self):
         """Stops gradients of CLIP's text tower and of CLIP's own logit scale: the method trains neither.
@@ -274,6 +233,11 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             )
         for name in text_names:
             parameters[name].requires_grad_(False)
+
+    def _freeze_text_tower_if_any(self):
+        """Before anyone wraps a new model: DistributedDataParallel waits for what needed gradients when it was made."""
+        with contextlib.suppress(ValueError):  # no visual parts of the usual names; said in training
+            self.freeze_text_tower()
 
     def get_video_features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         """Projected, not normalised frame features of the visual tower, (..., T, C, H, W) -> (..., T, D).
@@ -292,9 +256,9 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         if kwargs:
             check_known("The visual tower", kwargs, self._visual_inputs)
         frames = pixel_values.flatten(0, -4).to(self.clip.dtype)
-        frames, extra = image_inputs(self.config.clip_config, frames)
+        frames, extra = image_inputs(self.clip.config, frames)
         kwargs = extra | kwargs | self._as_output
-        outputs = pooled_output(self.clip.get_image_features(frames, **kwargs), self.config.clip_config)
+        outputs = pooled_output(self.clip.get_image_features(frames, **kwargs), self.clip.config)
         return outputs.pooler_output.unflatten(0, pixel_values.shape[:-3]), outputs
 
     @property
@@ -310,14 +274,14 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         sees to it), and `attention_mask` is left out.
         """
         num_tokens = input_ids.shape[-1]
-        if has_texts_of_one_length(self.config.clip_config):
+        if has_texts_of_one_length(self.clip.config):
             attention_mask = None
         outputs = self.clip.get_text_features(
             input_ids=input_ids.reshape(-1, num_tokens),
             attention_mask=None if attention_mask is None else attention_mask.reshape(-1, num_tokens),
             **self._as_output,
         )
-        features = pooled_output(outputs, self.config.clip_config).pooler_output
+        features = pooled_output(outputs, self.clip.config).pooler_output
         return features.view(*input_ids.shape[:-1], self.config.hidden_size)
 
     def get_prototypes(
@@ -325,6 +289,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         support_embeds: torch.Tensor,
         support_labels: torch.Tensor,
         class_embeds: torch.Tensor | None = None,
+        attentions: list | None = None,
     ) -> torch.Tensor:
         """Prototype of each class: its support videos averaged, modulated by its text (paper, Section 3.3).
 
@@ -333,6 +298,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             support_labels: Class of each within the episode, (B, S), 0..N-1; -1 leaves a (padding) video out.
             class_embeds: Text features of the episode's classes, (B, N, D); only without `prototype_modulation`
                 may they be missing, and N is then the largest label + 1.
+            attentions: Takes the weights of each layer, as `prototype_attentions` of [`CLIPFSAROutput`].
 
         Returns:
             (B, N, T, D). A class without support videos has meaningless values.
@@ -352,30 +318,35 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             )
         n_way = class_embeds.shape[1] if class_embeds is not None else int(support_labels.max()) + 1
         support_embeds = support_embeds.to(self.video_text_scale.dtype)
+        support_labels = support_labels.to(support_embeds.device)
         membership = support_labels.unsqueeze(1) == torch.arange(n_way, device=support_labels.device).unsqueeze(-1)
         shots = membership.sum(-1, keepdim=True).clamp(min=1)
         mean_weights = membership.to(support_embeds.dtype) / shots  # (B, N, S)
 
         if self.config.support_pooling == "before":
             pooled = torch.einsum("bns,bstd->bntd", mean_weights, support_embeds)
-            return self._modulate(pooled, class_embeds)
+            return self._modulate(pooled, class_embeds, attentions)
         check_choice("support_pooling", self.config.support_pooling, SUPPORT_POOLINGS)
         texts = None
         if class_embeds is not None:
-            texts = class_embeds.take_along_dim(support_labels.clamp(min=0).unsqueeze(-1), dim=1)  # (B, S, D)
-        modulated = self._modulate(support_embeds, texts)
-        return torch.einsum("bns,bstd->bntd", mean_weights, modulated.to(mean_weights.dtype))
+            rows = support_labels.clamp(min=0).unsqueeze(-1)
+            texts = class_embeds.to(rows.device).take_along_dim(rows, dim=1)  # (B, S, D)
+        modulated = self._modulate(support_embeds, texts, attentions)
+        return torch.einsum("bns,bstd->bntd", mean_weights.to(modulated.device), modulated.to(mean_weights.dtype))
 
-    def _modulate(self, sequences: torch.Tensor, texts: torch.Tensor | None) -> torch.Tensor:
+    def _modulate(self, sequences: torch.Tensor, texts: torch.Tensor | None, attentions: list | None) -> torch.Tensor:
         """Temporal transformer over (..., T, D) with the text (..., D) as one more token, which is dropped after."""
         num_frames = sequences.shape[-2]
         if self.config.prototype_modulation:
-            sequences = torch.cat([sequences, texts.unsqueeze(-2).to(sequences.dtype)], dim=-2)
-        return self.temporal_transformer(sequences)[..., :num_frames, :]
+            sequences = torch.cat([sequences, texts.unsqueeze(-2).to(sequences)], dim=-2)
+        return self.temporal_transformer(sequences, attentions)[..., :num_frames, :]
 
-    def get_query_states(self, query_embeds: torch.Tensor) -> torch.Tensor:
-        """Query sequences after the temporal transformer, without a text: (..., T, D) -> (..., T, D)."""
-        return self.temporal_transformer(query_embeds.to(self.video_text_scale.dtype))
+    def get_query_states(self, query_embeds: torch.Tensor, attentions: list | None = None) -> torch.Tensor:
+        """Query sequences after the temporal transformer, without a text: (..., T, D) -> (..., T, D).
+
+        `attentions` takes the weights of each layer, (..., heads, T, T).
+        """
+        return self.temporal_transformer(query_embeds.to(self.video_text_scale.dtype), attentions)
 
     def get_distances(self, query_states: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
         """Distance of each query to each prototype: `align` of their frame distances, in float32.
@@ -393,7 +364,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         if self.aligns_frames:
             return self.align(self.get_frame_distances(query_states, prototypes))
         with torch.autocast(query_states.device.type, enabled=False):
-            query, prototypes = _at_least_float32(query_states), _at_least_float32(prototypes)
+            query, prototypes = _comparable(query_states, prototypes)
             similarity = frame_cosine_similarity(query.mean(-2), prototypes.mean(-2), self.config.cosine_epsilon)
             return query.shape[-2] * (1 - similarity)
 
@@ -408,7 +379,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         1 - cosine, in float32.
         """
         with torch.autocast(query_states.device.type, enabled=False):
-            query, prototypes = _at_least_float32(query_states), _at_least_float32(prototypes)
+            query, prototypes = _comparable(query_states, prototypes)
             (n_query, num_rows), (n_way, num_columns) = query.shape[-3:-1], prototypes.shape[-3:-1]
             similarity = frame_cosine_similarity(
                 query.flatten(-3, -2), prototypes.flatten(-3, -2), self.config.cosine_epsilon
@@ -437,16 +408,16 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         Plain normalisation here, without the epsilon of the training path, as in the official program.
         """
         with torch.autocast(query_embeds.device.type, enabled=False):
-            video = F.normalize(_at_least_float32(query_embeds).mean(-2), dim=-1)
-            text = F.normalize(_at_least_float32(class_embeds), dim=-1)
-            return self.video_text_scale.to(video.dtype) * (video @ text.transpose(-2, -1))
+            video, text = _comparable(query_embeds, class_embeds)
+            video, text = F.normalize(video.mean(-2), dim=-1), F.normalize(text, dim=-1)
+            return self.video_text_scale.to(video) * (video @ text.transpose(-2, -1))
 
     def get_video_text_logits(self, video_embeds: torch.Tensor, base_class_embeds: torch.Tensor) -> torch.Tensor:
         """Scaled cosine of mean frame features (B, V, T, D) and all base class texts (K, D), as (B, V, K)."""
         with torch.autocast(video_embeds.device.type, enabled=False):
-            video, text = _at_least_float32(video_embeds).mean(-2), _at_least_float32(base_class_embeds)
-            similarity = frame_cosine_similarity(video, text, self.config.cosine_epsilon)
-            return self.video_text_scale.to(video.dtype) * similarity
+            video, text = _comparable(video_embeds, base_class_embeds)
+            similarity = frame_cosine_similarity(video.mean(-2), text, self.config.cosine_epsilon)
+            return self.video_text_scale.to(similarity) * similarity
 
     def get_logits(
         self,
@@ -463,7 +434,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             return text_logits
         beta = self.config.ensemble_text_weight if ensemble_text_weight is None else ensemble_text_weight
         visual = (-distances / self.config.ensemble_temperature).log_softmax(-1)
-        return beta * text_logits.log_softmax(-1) + (1 - beta) * visual
+        return beta * text_logits.to(visual.device).log_softmax(-1) + (1 - beta) * visual
 
     def forward(
         self,
@@ -481,7 +452,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         support_base_labels: torch.LongTensor | None = None,
         query_base_labels: torch.LongTensor | None = None,
         inference_mode: str | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs,
@@ -502,7 +473,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             query_base_labels: (B, Q), likewise.
             inference_mode: `"few_shot"`, `"zero_shot"` (no support needed) or `"ensemble"`; by default the
                 configuration's. It changes `logits`, not what is trained.
-            output_hidden_states, output_attentions: Return those of the visual tower.
+            output_hidden_states: Return those of the visual tower; with indices, only these (where transformers can).
+            output_attentions: Return those of the visual tower and of the temporal transformer (eager attention only).
             return_dict: `False` gives a tuple.
             kwargs: Passed to CLIP's visual tower (e.g. `interpolate_pos_encoding=True`); a `TypeError` if unknown.
 
@@ -518,17 +490,21 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         encoded = self._encode_episode_frames(*videos, kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
         encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
-        compared = self._compare(encoded, support_labels, labels, inference_mode)
+        weights = kwargs.get("output_attentions", False)
+        compared = self._compare(encoded, support_labels, labels, inference_mode, weights)
         contrasted = self._contrast(encoded, base_class_embeds, support_base_labels, query_base_labels)
         loss = self._weighted_sum(compared["few_shot_loss"], contrasted["video_text_loss"])
         output = CLIPFSAROutput(loss=loss, **compared, **contrasted, **encoded)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _asked_for(self, **outputs: bool | None) -> dict[str, bool]:
-        """Which of the visual tower's outputs to return; None leaves it to the configuration."""
+    def _asked_for(self, **outputs) -> dict:
+        """Which of the visual tower's outputs to return; None leaves it to the configuration.
+
+        Hidden states may be asked for by the indices of layers, as in transformers; 0 is one.
+        """
         wanted = {name: getattr(self.config, name) if value is None else value for name, value in outputs.items()}
-        return {name: True for name, is_wanted in wanted.items() if is_wanted}
+        return {name: value for name, value in wanted.items() if value is not None and value is not False}
 
     def _checked_mode(self, inference_mode: str | None) -> str:
         inference_mode = inference_mode or self.config.inference_mode
@@ -539,11 +515,11 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
     def _embed_classes(self, input_ids, attention_mask, base_class_embeds, base_labels) -> torch.Tensor | None:
         """Text features of the episodes' classes: rows of the base classes' where these are given, else of tokens."""
         if base_class_embeds is not None and base_labels is not None:
-            return base_class_embeds[base_labels]
+            return base_class_embeds[base_labels.to(base_class_embeds.device)]
         return None if input_ids is None else self.get_class_features(input_ids, attention_mask)
 
-    def _compare(self, encoded: dict, support_labels, labels, inference_mode: str) -> dict:
-        """Prototypes, logits and few-shot loss of encoded episodes, by their names in the output."""
+    def _compare(self, encoded: dict, support_labels, labels, inference_mode: str, output_attentions: bool) -> dict:
+        """Prototypes, logits, few-shot loss and weights of encoded episodes, by their names in the output."""
         support_embeds, query_embeds, class_embeds = (
             encoded[f"{name}_embeds"] for name in ("support", "query", "class")
         )
@@ -554,15 +530,20 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             n_way = check_support_labels(support_labels, support_embeds.shape[:2], n_way, compares)
         check_labels("labels", labels, n_way)
         prototypes = distances = text_logits = loss = None
+        of_prototypes, of_queries = ({"attentions": []} if output_attentions else {} for _ in range(2))
         if support_embeds is not None:
-            prototypes = self.get_prototypes(support_embeds, support_labels, class_embeds)
-            distances = self.get_distances(self.get_query_states(query_embeds), prototypes)
+            prototypes = self.get_prototypes(support_embeds, support_labels, class_embeds, **of_prototypes)
+            distances = self.get_distances(self.get_query_states(query_embeds, **of_queries), prototypes)
         if inference_mode != "few_shot":
             text_logits = self.get_text_logits(query_embeds, class_embeds)
         logits = self.get_logits(distances, text_logits, inference_mode)
         if labels is not None:
             loss = _cross_entropy(logits if distances is None else -distances, labels)
-        return {"prototypes": prototypes, "logits": logits, "few_shot_loss": loss}
+        compared = {"prototypes": prototypes, "logits": logits, "few_shot_loss": loss}
+        if output_attentions:
+            compared["prototype_attentions"] = tuple(of_prototypes["attentions"]) or None
+            compared["query_attentions"] = tuple(of_queries["attentions"]) or None
+        return compared
 
     def _contrast(self, encoded: dict, base_class_embeds, support_base_labels, query_base_labels) -> dict:
         """Logits and loss of all videos of encoded episodes against all base classes, by their names in the output."""
@@ -572,7 +553,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         if base_class_embeds is not None:
             support_embeds, videos = encoded["support_embeds"], encoded["query_embeds"]
             if support_embeds is not None:
-                videos = torch.cat([support_embeds, videos], dim=1)
+                videos = torch.cat([support_embeds.to(videos.device), videos], dim=1)
             logits = self.get_video_text_logits(videos, base_class_embeds)
             check_labels("support_base_labels", support_base_labels, len(base_class_embeds))
             check_labels("query_base_labels", query_base_labels, len(base_class_embeds))
@@ -590,7 +571,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         if video_text_loss is None:
             return few_shot_loss
         weighted = self.config.video_text_loss_weight * video_text_loss
-        return weighted if few_shot_loss is None else few_shot_loss + weighted
+        return weighted if few_shot_loss is None else few_shot_loss + weighted.to(few_shot_loss.device)
 
     def _encode_episode_frames(self, support_pixel_values, support_embeds, query_pixel_values, query_embeds, kwargs):
         """Support and query videos of all episodes through the visual tower in one call; features given are kept.
@@ -621,7 +602,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             query_embeds = parts.pop()
         if support_embeds is None and support_pixel_values is not None:
             support_embeds = parts.pop()
-        on_request = [name for name in ("hidden_states", "attentions") if kwargs.get(f"output_{name}")]
+        on_request = [name for name in ("hidden_states", "attentions") if f"output_{name}" in kwargs]
         return {
             "support_embeds": support_embeds,
             "query_embeds": query_embeds,
@@ -653,7 +634,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         embeds, outputs = zip(*(call for calls in zip(*encoded, strict=True) for call in calls), strict=True)
         hidden_states = None
         if outputs[0].hidden_states is not None:
-            hidden_states = tuple(torch.cat(states) for states in zip(*(o.hidden_states for o in outputs), strict=True))
+            layers = zip(*(output.hidden_states for output in outputs), strict=True)
+            hidden_states = tuple(None if calls[0] is None else torch.cat(calls) for calls in layers)
         return torch.cat(embeds), BaseModelOutput(hidden_states=hidden_states)
 
     def _check_episode(self, inference_mode, support_embeds, support_labels, query_embeds, class_embeds):
@@ -678,13 +660,15 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
                 )
 
 
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _comparable(videos: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Both in float32, or float64 where they are, on the device of the videos."""
+    both = (videos, others.to(videos.device))
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in both)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of (..., classes) over all labels (...) that are not negative."""
-    labels = labels.flatten()
+    labels = labels.flatten().to(logits.device)
     return F.cross_entropy(logits.flatten(0, -2), labels.masked_fill(labels < 0, -100))
 
 

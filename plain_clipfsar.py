@@ -38,6 +38,7 @@ class StartsFromPlainCLIP:
             kwargs["for_training"] = True
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._freeze_text_tower_if_any()  # loading makes new parameters
         if model.config._is_plain_checkpoint:
             model.config._is_plain_checkpoint = False
             model._start_from_plain_clip(pretrained_model_name_or_path)
@@ -94,6 +95,7 @@ class StartsFromPlainCLIP:
                 torch.manual_seed(seed)
             layers.apply(self._init_weights)
         self.temporal_transformer = layers.to(self.device, self.video_text_scale.dtype).train(self.training)
+        self._list_parts_not_to_split()
 
 
 __all__ = ["StartsFromPlainCLIP"]

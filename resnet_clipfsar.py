@@ -10,9 +10,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPTextModel, PreTrainedModel
+from transformers import AutoModel, CLIPTextModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import can_return_tuple
 
 try:
     from .configuration_clipfsar import CLIPResNetConfig, CLIPResNetVisionConfig
@@ -178,6 +179,7 @@ class CLIPResNetVisionModel(CLIPResNetPreTrainedModel):
             setattr(self, f"layer{number + 1}", nn.Sequential(*blocks))
         self.attnpool = CLIPResNetAttentionPool(config)
         self.post_init()
+        self.train(self.training)  # frozen batch norms
 
     def train(self, mode: bool = True):
         """As usual, but a batch norm that is not trained keeps its statistics, too."""
@@ -188,10 +190,11 @@ class CLIPResNetVisionModel(CLIPResNetPreTrainedModel):
                 module.train(mode and not frozen)
         return self
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         interpolate_pos_encoding: bool = True,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
@@ -199,7 +202,8 @@ class CLIPResNetVisionModel(CLIPResNetPreTrainedModel):
 
         Args:
             pixel_values: (V, channels, H, W).
-            output_hidden_states: Return the feature maps of the stem and of each stage, (V, C, H, W).
+            output_hidden_states: Return the feature maps of the stem and of each stage, (V, C, H, W); with indices only
+                these, None in place of the others.
             interpolate_pos_encoding: Stretch the positions of the attention pooling for images of another size than
                 `config.image_size`; `False` refuses these.
 
@@ -230,8 +234,17 @@ class CLIPResNetVisionModel(CLIPResNetPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states,
             pooler_output=self.attnpool(hidden_states),
-            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            hidden_states=_selected(all_hidden_states, output_hidden_states),
         )
+
+
+def _selected(hidden_states: list[torch.Tensor], wanted: bool | int | list[int]) -> tuple | None:
+    """All of them or none, or those at the indices, as in transformers; indices out of range select nothing."""
+    if isinstance(wanted, bool):
+        return tuple(hidden_states) if wanted else None
+    count = len(hidden_states)
+    kept = {i % count for i in ([wanted] if isinstance(wanted, int) else wanted) if -count <= i < count}
+    return tuple(state if i in kept else None for i, state in enumerate(hidden_states))
 
 
 class CLIPResNetModel(CLIPResNetPreTrainedModel):
@@ -251,10 +264,12 @@ class CLIPResNetModel(CLIPResNetPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.set_input_embeddings(value)
 
+    @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Images (V, 3, H, W); the projected, not normalised feature is `pooler_output`, (V, projection_dim)."""
-        return self.vision_model(pixel_values, **kwargs)
+        return self.vision_model(pixel_values, return_dict=True, **kwargs)
 
+    @can_return_tuple
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
@@ -263,5 +278,10 @@ class CLIPResNetModel(CLIPResNetPreTrainedModel):
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
         return outputs
 
+
+# As in the model's file: imported as a library, the Auto classes find us through these.
+if not __package__:
+    AutoModel.register(CLIPResNetConfig, CLIPResNetModel, exist_ok=True)
+    AutoModel.register(CLIPResNetVisionConfig, CLIPResNetVisionModel, exist_ok=True)
 
 __all__ = ["CLIPResNetModel", "CLIPResNetVisionModel"]

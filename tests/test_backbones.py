@@ -30,6 +30,8 @@ from transformers import (
     XCLIPConfig,
 )
 
+import backbones_clipfsar
+from backbones_clipfsar import why_no_backbone
 from clipfsar.inference.load_model import load_model
 from clipfsar.inference.quantized import quantize_int8
 from configuration_clipfsar import CLIPFSARConfig
@@ -77,6 +79,8 @@ CONFIGS = {
     ),
     "align": AlignConfig(text_config=TEXT, vision_config=EFFICIENT_NET, projection_dim=24),
 }
+if why_no_backbone("altclip"):  # refused with an old transformers, as a test below has it
+    del CONFIGS["altclip"]
 SIZE = {"height": 16, "width": 16}
 IMAGE_PROCESSORS = {
     "siglip": lambda: SiglipImageProcessor(size=SIZE),
@@ -328,3 +332,14 @@ def test_frames_that_do_not_divide_into_patches_are_refused():
     model = CLIPFSARModel(CLIPFSARConfig(clip_config=CONFIGS["siglip2"], **OURS))
     with pytest.raises(ValueError, match="20 x 16 pixels cannot be cut into SigLIP 2's patches of 8 x 8"):
         model.get_video_features(torch.zeros(1, 2, 3, 20, 16))
+
+
+def test_a_backbone_whose_weights_an_old_transformers_does_not_load_is_refused(monkeypatch):
+    config = AltCLIPConfig(projection_dim=24, text_config={"project_dim": 24})
+    for version, refused in (("5.15.1", True), ("5.16.0", False), ("6.0.0.dev0", False)):
+        monkeypatch.setattr(backbones_clipfsar, "__version__", version)
+        assert bool(why_no_backbone("altclip")) is refused
+        assert why_no_backbone("chinese_clip") is None
+    monkeypatch.setattr(backbones_clipfsar, "__version__", "5.15.1")
+    with pytest.raises(ValueError, match=r"5\.15\.1 does not load all of its weights: install 5\.16 or newer"):
+        CLIPFSARConfig(clip_config=config)

@@ -108,9 +108,11 @@ def test_a_backbone_of_ones_own_enrolls_and_classifies(toy, toy_processor):
     assert classify(random_clip(2))[0]["label"] == "dive"
 
 
-def test_a_visual_tower_without_input_embeddings_says_so(toy):
-    with pytest.raises(NotImplementedError, match="visual tower of ToyModel has no get_input_embeddings"):
+def test_a_text_tower_without_input_embeddings_says_so(toy):
+    with pytest.raises(NotImplementedError, match="text tower of ToyModel has no get_input_embeddings"):
         toy.get_input_embeddings()
+    with pytest.raises(NotImplementedError, match="text tower of ToyModel has no get_input_embeddings"):
+        toy.set_input_embeddings(torch.nn.Embedding(2, 2))
 
 
 def test_a_visual_tower_by_another_name_is_not_frozen_in_silence(toy):

@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "hub_clipfsar": {"pipeline_clipfsar"},  # in a function: the model names the pipeline that opens its folder
     "labels_clipfsar": set(),
     "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
+    "temporal_clipfsar": {"configuration_clipfsar"},
     "modeling_clipfsar": {
         *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
-        *("hub_clipfsar", "labels_clipfsar", "plain_clipfsar"),
+        *("hub_clipfsar", "labels_clipfsar", "plain_clipfsar", "temporal_clipfsar"),
     },
     "container_clipfsar": set(),
     "decoding_clipfsar": {"container_clipfsar"},
@@ -58,8 +59,10 @@ MAY_IMPORT = {
         "backbones_clipfsar",
     },
 }
-# pytest puts tests/ on the path: helpers, and folders of them, are imported by these names.
-TEST_MODULES = {"tests"} | {path.stem for path in (ROOT / "tests").iterdir() if path.is_dir() or path.suffix == ".py"}
+# pytest puts tests/ on the path: helpers, and folders of them, are imported by these names. `make upstream` puts
+# transformers' own tests there.
+TEST_MODULES = {"tests", "tests_of_transformers"}
+TEST_MODULES |= {path.stem for path in (ROOT / "tests").iterdir() if path.is_dir() or path.suffix == ".py"}
 OURS = ("clipfsar", "train", "demo", "benchmarks")
 PROGRAMS = sorted(
     path.relative_to(ROOT).as_posix() for folder in (*OURS, "tests") for path in (ROOT / folder).rglob("*.py")

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from golden.record_golden import changed_config
-from transformers import AutoModel, AutoModelForVideoClassification, CLIPConfig, CLIPModel
+from transformers import (
+    AttentionInterface,
+    AutoModel,
+    AutoModelForVideoClassification,
+    CLIPConfig,
+    CLIPModel,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel, CLIPFSAROutput
@@ -133,11 +140,13 @@ def test_model_is_small_beside_clip(model):
 
 
 def test_input_embeddings_can_be_read_and_set(model):
-    embeddings = model.get_input_embeddings()
-    assert embeddings is model.clip.vision_model.embeddings.patch_embedding
-    replacement = torch.nn.Conv2d(3, 32, kernel_size=8, stride=8, bias=False)
+    # Those of the tokens, as transformers asks of a model with texts; the towers give their own.
+    assert model.get_input_embeddings() is model.clip.text_model.embeddings.token_embedding
+    replacement = torch.nn.Embedding(60, 32)
     model.set_input_embeddings(replacement)
+    assert model.clip.text_model.embeddings.token_embedding is replacement
     assert model.get_input_embeddings() is replacement
+    assert model.clip.vision_model.get_input_embeddings() is model.clip.vision_model.embeddings.patch_embedding
 
 
 # --- what must not change the outputs ---------------------------------------------------------------------------------
@@ -521,6 +530,9 @@ def test_frozen_text_tower_gets_no_gradient_and_everything_else_does(model, inpu
 
 def test_gradients_reach_the_text_tower_unless_it_is_frozen(model, inputs):
     model(**inputs).loss.backward()
+    assert model.clip.text_projection.weight.grad is None  # a new model's is
+    model.requires_grad_(True)
+    model(**inputs).loss.backward()
     assert model.clip.text_projection.weight.grad.abs().sum() > 0
 
 
@@ -576,6 +588,29 @@ def test_hidden_states_and_attentions_of_the_visual_tower_come_on_request(tiny_m
     torch.testing.assert_close(output.hidden_states[-1][:4], alone[-1], **ROUND_OFF)
 
 
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        ({}, (1, 3, 2, 5, 5)),
+        ({"support_pooling": "after"}, (1, 6, 2, 5, 5)),
+        ({"prototype_modulation": False}, (1, 3, 2, 4, 4)),
+    ],
+)
+@torch.no_grad()
+def test_attentions_of_the_temporal_transformer_come_under_names_of_their_own(tiny_model, inputs, settings, shape):
+    model = tiny_model(temporal_num_layers=2, **settings)
+    assert model(**inputs).prototype_attentions is None
+    expected = model(**inputs, output_attentions=True)
+    assert expected.prototype_attentions is None  # sdpa keeps no weights
+    model.set_attn_implementation("eager")
+    output = model(**inputs, output_attentions=True)
+    assert [tuple(weights.shape) for weights in output.prototype_attentions] == [shape] * 2
+    assert [tuple(weights.shape) for weights in output.query_attentions] == [(1, 6, 2, 4, 4)] * 2
+    for weights in (*output.prototype_attentions, *output.query_attentions):
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    torch.testing.assert_close(output.logits, expected.logits, **ROUND_OFF)
+
+
 @torch.no_grad()
 def test_return_dict_false_gives_a_tuple_of_what_is_there(model, inputs):
     output = model(**inputs)
@@ -607,6 +642,37 @@ def test_attention_implementations_agree(model, inputs):
     model.set_attn_implementation("eager")
     assert model.clip.vision_model.config._attn_implementation == "eager"
     torch.testing.assert_close(model(**inputs, inference_mode="ensemble").logits, expected, **ROUND_OFF)
+
+
+@torch.no_grad()
+def test_attention_registered_with_transformers_runs_in_the_temporal_transformer(model, inputs):
+    expected, modules = model(**inputs), []
+
+    def recorded(module, *arguments, **keywords):
+        modules.append(type(module).__name__)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, *arguments, **keywords)
+
+    AttentionInterface.register("recorded", recorded)
+    try:
+        model.set_attn_implementation("recorded")
+        output = model(**inputs)
+    finally:
+        del ALL_ATTENTION_FUNCTIONS._global_mapping["recorded"]
+    assert modules.count("CLIPFSARTemporalAttention") == 2  # prototypes, queries
+    assert modules.count("CLIPAttention") == 4
+    assert torch.equal(output.logits, expected.logits)
+
+
+@torch.no_grad()
+def test_default_attention_of_the_temporal_transformer_keeps_its_bits(model):
+    attention = model.temporal_transformer.layers[0].attention
+    x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
+    query, key, value = (
+        projection(attention.norm(x)).unflatten(-1, (2, 8)).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    context = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    assert torch.equal(attention(x)[0], attention.out_proj(context.transpose(1, 2).flatten(2)))
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # the name that all 5.x releases know

@@ -338,10 +338,11 @@ def test_every_trained_weight_gets_a_gradient(fresh_model):
 
 def test_input_embedding_is_the_first_convolution(fresh_model):
     tower = fresh_model.clip.vision_model
-    assert fresh_model.get_input_embeddings() is tower.conv1
+    assert tower.get_input_embeddings() is tower.conv1
     other = nn.Conv2d(3, 2, 3)
-    fresh_model.set_input_embeddings(other)
+    tower.set_input_embeddings(other)
     assert tower.conv1 is other
+    assert fresh_model.get_input_embeddings() is fresh_model.clip.text_model.embeddings.token_embedding
 
 
 def test_tower_alone_is_filled_by_its_own_config():

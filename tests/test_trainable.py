@@ -2,11 +2,20 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from golden.formula_model import RESNET_IMAGE_SIZE, tiny_config, tiny_episode, tiny_model, tiny_resnet_clip_config
+import torch.distributed
+from golden.formula_model import (
+    RESNET_IMAGE_SIZE,
+    formula_tensor,
+    tiny_config,
+    tiny_episode,
+    tiny_model,
+    tiny_resnet_clip_config,
+)
 from safetensors.torch import load_file
 from tiny_data import (
     read_log,
@@ -18,6 +27,7 @@ from tiny_data import (
     video_splits,
     write_video_folder,
 )
+from torch.nn.parallel import DistributedDataParallel
 from transformers import SiglipConfig
 
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
@@ -290,3 +300,41 @@ def test_a_run_stopped_half_way_ends_as_if_it_had_not(choice, dataset, tiny_clip
         assert (whole / "best" / "adapter" / "adapter_model.safetensors").is_file()
     assert "Trained parameters: visual tower " in outcome.output
     CLIPFSARProcessor.from_pretrained(whole / "best")
+
+
+# --- with DistributedDataParallel, outside of our trainer -------------------------------------------------------------
+
+
+def with_contrast(episode):
+    """An episode with the inputs of the video-text contrast; its three classes are the first of five."""
+    base_labels = {
+        f"{part}_base_labels": episode[name] for part, name in (("support", "support_labels"), ("query", "labels"))
+    }
+    return episode | base_labels | {"base_class_embeds": formula_tensor((5, 16))}
+
+
+def train_with_ddp(folder):
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
+    model = CLIPFSARModel.from_pretrained(folder)
+    wrapped = DistributedDataParallel(model)  # before the model is told that it is trained, as accelerate does
+    wrapped.train()
+    optimizer = torch.optim.SGD([value for value in wrapped.parameters() if value.requires_grad], lr=0.1)
+    for step in range(3):
+        loss = wrapped(**with_contrast(tiny_episode(phase=float(2 * step + rank)))).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    sums = [torch.zeros(()) for _ in range(2)]
+    torch.distributed.all_gather(sums, sum(value.detach().double().sum() for value in model.parameters()).float())
+    assert torch.equal(*sums)
+    torch.distributed.destroy_process_group()
+    print(f"rank {rank} trained", flush=True)
+
+
+def test_two_processes_train_without_looking_for_unused_parameters(tmp_path):
+    tiny_model(temporal_attention_dropout=0.0, temporal_hidden_dropout=0.0).save_pretrained(tmp_path / "model")
+    outcome = run_in_children(train_with_ddp, tmp_path / "model", folder=tmp_path / "run", num_processes=2)
+    assert outcome.exit_codes == [0, 0], outcome.output
+    assert "rank 0 trained" in outcome.output
+    assert "rank 1 trained" in outcome.output

