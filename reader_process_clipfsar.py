@@ -33,7 +33,13 @@ except ImportError:
         raise
     from decoding_clipfsar import RecountError, installed_decoder, open_reader, reason_of
 
-MEMORY_LIMIT = 2**33  # bytes that a reading process may fill; a header may ask for any number
+try:
+    from .limits_clipfsar import limit, set_limits, take_limits
+except ImportError:
+    if __package__:
+        raise
+    from limits_clipfsar import limit, set_limits, take_limits
+
 PIPE_BYTES = 2**20
 _ERRORS = {"unreadable": UnreadableError, "import": ImportError}
 
@@ -62,7 +68,8 @@ def serve():
         answers.flush()
 
 
-def _open(answers, source, decoder: str, num_threads: int):
+def _open(answers, source, decoder: str, num_threads: int, limits: dict[str, str]):
+    take_limits(limits)
     try:
         container = check_container(source)
         if container == "frame archive":
@@ -108,8 +115,8 @@ def _limit_memory():
         import resource  # not on Windows
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        allowed = limit("reader_bytes") if hard == resource.RLIM_INFINITY else min(limit("reader_bytes"), hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard))
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -256,7 +263,7 @@ class RemoteReader:
         self.times, self.is_archive = None, False
         try:
             with self._in_time():
-                self._answer(("open", source, decoder, num_threads))
+                self._answer(("open", source, decoder, num_threads, set_limits()))
         except BaseException:
             self.__exit__()
             raise

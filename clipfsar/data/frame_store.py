@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from choices_clipfsar import SECONDS_PER_VIDEO
 from container_clipfsar import READER_VERSION
 from frame_archive_clipfsar import FRAME_FORMATS, pack_frames
+from limits_clipfsar import UnreadableError
 from paths_clipfsar import replace_file
 from pixels_clipfsar import resize_frames, resize_settings
 from video_clipfsar import VideoReadError, VideoTimes, read_video_frames, sample_frame_indices
@@ -109,7 +110,10 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
     if settings.frame_format == "file":
         return ReadVideo(_file_of(video))
     image_processor = settings.image_processor()
-    frames = resize_frames(frames, image_processor, settings.preprocessing)
+    try:
+        frames = resize_frames(frames, image_processor, settings.preprocessing)
+    except UnreadableError as error:
+        return ReadVideo(error=f"Cannot keep frames of video {_path_of(video)!r}: {error}.")
     resized_for = resize_settings(image_processor, settings.preprocessing)
     return ReadVideo(
         pack_frames(
