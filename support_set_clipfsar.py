@@ -6,17 +6,14 @@ re-encoded.
 Letters in shapes: N classes, K clips of a class, Q query videos, T frames, D feature size.
 """
 
-import hashlib
 import io
 import itertools
-import json
 import os
 import re
 import tempfile
 import urllib.parse
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,6 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
@@ -76,11 +71,32 @@ except ImportError:
     from modeling_clipfsar import evaluating
 
 try:
-    from .paths_clipfsar import replace_file
+    from .limits_clipfsar import UnreadableError, check_frame_size
 except ImportError:
     if __package__:
         raise
-    from paths_clipfsar import replace_file
+    from limits_clipfsar import UnreadableError, check_frame_size
+
+try:
+    from .support_set_files_clipfsar import (
+        SUPPORT_SET_NAME,
+        SUPPORT_SET_WEIGHTS_NAME,
+        EnrolledClass,
+        meaning,
+        read_support_set,
+        write_support_set,
+    )
+except ImportError:
+    if __package__:
+        raise
+    from support_set_files_clipfsar import (
+        SUPPORT_SET_NAME,
+        SUPPORT_SET_WEIGHTS_NAME,
+        EnrolledClass,
+        meaning,
+        read_support_set,
+        write_support_set,
+    )
 
 try:
     from .video_clipfsar import as_video_list
@@ -94,9 +110,6 @@ arithmetic = precision_of  # its name in version 0.1
 # From this score of "none of these" a video counts as unknown: equal odds.
 UNKNOWN_THRESHOLD = 0.5
 
-SUPPORT_SET_NAME = "support_set.json"
-SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
-_FORMAT = 1
 THUMBNAIL_HEIGHT = 96
 
 
@@ -106,23 +119,6 @@ def repeatable_sampling(processor) -> str | None:
 
 
 # --- the support set --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class EnrolledClass:
-    """One class of a `SupportSet`, on the CPU.
-
-    Args:
-        class_embeds: Text feature, (D,).
-        clip_names: K names, all different.
-        support_embeds: Frame features of the visual tower, (K, T, D).
-        thumbnails: K JPEG pictures, the T frames of a clip side by side; an empty one where there is none.
-    """
-
-    class_embeds: torch.Tensor
-    clip_names: list[str] = field(default_factory=list)
-    support_embeds: torch.Tensor | None = None
-    thumbnails: list[bytes] = field(default_factory=list)
 
 
 class SupportSet:
@@ -269,14 +265,14 @@ class SupportSet:
     def _checked_videos(self, videos: Mapping[str, Any]) -> dict[str, list]:
         if not isinstance(videos, Mapping) or not videos:
             raise ValueError("Give the clips to enrol as {class name: [video, ...]}, with at least one class.")
-        meanings = {_meaning(name): name for name in self.classes}
+        meanings = {meaning(name): name for name in self.classes}
         checked = {}
         for name, clips in videos.items():
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"Class name {name!r} is not usable: names must be strings that are not blank.")
-            if meanings.setdefault(_meaning(name), name) != name:
+            if meanings.setdefault(meaning(name), name) != name:
                 raise ValueError(
-                    f"Class names {meanings[_meaning(name)]!r} and {name!r} mean the same: use one of them for both."
+                    f"Class names {meanings[meaning(name)]!r} and {name!r} mean the same: use one of them for both."
                 )
             checked[name] = as_video_list(clips)
             if not checked[name]:
@@ -477,25 +473,7 @@ class SupportSet:
         """
         if not self.classes:
             raise ValueError("No class is enrolled, so there is nothing to save.")
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"class_embeds": torch.stack([one.class_embeds for one in self.classes.values()])}
-        for number, enrolled in enumerate(self.classes.values()):
-            tensors[f"support_embeds.{number}"] = enrolled.support_embeds.contiguous()
-            for row, picture in enumerate(enrolled.thumbnails if thumbnails else ()):
-                if picture:
-                    tensors[f"thumbnails.{number}.{row}"] = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
-        with replace_file(folder / SUPPORT_SET_WEIGHTS_NAME) as partial:
-            save_file(tensors, partial)
-            digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-        description = {
-            "format": _FORMAT,
-            "fingerprint": self.fingerprint,
-            "classes": [{"name": name, "clips": one.clip_names} for name, one in self.classes.items()],
-            "sha256": digest,
-        }
-        with replace_file(folder / SUPPORT_SET_NAME) as partial:
-            partial.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_support_set(Path(save_directory), self.fingerprint, self.classes, thumbnails)
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | os.PathLike, **hub_options) -> "SupportSet":
@@ -516,30 +494,7 @@ class SupportSet:
         description_file, tensor_file = (
             cached_file(name, file, **hub_options) for file in (SUPPORT_SET_NAME, SUPPORT_SET_WEIGHTS_NAME)
         )
-        try:
-            description = json.loads(Path(description_file).read_text(encoding="utf-8"))
-            if description["format"] != _FORMAT:
-                raise ValueError(
-                    f"{name!r} holds a support set of format {description['format']}, this program reads {_FORMAT}: "
-                    "use the version it was saved with."
-                )
-            if hashlib.sha256(Path(tensor_file).read_bytes()).hexdigest() != description["sha256"]:
-                raise KeyError("the two files are not of the same save")
-            tensors = load_file(tensor_file)
-            classes = {}
-            for number, (entry, class_embeds) in enumerate(
-                zip(description["classes"], tensors["class_embeds"], strict=True)
-            ):
-                pictures = (tensors.get(f"thumbnails.{number}.{row}") for row in range(len(entry["clips"])))
-                thumbnails = [b"" if picture is None else picture.numpy().tobytes() for picture in pictures]
-                support_embeds = tensors[f"support_embeds.{number}"]
-                classes[entry["name"]] = EnrolledClass(class_embeds, entry["clips"], support_embeds, thumbnails)
-            return cls(description["fingerprint"], classes)
-        except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
-            raise ValueError(
-                f"The support set in {name!r} is damaged ({type(error).__name__}: {error}): restore both of its files, "
-                "or enrol the clips anew."
-            ) from error
+        return cls(*read_support_set(name, description_file, tensor_file))
 
     def push_to_hub(
         self,
@@ -644,11 +599,20 @@ def _film_strip(frames: torch.Tensor) -> bytes:
 
 
 def _frames_of_strip(picture: bytes, num_frames: int) -> torch.Tensor | None:
-    """uint8 (T, h, w, 3) of what `_film_strip` made."""
+    """uint8 (T, h, w, 3) of what `_film_strip` made.
+
+    Raises:
+        ValueError: For a picture that it did not make.
+    """
     if not picture:
         return None
-    with Image.open(io.BytesIO(picture)) as strip:
-        pixels = torch.from_numpy(np.array(strip.convert("RGB")))
+    try:
+        with Image.open(io.BytesIO(picture), formats=("JPEG",)) as strip:
+            check_frame_size(strip.width // num_frames, strip.height)
+            check_frame_size(*strip.size)
+            pixels = torch.from_numpy(np.array(strip.convert("RGB")))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, UnreadableError) as error:
+        raise ValueError(f"The picture of a clip is damaged ({error}): enrol the clip anew.") from error
     return torch.stack(pixels.split(pixels.shape[1] // num_frames, dim=1)[:num_frames])
 
 
@@ -676,11 +640,6 @@ def _unused_name(name: str | None, used: list[str]) -> str:
     numbers = itertools.count(len(used) + 1 if name is None else 2)
     names = (f"clip {number}" if name is None else f"{name} ({number})" for number in numbers)
     return next(candidate for candidate in names if candidate not in used)
-
-
-def _meaning(class_name: str) -> str:
-    """What the prompt makes of a name: underscores are spaces."""
-    return " ".join(str(class_name).replace("_", " ").split())
 
 
 def _listed(names: list[str]) -> str:

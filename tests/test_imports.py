@@ -45,9 +45,10 @@ MAY_IMPORT = {
     "episodes_clipfsar": set(),
     "explanation_clipfsar": set(),
     "fingerprint_clipfsar": {"backbones_clipfsar", "paths_clipfsar"},
+    "support_set_files_clipfsar": {"limits_clipfsar", "paths_clipfsar"},
     "support_set_clipfsar": {
-        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "modeling_clipfsar", "paths_clipfsar"),
-        *("video_clipfsar",),
+        *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "modeling_clipfsar", "limits_clipfsar"),
+        *("support_set_files_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),

@@ -4,6 +4,7 @@
 """
 
 import copy
+import hashlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_data import tiny_model_and_processor
 from transformers import CLIPImageProcessor
 
@@ -30,6 +32,7 @@ from frame_archive_clipfsar import pack_frames
 from limits_clipfsar import LIMITS, limit, variable_of
 from pixels_clipfsar import crop_frames, resize_and_crop, resize_for_crop
 from processing_clipfsar import VideoReadError, read_video_frames
+from support_set_clipfsar import EnrolledClass, SupportSet, _frames_of_strip
 
 FUZZ_SECONDS = float(os.environ.get("CLIPFSAR_FUZZ_SECONDS", 2))
 FUZZ_SEED = int(os.environ.get("CLIPFSAR_FUZZ_SEED", 0))
@@ -462,6 +465,160 @@ def test_a_download_that_breaks_off_is_not_taken_for_the_whole(server):
         read_video_frames(f"{server}/short", [0])
 
 
+# --- support sets -----------------------------------------------------------------------------------------------------
+
+
+def small_support_set():
+    """Two classes of two and one clips of three frames, in memory."""
+    picture = io.BytesIO()
+    Image.new("RGB", (12, 4), (200, 30, 30)).save(picture, "jpeg")
+    generator = torch.Generator().manual_seed(0)
+
+    def enrolled(*clips):
+        embeds = torch.rand(len(clips), 3, 5, generator=generator)
+        return EnrolledClass(torch.rand(5, generator=generator), list(clips), embeds, [picture.getvalue()] * len(clips))
+
+    preprocessing = {"num_frames": 3, "prompt_template": "a photo of {}"}
+    fingerprint = {"model": "a model", "weights": "0" * 64, "dtype": "float32", "preprocessing": preprocessing}
+    return SupportSet(fingerprint, {"boxing": enrolled("b.mp4", "a.mp4"), "arm_wrestling": enrolled("c\udcff.mp4")})
+
+
+def described(folder, change, keep_digest=False):
+    """Changes the description of a saved set, and makes its digest fit."""
+    path = folder / "support_set.json"
+    description = json.loads(path.read_text(encoding="utf-8"))
+    description = change(description) or description
+    if not keep_digest and isinstance(description, dict):
+        description.pop("sha256_of_description", None)
+    path.write_text(json.dumps(description), encoding="utf-8")
+
+
+def stored(folder, change):
+    """Changes the tensors of a saved set, and makes its digest fit."""
+    path = folder / "support_set.safetensors"
+    tensors = load_file(path)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    change(tensors)
+    save_file(tensors, path)
+    described(folder, lambda it: it.update(sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
+def test_a_support_set_comes_back_as_it_was_saved(tmp_path):
+    saved = small_support_set()
+    saved.save_pretrained(tmp_path)
+    loaded = SupportSet.from_pretrained(tmp_path)
+    assert loaded.fingerprint == saved.fingerprint
+    assert loaded.class_names == ["boxing", "arm_wrestling"]
+    for name, enrolled in saved.classes.items():
+        assert loaded.classes[name].clip_names == enrolled.clip_names
+        assert torch.equal(loaded.classes[name].support_embeds, enrolled.support_embeds)
+        assert torch.equal(loaded.classes[name].class_embeds, enrolled.class_embeds)
+        assert loaded.classes[name].thumbnails == enrolled.thumbnails
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda it: it["classes"].reverse(),
+        lambda it: it["classes"][0].update(name="swimming"),
+        lambda it: it["classes"][0]["clips"].reverse(),
+        lambda it: it["fingerprint"].update(model="another"),
+        lambda it: it["fingerprint"]["preprocessing"].update(prompt_template="{}"),
+        lambda it: it.update(new=1),
+    ],
+)
+def test_a_description_that_was_changed_is_damaged(tmp_path, change):
+    small_support_set().save_pretrained(tmp_path)
+    described(tmp_path, change, keep_digest=True)
+    with pytest.raises(ValueError, match=r"is damaged \(support_set.json was changed after it was saved\): restore"):
+        SupportSet.from_pretrained(tmp_path)
+
+
+def test_other_line_ends_and_no_digest_as_in_version_0_1_are_no_damage(tmp_path):
+    small_support_set().save_pretrained(tmp_path)
+    path = tmp_path / "support_set.json"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert SupportSet.from_pretrained(tmp_path).class_names == ["boxing", "arm_wrestling"]
+    described(tmp_path, lambda it: None)
+    assert SupportSet.from_pretrained(tmp_path).class_names == ["boxing", "arm_wrestling"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda it: it["classes"][1].update(name="boxing"), "class 'boxing' is there twice"),
+        (lambda it: it["classes"][0].update(name="arm  wrestling"), "class 'arm_wrestling' is there twice"),
+        (lambda it: it["classes"][0].update(name=" "), "' ' is no class name"),
+        (lambda it: it["classes"][0].update(name=3), "3 is no class name"),
+        (lambda it: it["classes"][0].update(clips=["b.mp4"]), "support_embeds.0' of class 'boxing' has shape"),
+        (lambda it: it["classes"][0].update(clips="ab"), "class 'boxing' has no clips"),
+        (lambda it: it["classes"][0].update(clips=["a", "a"]), "class 'boxing' has two clips of one name"),
+        (lambda it: it["classes"][0].update(clips=[1, 2]), "a clip of class 'boxing' has no name"),
+        (lambda it: it.update(classes=it["classes"][:1]), r"'class_embeds' has shape \(2, 5\), but it lists 1 classes"),
+        (lambda it: it.update(classes=[]), "it lists no classes"),
+        (lambda it: it.update(classes={"a": 1}), "it lists no classes"),
+        (lambda it: it.update(classes=[1]), "one of its classes is no object"),
+        (lambda it: it.update(fingerprint=None), "its fingerprint is no object"),
+        (lambda it: it["fingerprint"].update(weights=3), "'weights' of its fingerprint is no text"),
+        (lambda it: it.update(fingerprint={"model": "a", "weights": "b"}), "KeyError: 'dtype'"),
+        (lambda it: it["fingerprint"].update(preprocessing=[]), "'preprocessing' of its fingerprint is no object"),
+        (lambda it: it["fingerprint"]["preprocessing"].update(num_frames=8), r"\(2, 8, 5\) is needed"),
+        (lambda it: [it], "support_set.json holds no object"),
+    ],
+)
+def test_a_description_that_makes_no_sense_is_damaged_and_says_what(tmp_path, change, what):
+    small_support_set().save_pretrained(tmp_path)
+    described(tmp_path, change)
+    with pytest.raises(ValueError, match=rf"is damaged \(.*{what}"):
+        SupportSet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"format": ' + "1" * 5000 + "}", "\ud800"])
+def test_a_description_that_is_no_json_is_damaged(tmp_path, text):
+    small_support_set().save_pretrained(tmp_path)
+    (tmp_path / "support_set.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match="is damaged"):
+        SupportSet.from_pretrained(tmp_path)
+
+
+def test_a_description_of_too_many_bytes_is_damaged(tmp_path, monkeypatch):
+    small_support_set().save_pretrained(tmp_path)
+    monkeypatch.setenv("CLIPFSAR_MAX_JSON_BYTES", "100")
+    with pytest.raises(ValueError, match=r"is damaged \(the file has [0-9]+ bytes, more than the limit of 100"):
+        SupportSet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            lambda it: it.update({"support_embeds.0": it["support_embeds.0"][:, :2]}),
+            r"\(2, 2, 5\), but \(2, 3, 5",
+        ),
+        (lambda it: it.update({"support_embeds.0": it["support_embeds.0"][:, :, :4]}), r"shape \(2, 3, 4\)"),
+        (lambda it: it.update({"support_embeds.0": it["support_embeds.0"][0]}), r"shape \(3, 5\)"),
+        (lambda it: it.update({"support_embeds.1": it["support_embeds.1"].half()}), "is torch.float16"),
+        (lambda it: it.update({"class_embeds": it["class_embeds"].long()}), "'class_embeds' is torch.int64"),
+        (lambda it: it.update({"class_embeds": it["class_embeds"][0]}), "'class_embeds' has shape"),
+        (lambda it: it.update({"thumbnails.0.0": it["thumbnails.0.0"].float()}), "'thumbnails.0.0' is torch.float32"),
+        (lambda it: it.pop("support_embeds.1"), "KeyError: 'support_embeds.1'"),
+    ],
+)
+def test_tensors_of_other_shapes_or_types_are_damaged_and_say_which(tmp_path, change, what):
+    small_support_set().save_pretrained(tmp_path)
+    stored(tmp_path, lambda tensors: (change(tensors), tensors.update({k: v.contiguous() for k, v in tensors.items()})))
+    with pytest.raises(ValueError, match=rf"is damaged \(.*{what}"):
+        SupportSet.from_pretrained(tmp_path)
+
+
+def test_a_picture_that_is_none_is_named_when_it_is_shown():
+    picture = io.BytesIO()
+    Image.new("RGB", (2, 4)).save(picture, "jpeg")
+    for data in (b"no picture", picture.getvalue()):
+        with pytest.raises(ValueError, match=r"The picture of a clip is damaged .*: enrol the clip anew"):
+            _frames_of_strip(data, 3)
+
+
 # --- a fuzzer ---------------------------------------------------------------------------------------------------------
 
 
@@ -636,4 +793,39 @@ def test_damaged_images_are_unreadable_or_read(tmp_path):
             path.write_bytes(damaged(pictures[suffix], rng))
             outcomes.append(check_unreadable_or_right(folder, tmp_path))
             path.unlink()
+    assert {*outcomes} == {True, False}
+
+
+def test_damaged_support_sets_are_refused_or_read(tmp_path):
+    small_support_set().save_pretrained(tmp_path / "whole")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    folder, outcomes = tmp_path / "set", []
+    folder.mkdir()
+    for number in until(FUZZ_SECONDS / 4):
+        rng = random.Random(number)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        kind = rng.choice(["description", "description", "tensors", "either"])
+        if kind == "description":
+            described(folder, lambda it, rng=rng: mutated(it, rng))
+        elif kind == "tensors":
+            data = damaged(files["support_set.safetensors"], rng)
+            (folder / "support_set.safetensors").write_bytes(data)
+            described(folder, lambda it, data=data: it.update(sha256=hashlib.sha256(data).hexdigest()))
+        else:
+            name = rng.choice(sorted(files))
+            (folder / name).write_bytes(damaged(files[name], rng))
+        try:
+            loaded = SupportSet.from_pretrained(folder)
+        except ValueError as error:
+            if "is damaged (" not in str(error) and "of format" not in str(error):
+                raise
+            outcomes.append(False)
+            continue
+        assert len({one.support_embeds.shape[1:] for one in loaded.classes.values()}) == 1
+        for name, one in loaded.classes.items():
+            assert name.strip()
+            assert len(one.clip_names) == len(one.support_embeds) == len(one.thumbnails) > 0
+            assert one.support_embeds.dtype == one.class_embeds.dtype == torch.float32
+        outcomes.append(True)
     assert {*outcomes} == {True, False}
