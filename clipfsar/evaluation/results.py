@@ -186,7 +186,7 @@ class EvaluationResults(list):
         """JSON text, also written to a file if a path is given."""
         text = json.dumps(self.to_dicts(), indent=2, allow_nan=False) + "\n"
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
         return text
 
     def to_pandas(self):
