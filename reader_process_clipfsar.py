@@ -8,7 +8,6 @@ import contextlib
 import multiprocessing.util
 import os
 import pickle
-import signal
 import struct
 import subprocess
 import sys
@@ -40,6 +39,13 @@ except ImportError:
         raise
     from limits_clipfsar import limit, set_limits, take_limits
 
+try:
+    from .parent_process_clipfsar import end_with_parent, shielding_children
+except ImportError:
+    if __package__:
+        raise
+    from parent_process_clipfsar import end_with_parent, shielding_children
+
 PIPE_BYTES = 2**20
 _ERRORS = {"unreadable": UnreadableError, "import": ImportError}
 
@@ -55,17 +61,20 @@ def serve():
     """Answers requests from standard input until there are no more."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which then ends this one
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    # Also while a decoder is stuck, and while a sibling holds the other end of the pipe open.
+    end_with_parent()
     _limit_memory()
     reader = None
-    while (request := _receive(requests)) is not None:
-        kind, *arguments = request
-        if kind == "open":
-            reader = _open(answers, *arguments)
-        else:
-            _read(answers, reader, *arguments)
-        answers.flush()
+    try:
+        while (request := _receive(requests)) is not None:
+            kind, *arguments = request
+            if kind == "open":
+                reader = _open(answers, *arguments)
+            else:
+                _read(answers, reader, *arguments)
+            answers.flush()
+    except BrokenPipeError:  # the parent has ended, and `answers` would complain once more
+        os._exit(1)
 
 
 def _open(answers, source, decoder: str, num_threads: int, limits: dict[str, str]):
@@ -94,6 +103,8 @@ def _read(answers, reader, frames: list[int]):
         _send(answers, ("end",))
     except RecountError as error:
         _send(answers, ("recount", str(error), _plain(reader.times)))
+    except BrokenPipeError:
+        raise
     except Exception as error:
         _send(answers, ("unreadable", reason_of(error, "a wanted frame cannot be decoded")))
 
@@ -101,13 +112,6 @@ def _read(answers, reader, frames: list[int]):
 def _plain(times: VideoTimes) -> tuple:
     # No object of ours: the parent may know this module by another name.
     return times.num_frames, times.fps, times.seconds, times.duration
-
-
-def _die_with_parent(parent: int):
-    """Also while a decoder is stuck, and while a sibling holds the other end of the pipe open."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _limit_memory():
@@ -145,9 +149,9 @@ class _ReaderProcess:
         paths = [folder, *(os.path.abspath(path) for path in sys.path)]
         module = name.removesuffix(".py")
         program = f"import sys; sys.path[:] = {paths!r}; import {module}; {module}.serve()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder
-        )
+        command = [sys.executable, "-c", program]
+        with shielding_children():
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder)
         self._buffer = np.empty(0, np.uint8)
         with contextlib.suppress(ImportError, OSError, AttributeError):
             import fcntl  # not on Windows

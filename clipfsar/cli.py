@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 
 from clipfsar import __version__
-from clipfsar.options import nearest, parse_options
+from clipfsar.options import INTERRUPTED, nearest, parse_options
 
-DONE, FAILED, USAGE, INTERRUPTED, OUTPUT_CLOSED = 0, 1, 2, 130, 141
+DONE, FAILED, USAGE, OUTPUT_CLOSED = 0, 1, 2, 141
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,6 @@ def _dispatch(command_line: list[str]) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         _error(_sentence(error))
         return FAILED
-    except KeyboardInterrupt:
-        print(" ".join(filter(None, ("Interrupted.", COMMANDS[name].after_interrupt))), file=sys.stderr)
-        return INTERRUPTED
 
 
 def _sentence(error: BaseException) -> str:
@@ -158,10 +155,15 @@ def _sentence(error: BaseException) -> str:
 
 def main(command_line: Sequence[str] | None = None) -> int:
     """Runs a command line, by default that of this process, and returns the exit code."""
+    command_line = list(sys.argv[1:] if command_line is None else command_line)
     try:
-        code = _dispatch(list(sys.argv[1:] if command_line is None else command_line))
+        code = _dispatch(command_line)
         sys.stdout.flush()
         return code
+    except KeyboardInterrupt:
+        command = COMMANDS.get(command_line[0] if command_line else "")
+        print(" ".join(filter(None, ("Interrupted.", command and command.after_interrupt))), file=sys.stderr)
+        return INTERRUPTED
     except SystemExit as end:  # of the parser: help was printed, or a usage error
         if not isinstance(end.code, (int, type(None))):
             raise

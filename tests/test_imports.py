@@ -30,7 +30,10 @@ MAY_IMPORT = {
     "limits_clipfsar": set(),
     "container_clipfsar": {"limits_clipfsar"},
     "decoding_clipfsar": {"container_clipfsar", "limits_clipfsar"},
-    "reader_process_clipfsar": {"container_clipfsar", "decoding_clipfsar", "limits_clipfsar"},
+    "parent_process_clipfsar": set(),
+    "reader_process_clipfsar": {
+        *("container_clipfsar", "decoding_clipfsar", "limits_clipfsar", "parent_process_clipfsar"),
+    },
     "frame_archive_clipfsar": {"container_clipfsar", "limits_clipfsar"},
     "download_clipfsar": {"limits_clipfsar", "paths_clipfsar"},
     "video_clipfsar": {
