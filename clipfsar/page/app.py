@@ -257,6 +257,8 @@ class _Page:
             self.connect_classes()
             self.connect_query()
             self.page.unload(self.forget)
+        for function in self.page.fns.values():  # also those that gradio adds
+            function.api_visibility = "private"
         self.page.run_history = False
         self.page.uploads = self.uploads
         return self.page.queue(max_size=MAX_WAITING, api_open=False)
@@ -501,7 +503,10 @@ def main(arguments: PageArguments, note: str | None = None):
             app_kwargs={"middleware": [Middleware(Guard, hosts=arguments.served_as, uploads=uploads)]},
         )
         print(f"The page is at {page.local_url} (Ctrl+C ends it).", flush=True)
-        page.block_thread()
+        try:
+            threading.Event().wait()  # gradio's own waiting would take Ctrl-C for a regular end
+        finally:
+            page.close(verbose=False)
 
 
 __all__ = ["Uploads", "alignment_picture", "build_page", "main", "message", "probability_bars"]

@@ -106,7 +106,7 @@ class Guard:
     @staticmethod
     def _check_endpoint(method: str, path: str):
         is_known = READ.fullmatch(path) if method in ("GET", "HEAD") else method == "POST" and WRITE.fullmatch(path)
-        if not is_known:
+        if not is_known or ".." in path.split("/"):
             raise RefusedError(404, "There is no such endpoint.")
 
     async def _bounded(self, scope, headers: dict[bytes, str], receive: Callable) -> Callable:
