@@ -4,6 +4,7 @@ A killed program cannot end its helpers, and a helper that waits for work would 
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -40,14 +41,18 @@ def _end_after(parent: int, handles: list):
 
 
 @contextlib.contextmanager
-def shielding_children() -> Iterator[None]:
+def shielding_children(is_for_multiprocessing: bool = True) -> Iterator[None]:
     """Processes that are started in this block never hear of Ctrl-C; this one hears of it when the block ends.
 
     `end_with_parent` does the same once it runs: this is for the seconds in which they import what they need.
+    `is_for_multiprocessing`: whether that module starts them.
     """
     if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    # Started in the block, the tracker of multiprocessing would let the signal through again.
+    if is_for_multiprocessing:
+        importlib.import_module("multiprocessing.resource_tracker").ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -150,7 +150,7 @@ class _ReaderProcess:
         module = name.removesuffix(".py")
         program = f"import sys; sys.path[:] = {paths!r}; import {module}; {module}.serve()"
         command = [sys.executable, "-c", program]
-        with shielding_children():
+        with shielding_children(is_for_multiprocessing=False):
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder)
         self._buffer = np.empty(0, np.uint8)
         with contextlib.suppress(ImportError, OSError, AttributeError):

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 import os
+import signal
 import sys
 import types
 import typing
@@ -177,6 +178,23 @@ def parse_options(
 INTERRUPTED = 130  # exit code, as shells have it
 
 
+def interruption_handler(sentence: str = "Interrupted.") -> Callable:
+    """Handler of SIGINT that raises `KeyboardInterrupt`, but during an import ends the program with a sentence.
+
+    Libraries that are being imported turn the exception into others, or swallow it.
+    """
+
+    def handle(_, frame):
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                os.write(2, f"{sentence}\n".encode())
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    return handle
+
+
 def end_quietly_when_interrupted() -> None:
     """Makes Ctrl-C one sentence and exit code 130 in a program that is run as `python -m PACKAGE.PROGRAM`.
 
@@ -184,6 +202,8 @@ def end_quietly_when_interrupted() -> None:
     """
     if sys.argv[:1] != ["-m"]:  # runpy holds it there until it has found the program
         return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interruption_handler())
     show = sys.excepthook
 
     def show_or_end(kind, error, traceback):
@@ -202,6 +222,7 @@ __all__ = [
     "HelpFormatter",
     "OptionParser",
     "end_quietly_when_interrupted",
+    "interruption_handler",
     "make_parser",
     "nearest",
     "option",

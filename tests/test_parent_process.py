@@ -1,6 +1,5 @@
 """Processes end with the one that started them; Ctrl-C is one sentence and exit code 130, wherever it comes."""
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -79,25 +78,15 @@ def test_workers_end_with_their_parent_and_ctrl_c_waits_for_none(method, number,
     assert len(lines_of(pids)) == 2
 
 
-WAITING = """
-import os, pathlib, time
-
-def report_and_wait(folder):
-    (pathlib.Path(folder) / str(os.getpid())).touch()
-    time.sleep(100)
-"""
-
-
 def wait_in_processes(folder):
-    """In a child: jobs that never end, in the processes of preparation; what these import is little."""
+    """In a child: jobs that take long, in the processes of preparation; what these import is little."""
     frame_store._start_server = lambda context: None
-    sys.path.insert(0, str(folder.parent))
-    list(frame_store.in_processes(importlib.import_module("waiting_jobs").report_and_wait, [str(folder)] * 3, 2))
+    job = ["sh", "-c", f"touch '{folder}'/$PPID; sleep 15"]
+    list(frame_store.in_processes(subprocess.check_call, [job] * 3, 2))
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
 def test_the_workers_of_preparation_end_with_it(tmp_path):
-    (tmp_path / "waiting_jobs.py").write_text(WAITING)
     folder = tmp_path / "pids"
     folder.mkdir()
     parent = multiprocessing.get_context("fork").Process(target=wait_in_processes, args=(folder,))
