@@ -10,22 +10,21 @@ import io
 import itertools
 import os
 import re
-import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+try:
+    from .limits_clipfsar import UnreadableError, check_limit, check_regular_file, limit
+except ImportError:
+    if __package__:
+        raise
+    from limits_clipfsar import UnreadableError, check_limit, check_regular_file, limit
+
 READER_VERSION = 2  # version 0.1 of the library had reader 1
-MAX_PACKETS = 5_000_000  # 46 hours at 30 frames per second
-MAX_PIXELS = 2**27  # of a frame; 8K is a quarter of that
-MAX_EDITED_SAMPLES = 20_000_000  # FFmpeg keeps a record of 24 bytes for each
 ZIP_MAGIC = b"PK\x03\x04"
-
-
-class UnreadableError(Exception):
-    """A reason of our own why a video cannot be read, as opposed to a decoder's. Names no file."""
 
 
 @dataclass(frozen=True)
@@ -200,12 +199,13 @@ def list_packets(container, stream, keep_bytes: int) -> tuple[Packets, list | No
     packets.is_odd = not has_times and codec not in _CODECS_WITHOUT_REORDERING | {"mpeg4"}
     # Where a packet may hold one field of a frame: FFmpeg joins those of other codecs and containers.
     packets.is_odd |= codec == "h264" and "mpegts" in container.format.name and _is_interlaced(stream)
+    max_packets = limit("frames")
     for packet in container.demux(stream):
         if not packet.size:
             continue
         number = len(packets.pts)
-        if number == MAX_PACKETS:
-            raise UnreadableError(f"it holds more than {MAX_PACKETS} frames")
+        if number == max_packets:
+            check_limit("frames", number + 1, f"it holds {number + 1} frames or more")
         packets.pts.append(packet.pts)
         packets.dts.append(packet.dts)
         packets.size.append(packet.size)
@@ -340,11 +340,7 @@ def check_container(source: str | bytes) -> str:
     before its own header says (decoders silently take what is left of a cut-off webm or avi for all of it), and one
     whose header states more than the file can hold."""
     try:
-        if not isinstance(source, bytes):
-            status = os.stat(source)
-            if not stat.S_ISREG(status.st_mode):
-                raise UnreadableError("it is no regular file")  # a pipe would block for ever
-        num_bytes = len(source) if isinstance(source, bytes) else status.st_size
+        num_bytes = len(source) if isinstance(source, bytes) else check_regular_file(source)
         if not num_bytes:
             raise UnreadableError("the file is empty (0 bytes)")
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
@@ -424,8 +420,10 @@ def _check_mp4_counts(file, num_bytes: int):
                 num_samples = max(num_samples, count)
             elif kind == b"elst":
                 num_edits = max(num_edits, min(number(content + 4), (end - content) // 12))
-    if num_edits > 1 and num_edits * num_samples > MAX_EDITED_SAMPLES:
-        raise UnreadableError(f"its edit list of {num_edits} entries over {num_samples} frames is too long")
+    if num_edits > 1:
+        product = num_edits * num_samples
+        words = f"its edit list of {num_edits} entries over {num_samples} frames has {product} samples"
+        check_limit("edited_samples", product, words)
 
 
 def _matroska_end(file) -> int:

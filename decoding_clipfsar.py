@@ -14,7 +14,6 @@ import numpy as np
 
 try:
     from .container_clipfsar import (
-        MAX_PIXELS,
         FrameOrder,
         UnreadableError,
         exact_seconds,
@@ -30,7 +29,6 @@ except ImportError:
     if __package__:
         raise
     from container_clipfsar import (
-        MAX_PIXELS,
         FrameOrder,
         UnreadableError,
         exact_seconds,
@@ -42,6 +40,13 @@ except ImportError:
         turns_of_matrix,
         unsettled_start,
     )
+
+try:
+    from .limits_clipfsar import check_frame_size, limit
+except ImportError:
+    if __package__:
+        raise
+    from limits_clipfsar import check_frame_size, limit
 
 KEPT_PACKET_BYTES = 2**25  # of a video that was looked through, until its frames are read
 # Whose decoders leave out frames on which no other depends, from one packet to the next. (That of AV1 decides once.)
@@ -76,7 +81,9 @@ class PyAVReader:
         self._skips = None
         self._container, self._stream = self._open()
         self.codec = self._stream.codec_context.codec.canonical_name
-        self._check_size(self._stream.codec_context.width, self._stream.codec_context.height)
+        width, height = self._stream.codec_context.width, self._stream.codec_context.height
+        if width or height:  # a header may leave both to the first frame
+            check_frame_size(width, height)
         self.packets, self._kept = list_packets(self._container, self._stream, KEPT_PACKET_BYTES)
         self._decoded = None  # frames that counting has decoded, as (packet, frame)
         self.is_counted_by_decoding = self._is_damaged = (
@@ -157,12 +164,8 @@ class PyAVReader:
         if stream is None or stream.codec_context is None:
             raise UnreadableError("it has no video stream")
         stream.codec_context.thread_count = self._num_threads
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        stream.codec_context.options = {"max_pixels": str(limit("frame_pixels"))}
         return container, stream
-
-    def _check_size(self, width: int, height: int):
-        if width * height > MAX_PIXELS:
-            raise UnreadableError(f"its frames of {width} x {height} pixels are larger than {MAX_PIXELS} pixels")
 
     # Packets in the order of decoding, each with its number for its time
 

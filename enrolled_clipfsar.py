@@ -6,7 +6,7 @@ another one adds or removes classes. Letters in shapes are those of `SupportSet`
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,28 +34,25 @@ except ImportError:
     from fingerprint_clipfsar import COMPARISON_SETTINGS, weights_state
 
 try:
+    from .limits_clipfsar import UnreadableError, check_frame_size
+except ImportError:
+    if __package__:
+        raise
+    from limits_clipfsar import UnreadableError, check_frame_size
+
+try:
     from .modeling_clipfsar import evaluating
 except ImportError:
     if __package__:
         raise
     from modeling_clipfsar import evaluating
 
-
-@dataclass
-class EnrolledClass:
-    """One class of a `SupportSet`, on the CPU. A change replaces it by another one.
-
-    Args:
-        class_embeds: Text feature, (D,).
-        clip_names: K names, all different.
-        support_embeds: Frame features of the visual tower, (K, T, D).
-        thumbnails: K JPEG pictures, the T frames of a clip side by side; an empty one where there is none.
-    """
-
-    class_embeds: torch.Tensor
-    clip_names: list[str] = field(default_factory=list)
-    support_embeds: torch.Tensor | None = None
-    thumbnails: list[bytes] = field(default_factory=list)
+try:
+    from .support_set_files_clipfsar import EnrolledClass
+except ImportError:
+    if __package__:
+        raise
+    from support_set_files_clipfsar import EnrolledClass
 
 
 class Snapshot:
@@ -262,11 +259,20 @@ def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[to
 
 
 def _frames_of_strip(picture: bytes, num_frames: int) -> torch.Tensor | None:
-    """uint8 (T, h, w, 3) of what `_film_strip` made."""
+    """uint8 (T, h, w, 3) of what `_film_strip` made.
+
+    Raises:
+        ValueError: For a picture that it did not make.
+    """
     if not picture:
         return None
-    with Image.open(io.BytesIO(picture)) as strip:
-        pixels = torch.from_numpy(np.array(strip.convert("RGB")))
+    try:
+        with Image.open(io.BytesIO(picture), formats=("JPEG",)) as strip:
+            check_frame_size(strip.width // num_frames, strip.height)
+            check_frame_size(*strip.size)
+            pixels = torch.from_numpy(np.array(strip.convert("RGB")))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, UnreadableError) as error:
+        raise ValueError(f"The picture of a clip is damaged ({error}): enrol the clip anew.") from error
     return torch.stack(pixels.split(pixels.shape[1] // num_frames, dim=1)[:num_frames])
 
 
@@ -280,4 +286,4 @@ def listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-__all__ = ["EnrolledClass", "Snapshot", "check_enough_classes", "checked_mode", "listed"]
+__all__ = ["Snapshot", "check_enough_classes", "checked_mode", "listed"]

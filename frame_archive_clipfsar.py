@@ -6,21 +6,30 @@ opens it. As the `bytes` of a `datasets` video column it is read wherever a vide
 """
 
 import io
+import itertools
 import json
+import math
 import zipfile
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
 try:
-    from .container_clipfsar import READER_VERSION, VideoTimes
+    from .container_clipfsar import READER_VERSION, VideoTimes, one_line
 except ImportError:
     if __package__:
         raise
-    from container_clipfsar import READER_VERSION, VideoTimes
+    from container_clipfsar import READER_VERSION, VideoTimes, one_line
+
+try:
+    from .limits_clipfsar import UnreadableError, check_clip_size, check_frame_size, check_limit
+except ImportError:
+    if __package__:
+        raise
+    from limits_clipfsar import UnreadableError, check_clip_size, check_frame_size, check_limit
 
 FRAME_FORMATS = ("jpeg", "raw")
 _FORMAT = "clipfsar frames 1"
@@ -73,10 +82,11 @@ def pack_frames(
 
 
 class FrameArchive:
-    """Reads an archive of `pack_frames`.
+    """Reads an archive of `pack_frames`. Nothing in it is trusted: what it announces is checked before it is read.
 
     Raises:
-        ValueError: For bytes that are no such archive.
+        ValueError: For bytes that are no such archive, or a damaged one.
+        UnreadableError: For an archive that exceeds a limit.
 
     Attributes:
         num_frames: Frames of the *video*. Frames are asked for by their numbers in the video.
@@ -90,17 +100,20 @@ class FrameArchive:
     def __init__(self, data: bytes):
         try:
             self._file = zipfile.ZipFile(io.BytesIO(data))
-            manifest = json.loads(self._file.read("frames.json"))
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise ValueError(f"it is a zip file, but no frame archive ({error})") from error
-        if manifest.get("format") != _FORMAT:
-            raise ValueError(f"it is a frame archive of another format, {manifest.get('format')!r}, not {_FORMAT!r}")
+            self._members = {member.filename: member for member in self._file.infolist()}
+            manifest = json.loads(self._content("frames.json"))
+        except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(f"it is a zip file, but no frame archive ({one_line(error)})") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+            found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+            raise ValueError(f"it is a frame archive of another format, {found!r}, not {_FORMAT!r}")
+        _check_manifest(manifest)
         self.num_frames = manifest["num_video_frames"]
         self.fps = manifest["fps"]
         self.reader = manifest.get("reader", 1)
         self.times = VideoTimes.at_rate(self.num_frames, self.fps)
         if "seconds" in manifest:
-            seconds = np.array(manifest["seconds"])
+            seconds = np.array(manifest["seconds"], float)
             self.times = VideoTimes(self.num_frames, self.fps, seconds, manifest["duration"])
         self.indices = manifest["indices"]
         self.resized_for = manifest["resized_for"]
@@ -113,18 +126,131 @@ class FrameArchive:
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """Frames of the video by their numbers, uint8 (len(indices), H, W, 3)."""
-        return torch.from_numpy(np.stack([self._read_frame(self._nearest(index)) for index in indices]))
+        wanted = [self._nearest(index) for index in indices]
+        rows = {index: row for row, index in enumerate(dict.fromkeys(wanted))}
+        frames = None
+        for index, row in rows.items():
+            height, width, pixels = self._open_frame(index)
+            if frames is None:  # one bound for all before any of them is decoded
+                check_clip_size(len(wanted), width, height)
+                frames = np.empty((len(rows), height, width, 3), np.uint8)
+            if frames.shape[1:3] != (height, width):
+                sizes = f"{frames.shape[2]} x {frames.shape[1]} and {width} x {height}"
+                raise UnreadableError(f"its frames differ in size: {sizes}")
+            frames[row] = pixels()
+        frames = torch.from_numpy(frames)
+        return frames if len(rows) == len(wanted) else frames[[rows[index] for index in wanted]]
 
     def _nearest(self, index: int) -> int:
         position = bisect_left(self.indices, index)
         return min(self.indices[max(position - 1, 0) : position + 1], key=lambda kept: abs(kept - index))
 
-    def _read_frame(self, index: int) -> np.ndarray:
-        member = io.BytesIO(self._file.read(_member_name(index, self._frame_format)))
+    def _content(self, name: str) -> bytes:
+        """A member's bytes, which lie in the archive as they are: nothing that grows when it is read."""
+        member = self._members[name]
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise UnreadableError(f"its member {name!r} is compressed; frame archives store members as they are")
+        if name == "frames.json":
+            check_limit("json_bytes", member.file_size, f"its frames.json has {member.file_size} bytes")
+        return self._file.read(member)
+
+    def _open_frame(self, index: int) -> tuple[int, int, Callable[[], np.ndarray]]:
+        """Height and width of a frame, checked, and a function that decodes it."""
+        name = _member_name(index, self._frame_format)
+        if name not in self._members:
+            raise UnreadableError(f"its member {name!r} is missing")
+        content = io.BytesIO(self._content(name))
         if self._frame_format == "raw":
-            return np.load(member, allow_pickle=False)
-        with Image.open(member) as image:
-            return np.asarray(image.convert("RGB"))
+            height, width = _size_of_array(content, name)
+        else:
+            image = Image.open(content, formats=("JPEG",))
+            width, height = image.size
+        check_frame_size(width, height)
+        self._check_announced(height, width, name)
+        if self._frame_format == "raw":
+            return height, width, lambda: np.frombuffer(content.read(), np.uint8).reshape(height, width, 3)
+        return height, width, lambda: np.asarray(image.convert("RGB"))
+
+    def _check_announced(self, height: int, width: int, name: str):
+        """Compares the size of a frame with the one that the archive says its frames were resized to."""
+        size = self.resized_for.get("size") or {}
+        edge = size.get("shortest_edge")
+        expected = (size.get("height", height), size.get("width", width)) if edge is None else edge
+        if (min(height, width) if edge is not None else (height, width)) != expected:
+            raise UnreadableError(f"its member {name!r} has {width} x {height} pixels, but {size} is announced")
+
+
+def _check_manifest(manifest: dict):
+    """Raises `ValueError` for a description that `pack_frames` would not write, with the name of what is wrong."""
+    num_frames, indices, seconds = (manifest.get(name) for name in ("num_video_frames", "indices", "seconds"))
+    checks = {
+        "num_video_frames": lambda: _is_count(num_frames) and num_frames > 0,
+        "fps": lambda: manifest["fps"] is None or (_is_finite(manifest["fps"]) and manifest["fps"] > 0),
+        "reader": lambda: _is_count(manifest.get("reader", 1)),
+        "indices": lambda: (
+            isinstance(indices, list)
+            and bool(indices)
+            and all(map(_is_count, indices))
+            and indices[-1] < num_frames
+            and all(a < b for a, b in itertools.pairwise(indices))
+        ),
+        "frame_format": lambda: manifest["frame_format"] in FRAME_FORMATS,
+        "resized_for": lambda: _is_resize_settings(manifest["resized_for"]),
+        "seconds": lambda: (
+            "seconds" not in manifest
+            or (
+                isinstance(seconds, list)
+                and len(seconds) == num_frames
+                and all(map(_is_finite, seconds))
+                and all(a < b for a, b in itertools.pairwise(seconds))
+                and _is_finite(manifest["fps"])
+            )
+        ),
+        "duration": lambda: seconds is None or (_is_finite(manifest.get("duration")) and manifest["duration"] > 0),
+    }
+    for name, is_sound in checks.items():
+        if name not in manifest and name in _NEEDED:
+            raise ValueError(f"it is a damaged frame archive: {name!r} is missing in frames.json")
+        if not is_sound():
+            found = repr(manifest.get(name))
+            raise ValueError(f"it is a damaged frame archive: {name!r} is {found[:60]} in frames.json")
+    check_limit("frames", num_frames, f"it holds {num_frames} frames")
+
+
+_NEEDED = {"num_video_frames", "fps", "indices", "frame_format", "resized_for"}
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_finite(value) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) < 1e18  # not for NaN, nor for whole numbers that no float holds
+
+
+def _is_resize_settings(value) -> bool:
+    """Whether a value may be of `resize_settings`; `{}` announces nothing."""
+    if not isinstance(value, dict):
+        return False
+    size = value.get("size")
+    return size is None or (isinstance(size, dict) and all(map(_is_count, size.values())))
+
+
+def _size_of_array(content: io.BytesIO, name: str) -> tuple[int, int]:
+    """Height and width of a frame in NumPy's format, whose bytes come next; no array is made."""
+    try:
+        version = np.lib.format.read_magic(content)
+        if version != (1, 0):
+            raise ValueError(f"version {version}")
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(content)
+    except Exception as error:  # NumPy's parser raises anything
+        raise UnreadableError(f"its member {name!r} is no array of NumPy: {one_line(error)}") from error
+    num_left = len(content.getbuffer()) - content.tell()
+    if dtype != np.uint8 or is_fortran or len(shape) != 3 or shape[-1] != 3 or math.prod(shape) != num_left:
+        found = f"{dtype} of shape {shape} in {num_left} bytes"
+        raise UnreadableError(f"its member {name!r} is {found}; uint8 (H, W, 3) is needed")
+    return shape[:2]
 
 
 def _member_name(index: int, frame_format: str) -> str:

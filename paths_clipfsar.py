@@ -6,11 +6,12 @@ which class a folder of clips stands for, and which class names differ.
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import shutil
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 try:
@@ -20,6 +21,7 @@ except ImportError:
         raise
     from choices_clipfsar import VIDEO_SUFFIXES
 
+MAX_NAME_BYTES = 255  # of a file, on the file systems in use
 _FILE_SUFFIXES = (
     *(".bin", ".ckpt", ".csv", ".json", ".jsonl", ".onnx", ".parquet", ".pt", ".pt2", ".pth", ".pyth"),
     *(".safetensors", ".tsv", ".txt", ".yaml", ".yml", *VIDEO_SUFFIXES),
@@ -77,7 +79,7 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     way too, where none is at `path` yet.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(file_name_of(f".{path.name}", ".partial"))
     _remove(partial)
     try:
         yield partial
@@ -113,6 +115,45 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def check_output_file(path: str | os.PathLike) -> None:
+    """Checks that a file can be written, before the work whose result it is to hold; makes its folder.
+
+    Raises:
+        OSError: When it cannot, as for a name that is too long, a folder, or a place without the right to write.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return  # a pipe: who reads it would take this for its end
+    is_new = not path.exists()
+    with open(path, "ab"):
+        pass
+    if is_new:
+        path.unlink()
+
+
+def file_name_of(text: str, suffix: str, used: Collection[str] = ()) -> str:
+    """A file name out of any text: no separators or control characters, at most 255 bytes, none of those used.
+
+    Args:
+        used: Names that are taken, in whatever case: some file systems do not tell cases apart.
+    """
+    clean = "".join(letter if letter.isprintable() and letter not in "/\\" else "_" for letter in text) or "_"
+    taken = {name.casefold() for name in used}
+
+    def cut(end: str) -> str:
+        stem = clean.encode("utf-8", "replace")[: MAX_NAME_BYTES - len(end.encode())]
+        return stem.decode("utf-8", "ignore") + end
+
+    names = (cut(suffix if number == 1 else f"_{number}{suffix}") for number in itertools.count(1))
+    return next(name for name in names if name.casefold() not in taken)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a table: line ends and control characters as escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _remove(path: Path) -> None:
@@ -198,13 +239,16 @@ def _percent_encoded(text: str) -> str:
 
 __all__ = [
     "check_class_texts",
+    "check_output_file",
     "check_path",
     "class_name_of_folder",
     "class_names_of_folders",
     "encoded_url",
+    "file_name_of",
     "flush_to_disk",
     "looks_like_path",
     "normalized_class_name",
+    "printable",
     "public_name",
     "replace_file",
 ]

@@ -5,6 +5,17 @@ import functools
 import torch
 import torch.nn.functional as F
 
+try:
+    from .limits_clipfsar import UnreadableError, check_clip_size
+except ImportError:
+    if __package__:
+        raise
+    from limits_clipfsar import UnreadableError, check_clip_size
+
+# Frames longer than so many times their width are cut before they are enlarged; a panorama has a ratio of 4.
+LARGEST_ASPECT_RATIO = 8
+MAX_JPEG_SIDE = 65_500
+
 
 def _resize_uint8(frames: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
     """Antialiased resize of uint8 frames (T, 3, H, W) as PIL does it, all frames at once."""
@@ -31,13 +42,64 @@ def crop_frames(
         # as transformers' center_crop: zeros around frames that are too small
         top, left = (missing_height + 1) // 2, (missing_width + 1) // 2
         frames = F.pad(frames, (left, missing_width - left, top, missing_height - top))
-    slack_height, slack_width = frames.shape[-2] - height, frames.shape[-1] - width
-    if generator is None:
-        top, left = slack_height // 2, slack_width // 2
-    else:
-        top = int(torch.randint(slack_height + 1, (), generator=generator))
-        left = int(torch.randint(slack_width + 1, (), generator=generator))
+    top, left = _draw_corner(frames.shape[-2] - height, frames.shape[-1] - width, generator)
     return frames[..., top : top + height, left : left + width]
+
+
+def _draw_corner(slack_height: int, slack_width: int, generator: torch.Generator | None) -> tuple[int, int]:
+    """Top and left of a crop, where so many rows and columns are left over."""
+    if generator is None:
+        return slack_height // 2, slack_width // 2
+    top = int(torch.randint(slack_height + 1, (), generator=generator))
+    return top, int(torch.randint(slack_width + 1, (), generator=generator))
+
+
+def resize_and_crop(
+    frames: torch.Tensor, image_processor, preprocessing: str, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """`resize_for_crop`, then `crop_frames`. Of very long frames only what lies in the crop is enlarged.
+
+    Frames of 2 x 40,000 pixels would have a billion pixels with a shortest side of 224.
+
+    Raises:
+        UnreadableError: When the result exceeds the limit of a clip.
+    """
+    height, width = crop_size_of(frames.shape[-2:], image_processor, preprocessing)
+    check_clip_size(len(frames), width, height)
+    target = _resized_size(frames.shape[-2:], image_processor, preprocessing)
+    is_short = max(target) <= LARGEST_ASPECT_RATIO * max(min(target), height, width)
+    if is_short or target == tuple(frames.shape[-2:]):
+        frames = resize_for_crop(frames, image_processor, preprocessing)
+        return crop_frames(frames, height, width, generator)
+    corner = _draw_corner(max(target[0] - height, 0), max(target[1] - width, 0), generator)
+    crop, size = list(corner), list(target)
+    for axis, length in ((0, height), (1, width)):
+        frames, crop[axis], size[axis] = _cut(frames, axis - 2, target[axis], corner[axis], length)
+    frames = _resize_uint8(frames, *size, _mode_of(image_processor))
+    frames = frames[..., crop[0] : crop[0] + height, crop[1] : crop[1] + width]
+    return crop_frames(frames, height, width)  # pads what is still too small
+
+
+def _cut(frames: torch.Tensor, axis: int, resized: int, start: int, length: int) -> tuple[torch.Tensor, int, int]:
+    """The part of an axis that a crop needs, where in it the crop starts when it is resized, and its resized length.
+
+    Args:
+        resized: Length of the whole axis when it is resized.
+        start, length: Of the crop in it.
+    """
+    full = frames.shape[axis]
+    margin = 4 * max(1, -(-full // resized))  # more than the bicubic filter sees
+    first = start * full // resized - margin
+    last = -(-(start + length) * full // resized) + margin
+
+    def offset(position: int) -> float:
+        """How far a pixel lies from one of the resized axis, where resizing may begin or end without a shift."""
+        return abs(position * resized / full - round(position * resized / full))
+
+    first = min(range(max(first, 0), max(first - 32, -1), -1), key=offset)
+    last = min(range(min(last, full), min(last + 32, full + 1)), key=offset)
+    before, part = round(first * resized / full), max(1, round((last - first) * resized / full))
+    return frames.narrow(axis, first, last - first), start - before, part
 
 
 def _gray(pixels: torch.Tensor) -> torch.Tensor:
@@ -109,8 +171,19 @@ def resize_frames(frames: torch.Tensor, image_processor, preprocessing: str = "c
     """The resizing alone that `process_videos` does before it crops: uint8 (T, H, W, 3) -> uint8 (T, H', W', 3).
 
     For `"official"` the result is rounded, which `process_videos` does not do.
+
+    Raises:
+        UnreadableError: When the result exceeds the limit of a clip, or a side is longer than JPEG allows.
     """
-    resized = resize_for_crop(frames.permute(0, 3, 1, 2), image_processor, preprocessing)
+    frames = frames.permute(0, 3, 1, 2)
+    height, width = _resized_size(frames.shape[-2:], image_processor, preprocessing)
+    if max(height, width) > MAX_JPEG_SIDE:
+        raise UnreadableError(
+            f"its frames of {frames.shape[-1]} x {frames.shape[-2]} pixels would become {width} x {height}, more than "
+            f"{MAX_JPEG_SIDE} to a side: crop the video"
+        )
+    check_clip_size(len(frames), width, height)
+    resized = resize_for_crop(frames, image_processor, preprocessing)
     if resized.dtype != torch.uint8:
         resized = resized.round().to(torch.uint8)
     return resized.permute(0, 2, 3, 1).contiguous()
@@ -118,24 +191,47 @@ def resize_frames(frames: torch.Tensor, image_processor, preprocessing: str = "c
 
 def resize_for_crop(frames: torch.Tensor, image_processor, preprocessing: str) -> torch.Tensor:
     """uint8 (T, 3, H, W) to the size that is cropped from; float for the official preprocessing, from 0 to 255."""
+    size = _resized_size(frames.shape[-2:], image_processor, preprocessing)
+    is_same = tuple(frames.shape[-2:]) == size
     if preprocessing == "official":
-        size = _official_size(image_processor)
-        if tuple(frames.shape[-2:]) == size:
-            return frames.float()
-        return F.interpolate(frames.float(), size=size, mode="bilinear", align_corners=False)
-    if not image_processor.do_resize:
-        return frames
+        frames = frames.float()
+        return frames if is_same else F.interpolate(frames, size=size, mode="bilinear", align_corners=False)
+    return frames if is_same else _resize_uint8(frames, *size, _mode_of(image_processor))
+
+
+def _mode_of(image_processor) -> str:
     mode = {2: "bilinear", 3: "bicubic"}.get(int(image_processor.resample))
     if mode is None:
         raise ValueError(f"The image processor's resample={image_processor.resample!r} is not supported: use 2 or 3.")
+    return mode
+
+
+def _resized_size(frame_size: tuple[int, int], image_processor, preprocessing: str) -> tuple[int, int]:
+    """Height and width that frames of a size are resized to before they are cropped."""
+    if preprocessing == "official":
+        return _official_size(image_processor)
+    if not image_processor.do_resize:
+        return tuple(frame_size)
     size = image_processor.size
     if size.get("shortest_edge"):
-        target = shortest_edge_size(frames.shape[-2:], size.get("shortest_edge"))
+        target = shortest_edge_size(frame_size, size.get("shortest_edge"))
     else:
         target = size.get("height"), size.get("width")
     if None in target or size.get("longest_edge"):
         raise ValueError(f"The image processor's size={size} is not supported: use shortest_edge, or height and width.")
-    return frames if tuple(frames.shape[-2:]) == target else _resize_uint8(frames, *target, mode)
+    return target
+
+
+def crop_size_of(frame_size: tuple[int, int], image_processor, preprocessing: str) -> tuple[int, int]:
+    """Height and width of the pixel values, from the image processor's settings; `frame_size` if these fix none."""
+    if preprocessing == "official":
+        return official_crop_size(image_processor)
+    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
+    if size is image_processor.size and not image_processor.do_resize:
+        return tuple(frame_size)
+    if size.get("shortest_edge"):
+        return shortest_edge_size(frame_size, size.get("shortest_edge"))
+    return size.get("height"), size.get("width")
 
 
 def official_crop_size(image_processor) -> tuple[int, int]:
@@ -160,8 +256,10 @@ def shortest_edge_size(frame_size: tuple[int, int], edge: int) -> tuple[int, int
 __all__ = [
     "augment_like_kinetics",
     "crop_frames",
+    "crop_size_of",
     "official_crop_size",
     "per_channel",
+    "resize_and_crop",
     "resize_for_crop",
     "resize_frames",
     "resize_settings",

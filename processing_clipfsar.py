@@ -59,6 +59,13 @@ except ImportError:
     from frame_archive_clipfsar import FrameArchive
 
 try:
+    from .limits_clipfsar import UnreadableError
+except ImportError:
+    if __package__:
+        raise
+    from limits_clipfsar import UnreadableError
+
+try:
     from .paths_clipfsar import check_class_texts
 except ImportError:
     if __package__:
@@ -68,26 +75,22 @@ except ImportError:
 try:
     from .pixels_clipfsar import (
         augment_like_kinetics,
-        crop_frames,
-        official_crop_size,
+        crop_size_of,
         per_channel,
-        resize_for_crop,
+        resize_and_crop,
         resize_frames,
         resize_settings,
-        shortest_edge_size,
     )
 except ImportError:
     if __package__:
         raise
     from pixels_clipfsar import (
         augment_like_kinetics,
-        crop_frames,
-        official_crop_size,
+        crop_size_of,
         per_channel,
-        resize_for_crop,
+        resize_and_crop,
         resize_frames,
         resize_settings,
-        shortest_edge_size,
     )
 
 try:
@@ -473,10 +476,12 @@ class CLIPFSARProcessor(ProcessorMixin):
     def _resize_and_crop(self, frames: torch.Tensor, crop_generator: torch.Generator | None) -> torch.Tensor:
         """uint8 (T, H, W, 3) -> (T, 3, crop height, crop width), from 0 to 255, cropped at random with a generator."""
         frames = frames.permute(0, 3, 1, 2)  # (T, 3, H, W), channels last in memory: twice as fast to resize on CPU
-        height, width = self._crop_size(frames.shape[-2:])
-        frames = resize_for_crop(frames, self.image_processor, self.preprocessing)
+        try:
+            frames = resize_and_crop(frames, self.image_processor, self.preprocessing, crop_generator)
+        except UnreadableError as error:
+            raise VideoReadError(f"Cannot read video: {error}.") from error
         # contiguous here, because permuting bytes is cheaper than permuting the floats they become
-        return crop_frames(frames, height, width, crop_generator).contiguous()
+        return frames.contiguous()
 
     def _normalize_(self, pixels: torch.Tensor, augmentation: str, generator: torch.Generator | None) -> None:
         """0 to 255 -> what the model wants, in place, by way of the augmentation on [0, 1]."""
@@ -493,16 +498,7 @@ class CLIPFSARProcessor(ProcessorMixin):
             pixels.sub_(mean).div_(std)
 
     def _crop_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the pixel values, from the image processor's settings; `frame_size` if these fix none."""
-        settings = self.image_processor
-        if self.preprocessing == "official":
-            return official_crop_size(settings)
-        size = settings.crop_size if getattr(settings, "do_center_crop", False) else settings.size
-        if size is settings.size and not settings.do_resize:
-            return frame_size
-        if size.get("shortest_edge"):
-            return shortest_edge_size(frame_size, size.get("shortest_edge"))
-        return size.get("height"), size.get("width")
+        return crop_size_of(frame_size, self.image_processor, self.preprocessing)
 
     def _check_archive(self, archive: FrameArchive, draws: bool) -> None:
         """Raises `ValueError` for a frame archive that was made for something else than this processor does."""
@@ -546,11 +542,11 @@ _LOADING = {
 
 
 def _in_words(settings: dict) -> str:
-    size = settings["size"]
-    if size is None:
+    size = settings.get("size")
+    if not size:
         return "frames of any size"
     sizes = " x ".join(str(value) for value in size.values())
-    return f"{settings['preprocessing']!r} preprocessing at {'shortest side ' if len(size) == 1 else ''}{sizes}"
+    return f"{settings.get('preprocessing')!r} preprocessing at {'shortest side ' if len(size) == 1 else ''}{sizes}"
 
 
 def _draw_seeds(generator: torch.Generator | None) -> tuple[int, int]:

@@ -8,7 +8,6 @@ import contextlib
 import multiprocessing.util
 import os
 import pickle
-import signal
 import struct
 import subprocess
 import sys
@@ -33,7 +32,20 @@ except ImportError:
         raise
     from decoding_clipfsar import RecountError, installed_decoder, open_reader, reason_of
 
-MEMORY_LIMIT = 2**33  # bytes that a reading process may fill; a header may ask for any number
+try:
+    from .limits_clipfsar import limit, set_limits, take_limits
+except ImportError:
+    if __package__:
+        raise
+    from limits_clipfsar import limit, set_limits, take_limits
+
+try:
+    from .parent_process_clipfsar import end_with_parent, shielding_children
+except ImportError:
+    if __package__:
+        raise
+    from parent_process_clipfsar import end_with_parent, shielding_children
+
 PIPE_BYTES = 2**20
 _ERRORS = {"unreadable": UnreadableError, "import": ImportError}
 
@@ -49,20 +61,24 @@ def serve():
     """Answers requests from standard input until there are no more."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which then ends this one
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    # Also while a decoder is stuck, and while a sibling holds the other end of the pipe open.
+    end_with_parent()
     _limit_memory()
     reader = None
-    while (request := _receive(requests)) is not None:
-        kind, *arguments = request
-        if kind == "open":
-            reader = _open(answers, *arguments)
-        else:
-            _read(answers, reader, *arguments)
-        answers.flush()
+    try:
+        while (request := _receive(requests)) is not None:
+            kind, *arguments = request
+            if kind == "open":
+                reader = _open(answers, *arguments)
+            else:
+                _read(answers, reader, *arguments)
+            answers.flush()
+    except BrokenPipeError:  # the parent has ended, and `answers` would complain once more
+        os._exit(1)
 
 
-def _open(answers, source, decoder: str, num_threads: int):
+def _open(answers, source, decoder: str, num_threads: int, limits: dict[str, str]):
+    take_limits(limits)
     try:
         container = check_container(source)
         if container == "frame archive":
@@ -87,6 +103,8 @@ def _read(answers, reader, frames: list[int]):
         _send(answers, ("end",))
     except RecountError as error:
         _send(answers, ("recount", str(error), _plain(reader.times)))
+    except BrokenPipeError:
+        raise
     except Exception as error:
         _send(answers, ("unreadable", reason_of(error, "a wanted frame cannot be decoded")))
 
@@ -96,20 +114,13 @@ def _plain(times: VideoTimes) -> tuple:
     return times.num_frames, times.fps, times.seconds, times.duration
 
 
-def _die_with_parent(parent: int):
-    """Also while a decoder is stuck, and while a sibling holds the other end of the pipe open."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
 def _limit_memory():
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource  # not on Windows
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        allowed = limit("reader_bytes") if hard == resource.RLIM_INFINITY else min(limit("reader_bytes"), hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard))
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -138,9 +149,9 @@ class _ReaderProcess:
         paths = [folder, *(os.path.abspath(path) for path in sys.path)]
         module = name.removesuffix(".py")
         program = f"import sys; sys.path[:] = {paths!r}; import {module}; {module}.serve()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder
-        )
+        command = [sys.executable, "-c", program]
+        with shielding_children(is_for_multiprocessing=False):
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder)
         self._buffer = np.empty(0, np.uint8)
         with contextlib.suppress(ImportError, OSError, AttributeError):
             import fcntl  # not on Windows
@@ -256,7 +267,7 @@ class RemoteReader:
         self.times, self.is_archive = None, False
         try:
             with self._in_time():
-                self._answer(("open", source, decoder, num_threads))
+                self._answer(("open", source, decoder, num_threads, set_limits()))
         except BaseException:
             self.__exit__()
             raise

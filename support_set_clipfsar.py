@@ -6,10 +6,8 @@ re-encoded.
 Letters in shapes: N classes, K clips of a class, Q query videos, T frames, D feature size.
 """
 
-import hashlib
 import io
 import itertools
-import json
 import os
 import re
 import tempfile
@@ -24,8 +22,6 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
@@ -37,11 +33,11 @@ except ImportError:
     from choices_clipfsar import check_finite, check_same_num_frames
 
 try:
-    from .enrolled_clipfsar import EnrolledClass, Snapshot, check_enough_classes, checked_mode, listed
+    from .enrolled_clipfsar import Snapshot, check_enough_classes, checked_mode, listed
 except ImportError:
     if __package__:
         raise
-    from enrolled_clipfsar import EnrolledClass, Snapshot, check_enough_classes, checked_mode, listed
+    from enrolled_clipfsar import Snapshot, check_enough_classes, checked_mode, listed
 
 try:
     from .explanation_clipfsar import Explanation
@@ -79,11 +75,25 @@ except ImportError:
     from modeling_clipfsar import evaluating
 
 try:
-    from .paths_clipfsar import replace_file
+    from .support_set_files_clipfsar import (
+        SUPPORT_SET_NAME,
+        SUPPORT_SET_WEIGHTS_NAME,
+        EnrolledClass,
+        meaning,
+        read_support_set,
+        write_support_set,
+    )
 except ImportError:
     if __package__:
         raise
-    from paths_clipfsar import replace_file
+    from support_set_files_clipfsar import (
+        SUPPORT_SET_NAME,
+        SUPPORT_SET_WEIGHTS_NAME,
+        EnrolledClass,
+        meaning,
+        read_support_set,
+        write_support_set,
+    )
 
 try:
     from .video_clipfsar import as_video_list
@@ -97,9 +107,6 @@ arithmetic = precision_of  # its name in version 0.1
 # From this score of "none of these" a video counts as unknown: equal odds.
 UNKNOWN_THRESHOLD = 0.5
 
-SUPPORT_SET_NAME = "support_set.json"
-SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
-_FORMAT = 1
 THUMBNAIL_HEIGHT = 96
 
 
@@ -298,13 +305,13 @@ class SupportSet:
 
     def _check_meanings(self, names: Iterable[str], classes: Iterable[str] | None = None) -> None:
         """Raises `ValueError` for a blank name, and for two that mean the same, `classes` (the set's) among them."""
-        meanings = {_meaning(name): name for name in (self.classes if classes is None else classes)}
+        meanings = {meaning(name): name for name in (self.classes if classes is None else classes)}
         for name in names:
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"Class name {name!r} is not usable: names must be strings that are not blank.")
-            if meanings.setdefault(_meaning(name), name) != name:
+            if meanings.setdefault(meaning(name), name) != name:
                 raise ValueError(
-                    f"Class names {meanings[_meaning(name)]!r} and {name!r} mean the same: use one of them for both."
+                    f"Class names {meanings[meaning(name)]!r} and {name!r} mean the same: use one of them for both."
                 )
 
     # Classifying
@@ -409,25 +416,7 @@ class SupportSet:
             fingerprint, classes = self.fingerprint, self.classes
         if not classes:
             raise ValueError("No class is enrolled, so there is nothing to save.")
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"class_embeds": torch.stack([one.class_embeds for one in classes.values()])}
-        for number, enrolled in enumerate(classes.values()):
-            tensors[f"support_embeds.{number}"] = enrolled.support_embeds.contiguous()
-            for row, picture in enumerate(enrolled.thumbnails if thumbnails else ()):
-                if picture:
-                    tensors[f"thumbnails.{number}.{row}"] = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
-        with replace_file(folder / SUPPORT_SET_WEIGHTS_NAME) as partial:
-            save_file(tensors, partial)
-            digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-        description = {
-            "format": _FORMAT,
-            "fingerprint": fingerprint,
-            "classes": [{"name": name, "clips": one.clip_names} for name, one in classes.items()],
-            "sha256": digest,
-        }
-        with replace_file(folder / SUPPORT_SET_NAME) as partial:
-            partial.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_support_set(Path(save_directory), fingerprint, classes, thumbnails)
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | os.PathLike, **hub_options) -> "SupportSet":
@@ -448,30 +437,7 @@ class SupportSet:
         description_file, tensor_file = (
             cached_file(name, file, **hub_options) for file in (SUPPORT_SET_NAME, SUPPORT_SET_WEIGHTS_NAME)
         )
-        try:
-            description = json.loads(Path(description_file).read_text(encoding="utf-8"))
-            if description["format"] != _FORMAT:
-                raise ValueError(
-                    f"{name!r} holds a support set of format {description['format']}, this program reads {_FORMAT}: "
-                    "use the version it was saved with."
-                )
-            if hashlib.sha256(Path(tensor_file).read_bytes()).hexdigest() != description["sha256"]:
-                raise KeyError("the two files are not of the same save")
-            tensors = load_file(tensor_file)
-            classes = {}
-            for number, (entry, class_embeds) in enumerate(
-                zip(description["classes"], tensors["class_embeds"], strict=True)
-            ):
-                pictures = (tensors.get(f"thumbnails.{number}.{row}") for row in range(len(entry["clips"])))
-                thumbnails = [b"" if picture is None else picture.numpy().tobytes() for picture in pictures]
-                support_embeds = tensors[f"support_embeds.{number}"]
-                classes[entry["name"]] = EnrolledClass(class_embeds, entry["clips"], support_embeds, thumbnails)
-            return cls(description["fingerprint"], classes)
-        except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
-            raise ValueError(
-                f"The support set in {name!r} is damaged ({type(error).__name__}: {error}): restore both of its files, "
-                "or enrol the clips anew."
-            ) from error
+        return cls(*read_support_set(name, description_file, tensor_file))
 
     def push_to_hub(
         self,
@@ -582,11 +548,6 @@ def _unused_name(name: str | None, used: list[str]) -> str:
     numbers = itertools.count(len(used) + 1 if name is None else 2)
     names = (f"clip {number}" if name is None else f"{name} ({number})" for number in numbers)
     return next(candidate for candidate in names if candidate not in used)
-
-
-def _meaning(class_name: str) -> str:
-    """What the prompt makes of a name: underscores are spaces."""
-    return " ".join(str(class_name).replace("_", " ").split())
 
 
 __all__ = [

@@ -1,7 +1,6 @@
 """Which frames of a video (pure index arithmetic), and reading them: files, folders of images, arrays."""
 
 import contextlib
-import http.client
 import importlib
 import inspect
 import math
@@ -24,11 +23,11 @@ except ImportError:
     from choices_clipfsar import DECODERS, FRAME_SAMPLINGS, IMAGE_SUFFIXES, check_choice, check_positive_integer
 
 try:
-    from .container_clipfsar import ZIP_MAGIC, UnreadableError, VideoTimes, check_container, one_line
+    from .container_clipfsar import ZIP_MAGIC, VideoTimes, check_container, one_line
 except ImportError:
     if __package__:
         raise
-    from container_clipfsar import ZIP_MAGIC, UnreadableError, VideoTimes, check_container, one_line
+    from container_clipfsar import ZIP_MAGIC, VideoTimes, check_container, one_line
 
 try:
     from .decoding_clipfsar import RecountError, installed_decoder, open_reader, reason_of
@@ -38,6 +37,13 @@ except ImportError:
     from decoding_clipfsar import RecountError, installed_decoder, open_reader, reason_of
 
 try:
+    from .download_clipfsar import download
+except ImportError:
+    if __package__:
+        raise
+    from download_clipfsar import download
+
+try:
     from .frame_archive_clipfsar import FrameArchive
 except ImportError:
     if __package__:
@@ -45,11 +51,27 @@ except ImportError:
     from frame_archive_clipfsar import FrameArchive
 
 try:
-    from .paths_clipfsar import encoded_url
+    from .limits_clipfsar import (
+        UnreadableError,
+        check_clip_size,
+        check_frame_size,
+        check_limit,
+        check_regular_file,
+        limit,
+        read_file,
+    )
 except ImportError:
     if __package__:
         raise
-    from paths_clipfsar import encoded_url
+    from limits_clipfsar import (
+        UnreadableError,
+        check_clip_size,
+        check_frame_size,
+        check_limit,
+        check_regular_file,
+        limit,
+        read_file,
+    )
 
 try:
     from .reader_process_clipfsar import RemoteReader, can_start_processes
@@ -58,8 +80,8 @@ except ImportError:
         raise
     from reader_process_clipfsar import RemoteReader, can_start_processes
 
-DOWNLOAD_TIMEOUT_SECONDS = 60
-MAX_BYTES_OF_FRAMES = 2**34  # of one video at a time
+# What a file with the suffix of an image may be. Pillow knows 40 more formats, one of which starts a program.
+_IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _EXIF_ORIENTATION = 0x0112
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
@@ -172,7 +194,7 @@ class _FrameFiles:
 
     def has_turned_images(self) -> bool:
         for path in self._paths:
-            with Image.open(path) as image:
+            with _open_image(path) as image:
                 if _is_turned(image):
                     return True
         return False
@@ -180,11 +202,12 @@ class _FrameFiles:
     def read(self, frames: list[int]) -> Iterator[np.ndarray]:
         for number in frames:
             try:
-                with Image.open(self._paths[number]) as image:
+                with _open_image(self._paths[number]) as image:
                     pixels = _upright(image)
             except Exception as error:
                 name = os.path.basename(self._paths[number])
-                raise UnreadableError(f"frame file {name!r}: {one_line(error)}") from error
+                reason = str(error) if isinstance(error, UnreadableError) else one_line(error)
+                raise UnreadableError(f"frame file {name!r}: {reason}") from error
             yield pixels
 
 
@@ -197,7 +220,7 @@ class _FramesInMemory:
         if isinstance(frames, (np.ndarray, torch.Tensor)):
             if not str(frames.dtype).endswith("uint8"):
                 raise UnreadableError(f"its frames are {frames.dtype}, but uint8 from 0 to 255 is needed")
-            if frames.ndim != 4 or (frames.shape[-1] != 3 and frames.shape[1] != 3):
+            if frames.ndim != 4 or (frames.shape[-1] != 3 and frames.shape[1] != 3) or 0 in frames.shape[1:]:
                 raise UnreadableError(f"its frames have shape {tuple(frames.shape)}, but (T, H, W, 3) is needed")
 
     @property
@@ -219,6 +242,11 @@ class _FramesInMemory:
             yield _upright(image) if isinstance(image, Image.Image) else np.asarray(image)
 
 
+def _open_image(path: str) -> Image.Image:
+    check_regular_file(path)
+    return Image.open(path, formats=_IMAGE_FORMATS)
+
+
 def _is_turned(image: Image.Image) -> bool:
     with contextlib.suppress(Exception):
         return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
@@ -227,6 +255,7 @@ def _is_turned(image: Image.Image) -> bool:
 
 def _upright(image: Image.Image) -> np.ndarray:
     """RGB pixels of an image, turned as its EXIF data asks for; data that make no sense are ignored."""
+    check_frame_size(*image.size)  # before it is decoded
     with contextlib.suppress(Exception):
         if _is_turned(image):
             image = ImageOps.exif_transpose(image)
@@ -235,9 +264,7 @@ def _upright(image: Image.Image) -> np.ndarray:
 
 class _ArchiveReader:
     def __init__(self, source: str | bytes):
-        if isinstance(source, str):
-            with open(source, "rb") as file:
-                source = file.read()
+        source = read_file(source) if isinstance(source, str) else source
         try:
             self.archive = FrameArchive(source)
         except ValueError as error:
@@ -453,10 +480,9 @@ def _read_in_order(reader, indices: list[int]) -> torch.Tensor:
 def _room_for(num_frames: int, image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UnreadableError(f"its frames are {image.dtype} of shape {image.shape}; uint8 (H, W, 3) is needed")
-    if num_frames * image.size > MAX_BYTES_OF_FRAMES:
-        raise UnreadableError(
-            f"{num_frames} frames of {image.shape[1]} x {image.shape[0]} pixels exceed {MAX_BYTES_OF_FRAMES} bytes"
-        )
+    height, width = image.shape[:2]
+    check_frame_size(width, height)
+    check_clip_size(num_frames, width, height)
     return np.empty((num_frames, *image.shape), np.uint8)
 
 
@@ -469,21 +495,19 @@ def _locate(video: Any) -> tuple[str | None, Any]:
         if video is None:
             raise VideoReadError("Cannot read video: the dict has neither 'path' nor 'bytes'.")
     if isinstance(video, (str, os.PathLike)):
-        path = os.fspath(video)
-        if path.startswith("file://"):
-            return path, urllib.request.url2pathname(urllib.parse.urlparse(path).path)
-        if is_address(path):
-            return path, _download(path)
-        return path, os.path.expanduser(path)
+        path = os.fsdecode(video)
+        with _naming(path, "it is no path"):
+            return path, _source_of(path)
+    path = path if isinstance(path, str) else None
     if isinstance(video, (bytes, bytearray, memoryview)):
         return path, bytes(video)
     if hasattr(video, "get_frames_at") or isinstance(video, (np.ndarray, torch.Tensor)):
         return path, video
     if hasattr(video, "read"):
-        if hasattr(video, "seekable") and video.seekable():
-            video.seek(0)  # the same file object may be read a second time
         name = getattr(video, "name", None)
-        return name if isinstance(name, str) else None, video.read()
+        path = name if isinstance(name, str) else None
+        with _naming(path, "reading the file object failed"):
+            return path, _content_of(video)
     if isinstance(video, (list, tuple)):
         return path, video
     raise VideoReadError(
@@ -492,19 +516,27 @@ def _locate(video: Any) -> tuple[str | None, Any]:
     )
 
 
-def _download(url: str) -> bytes:
+def _source_of(path: str) -> str | bytes:
+    """A local path, or the bytes behind an address."""
+    if path.startswith("file://"):
+        return urllib.request.url2pathname(urllib.parse.urlparse(path).path)
+    if not is_address(path):
+        return os.path.expanduser(path)
     try:
-        if not url.startswith(("http://", "https://")):
-            # hf://, s3://, zip://...::: whatever the user's fsspec knows; datasets rows may hold such addresses
-            with importlib.import_module("fsspec").open(url, "rb") as file:
-                return file.read()
-        request = urllib.request.Request(
-            encoded_url(url), headers={"User-Agent": "clipfsar"}
-        )  # some hosts refuse urllib's own
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
-            return response.read()
-    except (OSError, ValueError, ImportError, http.client.HTTPException) as error:
-        raise VideoReadError(f"Cannot read video {url!r}: the download failed ({one_line(error)}).", url) from error
+        return download(path)
+    except Exception as error:  # fsspec's file systems raise anything
+        reason = str(error) if isinstance(error, UnreadableError) else one_line(error)
+        raise UnreadableError(f"the download failed ({reason})") from error
+
+
+def _content_of(file: Any) -> bytes:
+    if hasattr(file, "seekable") and file.seekable():
+        file.seek(0)  # the same file object may be read a second time
+    content = file.read(limit("file_bytes") + 1)
+    if not isinstance(content, bytes):
+        raise UnreadableError(f"it gives {type(content).__name__}, but bytes are needed: open it with mode 'rb'")
+    check_limit("file_bytes", len(content), f"it has {len(content)} bytes or more")
+    return content
 
 
 def _quoted(path: str | None) -> str:

@@ -7,14 +7,16 @@ Exit codes: 0 done, 1 an error told in one sentence, 2 a usage error, 3 `predict
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 
 from clipfsar import __version__
-from clipfsar.options import nearest, parse_options
+from clipfsar.options import INTERRUPTED, interruption_handler, nearest, parse_options
 
-DONE, FAILED, USAGE, INTERRUPTED, OUTPUT_CLOSED = 0, 1, 2, 130, 141
+DONE, FAILED, USAGE, OUTPUT_CLOSED = 0, 1, 2, 141
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,6 @@ def _dispatch(command_line: list[str]) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         _error(_sentence(error))
         return FAILED
-    except KeyboardInterrupt:
-        print(" ".join(filter(None, ("Interrupted.", COMMANDS[name].after_interrupt))), file=sys.stderr)
-        return INTERRUPTED
 
 
 def _sentence(error: BaseException) -> str:
@@ -158,10 +157,20 @@ def _sentence(error: BaseException) -> str:
 
 def main(command_line: Sequence[str] | None = None) -> int:
     """Runs a command line, by default that of this process, and returns the exit code."""
+    command_line = list(sys.argv[1:] if command_line is None else command_line)
+    command = COMMANDS.get(command_line[0] if command_line else "")
+    interrupted = " ".join(filter(None, ("Interrupted.", command and command.after_interrupt)))
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_ours = is_ours and threading.current_thread() is threading.main_thread()
+    if is_ours:
+        signal.signal(signal.SIGINT, interruption_handler(interrupted))
     try:
-        code = _dispatch(list(sys.argv[1:] if command_line is None else command_line))
+        code = _dispatch(command_line)
         sys.stdout.flush()
         return code
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
     except SystemExit as end:  # of the parser: help was printed, or a usage error
         if not isinstance(end.code, (int, type(None))):
             raise
@@ -170,6 +179,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
         # The interpreter flushes once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OUTPUT_CLOSED
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 __all__ = ["COMMANDS", "Command", "main"]

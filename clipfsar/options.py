@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import os
+import signal
 import sys
 import types
 import typing
@@ -184,4 +186,56 @@ def parse_options(
         parser.error(" ".join(str(error).split()))
 
 
-__all__ = ["REQUIRED", "HelpFormatter", "OptionParser", "make_parser", "nearest", "option", "parse_options"]
+INTERRUPTED = 130  # exit code, as shells have it
+
+
+def interruption_handler(sentence: str = "Interrupted.") -> Callable:
+    """Handler of SIGINT that raises `KeyboardInterrupt`, but during an import ends the program with a sentence.
+
+    Libraries that are being imported turn the exception into others, or swallow it.
+    """
+
+    def handle(_, frame):
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                os.write(2, f"{sentence}\n".encode())
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    return handle
+
+
+def end_quietly_when_interrupted() -> None:
+    """Makes Ctrl-C one sentence and exit code 130 in a program that is run as `python -m PACKAGE.PROGRAM`.
+
+    Called by the package, before the program imports what takes seconds. Does nothing where the package is imported.
+    """
+    if sys.argv[:1] != ["-m"]:  # runpy holds it there until it has found the program
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interruption_handler())
+    show = sys.excepthook
+
+    def show_or_end(kind, error, traceback):
+        if not issubclass(kind, KeyboardInterrupt):
+            show(kind, error, traceback)
+            return
+        print("Interrupted.", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)  # or Python would kill itself by the signal, with other words
+
+    sys.excepthook = show_or_end
+
+
+__all__ = [
+    "INTERRUPTED",
+    "REQUIRED",
+    "HelpFormatter",
+    "OptionParser",
+    "end_quietly_when_interrupted",
+    "interruption_handler",
+    "make_parser",
+    "nearest",
+    "option",
+    "parse_options",
+]

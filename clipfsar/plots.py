@@ -8,6 +8,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+# Names of classes, runs and files are shown as they are: "$" begins no formula.
+_PLAIN_TEXT = plt.rc_context({"text.parse_math": False})
+
 
 def plot_training(records: list[dict], path: Path):
     """Losses and accuracies over episodes, out of the lines of `training_log.jsonl`; nothing without any."""
@@ -39,6 +42,7 @@ def plot_training(records: list[dict], path: Path):
     plt.close(figure)
 
 
+@_PLAIN_TEXT
 def plot_training_comparison(runs: dict[str, list[dict]], path: Path):
     """Validation accuracy over training episodes of several runs: name -> lines of its `training_log.jsonl`."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
@@ -55,6 +59,7 @@ def plot_training_comparison(runs: dict[str, list[dict]], path: Path):
     plt.close(figure)
 
 
+@_PLAIN_TEXT
 def plot_episode(
     class_names: list[str],
     support_frames: np.ndarray,
@@ -98,6 +103,7 @@ def plot_episode(
     plt.close(figure)
 
 
+@_PLAIN_TEXT
 def plot_confusion(rates: np.ndarray, class_names: list[str], path: Path, title: str):
     """(C, C) rates in 0..1 of taking the row's class for the column's, when both are in the episode."""
     size = 3 + 0.28 * len(class_names)
@@ -113,6 +119,7 @@ def plot_confusion(rates: np.ndarray, class_names: list[str], path: Path, title:
     plt.close(figure)
 
 
+@_PLAIN_TEXT
 def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
     """Bars of the accuracy (%) of each class, the hardest at the top."""
     names = sorted(accuracies, key=accuracies.get)
@@ -127,6 +134,7 @@ def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
     plt.close(figure)
 
 
+@_PLAIN_TEXT
 def plot_timeline(
     seconds: np.ndarray,
     scores: np.ndarray,
@@ -164,14 +172,21 @@ def plot_timeline(
     strip.set(yticks=[], ylim=(0, 1))
     strip.set_ylabel("answer", rotation=0, ha="right", va="center")
     for name, colour in colours.items():
-        lines.plot(middles, scores[:, class_names.index(name)], "o-", color=colour, label=name, markersize=3)
+        lines.plot(
+            middles, scores[:, class_names.index(name)], "o-", color=colour, label=_in_legend(name), markersize=3
+        )
     for other in sorted(set(labels) - set(colours)):
-        lines.plot([], [], color="0.8", linewidth=8, label=other)
+        lines.plot([], [], color="0.8", linewidth=8, label=_in_legend(other))
     lines.set(xlabel="seconds (middle of the window)", ylabel="score", ylim=(-0.02, 1.02), xlim=(0, duration_seconds))
     lines.grid(alpha=0.3)
     lines.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _in_legend(name: str) -> str:
+    """Matplotlib leaves names with an underscore in front out."""
+    return f" {name}" if name.startswith("_") else name
 
 
 __all__ = [

@@ -16,6 +16,7 @@ from clipfsar.page import visitor as visitor_module
 from clipfsar.page.visitor import Examples, Visitor
 from demo.make_space import make_space
 from demo.page import EXAMPLE_QUERIES, default_model, render_examples
+from frame_archive_clipfsar import pack_frames
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 
 
@@ -97,6 +98,27 @@ def test_there_is_a_limit_of_clips(pipe, clips, visitor, monkeypatch):
     monkeypatch.setattr(visitor_module, "MAX_CLIPS", 5)
     with pytest.raises(ValueError, match="You have 4 clips, and 2 more would pass the limit of 5: remove some"):
         visitor.add(pipe, "blue", clips["dark_blue"])
+
+
+def test_there_is_a_limit_of_clips_and_of_seconds_for_a_request(pipe, clips, visitor, monkeypatch):
+    monkeypatch.setattr(visitor_module, "MAX_CLIPS_AT_ONCE", 1)
+    with pytest.raises(ValueError, match="These are 2 clips; at most 1 can be added at once"):
+        visitor.add(pipe, "blue", clips["dark_blue"])
+    monkeypatch.setattr(visitor_module, "MAX_CLIPS_AT_ONCE", 2)
+    times = iter([0.0, 0.0, 121.0])
+    monkeypatch.setattr(visitor_module.time, "monotonic", lambda: next(times, 121.0))
+    monkeypatch.setattr(pipe.processor, "seconds_per_video", None)
+    done = visitor.add(pipe, "blue", clips["dark_blue"])
+    assert done == "Added 1 clip to “blue”. “dark_blue 2.mp4” was left out: the 120 s for a request were up."
+
+
+def test_frame_archives_of_visitors_are_refused(pipe, visitor, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(pack_frames(torch.zeros(4, 16, 16, 3, dtype=torch.uint8), range(4), 4, None, {}))
+    with pytest.raises(ValueError, match=r"^Cannot read video 'a\.mp4': it is an archive; video files are wanted"):
+        visitor.set_query(pipe, str(path))
+    with pytest.raises(ValueError, match=r"^Cannot read video 'a\.mp4': it is an archive; video files are wanted"):
+        visitor.add(pipe, "blue", [str(path)])
 
 
 def test_without_two_classes_or_a_clip_the_page_says_what_is_missing(pipe, clips):
@@ -253,6 +275,39 @@ def words_of(page) -> list[str]:
     """Texts of the page's visible components, in order."""
     properties = [component["props"] for component in page.get_config_file()["components"]]
     return [str(props.get("value") or props.get("label") or "") for props in properties if props.get("visible", True)]
+
+
+def test_no_function_of_the_page_is_an_endpoint(app, pipe):
+    page = app.build_page(pipe)
+    assert {function.api_visibility for function in page.fns.values()} == {"private"}
+    assert page.get_api_info() == {"named_endpoints": {}, "unnamed_endpoints": {}}
+    limits = {function.concurrency_limit for function in page.fns.values() if function.concurrency_id == "model"}
+    assert limits == {app.NUM_WORKERS}
+
+
+def test_whoever_asks_twice_at_a_time_is_told_to_wait_and_others_are_not(app, pipe, monkeypatch):
+    monkeypatch.setattr(app, "SECONDS_TO_WAIT", 0.05)
+    page, one, other = app._Page(pipe, Examples()), Visitor(), Visitor()
+    again = page.turn_of(one)
+    with page.turn_of(one), page.turn_of(other), pytest.raises(Exception, match="Your last request is still under way"):
+        again.__enter__()
+    with page.turn_of(one):
+        pass
+
+
+def test_uploads_that_nobody_holds_go_after_minutes(app, tmp_path):
+    old, held, new = (tmp_path / name for name in ("old.mp4", "held.mp4", "new.mp4"))
+    for path in (old, held, new):
+        path.touch()
+    uploads = app.Uploads()
+    uploads.keep("one", str(held))
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("clipfsar.page.guard.time.time", lambda: new.stat().st_mtime + 3600)
+    uploads.remove_unclaimed(tmp_path)
+    monkey.undo()
+    new.touch()
+    uploads.remove_unclaimed(tmp_path)
+    assert (old.exists(), held.exists(), new.exists()) == (False, True, True)
 
 
 def test_a_page_without_examples_offers_none(app, pipe, tmp_path):

@@ -12,12 +12,15 @@ from clipfsar.data.splits import load_video_splits
 from clipfsar.inference.predict import find_classes
 from clipfsar.page.visitor import Examples
 from paths_clipfsar import (
+    check_output_file,
     check_path,
     class_name_of_folder,
     class_names_of_folders,
     encoded_url,
+    file_name_of,
     looks_like_path,
     normalized_class_name,
+    printable,
     public_name,
     replace_file,
 )
@@ -175,3 +178,54 @@ def test_videos_that_load_dataset_leaves_out_are_said(tree, tmp_path):
         UserWarning, match=r"holds 4 videos, but load_dataset takes 3 of them.*clipfsar prepare --source"
     ):
         load_video_splits(str(folder))
+
+
+# --- names out of any text --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a clip", "a clip.png"),
+        ("a/b\\c", "a_b_c.png"),
+        ("a\nb\0c\x1b", "a_b_c_.png"),
+        ("", "_.png"),
+        ("é" * 200, "é" * 125 + ".png"),
+        ("x" * 300, "x" * 251 + ".png"),
+        ("\udcff", "_.png"),
+    ],
+)
+def test_any_text_becomes_a_file_name(text, name, tmp_path):
+    assert file_name_of(text, ".png") == name
+    (tmp_path / file_name_of(text, ".png")).touch()
+
+
+def test_equal_names_are_told_apart_also_where_cases_are_one_and_names_are_cut():
+    used = []
+    for text in ("a", "A", "a", "x" * 300, "x" * 301):
+        used.append(file_name_of(text, ".png", used))
+    assert used == ["a.png", "A_2.png", "a_3.png", "x" * 251 + ".png", "x" * 249 + "_2.png"]
+
+
+def test_a_file_of_the_longest_name_can_be_replaced(tmp_path):
+    path = tmp_path / ("x" * 255)
+    with replace_file(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new"
+    assert [child.name for child in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_that_cannot_be_written_is_found_out_and_one_that_can_stays_as_it_is(tmp_path):
+    with pytest.raises(OSError, match="File name too long"):
+        check_output_file(tmp_path / ("x" * 256))
+    with pytest.raises(IsADirectoryError):
+        check_output_file(tmp_path)
+    (tmp_path / "there").write_text("old")
+    check_output_file(tmp_path / "there")
+    check_output_file(tmp_path / "new folder" / "file")
+    assert (tmp_path / "there").read_text() == "old"
+    assert list((tmp_path / "new folder").iterdir()) == []
+
+
+def test_control_characters_are_shown_and_never_sent_to_a_terminal():
+    assert printable("é a\n\x1b[31m") == "é a\\n\\x1b[31m"

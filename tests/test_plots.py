@@ -1,11 +1,20 @@
 """Pictures: they are drawn, from whatever a log holds, and leave no figure open."""
 
+import warnings
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 
-from clipfsar.plots import plot_confusion, plot_episode, plot_per_class, plot_training, plot_training_comparison
+from clipfsar.plots import (
+    plot_confusion,
+    plot_episode,
+    plot_per_class,
+    plot_timeline,
+    plot_training,
+    plot_training_comparison,
+)
 
 TRAIN = [
     {"episode": n, "kind": "train", "few_shot_loss": 1 / n, "video_text_loss": 2 / n, "accuracy": 9.0 * n}
@@ -77,3 +86,18 @@ def test_accuracies_per_class_are_drawn_with_the_hardest_at_the_top(tmp_path, mo
 def test_accuracies_per_class_are_drawn_also_where_a_class_was_never_asked_about(tmp_path):
     plot_per_class({"run": 80.0, "dive": float("nan"), "swim": 50.0}, tmp_path / "per_class.png", "5-way 1-shot")
     assert is_drawn(tmp_path / "per_class.png")
+
+
+def test_names_are_shown_as_they_are_and_are_no_formulas(tmp_path):
+    names = ["$x^$", "_hidden", "\\frac{1}"]  # as a formula, the first is an error
+    plot_confusion(np.full((3, 3), 0.5), names, tmp_path / "confusion.png", "$x^$")
+    plot_per_class(dict.fromkeys(names, 50.0), tmp_path / "per_class.png", "$x^$")
+    frames = np.zeros((3, 2, 4, 4, 3), np.uint8)
+    plot_episode(names, frames, frames, np.full((3, 3), 1 / 3), [0, 1, 2], tmp_path / "episode.png", "$x^$")
+    seconds, thumbnails = np.array([[0.0, 1.0], [1.0, 2.0]]), np.zeros((2, 4, 4, 3), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_timeline(
+            seconds, np.full((2, 3), 0.3), names, ["_a", "$x^$"], 2.0, tmp_path / "timeline.png", "$x^$", thumbnails
+        )
+    assert len(list(tmp_path.iterdir())) == 4

@@ -12,8 +12,9 @@ from PIL import Image
 from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor, write_video
 
 from clipfsar.cli import main as clipfsar
+from clipfsar.data.tables import csv_text
 from clipfsar.inference.load_model import load_model
-from clipfsar.inference.predict import SOME_UNREADABLE, find_clips, find_queries
+from clipfsar.inference.predict import SOME_UNREADABLE, as_csv, find_clips, find_queries
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
 
 COLOURS = {"red": (230, 30, 30), "dark_blue": (20, 20, 160)}
@@ -273,3 +274,64 @@ def test_errors_are_one_line_and_help_teaches(capsys):
     assert capsys.readouterr().err.startswith("error: There is nothing to do: give videos as --query")
     assert clipfsar(["predict", "--help"]) == 0
     assert "--support_set EXAMPLES --query new.mp4" in capsys.readouterr().out
+
+
+# --- names that are data ----------------------------------------------------------------------------------------------
+
+
+def test_no_cell_of_a_csv_is_a_formula():
+    answer = [{"label": "@b", "score": 0.9}, {"label": "=1+1", "score": -0.1}]
+    results = [{"query": name, "answer": answer} for name in ("=cmd()", "+1.mp4", "-a.mp4", "@a", "\ta", "\ra", "a=b")]
+    rows = list(csv.DictReader(io.StringIO(as_csv(results, ["@b", "=1+1"]), newline="")))
+    assert [row["query"] for row in rows] == ["'=cmd()", "'+1.mp4", "'-a.mp4", "'@a", "'\ta", "'\ra", "a=b"]
+    assert (rows[0]["label"], rows[0]["score of =1+1"]) == ("'@b", "-0.1")  # numbers stay numbers
+    assert csv_text(["=a"], [{"=a": "-1"}, {}]) == "'=a\n'-1\n\"\"\n"
+
+
+def test_no_name_of_a_query_costs_the_results(folders, capsysbinary, tmp_path):
+    # a name of other bytes than UTF-8, two names of one letter, one too long for a picture's, one of a formula
+    names = ["\udcff", "a", "A", "x" * 250, "$x^$", "b\nc"]
+    for name in names:
+        shutil.copy(folders / "queries" / "a.mp4", tmp_path / f"{name}.mp4")
+    outputs = {}
+    for output in ("json", "csv", "table"):
+        pictures = ["--pictures", tmp_path / "pictures"] if output == "json" else []
+        assert predict(folders, *pictures, "--format", output, query=[tmp_path / f"{name}.mp4" for name in names]) == 0
+        outputs[output] = capsysbinary.readouterr().out.decode("utf-8")
+    results = json.loads(outputs["json"])
+    assert [result["query"] for result in results] == [str(tmp_path / f"{name}.mp4") for name in names]
+    assert len({result["picture"].casefold() for result in results}) == len(names)
+    for result in results:
+        assert Image.open(result["picture"]).size[0] > 100
+    assert len(list(csv.reader(io.StringIO(outputs["csv"], newline="")))) == len(names) + 1
+    assert r"b\nc.mp4" in outputs["table"]
+
+
+@pytest.mark.parametrize("option", ["--output", "--pictures", "--save_support_set"])
+def test_a_place_that_cannot_be_written_is_found_out_before_the_work(folders, tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setattr("clipfsar.inference.predict.load_model", lambda *_: pytest.fail("worked first"))
+    (tmp_path / "file").touch()
+    assert predict(folders, option, tmp_path / "file" / "below") == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert predict(folders, option, tmp_path / ("x" * 256)) == 1
+    assert "File name too long" in capsys.readouterr().err
+
+
+def test_results_come_to_the_terminal_when_the_file_cannot_be_written_after_all(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("clipfsar.inference.predict.check_output_file", lambda path: None)
+    (tmp_path / "folder").mkdir()
+    assert predict(folders, "--format", "json", "--output", tmp_path / "folder") == 1
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == 2
+    assert "Is a directory" in captured.err
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(folders, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    assert predict(folders, "--format", "json", "--pictures", tmp_path) == 0
+    for result in json.loads(capsys.readouterr().out):
+        assert result["answer"]
+        assert "No space left on device" in result["picture_error"]

@@ -554,7 +554,7 @@ def test_an_edit_list_of_absurd_length_is_refused(tmp_path):
     box = struct.pack(">I", len(box) + 8) + b"edts" + box
     box = struct.pack(">I", len(box) + 8) + b"moov" + box
     path.write_bytes(path.read_bytes() + box)
-    with pytest.raises(VideoReadError, match="its edit list of 1000000 entries over 40 frames is too long"):
+    with pytest.raises(VideoReadError, match="edit list of 1000000 entries over 40 frames has 40000000 samples"):
         read_video_frames(path, [0])
 
 

@@ -31,6 +31,8 @@ from clipfsar.content import digests_of_videos
 from clipfsar.locks import FolderLock
 from container_clipfsar import READER_VERSION
 from frame_archive_clipfsar import FRAME_FORMATS, pack_frames
+from limits_clipfsar import UnreadableError
+from parent_process_clipfsar import end_with_parent, shielding_children
 from paths_clipfsar import replace_file
 from pixels_clipfsar import resize_frames, resize_settings
 from video_clipfsar import VideoReadError, VideoTimes, read_video_frames, sample_frame_indices
@@ -113,7 +115,10 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
     if settings.frame_format == "file":
         return ReadVideo(_file_of(video))
     image_processor = settings.image_processor()
-    frames = resize_frames(frames, image_processor, settings.preprocessing)
+    try:
+        frames = resize_frames(frames, image_processor, settings.preprocessing)
+    except UnreadableError as error:
+        return ReadVideo(error=f"Cannot keep frames of video {_path_of(video)!r}: {error}.")
     resized_for = resize_settings(image_processor, settings.preprocessing)
     return ReadVideo(
         pack_frames(
@@ -142,12 +147,15 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
     if context.get_start_method() == "forkserver":
         _start_server(context)
 
+    stop, stopper = context.Pipe(duplex=False)  # closing the second ends all processes, whatever they do
+
     def new_pool(size: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(size, mp_context=context)
+        return ProcessPoolExecutor(size, context, end_with_parent, (stop,))
 
     def submit(job) -> Future | None:
         try:
-            return pool.submit(function, job)
+            with shielding_children():
+                return pool.submit(function, job)
         except BrokenProcessPool:
             return None
 
@@ -170,8 +178,13 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
                 pool = new_pool(num_workers)
                 under_way = deque((job, submit(job)) for job, _ in under_way)
             yield result
+    except BaseException:
+        stopper.close()  # nobody waits for what is under way
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        stop.close()
+        stopper.close()
 
 
 def _result(future: Future, pool: ProcessPoolExecutor, seconds: float = 1.0):
@@ -196,7 +209,8 @@ def _start_server(context):
     context.set_forkserver_preload([__name__])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    forkserver.ensure_running()
+    with shielding_children():
+        forkserver.ensure_running()
     if before is None:
         del os.environ["PYTHONPATH"]
     else:
@@ -207,7 +221,9 @@ def _run_in_own_process(function: Callable, job, new_pool: Callable[[int], Proce
     """The result of one job in a process of its own: was it this one that took the others down?"""
     with new_pool(1) as pool:
         try:
-            return pool.submit(function, job).result()
+            with shielding_children():
+                future = pool.submit(function, job)
+            return future.result()
         except BrokenProcessPool as error:
             return error
 
@@ -350,7 +366,7 @@ def _key(video: dict, label: str, digest: np.ndarray | None) -> str:
         return json.dumps([video["path"], digest.tobytes().hex(), label, reader])
     try:
         status = os.stat(video["path"] or "")
-    except OSError:
+    except (OSError, ValueError):  # a path that no file can have
         return json.dumps([video["path"], label, reader])
     return json.dumps([video["path"], status.st_size, status.st_mtime_ns, label, reader])
 

@@ -1,6 +1,5 @@
 """Makes a data set for training out of videos as people have them: the work behind `clipfsar prepare`."""
 
-import csv
 import json
 import math
 import shutil
@@ -17,6 +16,7 @@ from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, r
 from clipfsar.data.older_reader import REPORT
 from clipfsar.data.sources import listed_clips, resplit, to_dataset
 from clipfsar.data.splits import WORK_FOLDER, check_disjoint_classes, load_video_splits
+from clipfsar.data.tables import csv_text
 from clipfsar.locks import LOCK_NAME, FolderLock
 from clipfsar.presets import PRESETS
 from container_clipfsar import READER_VERSION
@@ -189,10 +189,7 @@ class Preparation:
         path = self.output_dir / "bad_videos.csv"
         path.unlink(missing_ok=True)
         if self.bad:
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(self.bad[0]))
-                writer.writeheader()
-                writer.writerows(self.bad)
+            path.write_text(csv_text(list(self.bad[0]), self.bad), encoding="utf-8", errors="backslashreplace")
 
     def summary(self) -> list[str]:
         """What there is, split by split, beside the published numbers, and which classes miss most."""

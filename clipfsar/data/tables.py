@@ -3,8 +3,9 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _DELIMITERS = (",", ";", "\t")
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -32,6 +33,27 @@ def read_text(path: Path) -> str:
         line = text[: text.index("\0")].count("\n") + 1
         raise ValueError(f"{path} is not a text file in UTF-8 (line {line} has a zero byte): {remedy}.")
     return text
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """CSV with a header. All CSV of this project is written here.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front, which spreadsheets do not show:
+    names of files and classes come from anybody. Columns that a row does not have are empty.
+    """
+    lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
+    return "".join(f"{_csv_line(map(_without_formula, line))}\n" for line in lines)
+
+
+def _csv_line(cells: Iterable[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)  # which quotes a carriage return only where lines end in one
+    return text.getvalue().removesuffix("\r\n")
+
+
+def _without_formula(value: Any) -> Any:
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
 
 
 def read_rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
@@ -85,4 +107,4 @@ def _rows_of_json_lines(table: Path, text: str) -> Iterator[tuple[int, dict]]:
             yield number, row
 
 
-__all__ = ["read_rows", "read_text"]
+__all__ = ["csv_text", "read_rows", "read_text"]

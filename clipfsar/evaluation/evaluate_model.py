@@ -23,6 +23,7 @@ from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.inference.load_model import load_model
 from modeling_clipfsar import CLIPFSARModel
+from paths_clipfsar import check_output_file
 from processing_clipfsar import CLIPFSARProcessor
 
 
@@ -177,6 +178,8 @@ class Evaluation:
 
 def run(arguments: EvaluateArguments) -> EvaluationResults:
     """`clipfsar evaluate`: prints results and writes them where they are asked for."""
+    for path in [*_output_files(arguments), *filter(None, [arguments.write_episodes])]:
+        check_output_file(path)  # rather than after the work
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() or arguments.dtype == "int8",
         mixed_precision="no" if arguments.dtype != "float32" else arguments.mixed_precision,
@@ -226,11 +229,15 @@ def _report(results: EvaluationResults, split: VideoSplit, arguments: EvaluateAr
     print(f"{arguments.model} on {arguments.dataset}, split {arguments.split}, {len(split)} videos:")
     for result in results:
         print("\n".join(f"  {line}" for line in result.lines()))
+    for path in _output_files(arguments):  # before the pictures, which cost more to lose than to draw anew
+        results.to_json(path)
     if arguments.output_dir is not None:
         results.plot(arguments.output_dir)
-        results.to_json(Path(arguments.output_dir) / "results.json")
-    if arguments.output_json is not None:
-        results.to_json(arguments.output_json)
+
+
+def _output_files(arguments: EvaluateArguments) -> list[Path]:
+    folder = arguments.output_dir
+    return [Path(path) for path in (folder and Path(folder) / "results.json", arguments.output_json) if path]
 
 
 def _store_folder(feature_store: str | Path, model_name: str, split: VideoSplit) -> Path:

@@ -188,7 +188,7 @@ class EvaluationResults(list):
         text = json.dumps(self.to_dicts(), indent=2, allow_nan=False) + "\n"
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(text, encoding="utf-8")
+            Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
         return text
 
     def to_pandas(self):

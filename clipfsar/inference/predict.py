@@ -1,10 +1,9 @@
 """Classifies videos by a few example clips per class: the work behind `clipfsar predict`."""
 
-import csv
-import io
-import itertools
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -12,12 +11,12 @@ from transformers.utils import logging as transformers_logging
 
 from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.data.clips import LeftOut, class_folders, find_clips
-from clipfsar.data.tables import read_text
+from clipfsar.data.tables import csv_text, read_text
 from clipfsar.inference.arguments import PredictArguments
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.inference.windows import classify_windows, encode_windows
 from clipfsar.plots import plot_timeline
-from paths_clipfsar import class_names_of_folders
+from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, printable
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, split_labels
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
 
@@ -70,8 +69,11 @@ class Prediction:
 
     def __init__(self, arguments: PredictArguments):
         self.arguments = arguments
-        for folder in filter(None, (arguments.pictures, arguments.output and Path(arguments.output).parent)):
-            Path(folder).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
+        # What cannot be written fails now rather than after the work.
+        if arguments.output:
+            check_output_file(arguments.output)
+        for folder in filter(None, (arguments.pictures, arguments.save_support)):
+            check_output_file(Path(folder) / SUPPORT_SET_NAME)
         model, processor = load_model(arguments.model, arguments.dtype)
         processor.seconds_per_video = arguments.seconds_per_video
         device = "cpu" if arguments.dtype == "int8" else usable_device(arguments.device)
@@ -135,9 +137,8 @@ class Prediction:
             if self.arguments.pictures:
                 options = (self.arguments.inference_mode, self.arguments.detect_unknown)
                 explanation = self.pipeline.explain(query, None, *options)
-                picture = self._picture_path(query)
-                explanation.plot(picture, title=Path(query).name)
-                results[-1] |= {"picture": str(picture), "why": explanation.to_dict()}
+                results[-1]["why"] = explanation.to_dict()
+                self._draw(results[-1], functools.partial(explanation.plot, title=printable(Path(query).name)))
         return results
 
     def _in_windows(self, query: str) -> dict:
@@ -180,47 +181,54 @@ class Prediction:
             windows.append(window)
         result = {"query": query, "windows": windows}
         if arguments.pictures:
-            result["picture"] = str(self._picture_path(query))
-            plot_timeline(
+            draw = functools.partial(
+                plot_timeline,
                 timeline.seconds.numpy(),
                 scores.numpy(),
                 class_names,
                 [window["label"] for window in windows],
                 timeline.duration_seconds,
-                Path(result["picture"]),
-                f"{Path(query).name}, windows of {arguments.window_seconds:g} s every {stride:g} s",
-                timeline.thumbnails.numpy(),
+                title=f"{printable(Path(query).name)}, windows of {arguments.window_seconds:g} s every {stride:g} s",
+                thumbnails=timeline.thumbnails.numpy(),
             )
+            self._draw(result, lambda path: draw(path=path))
         return result
 
-    def _picture_path(self, query: str) -> Path:
-        stem = Path(query).stem or "video"
-        names = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
-        name = next(name for name in names if name not in self.picture_names)
+    def _draw(self, result: dict, draw: Callable[[Path], object]):
+        """Draws the picture of a result under a name of its own; one that cannot be written costs no result."""
+        name = file_name_of(Path(result["query"]).stem or "video", ".png", self.picture_names)
         self.picture_names.add(name)
-        return Path(self.arguments.pictures) / f"{name}.png"
+        path = Path(self.arguments.pictures) / name
+        try:
+            draw(path)
+            result["picture"] = str(path)
+        except OSError as error:
+            result["picture_error"] = str(error)
 
 
 def as_table(results: list[dict], top_k: int) -> str:
     """For people: a line per video, or per window."""
     lines = []
-    width = max((len(result["query"]) for result in results), default=0)
-    for result in results:
+    queries = [printable(result["query"]) for result in results]
+    width = max(map(len, queries), default=0)
+    for query, result in zip(queries, results, strict=True):
         if "error" in result:
-            lines.append(f"{result['query']:{width}}  NOT READ: {result['error']}")
+            lines.append(f"{query:{width}}  NOT READ: {result['error']}")
         elif "answer" in result:
             entries = "   ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["answer"])
-            lines.append(f"{result['query']:{width}}  {entries}")
+            lines.append(f"{query:{width}}  {printable(entries)}")
         else:
-            lines.append(result["query"])
+            lines.append(query)
             for window in result["windows"]:
                 times = f"{window['start_seconds']:8.2f} - {window['end_seconds']:8.2f} s"
                 others = sorted(window["scores"].items(), key=lambda item: -item[1])
                 others = [f"{name} {score:.2f}" for name, score in others if name != window["label"]]
                 entries = [f"{window['label']} {window['score']:.2f}", *others]
-                lines.append(f"  {times}  {'   '.join(entries[:top_k])}")
+                lines.append(f"  {times}  {printable('   '.join(entries[:top_k]))}")
         if "picture" in result:
             lines.append(f"  {'see' if 'windows' in result else 'why:'} {result['picture']}")
+        if "picture_error" in result:
+            lines.append(f"  no picture: {result['picture_error']}")
     return "\n".join(lines) + "\n"
 
 
@@ -245,11 +253,21 @@ def as_csv(results: list[dict], class_names: list[str]) -> str:
             )
     columns = ["query", "start_seconds", "end_seconds", "label", "score", "error"]
     columns += [f"score of {name}" for name in class_names]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(columns, rows)
+
+
+def _write(text: str, path: str | None):
+    """To the file, or to standard output; there also when the file cannot be written after all."""
+    # What no encoding holds, as file names of other bytes, becomes an escape (in JSON the one that JSON has for it).
+    if path is None:
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        _write(text, None)
+        raise
 
 
 def main(arguments: PredictArguments) -> int:
@@ -269,10 +287,7 @@ def main(arguments: PredictArguments) -> int:
         text = (
             as_csv(results, prediction.class_names) if arguments.format == "csv" else as_table(results, arguments.top_k)
         )
-    if arguments.output:
-        Path(arguments.output).write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    _write(text, arguments.output)
     num_unread = sum("error" in result for result in results)
     if num_unread:
         print(f"{num_unread} of {len(results)} queries could not be read.", file=sys.stderr)

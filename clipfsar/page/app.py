@@ -1,12 +1,16 @@
 """The page behind `clipfsar demo-page`: what it looks like, and what happens when a visitor does something."""
 
 import base64
+import contextlib
 import html
 import io
 import os
 import signal
 import sys
 import tempfile
+import threading
+import time
+import weakref
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -24,13 +28,18 @@ from PIL import Image
 from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.page.arguments import PageArguments
+from clipfsar.page.guard import Guard, remove_unclaimed
 from clipfsar.page.visitor import Examples, Visitor
 from explanation_clipfsar import Explanation
+from limits_clipfsar import variable_of
 from paths_clipfsar import public_name
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 
 MAX_FILE_SIZE = "100mb"
 MAX_BARS = 8
+SECONDS_TO_WAIT = 5  # for the request before
+# Of visitors' clips; whoever starts the page may set others (see `limits_clipfsar`).
+LIMITS = {"frame_pixels": 2**25, "clip_bytes": 2**30, "reader_bytes": 2**31}
 MODES = {"few_shot": "example clips", "zero_shot": "class names", "ensemble": "both"}
 CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}, "audio": False}
 
@@ -151,49 +160,49 @@ class Uploads:
 
     def __init__(self):
         self.paths: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
 
     def keep(self, visitor_id: str, *paths: str):
-        self.paths.setdefault(visitor_id, set()).update(paths)
+        with self._lock:
+            self.paths.setdefault(visitor_id, set()).update(paths)
 
     def release(self, visitor_id: str, *paths: str):
         """Deletes files that nobody else holds."""
-        held = self.paths.get(visitor_id, set())
-        for path in paths:
-            held.discard(path)
-            if not any(path in others for others in self.paths.values()):
-                Path(path).unlink(missing_ok=True)
-        if not held:
-            self.paths.pop(visitor_id, None)
+        with self._lock:
+            held = self.paths.get(visitor_id, set())
+            for path in paths:
+                held.discard(path)
+                if not any(path in others for others in self.paths.values()):
+                    Path(path).unlink(missing_ok=True)
+            if not held:
+                self.paths.pop(visitor_id, None)
 
     def forget(self, visitor_id: str):
         """Releases all that a visitor holds."""
         self.release(visitor_id, *self.paths.get(visitor_id, ()))
 
+    def remove_unclaimed(self, folder: Path):
+        """Deletes files that came minutes ago and that nobody holds: uploads that nothing was done with."""
+        with self._lock:
+            remove_unclaimed(folder, set().union(*self.paths.values()))
 
-class NothingFromElsewhere:
-    """Middleware: tells the browser to load nothing from, and send nothing to, any other host."""
+    def watch(self, folder: Path, seconds: float = 60):
+        """Looks for such files from now on, in a thread."""
 
-    POLICY = (
-        b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-        b"style-src 'self' 'unsafe-inline'"
-    )
+        def look():
+            while True:
+                time.sleep(seconds)
+                self.remove_unclaimed(folder)
 
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        async def send_with_policy(part):
-            if part["type"] == "http.response.start":
-                part["headers"] = [*part["headers"], (b"content-security-policy", self.POLICY)]
-            await send(part)
-
-        await self.app(scope, receive, send_with_policy)
+        threading.Thread(target=look, daemon=True).start()
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-# Whatever uses the model waits its turn.
-_ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
+# Several visitors at a time, so that a clip that takes long to read holds up nobody else; each of them one by one.
+NUM_WORKERS = 4
+MAX_WAITING = 64
+_IN_WORKERS = {"concurrency_limit": NUM_WORKERS, "concurrency_id": "model", "api_visibility": "private"}
 _AT_ONCE = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -213,6 +222,19 @@ class _Page:
 
     def __init__(self, pipeline: FewShotVideoClassificationPipeline, examples: Examples):
         self.pipeline, self.examples, self.uploads = pipeline, examples, Uploads()
+        self.drawing = threading.Lock()  # matplotlib knows one at a time
+        self.turns: weakref.WeakKeyDictionary[Visitor, threading.Lock] = weakref.WeakKeyDictionary()
+
+    @contextlib.contextmanager
+    def turn_of(self, here: Visitor):
+        """One request of a visitor at a time; whoever asks for more is told to wait rather than keep a worker."""
+        turn = self.turns.setdefault(here, threading.Lock())
+        if not turn.acquire(timeout=SECONDS_TO_WAIT):
+            raise gr.Error("Your last request is still under way: try again when it is done.", print_exception=False)
+        try:
+            yield
+        finally:
+            turn.release()
 
     def build(self, note: str) -> gr.Blocks:
         settings = {"title": "Few-shot video classification", "analytics_enabled": False, "delete_cache": (600, 3600)}
@@ -235,7 +257,11 @@ class _Page:
             self.connect_classes()
             self.connect_query()
             self.page.unload(self.forget)
-        return self.page
+        for function in self.page.fns.values():  # also those that gradio adds
+            function.api_visibility = "private"
+        self.page.run_history = False
+        self.page.uploads = self.uploads
+        return self.page.queue(max_size=MAX_WAITING, api_open=False)
 
     # What it looks like
 
@@ -286,7 +312,8 @@ class _Page:
 
     def add_removal(self, button: gr.Button, class_name: str, clip: str | None = None):
         def remove(here: Visitor):
-            here.remove(class_name, clip)
+            with self.turn_of(here):
+                here.remove(class_name, clip)
             return "", here.revision
 
         button.click(remove, self.visitor, [self.classes_message, self.revision], **_AT_ONCE)
@@ -333,21 +360,30 @@ class _Page:
             self.show_answer,
             [self.visitor, self.mode, self.detect_unknown],
             [self.answer_html, self.frames_html, self.why_class, self.why_html, self.why_part],
-            **_ONE_AT_A_TIME,
+            **_IN_WORKERS,
             trigger_mode="always_last",  # or what is asked while an answer is under way would be dropped
             show_progress="minimal",
             show_progress_on=self.answer_html,
         )
         self.why_class.input(
-            lambda here, name: alignment_picture(here.explanation, name) if here.explanation else "",
+            self.show_why,
             [self.visitor, self.why_class],
             self.why_html,
-            **_ONE_AT_A_TIME,
+            **_IN_WORKERS,
             trigger_mode="always_last",
         )
 
+    def show_why(self, here: Visitor, name: str) -> str:
+        explanation = here.explanation
+        return self.draw(explanation, name) if explanation and name in explanation.class_names else ""
+
+    def draw(self, explanation: Explanation, name: str) -> str:
+        with self.drawing:
+            return alignment_picture(explanation, name)
+
     def show_answer(self, here: Visitor, mode: str, detect_unknown: bool):
-        explanation, note = here.answer(self.pipeline, mode, detect_unknown)
+        with self.turn_of(here):
+            explanation, note = here.answer(self.pipeline, mode, detect_unknown)
         if explanation is None:
             return message(note, "hint"), gr.skip(), gr.skip(), gr.skip(), gr.Column(visible=False)
         label = explanation.label
@@ -356,7 +392,7 @@ class _Page:
             "<div class='quiet'>The frames of the clip that the model saw, first to last:</div>"
             + frames_row(explanation.query_frames),
             gr.Dropdown(choices=explanation.class_names, value=label, visible=mode != "zero_shot"),
-            alignment_picture(explanation, label) if mode != "zero_shot" else "",
+            self.draw(explanation, label) if mode != "zero_shot" else "",
             gr.Column(visible=True),
         )
 
@@ -375,21 +411,22 @@ class _Page:
             self.add_clips,
             [self.visitor, self.class_name, self.files, self.recording],
             [self.classes_message, self.class_name, self.files, self.recording, self.revision],
-            **_ONE_AT_A_TIME,
+            **_IN_WORKERS,
             show_progress_on=self.add_button,
         )
         self.example_button.click(
             self.add_examples,
             self.visitor,
             [self.classes_message, self.revision],
-            **_ONE_AT_A_TIME,
+            **_IN_WORKERS,
             show_progress_on=self.example_button,
         )
 
     def add_clips(self, here: Visitor, name: str, paths: list[str] | None, recorded: str | None, request: gr.Request):
         clips = [*(paths or ()), *([recorded] if recorded else ())]
         try:
-            done = here.add(self.pipeline, name, clips)
+            with self.turn_of(here):
+                done = here.add(self.pipeline, name, clips)
         except ValueError as error:
             return message(str(error)), gr.skip(), gr.skip(), gr.skip(), gr.skip()
         self.uploads.release(request.session_hash, *(clip for clip in clips if clip != here.query_path))
@@ -397,7 +434,8 @@ class _Page:
 
     def add_examples(self, here: Visitor):
         try:
-            return message(self.examples.add_to(here, self.pipeline), "done"), here.revision
+            with self.turn_of(here):
+                return message(self.examples.add_to(here, self.pipeline), "done"), here.revision
         except ValueError as error:
             return message(str(error)), here.revision
 
@@ -406,7 +444,7 @@ class _Page:
             self.ask,
             [self.visitor, self.query],
             [self.query_message, self.revision],
-            **_ONE_AT_A_TIME,
+            **_IN_WORKERS,
             show_progress_on=self.query_message,
         )
         for button, path in self.example_queries:
@@ -420,7 +458,8 @@ class _Page:
         if path:
             self.uploads.keep(visitor_id, path)
         try:
-            here.set_query(self.pipeline, path)
+            with self.turn_of(here):
+                here.set_query(self.pipeline, path)
         except ValueError as error:
             return message(str(error)), here.revision
         return "", here.revision
@@ -439,11 +478,15 @@ def main(arguments: PageArguments, note: str | None = None):
     pipeline = FewShotVideoClassificationPipeline(
         model=model, processor=processor, device=usable_device(arguments.device)
     )
+    for name, value in LIMITS.items():
+        os.environ.setdefault(variable_of(name), str(value))
     # SIGTERM would leave the folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="clipfsar_page_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))
+        uploads = Path(folder, "uploads")
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         page = build_page(pipeline, examples, note or f"Model: {public_name(arguments.model)}.")
+        page.uploads.watch(uploads)
         page.launch(
             server_name=arguments.host,
             server_port=arguments.port,
@@ -457,10 +500,15 @@ def main(arguments: PageArguments, note: str | None = None):
             enable_monitoring=False,
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=CSS,
-            app_kwargs={"middleware": [Middleware(NothingFromElsewhere)]},
+            max_threads=NUM_WORKERS + 4,
+            mcp_server=False,
+            app_kwargs={"middleware": [Middleware(Guard, hosts=arguments.served_as, uploads=uploads)]},
         )
         print(f"The page is at {page.local_url} (Ctrl+C ends it).", flush=True)
-        page.block_thread()
+        try:
+            threading.Event().wait()  # gradio's own waiting would take Ctrl-C for a regular end
+        finally:
+            page.close(verbose=False)
 
 
 __all__ = ["Uploads", "alignment_picture", "build_page", "main", "message", "probability_bars"]

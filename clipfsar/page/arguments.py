@@ -19,7 +19,8 @@ class PageArguments:
     EXAMPLES holds a folder of clips for every class, and may hold a folder `queries` of clips to ask about. Clips of
     visitors go to the machine that serves the page and nowhere else: no analytics, no public link, nothing loaded from
     other hosts (the browser is told to refuse it). A clip is deleted once its frames are encoded, the one in question
-    when it is replaced or its visitor leaves. Nobody sees the classes of others.
+    when it is replaced or its visitor leaves. Nobody sees the classes of others. Requests of other sites, under other
+    names than this machine's and those of --hosts, and for anything that the page does not use, are refused.
     """
 
     model: str | None = option(
@@ -30,6 +31,7 @@ class PageArguments:
     seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a clip; then it is unreadable.")
     device: str | None = option(None, "cpu, cuda, ...; default: a GPU if there is one.")
     host: str | None = option(None, "Address to listen on; default: this machine alone (127.0.0.1).")
+    hosts: list[str] = option([], "Names under which others reach the page, such as that of a proxy before it.")
     port: int | None = option(None, "Default: the first free one from 7860 on.")
 
     def __post_init__(self):
@@ -40,6 +42,12 @@ class PageArguments:
             )
         if not self.seconds_per_video > 0:
             raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
+
+    @property
+    def served_as(self) -> list[str]:
+        """Names that requests may be addressed to; a Space has its own in the environment."""
+        names = ["localhost", self.host, os.environ.get("SPACE_HOST"), *self.hosts]
+        return [name for name in names if name]
 
     def check_files(self):
         """Raises `FileNotFoundError` for what is not there."""

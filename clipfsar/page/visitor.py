@@ -3,6 +3,7 @@
 What goes wrong is a `ValueError` whose message is meant for the visitor: file names without folders, no options' names.
 """
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from choices_clipfsar import UNKNOWN_LABEL
 from clipfsar.inference.predict import find_classes
+from container_clipfsar import ZIP_MAGIC
 from explanation_clipfsar import Explanation
 from paths_clipfsar import class_name_of_folder
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
@@ -17,6 +19,8 @@ from processing_clipfsar import VideoReadError
 from support_set_clipfsar import SupportSet, repeatable_sampling
 
 MAX_CLIPS = 100  # per visitor: some 50 kB of features and pictures each
+MAX_CLIPS_AT_ONCE = 10
+SECONDS_AT_ONCE = 120  # for reading and encoding all clips of one request
 MAX_NAME_LENGTH = 80
 
 
@@ -45,6 +49,8 @@ class Visitor:
             raise ValueError(f"“{UNKNOWN_LABEL}” is the answer to clips of no class: choose another name.")
         if not clips:
             raise ValueError(f"“{name}” has no clip yet: drop video files or record one.")
+        if len(clips) > MAX_CLIPS_AT_ONCE:
+            raise ValueError(f"These are {len(clips)} clips; at most {MAX_CLIPS_AT_ONCE} can be added at once.")
         num_clips = sum(self.support_set.num_clips.values())
         if num_clips + len(clips) > MAX_CLIPS:
             raise ValueError(
@@ -52,9 +58,13 @@ class Visitor:
             )
         # Whoever types a name a second time means the same class, whatever its capitals.
         name = next((known for known in self.support_set.class_names if known.casefold() == name.casefold()), name)
-        unreadable = []
+        unreadable, end = [], time.monotonic() + SECONDS_AT_ONCE
         for clip in clips:
+            if time.monotonic() > end:
+                unreadable.append(f"“{Path(clip).name}” was left out: the {SECONDS_AT_ONCE} s for a request were up.")
+                continue
             try:
+                _check_no_archive(clip)
                 self.support_set.add(pipeline.model, pipeline.processor, {name: [clip]})
             except VideoReadError as error:
                 unreadable.append(_without_folders(error, clip))
@@ -80,6 +90,7 @@ class Visitor:
         if clip is None:
             return
         try:
+            _check_no_archive(clip)
             pixel_values = pipeline.processor.process_videos(  # (1, T, C, H, W)
                 [clip], role="query", frame_sampling=repeatable_sampling(pipeline.processor)
             )
@@ -117,6 +128,17 @@ class Visitor:
         explanation = self.support_set.explain(pipeline.model, self.query_embeds, inference_mode, detect_unknown)
         explanation.query_frames = self.query_frames
         return explanation
+
+
+def _check_no_archive(clip: str):
+    """Frame archives are for data sets that one made oneself: they are read here, without a limit of time."""
+    try:
+        with open(clip, "rb") as file:
+            is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    except OSError:
+        return  # the reader says why
+    if is_archive:
+        raise VideoReadError(f"Cannot read video {clip!r}: it is an archive; video files are wanted.", clip)
 
 
 def _without_folders(error: Exception, clip: str) -> str:

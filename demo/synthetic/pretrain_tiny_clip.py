@@ -22,7 +22,6 @@ import math
 import os
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +36,7 @@ from demo.synthetic.actions import ACTIONS
 from demo.synthetic.classes import COLOURS, NOVEL_CLASSES, NUMBER_WORDS, join_class_name, parse_class_name
 from demo.synthetic.render import CAPTION_TEMPLATES, PLACES, SIZE_WORDS, render_still
 from demo.synthetic.shapes import PLURALS, SHAPES
+from parent_process_clipfsar import ending_pool, shielding_children
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 32
@@ -131,8 +131,9 @@ def render_examples(num_stills: int, seed: int, num_workers: int) -> tuple[torch
     jobs = [(seed, index) for index in range(num_stills)]
     images, captions = torch.empty(num_stills, 3, STORED_SIZE, STORED_SIZE, dtype=torch.uint8), []
     # Spawned, not forked: this process holds torch's threads, which a forked one would inherit half-alive.
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        results = pool.map(_render_example, jobs, chunksize=64)
+    with ending_pool(num_workers, get_context("spawn")) as pool:
+        with shielding_children():
+            results = pool.map(_render_example, jobs, chunksize=64)
         for index, (image, caption) in enumerate(tqdm(results, total=num_stills, desc="rendering", unit="still")):
             images[index] = torch.from_numpy(image).permute(2, 0, 1)
             captions.append(caption)

@@ -27,7 +27,6 @@ import json
 import math
 import os
 import zlib
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from multiprocessing import get_context
@@ -49,6 +48,7 @@ from demo.synthetic.classes import (
     parse_class_name,
 )
 from demo.synthetic.shapes import PLURALS, SHAPES, signed_distance
+from parent_process_clipfsar import ending_pool, shielding_children
 
 # Part of the manifest: to be raised whenever a change here alters the pixels, so that old and new clips never mix.
 RENDERER_VERSION = 3
@@ -435,8 +435,10 @@ def render_dataset(
             _render_to_file(job)
     else:
         # Spawned, not forked: the caller may hold threads (torch), which a forked process would inherit half-alive.
-        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-            for _ in tqdm(pool.map(_render_to_file, jobs, chunksize=8), **progress):
+        with ending_pool(num_workers, get_context("spawn")) as pool:
+            with shielding_children():
+                done = pool.map(_render_to_file, jobs, chunksize=8)
+            for _ in tqdm(done, **progress):
                 pass
     return len(jobs)
 

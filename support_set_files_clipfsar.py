@@ -1,0 +1,212 @@
+"""The two files of a support set, written and read. What is read is checked: they may be damaged, or made by anybody.
+
+`support_set.json` says what the set was made with, which classes and clips there are, and the digests of the tensors
+and of itself; `support_set.safetensors` holds the tensors.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+try:
+    from .limits_clipfsar import UnreadableError, read_file
+except ImportError:
+    if __package__:
+        raise
+    from limits_clipfsar import UnreadableError, read_file
+
+try:
+    from .paths_clipfsar import replace_file
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import replace_file
+
+SUPPORT_SET_NAME = "support_set.json"
+SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
+_FORMAT = 1
+_DIGEST = "sha256_of_description"  # version 0.1 wrote none
+
+
+@dataclass
+class EnrolledClass:
+    """One class of a `SupportSet`, on the CPU. A change replaces it by another one.
+
+    Args:
+        class_embeds: Text feature, (D,).
+        clip_names: K names, all different.
+        support_embeds: Frame features of the visual tower, (K, T, D).
+        thumbnails: K JPEG pictures, the T frames of a clip side by side; an empty one where there is none.
+    """
+
+    class_embeds: torch.Tensor
+    clip_names: list[str] = field(default_factory=list)
+    support_embeds: torch.Tensor | None = None
+    thumbnails: list[bytes] = field(default_factory=list)
+
+
+class _DamagedError(Exception):
+    """What is wrong with a support set, to be told with the place where it lies."""
+
+
+def meaning(class_name: str) -> str:
+    """What the prompt makes of a name: underscores are spaces."""
+    return " ".join(str(class_name).replace("_", " ").split())
+
+
+def write_support_set(
+    folder: Path, fingerprint: dict, classes: Mapping[str, EnrolledClass], thumbnails: bool = True
+) -> None:
+    """Writes both files, each complete at every moment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"class_embeds": torch.stack([one.class_embeds for one in classes.values()])}
+    for number, enrolled in enumerate(classes.values()):
+        tensors[f"support_embeds.{number}"] = enrolled.support_embeds.contiguous()
+        for row, picture in enumerate(enrolled.thumbnails if thumbnails else ()):
+            if picture:
+                tensors[f"thumbnails.{number}.{row}"] = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
+    with replace_file(folder / SUPPORT_SET_WEIGHTS_NAME) as partial:
+        save_file(tensors, partial)
+        digest = _digest_of_file(partial)
+    description = {
+        "format": _FORMAT,
+        "fingerprint": fingerprint,
+        "classes": [{"name": name, "clips": one.clip_names} for name, one in classes.items()],
+        "sha256": digest,
+    }
+    description[_DIGEST] = _digest_of_description(description)
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    with replace_file(folder / SUPPORT_SET_NAME) as partial:
+        # What no encoding holds, as in a file name of other bytes, becomes the escape that JSON has for it.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def read_support_set(
+    name: str, description_file: str | os.PathLike, tensor_file: str | os.PathLike
+) -> tuple[dict, dict[str, EnrolledClass]]:
+    """Fingerprint and classes of the two files of the support set `name`.
+
+    Raises:
+        ValueError: When they are damaged, or of another format; the message has what is wrong.
+    """
+    try:
+        return _read(name, description_file, tensor_file)
+    except (_DamagedError, UnreadableError, SafetensorError) as error:
+        reason = str(error)
+    except KeyError as error:
+        reason = f"KeyError: {error}"
+    raise ValueError(
+        f"The support set in {name!r} is damaged ({reason}): restore both of its files, or enrol the clips anew."
+    )
+
+
+def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, EnrolledClass]]:
+    description = _parsed(read_file(description_file, "json_bytes"))
+    _check(isinstance(description, dict), f"{SUPPORT_SET_NAME} holds no object")
+    if description["format"] != _FORMAT:
+        raise ValueError(
+            f"{name!r} holds a support set of format {description['format']!r}, this program reads {_FORMAT}: "
+            "use the version it was saved with."
+        )
+    if _DIGEST in description:
+        expected = _digest_of_description(description)
+        _check(description[_DIGEST] == expected, f"{SUPPORT_SET_NAME} was changed after it was saved")
+    _check(_digest_of_file(tensor_file) == description["sha256"], "the two files are not of the same save")
+    fingerprint, entries = description["fingerprint"], description["classes"]
+    _check_fingerprint(fingerprint)
+    _check_entries(entries)
+    tensors = load_file(tensor_file)
+    _check_tensors(tensors, entries, fingerprint["preprocessing"].get("num_frames"))
+    classes = {}
+    for number, entry in enumerate(entries):
+        pictures = (tensors.get(f"thumbnails.{number}.{row}") for row in range(len(entry["clips"])))
+        thumbnails = [b"" if picture is None else picture.numpy().tobytes() for picture in pictures]
+        support_embeds = tensors[f"support_embeds.{number}"]
+        classes[entry["name"]] = EnrolledClass(
+            tensors["class_embeds"][number], entry["clips"], support_embeds, thumbnails
+        )
+    return fingerprint, classes
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # also for a whole number of more digits than Python takes
+        raise _DamagedError(f"{type(error).__name__}: {error}") from error
+
+
+def _check(is_sound: bool, what_is_wrong: str):
+    if not is_sound:
+        raise _DamagedError(what_is_wrong)
+
+
+def _digest_of_file(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_description(description: dict) -> str:
+    """Of its values, not of its bytes: line ends and indentation may change on the way."""
+    covered = {name: value for name, value in description.items() if name != _DIGEST}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _check_fingerprint(fingerprint: Any):
+    _check(isinstance(fingerprint, dict), "its fingerprint is no object")
+    for name in ("model", "weights", "dtype"):
+        _check(isinstance(fingerprint[name], str), f"{name!r} of its fingerprint is no text")
+    _check(isinstance(fingerprint["preprocessing"], dict), "'preprocessing' of its fingerprint is no object")
+
+
+def _check_entries(entries: Any):
+    """Classes and clips: names that mean different things, and at least one of each."""
+    _check(isinstance(entries, list) and bool(entries), "it lists no classes")
+    meanings = set()
+    for entry in entries:
+        _check(isinstance(entry, dict), "one of its classes is no object")
+        name, clips = entry["name"], entry["clips"]
+        _check(isinstance(name, str) and bool(name.strip()), f"{name!r} is no class name")
+        _check(meaning(name) not in meanings, f"class {name!r} is there twice")
+        meanings.add(meaning(name))
+        _check(isinstance(clips, list) and bool(clips), f"class {name!r} has no clips")
+        _check(all(isinstance(clip, str) and clip for clip in clips), f"a clip of class {name!r} has no name")
+        _check(len(set(clips)) == len(clips), f"class {name!r} has two clips of one name")
+
+
+def _check_tensors(tensors: dict[str, torch.Tensor], entries: list[dict], num_frames: Any):
+    """Numbers, types and shapes of the tensors, against the description."""
+    for name, tensor in tensors.items():
+        dtype = torch.uint8 if name.startswith("thumbnails.") else torch.float32
+        _check(tensor.dtype == dtype, f"{name!r} is {tensor.dtype}, but {dtype} is needed")
+    class_embeds = tensors["class_embeds"]
+    _check(
+        class_embeds.ndim == 2 and class_embeds.shape[0] == len(entries) and class_embeds.shape[1] > 0,
+        f"'class_embeds' has shape {tuple(class_embeds.shape)}, but it lists {len(entries)} classes",
+    )
+    size = class_embeds.shape[1]
+    for number, entry in enumerate(entries):
+        name, num_clips = f"support_embeds.{number}", len(entry["clips"])
+        shape = tuple(tensors[name].shape)
+        num_frames = num_frames if num_frames is not None or len(shape) < 2 else shape[1]
+        _check(
+            shape == (num_clips, num_frames, size) and num_frames > 0,
+            f"{name!r} of class {entry['name']!r} has shape {shape}, but {(num_clips, num_frames, size)} is needed",
+        )
+
+
+__all__ = [
+    "SUPPORT_SET_NAME",
+    "SUPPORT_SET_WEIGHTS_NAME",
+    "EnrolledClass",
+    "meaning",
+    "read_support_set",
+    "write_support_set",
+]
