@@ -72,7 +72,7 @@ class Prediction:
         # What cannot be written fails now rather than after the work.
         if arguments.output:
             check_output_file(arguments.output)
-        for folder in filter(None, (arguments.pictures, arguments.save_support)):
+        for folder in filter(None, (arguments.pictures, arguments.save_support_set)):
             check_output_file(Path(folder) / SUPPORT_SET_NAME)
         model, processor = load_model(arguments.model, arguments.dtype)
         processor.seconds_per_video = arguments.seconds_per_video
