@@ -4,6 +4,12 @@ import os
 
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
+_VIDEO_WITHOUT_CLASSES = (
+    "CLIPFSARModel.forward takes episodes, not pixel_values of a video alone: it has no classes of its own. "
+    'Use pipeline("few-shot-video-classification", model=..., trust_remote_code=True), which takes example clips of '
+    'your classes, in place of pipeline("video-classification"); or give query_pixel_values and the support.'
+)
+
 
 class HubFolder:
     """The part of `CLIPFSARModel` that loads from and saves to folders and repositories."""
@@ -32,4 +38,10 @@ class HubFolder:
         return super().save_pretrained(save_directory, **kwargs)
 
 
-__all__ = ["HubFolder"]
+def check_is_episode(names) -> None:
+    """Raises `TypeError`, with what to use instead, for the input that `pipeline("video-classification")` gives."""
+    if "pixel_values" in names:
+        raise TypeError(_VIDEO_WITHOUT_CLASSES)
+
+
+__all__ = ["HubFolder", "check_is_episode"]

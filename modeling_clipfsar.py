@@ -47,11 +47,11 @@ except ImportError:
     from configuration_clipfsar import CLIPFSARConfig
 
 try:
-    from .hub_clipfsar import HubFolder
+    from .hub_clipfsar import HubFolder, check_is_episode
 except ImportError:
     if __package__:
         raise
-    from hub_clipfsar import HubFolder
+    from hub_clipfsar import HubFolder, check_is_episode
 
 try:
     from .labels_clipfsar import check_labels, check_support_labels
@@ -482,9 +482,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         Raises `ValueError` when something that the mode needs is missing or does not fit; the message says what.
         """
         inference_mode = self._checked_mode(inference_mode)
-        if "pixel_values" in kwargs:  # what pipeline("video-classification") gives
-            raise TypeError(_VIDEO_WITHOUT_CLASSES)
-        check_known("CLIPFSARModel.forward", kwargs, {*_INPUTS, *self._visual_inputs} if kwargs else ())
+        self._check_names(kwargs)
         kwargs |= self._asked_for(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
         encoded = self._encode_episode_frames(*videos, kwargs)
@@ -497,6 +495,10 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         output = CLIPFSAROutput(loss=loss, **compared, **contrasted, **encoded)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def _check_names(self, names):
+        check_is_episode(names)
+        check_known("CLIPFSARModel.forward", names, {*_INPUTS, *self._visual_inputs} if names else ())
 
     def _asked_for(self, **outputs) -> dict:
         """Which of the visual tower's outputs to return; None leaves it to the configuration.
@@ -672,11 +674,6 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.masked_fill(labels < 0, -100))
 
 
-_VIDEO_WITHOUT_CLASSES = (
-    "CLIPFSARModel.forward takes episodes, not pixel_values of a video alone: a few-shot model has no classes of its "
-    'own. Use pipeline("few-shot-video-classification", model=..., trust_remote_code=True), which takes example clips '
-    'of your classes, in place of pipeline("video-classification"); or give query_pixel_values and the support.'
-)
 _INPUTS = set(inspect.signature(CLIPFSARModel.forward).parameters) - {"self", "kwargs"}
 
 CLIPFSARModel.register_for_auto_class("AutoModel")

@@ -383,7 +383,7 @@ def test_frames_changed_in_a_folder_are_noticed(tiny_clip, processor, tmp_path):
 
 
 def test_an_address_is_known_by_itself_and_not_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_clipfsar, "_download", None)
+    monkeypatch.setattr(video_clipfsar, "download", None)
     splits = [VideoSplit(Dataset.from_dict({"video": [f"https://example.org/{name}.mp4"]})) for name in "aab"]
     assert splits[0].digest == splits[1].digest != splits[2].digest
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,7 @@ def test_workers_end_with_their_parent_and_ctrl_c_waits_for_none(method, number,
 def wait_in_processes(folder):
     """In a child: jobs that take long, in the processes of preparation; what these import is little."""
     frame_store._start_server = lambda context: None
+    forkserver._forkserver.__init__()  # one of its own: that of the tests, if there is one, is no child of this process
     job = ["sh", "-c", f"touch '{folder}'/$PPID; sleep 15"]
     list(frame_store.in_processes(subprocess.check_call, [job] * 3, 2))
 

@@ -600,7 +600,7 @@ def test_files_that_version_0_1_read_otherwise_are_known(tmp_path, variable):
 
 
 def test_whether_0_1_read_other_frames_is_not_asked_of_the_web_and_no_fault_of_ours_is_hidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_clipfsar, "_download", None)  # would be called
+    monkeypatch.setattr(video_clipfsar, "download", None)  # would be called
     assert frames_differ_from_0_1("https://example.org/a.mp4") is None
     assert frames_differ_from_0_1({"path": "hf://buckets/a.mp4", "bytes": None}) is None
     for name, content in {

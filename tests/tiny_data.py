@@ -1,5 +1,6 @@
 """Tiny videos, a tiny CLIP and training runs in child processes, for the tests of episodes, evaluation and training."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -187,6 +188,7 @@ def _run_child(function, arguments, output: Path, variables: dict[str, str]):
         variables = {}
     os.environ.update(variables)
     torch.set_num_threads(1)
+    gc.freeze()  # what the server imported is not searched for garbage in every child
     # A forked child has the server's way of starting processes, with which each worker of a loader would import
     # everything anew; a program has the default of the platform.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)

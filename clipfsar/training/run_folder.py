@@ -3,13 +3,18 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 from clipfsar.checked_files import DamagedFileError, check_files, listed_files, write_checksums
 from clipfsar.locks import FolderLock
+from clipfsar.plots import plot_training
 from paths_clipfsar import flush_to_disk, replace_file
 
 CARD = "README.md"  # of a model's folder: people and uploads write into it
+
+
+SECONDS_BETWEEN_PICTURES = 10.0
 
 
 class TrainingLog:
@@ -17,6 +22,7 @@ class TrainingLog:
 
     def __init__(self, path: Path, episodes_done: int, is_main_process: bool):
         self.path, self.is_main_process, self.records = path, is_main_process, []
+        self._last_picture = time.monotonic()
         if path.is_file():
             lines = path.read_text().splitlines()
             # A line that was being written when the process died is not complete JSON; it lies after the checkpoint.
@@ -35,6 +41,12 @@ class TrainingLog:
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())  # a checkpoint must not outlive the lines before it
+
+    def draw(self, is_final: bool):
+        """`training.png` beside the log: at the end of a run, and before it no more often than every ten seconds."""
+        if is_final or time.monotonic() - self._last_picture > SECONDS_BETWEEN_PICTURES:
+            plot_training(self.records, self.path.with_name("training.png"))
+            self._last_picture = time.monotonic()
 
     def history(self, episodes_per_update: int, episodes: int) -> list[dict]:
         """The same as transformers' `log_history`: plain names for training, `eval_*` for validations, with `step`."""

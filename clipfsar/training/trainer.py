@@ -40,7 +40,6 @@ from clipfsar.evaluation.evaluate_model import Evaluation
 from clipfsar.evaluation.feature_store import FeatureStore
 from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.results import EvaluationResults
-from clipfsar.plots import plot_training
 from clipfsar.presets import learning_rate_at
 from clipfsar.processes import first_process_decides
 from clipfsar.training.accelerator import NAMED_TRACKERS, make_accelerator
@@ -340,7 +339,7 @@ class EpisodicTrainer:
         """`last/`, then the state: in this order, so that a state is never ahead of the models it speaks of."""
         if self.accelerator.is_main_process:
             self._save_run_model("last")
-            plot_training(self.log.records, self.output_dir / "training.png")
+            self.log.draw(is_final=self.episodes_done >= self.args.episodes or self.control.should_training_stop)
         self._save_state()
         self.control = self._call("on_save")
 
