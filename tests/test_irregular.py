@@ -268,6 +268,36 @@ def test_a_clip_leaves_with_its_name_and_its_picture(parts):
     assert support_set.classes["walking"].thumbnails == [pictures[2]]
 
 
+def test_the_clip_shown_is_the_one_that_looks_most_like_the_query(parts):
+    model, processor = parts
+    clips = {"walking": [plain_clip(colour) for colour in COLOURS.values()], "boxing": [random_clip(3)]}
+    support_set = SupportSet.from_videos(model, processor, clips)
+    names = support_set.classes["walking"].clip_names
+    for row, colour in enumerate(COLOURS.values()):
+        query = model.get_video_features(processor.process_videos([plain_clip(colour)]))[0].detach()
+        explanation = support_set.explain(model, query)
+        assert explanation.support_clips[0] == (names[row], 3)
+        frames = np.asarray(explanation.support_frames[0], dtype=float)
+        assert np.abs(frames.reshape(-1, 3).mean(0) - colour).max() < 12
+
+
+def test_a_set_comes_back_with_each_clip_under_its_name(parts, tmp_path):
+    files = []
+    for row, name in enumerate(("zebra", "ape", "mule")):
+        files.append(tmp_path / f"{name}.mp4")
+        write_video(files[-1], (40 + 90 * row, 200 - 90 * row, 100), seed=row)
+    support_set = SupportSet.from_videos(*parts, {"walking": files, "boxing": [random_clip(3)]})
+    support_set.save_pretrained(tmp_path / "saved")
+    again = SupportSet.from_pretrained(tmp_path / "saved")
+    assert again.class_names == ["walking", "boxing"]
+    assert again.classes["walking"].clip_names == ["zebra.mp4", "ape.mp4", "mule.mp4"]
+    for name in again.class_names:
+        one, other = again.classes[name], support_set.classes[name]
+        assert torch.equal(one.support_embeds, other.support_embeds)
+        assert torch.equal(one.class_embeds, other.class_embeds)
+        assert one.thumbnails == other.thumbnails
+
+
 # --- what is exported -------------------------------------------------------------------------------------------------
 
 
