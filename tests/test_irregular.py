@@ -5,6 +5,7 @@ videos where one over classes is meant.
 """
 
 import io
+import json
 from types import SimpleNamespace
 
 import av
@@ -331,6 +332,32 @@ def test_classes_of_other_preprocessing_are_not_exported(tmp_path):
     with pytest.raises(ValueError, match="other preprocessing: prompt_template someone"):
         exporting.main(arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode", "inputs"),
+    [
+        ("zero_shot", "zero_shot", ["pixel_values", "class_embeds"]),
+        ("few_shot", "few_shot", ["pixel_values", "prototypes"]),
+        (None, "ensemble", ["pixel_values", "prototypes", "class_embeds"]),
+    ],
+)
+def test_the_mode_that_is_asked_for_is_exported(tmp_path, monkeypatch, asked, mode, inputs):
+    model, processor = tiny_model_and_processor(inference_mode="ensemble")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    exported = {}
+
+    def export(classifier, shapes, *_):
+        exported.update(mode=classifier.inference_mode, shapes=shapes)
+        return {}
+
+    monkeypatch.setattr(exporting, "export", export)
+    arguments = {"model": str(tmp_path / "model"), "output_dir": str(tmp_path / "out"), "inference_mode": asked}
+    exporting.main(ExportArguments(**arguments))
+    assert (exported["mode"], sorted(exported["shapes"])) == (mode, sorted(inputs))
+    description = json.loads((tmp_path / "out" / "query_classifier.json").read_text())
+    assert (description["inference_mode"], sorted(description["inputs"])) == (mode, sorted(inputs))
 
 
 def test_a_file_that_is_right_only_for_the_sizes_it_was_traced_with_is_refused(tmp_path, monkeypatch):
