@@ -321,7 +321,7 @@ def test_a_run_that_dies_again_and_again_ends_as_if_it_had_not(train, reference,
     deaths = [
         (die_at, "_record", 3),  # within the first update, no checkpoint yet
         (die_at, "replace_folder", 1),  # the first checkpoint is complete, but still called state.new
-        (die_at, "plot_training", 1),  # between the models and the state of the first checkpoint
+        (die_at, "TrainingLog.draw", 1),  # between the models and the state of the first checkpoint
         (die_at, "_record", 11),  # within the accumulation of an update after the first checkpoint
         (die_at, "_record", 5, True),  # at its first step after it (of a resumed run the calls count anew)
         (die_at, "TrainingLog.write", 3),  # a validation is done, but not written down
@@ -377,7 +377,7 @@ def kill_after(arguments: list[str], output_dir: Path, seconds: float):
 def test_a_run_is_resumed_with_other_episodes_per_forward(train, without_dropout, tmp_path, first, then):
     settings = {"model": without_dropout, "eval_every": 4, "episodes": 12, "test_episodes": 0}
     train("whole", **settings).check()
-    outcome = train(prepare=(die_at, "plot_training", 2), episodes_per_forward=first, **settings)
+    outcome = train(prepare=(die_at, "TrainingLog.draw", 2), episodes_per_forward=first, **settings)
     assert outcome.exit_codes == [-signal.SIGKILL]
     train(resume=True, episodes_per_forward=then, **settings).check()
     assert_close_run(tmp_path / "run", tmp_path / "whole")
