@@ -91,6 +91,45 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _check_positive(name: str, value: Any) -> None:
+    if not is_number(value) or value <= 0:
+        raise ValueError(f"{name}={value!r} must be greater than 0.")
+
+
+def _check_template(name: str, value: Any) -> None:
+    if not isinstance(value, str) or "{}" not in value:
+        raise ValueError(f"{name}={value!r} has no place for the class name: write {{}} there.")
+
+
+def _check_threads(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"{name}={value!r} must be a whole number, 0 for as many as the decoder likes.")
+
+
+def _one_of(choices: Sequence[str]):
+    return lambda name, value: check_choice(name, value, choices)
+
+
+def _or_none(check):
+    return lambda name, value: None if value is None else check(name, value)
+
+
+# Settings of a processor: a function of name and value that raises `ValueError`.
+PROCESSOR_CHECKS = {
+    "num_frames": check_positive_integer,
+    "prompt_template": _check_template,
+    "frame_sampling": _one_of(FRAME_SAMPLINGS),
+    "sampling_rate": _check_positive,
+    "target_fps": _check_positive,
+    "preprocessing": _one_of(PREPROCESSINGS),
+    "decoder": _one_of(("auto", *DECODERS)),
+    "num_threads": _check_threads,
+    "query_augmentation": _one_of(QUERY_AUGMENTATIONS),
+    "prompt_length": _or_none(check_positive_integer),
+    "seconds_per_video": _or_none(_check_positive),
+}
+
+
 def check_same_num_frames(model, processor) -> None:
     """Raises `ValueError` when a processor samples another number of frames than its model is configured for."""
     if processor.num_frames != model.config.num_frames:

@@ -34,8 +34,22 @@ class HubFolder:
                 raise
             from pipeline_clipfsar import FewShotVideoClassificationPipeline
 
+        self._check_structure()
         self.config.custom_pipelines = FewShotVideoClassificationPipeline.in_config()
         return super().save_pretrained(save_directory, **kwargs)
+
+    def _check_structure(self):
+        """A folder whose configuration is not that of its weights would load as another model, in silence."""
+        layers = self.temporal_transformer.layers
+        built = {"temporal_num_layers": len(layers)}
+        if len(layers):
+            built["temporal_num_heads"] = layers[0].attention.num_heads
+        for name, value in built.items():
+            if getattr(self.config, name) != value:
+                raise ValueError(
+                    f"The configuration says {name}={getattr(self.config, name)!r}, but the model was made with "
+                    f"{value}: it cannot be changed afterwards. Set it back, or load the model with {name}=."
+                )
 
 
 def check_is_episode(names) -> None:

@@ -25,11 +25,11 @@ except ImportError:
     from backbones_clipfsar import fit_to_plain_model, image_size, why_no_backbone
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_same_num_frames
+    from .choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_known, check_same_num_frames
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_same_num_frames
+    from choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_known, check_same_num_frames
 
 try:
     from .configuration_clipfsar import CLIPFSARConfig
@@ -98,6 +98,9 @@ _NOT_BOTH = (
     "Give support_set or candidate_labels, not both: a support set has its class names already "
     "(inference_mode='zero_shot' uses these alone)."
 )
+
+
+_PARAMETERS = ("support_set", "candidate_labels", "inference_mode", "top_k", "detect_unknown", "video_column")
 
 
 class FewShotVideoClassificationPipeline(Pipeline):
@@ -244,8 +247,9 @@ class FewShotVideoClassificationPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
-        self, support_set=None, candidate_labels=None, inference_mode=None, top_k=None, detect_unknown=None
+        self, support_set=None, candidate_labels=None, inference_mode=None, top_k=None, detect_unknown=None, **unknown
     ):
+        check_known("The pipeline", unknown, _PARAMETERS)
         forward_params, postprocess_params = {}, {}
         if support_set is not None and candidate_labels is not None:
             raise ValueError(_NOT_BOTH)

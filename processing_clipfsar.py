@@ -26,11 +26,9 @@ except ImportError:
 
 try:
     from .choices_clipfsar import (
-        DECODERS,
         FRAME_SAMPLINGS,
         LOADING_OPTIONS,
-        PREPROCESSINGS,
-        QUERY_AUGMENTATIONS,
+        PROCESSOR_CHECKS,
         SECONDS_PER_VIDEO,
         check_choice,
         check_known,
@@ -40,11 +38,9 @@ except ImportError:
     if __package__:
         raise
     from choices_clipfsar import (
-        DECODERS,
         FRAME_SAMPLINGS,
         LOADING_OPTIONS,
-        PREPROCESSINGS,
-        QUERY_AUGMENTATIONS,
+        PROCESSOR_CHECKS,
         SECONDS_PER_VIDEO,
         check_choice,
         check_known,
@@ -186,19 +182,6 @@ class CLIPFSARProcessor(ProcessorMixin):
         prompt_length=None,
         seconds_per_video=SECONDS_PER_VIDEO,
     ):
-        check_positive_integer("num_frames", num_frames)
-        if prompt_length is not None:
-            check_positive_integer("prompt_length", prompt_length)
-        check_choice("frame_sampling", frame_sampling, FRAME_SAMPLINGS)
-        check_choice("preprocessing", preprocessing, PREPROCESSINGS)
-        check_choice("decoder", decoder, ("auto", *DECODERS))
-        check_choice("query_augmentation", query_augmentation, QUERY_AUGMENTATIONS)
-        if sampling_rate <= 0 or target_fps <= 0:
-            raise ValueError(f"sampling_rate={sampling_rate} and target_fps={target_fps} must be greater than 0.")
-        if seconds_per_video is not None and not seconds_per_video > 0:
-            raise ValueError(f"seconds_per_video={seconds_per_video} must be greater than 0, or None for no limit.")
-        if not isinstance(prompt_template, str) or "{}" not in prompt_template:
-            raise ValueError(f"prompt_template={prompt_template!r} has no place for the class name: write {{}} there.")
         self.num_frames = num_frames
         self.prompt_template = prompt_template
         self.frame_sampling = frame_sampling
@@ -211,6 +194,12 @@ class CLIPFSARProcessor(ProcessorMixin):
         self.prompt_length = prompt_length
         self.seconds_per_video = seconds_per_video
         super().__init__(image_processor, tokenizer)
+
+    def __setattr__(self, name, value):
+        """Checks settings wherever they come from. Raises `ValueError` with name, value and what it may be."""
+        if name in PROCESSOR_CHECKS:
+            PROCESSOR_CHECKS[name](name, value)
+        super().__setattr__(name, value)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

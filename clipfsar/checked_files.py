@@ -31,10 +31,10 @@ def write_checksums(folder: Path, leave_out: Sequence[str] = ()) -> None:
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def check_files(folder: Path, remedy: str) -> bool:
+def check_files(folder: Path, remedy: str, suffix: str = "") -> bool:
     """Compares the files of a folder with its checksums; False where it has none, as folders of version 0.1.
 
-    Files without a checksum were put there later by others, and are not looked at.
+    Files without a checksum were put there later by others, and are not looked at. `suffix`: only files that end so.
 
     Raises:
         DamagedFileError: For a file that is missing or different; `remedy` ends the message.
@@ -44,6 +44,8 @@ def check_files(folder: Path, remedy: str) -> bool:
         return False
     for name, checksum in _read_checksums(path, remedy).items():
         file = folder / name
+        if not name.endswith(suffix):
+            continue
         if not file.is_file():
             raise DamagedFileError(f"{file} is missing, or the list {path} is damaged: {remedy}.")
         if _sha256(file) != checksum:

@@ -24,6 +24,8 @@ def find_model(option: str, name: str | None) -> str | None:
     if name is None:
         return None
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise FileNotFoundError(f"--{option} {name} is a file: give the folder of a model, which holds a config.json.")
     if folder.is_dir() and not (folder / "config.json").is_file():
         best = folder / "best"
         if not (best / "config.json").is_file():

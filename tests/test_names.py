@@ -124,3 +124,9 @@ def test_what_is_no_device_is_named(name, hint, capsys):
         check_device(name)
     assert main(["predict", "--model", "m", "--labels", "a, b", "--query", "x.mp4", "--device", name]) == 2
     assert capsys.readouterr().err.startswith(f"error: --device {name} is no device")
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"config\.json is a file: give the folder of a model"):
+        find_model("model", str(tmp_path / "config.json"))

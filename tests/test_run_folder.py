@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from clipfsar.checked_files import CHECKSUMS, DamagedFileError
 from clipfsar.data.video_split import VideoSplit
+from clipfsar.inference.load_model import load_model
 from clipfsar.locks import LOCK_NAME, FolderInUseError
 from clipfsar.training import checks, program
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
@@ -282,3 +283,55 @@ def test_saving_a_model_deletes_nothing_of_anybody_else(folder, tiny_clip, run, 
         CLIPFSARProcessor.from_pretrained(home).process_videos([np.zeros((4, 16, 16, 3), np.uint8)]),
         trainer.processing_class.process_videos([np.zeros((4, 16, 16, 3), np.uint8)]),
     )
+
+
+# --- what is left of a run --------------------------------------------------------------------------------------------
+
+
+def test_models_of_a_run_whose_state_is_gone_are_not_replaced(folder, tiny_clip, run):
+    shutil.rmtree(run / "state")
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    before = (run / "best" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"holds models of a run whose state is gone \(best, last\)"):
+        trainer.train()
+    (run / "results.json").write_text("[]")  # it was finished
+    with pytest.raises(ValueError, match="whose state is gone"):
+        trainer.train(resume_from_checkpoint=True)
+    assert (run / "best" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["a bit", "a byte that is no text", "a line less"])
+def test_a_damaged_log_is_found_on_resume(folder, tiny_clip, run, damage):
+    log = run / "training_log.jsonl"
+    data = bytearray(log.read_bytes())
+    if damage == "a line less":
+        data = data[data.index(b"\n") + 1 :]
+    else:
+        position = data.index(b'"loss": ') + 10
+        data[position] ^= 1 if damage == "a bit" else 128
+    log.write_bytes(data)
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    with pytest.raises(DamagedFileError, match=r"training_log\.jsonl is not what was written up to episode 4"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_lines_that_are_no_records_are_left_out_and_a_deleted_log_begins_anew(folder, tiny_clip, run):
+    log = run / "training_log.jsonl"
+    kept = log.read_text()
+    log.write_bytes(log.read_bytes() + b'[1]\n{"kind": "train"}\n\xff\xfe\n{"episode": 8, "kind')
+    trainer_of(video_splits(folder), tiny_clip, run).train(resume_from_checkpoint=True)
+    assert log.read_text().startswith(kept)
+    log.unlink()
+    trainer_of(video_splits(folder), tiny_clip, run).train(resume_from_checkpoint=True)
+    assert log.read_text() == ""
+
+
+def test_weights_that_are_not_what_was_written_are_not_loaded(run):
+    path = run / "best" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 64
+    path.write_bytes(data)
+    with pytest.raises(DamagedFileError, match=r"model\.safetensors is not what was written .* delete .*SHA256SUMS"):
+        load_model(str(run / "best"))
+    (run / "best" / CHECKSUMS).unlink()
+    assert load_model(str(run / "best"))[0].config.num_frames == 4

@@ -291,3 +291,36 @@ def test_finite_numbers_are_answered(parts, split):
     model, processor = parts
     results = evaluate_episodes(model, processor, split, n_way=2, n_shot=1, n_episodes=2)
     assert all(np.isfinite(result.accuracy) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("preprocessing", "offical"), ("frame_sampling", "segments"), ("query_augmentation", "flip")),
+        *(("decoder", "opencv"), ("target_fps", 0), ("sampling_rate", -1), ("seconds_per_video", float("nan"))),
+        *(("num_frames", 2.5), ("num_threads", -4), ("prompt_template", "a photo"), ("prompt_length", 0)),
+    ],
+)
+def test_a_processor_checks_what_is_assigned_to_it(name, value):
+    _, processor = tiny_model_and_processor()
+    before = getattr(processor, name)
+    with pytest.raises(ValueError, match=f"{name}="):
+        setattr(processor, name, value)
+    assert getattr(processor, name) == before
+
+
+@pytest.mark.parametrize(("name", "value"), [("temporal_num_layers", 3), ("temporal_num_heads", 4)])
+def test_a_configuration_that_is_not_the_models_is_not_saved(tmp_path, name, value):
+    model, _ = tiny_model_and_processor()
+    made_with = getattr(model.config, name)
+    setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=f"says {name}={value}, but the model was made with {made_with}"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_an_unknown_parameter_of_the_pipeline_is_named():
+    model, processor = tiny_model_and_processor()
+    classify = FewShotVideoClassificationPipeline(model=model, processor=processor, device="cpu")
+    with pytest.raises(TypeError, match="The pipeline does not know 'topk': did you mean 'top_k'"):
+        classify(random_clip(0), topk=3)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import DatasetDict, Features, Value
 
-from clipfsar.data.clips import LeftOut
+from clipfsar.data.clips import LeftOut, class_folders, find_clips
 from clipfsar.data.sources import (
     Clip,
     class_name_of_folder,
@@ -684,3 +684,12 @@ def test_a_class_that_two_splits_spell_differently_is_shared_out_as_one():
         *(("/run/0.mp4", "run"), ("/run/1.mp4", "run")),
     ]
     assert sorted(len(part) for part in rows.values()) == [2, 2, 4]
+
+
+def test_a_link_to_itself_is_one_clip_that_cannot_be_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "loop.mp4").symlink_to(tmp_path / "a" / "loop.mp4")
+    (tmp_path / "a" / "b.mp4").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert [path.name for path in find_clips(tmp_path / "a")] == ["b.mp4", "loop.mp4"]
+    assert class_folders(tmp_path) == ["a"]

@@ -74,7 +74,7 @@ def _find_clips(folder: str, left_out: LeftOut, above: tuple[str, ...]) -> list[
     clips, num_images = [], 0
     for entry in _visible(folder, left_out):
         suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.is_dir():
+        if _is_folder(entry):
             inner = os.path.realpath(entry.path) if entry.is_symlink() else None
             if inner is None or inner not in above:  # a link to a folder above would never end
                 clips += _find_clips(entry.path, left_out, (*above, inner or os.path.realpath(entry.path)))
@@ -99,13 +99,21 @@ def _visible(folder: str | os.PathLike, left_out: LeftOut) -> Iterable[os.DirEnt
                 yield entry
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    """A link that leads nowhere, such as to itself, is none; as a file, it is then one that cannot be read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def class_folders(folder: str | os.PathLike, left_out: LeftOut | None = None) -> list[str]:
     """Names of the folders in a folder, in order; files beside them are left out."""
     left_out = LeftOut() if left_out is None else left_out
     names = []
     for entry in _visible(folder, left_out):
         suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.is_dir():
+        if _is_folder(entry):
             names.append(entry.name)
         elif suffix in VIDEO_SUFFIXES:
             left_out.num_outside += 1

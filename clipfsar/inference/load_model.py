@@ -1,7 +1,10 @@
 """A model and its processor by name, a plain CLIP among them."""
 
+from pathlib import Path
+
 import torch
 
+from clipfsar.checked_files import CHECKSUMS, check_files
 from clipfsar.inference.quantized import quantize_int8
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
@@ -13,9 +16,11 @@ def load_model(name: str, dtype: str = "float32", **settings) -> tuple[CLIPFSARM
     `dtype` is `"auto"`, as saved, or one of `DTYPES`; `settings` are of the model's configuration.
 
     Raises:
-        ValueError: For a model of another kind.
+        ValueError: For a model of another kind, and for weights that are not what training wrote (`SHA256SUMS`).
         OSError: When there is none.
     """
+    remedy = f"put back a copy of it, or, if it was changed on purpose, delete {Path(name) / CHECKSUMS}"
+    check_files(Path(name), remedy, ".safetensors")
     dtype_of_weights = {"auto": "auto", "int8": torch.float32}.get(dtype) or getattr(torch, dtype)
     model = CLIPFSARModel.from_pretrained(name, dtype=dtype_of_weights, **settings).eval()
     if dtype == "int8":

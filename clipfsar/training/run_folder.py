@@ -1,5 +1,6 @@
 """The folder of a run, complete at every moment: models, log, and the state that `--resume` reads."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,18 +21,31 @@ SECONDS_BETWEEN_PICTURES = 10.0
 class TrainingLog:
     """`training_log.jsonl`: a line per logging step, validation and test; cut back to the checkpoint on resume."""
 
-    def __init__(self, path: Path, episodes_done: int, is_main_process: bool):
+    def __init__(self, path: Path, episodes_done: int, is_main_process: bool, sha256: str | None = None):
+        """Raises `DamagedFileError` when the lines up to `episodes_done` are not those of `digest()`, `sha256`."""
         self.path, self.is_main_process, self.records = path, is_main_process, []
         self._last_picture = time.monotonic()
         if path.is_file():
-            lines = path.read_text().splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             # A line that was being written when the process died is not complete JSON; it lies after the checkpoint.
-            self.records = [record for line in lines if (record := _json_or_none(line))]
+            self.records = [record for line in lines if (record := _record_or_none(line))]
             self.records = [record for record in self.records if record["episode"] <= episodes_done]
+            if sha256 is not None and sha256 != self.digest():
+                raise DamagedFileError(
+                    f"{path} is not what was written up to episode {episodes_done}: put back a copy of it, or delete "
+                    "it, and the log begins at the checkpoint."
+                )
         if is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(path) as partial:  # so that a death here loses nothing
-                partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+                partial.write_text(self._text())
+
+    def _text(self) -> str:
+        return "".join(json.dumps(record) + "\n" for record in self.records)
+
+    def digest(self) -> str:
+        """SHA-256 of all lines."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
 
     def write(self, episode: int, kind: str, **values):
         record = {"episode": episode, "kind": kind, **values}
@@ -60,11 +74,13 @@ class TrainingLog:
         return history
 
 
-def _json_or_none(line: str) -> dict | None:
+def _record_or_none(line: str) -> dict | None:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        record = json.loads(line)
+    except ValueError:
         return None
+    is_record = isinstance(record, dict) and isinstance(record.get("episode"), int) and "kind" in record
+    return record if is_record else None
 
 
 def restore_folder(folder: Path):
@@ -100,13 +116,20 @@ def find_saved_state(output_dir: Path, resume: bool) -> Path | None:
     """The state that a run goes on from; None where it begins.
 
     Raises:
-        ValueError: When there is one, but the run is not to be resumed.
+        ValueError: When there is one, but the run is not to be resumed; when there is none, but models are.
     """
     saved_state = complete_folder(output_dir / "state")
     if saved_state and not resume:
         raise ValueError(
             f"{output_dir} holds a run already: --resume (resume_from_checkpoint=True) goes on with it, a new run "
             "needs another --output_dir."
+        )
+    models = [name for name in ("best", "last") if (output_dir / name / "config.json").is_file()]
+    # A run that died before its first checkpoint may begin anew over them; one that was finished, or is not meant, not.
+    if models and not saved_state and (not resume or (output_dir / "results.json").is_file()):
+        raise ValueError(
+            f"{output_dir} holds models of a run whose state is gone ({', '.join(models)}), which a new run would "
+            "replace: move them away, or use another --output_dir."
         )
     return saved_state
 

@@ -357,6 +357,7 @@ class EpisodicTrainer:
                 "best": self.best,
                 "arguments": asdict(self.args),
                 "data": self._data,
+                "log_sha256": self.log.digest(),
                 "callbacks": [[type(callback).__name__, callback.state()] for callback in self._stateful_callbacks()],
             }
             (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
@@ -431,9 +432,8 @@ class EpisodicTrainer:
             self._restore_callbacks(progress.get("callbacks", []))
             self._restore_best()
             logger.info(f"Resuming after episode {self.episodes_done} of {args.episodes}.")
-        self.log = TrainingLog(
-            self.output_dir / "training_log.jsonl", self.episodes_done, self.accelerator.is_main_process
-        )
+        log = self.output_dir / "training_log.jsonl"
+        self.log = TrainingLog(log, self.episodes_done, accelerator.is_main_process, progress.get("log_sha256"))
         self.state.log_history = self.log.history(args.episodes_per_update, args.episodes)
         self.state.global_step = self.episodes_done // args.episodes_per_update
         self.state.epoch = self.episodes_done / args.episodes
