@@ -13,12 +13,16 @@ from processing_clipfsar import CLIPFSARProcessor
 torch.set_num_threads(1)
 
 
-# Files of long tests go first: each is one process's work, and the last to begin would run alone.
-LONG_FILES = ("test_training.py", "test_wheel.py", "test_demo.py", "test_export_model.py", "test_prepare_dataset.py")
+# The files that take longest, longest first: each is one process's work, and the last to begin would run alone.
+LONG_FILES = (
+    *("test_training.py", "test_export_model.py", "test_prepare_dataset.py", "test_trainer.py", "test_evaluation.py"),
+    *("test_wheel.py", "test_trainable.py", "test_demo.py", "test_run_folder.py", "test_alignment.py"),
+)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)  # stable
+    place = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))  # stable
 
 
 @pytest.fixture(scope="session", autouse=True)

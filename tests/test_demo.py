@@ -17,7 +17,7 @@ def output_dir(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def a_few_classes(monkeypatch):
     """A part of the classes: most of the time would go into rendering and decoding the others."""
-    steps = {"train": 6, "validation": 2, "test": 2}
+    steps = {"train": 12, "validation": 2, "test": 2}
     monkeypatch.setattr(render, "SPLITS", {split: names[:: steps[split]] for split, names in render.SPLITS.items()})
 
 
