@@ -130,6 +130,23 @@ PROCESSOR_CHECKS = {
 }
 
 
+def check_image_settings(image_processor) -> None:
+    """Raises `ValueError` for settings of an image processor that would make other pixel values in silence."""
+    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        value = getattr(image_processor, name, None)
+        if value is not None and not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} of the image processor must be true or false.")
+    factor = getattr(image_processor, "rescale_factor", None)
+    if factor is not None and (not is_number(factor) or factor <= 0):
+        raise ValueError(f"rescale_factor={factor!r} of the image processor must be greater than 0.")
+    for name in ("image_mean", "image_std"):
+        value = getattr(image_processor, name, None)
+        numbers_of = value if isinstance(value, (list, tuple)) else [value]
+        if value is not None and not all(is_number(one) and (one > 0 or name == "image_mean") for one in numbers_of):
+            sign = " greater than 0" if name == "image_std" else ""
+            raise ValueError(f"{name}={value!r} of the image processor must be numbers{sign}, one per channel.")
+
+
 def check_same_num_frames(model, processor) -> None:
     """Raises `ValueError` when a processor samples another number of frames than its model is configured for."""
     if processor.num_frames != model.config.num_frames:

@@ -31,6 +31,7 @@ try:
         PROCESSOR_CHECKS,
         SECONDS_PER_VIDEO,
         check_choice,
+        check_image_settings,
         check_known,
         check_positive_integer,
     )
@@ -43,6 +44,7 @@ except ImportError:
         PROCESSOR_CHECKS,
         SECONDS_PER_VIDEO,
         check_choice,
+        check_image_settings,
         check_known,
         check_positive_integer,
     )
@@ -182,6 +184,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         prompt_length=None,
         seconds_per_video=SECONDS_PER_VIDEO,
     ):
+        check_image_settings(image_processor)
         self.num_frames = num_frames
         self.prompt_template = prompt_template
         self.frame_sampling = frame_sampling

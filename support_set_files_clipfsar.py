@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 try:
-    from .limits_clipfsar import UnreadableError, read_file
+    from .limits_clipfsar import UnreadableError, check_limit, check_regular_file, read_file
 except ImportError:
     if __package__:
         raise
-    from limits_clipfsar import UnreadableError, read_file
+    from limits_clipfsar import UnreadableError, check_limit, check_regular_file, read_file
 
 try:
     from .paths_clipfsar import replace_file
@@ -119,6 +119,8 @@ def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, Enr
     if _DIGEST in description:
         expected = _digest_of_description(description)
         _check(description[_DIGEST] == expected, f"{SUPPORT_SET_NAME} was changed after it was saved")
+    num_bytes = check_regular_file(tensor_file)
+    check_limit("file_bytes", num_bytes, f"{SUPPORT_SET_WEIGHTS_NAME} has {num_bytes} bytes")
     _check(_digest_of_file(tensor_file) == description["sha256"], "the two files are not of the same save")
     fingerprint, entries = description["fingerprint"], description["classes"]
     _check_fingerprint(fingerprint)

@@ -31,20 +31,29 @@ def write_checksums(folder: Path, leave_out: Sequence[str] = ()) -> None:
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def check_files(folder: Path, remedy: str, suffix: str = "") -> bool:
+def check_files(folder: Path, remedy: str, only: str = "*", must_be_listed: str | None = None) -> bool:
     """Compares the files of a folder with its checksums; False where it has none, as folders of version 0.1.
 
-    Files without a checksum were put there later by others, and are not looked at. `suffix`: only files that end so.
+    Args:
+        remedy: Ends the message.
+        only: Pattern of the names of files that are compared.
+        must_be_listed: Pattern of the names of files that need a checksum: a list may have lost a line. Other files
+            without one were put there later by others.
 
     Raises:
-        DamagedFileError: For a file that is missing or different; `remedy` ends the message.
+        DamagedFileError: For a file that is missing, different, or without the checksum it needs.
     """
     path = folder / CHECKSUMS
     if not path.is_file():
         return False
-    for name, checksum in _read_checksums(path, remedy).items():
+    checksums = _read_checksums(path, remedy)
+    for file in folder.rglob(must_be_listed) if must_be_listed else ():
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name not in {CHECKSUMS, *checksums}:
+            raise DamagedFileError(f"{path} has no checksum of {name}: {remedy}.")
+    for name, checksum in checksums.items():
         file = folder / name
-        if not name.endswith(suffix):
+        if not file.match(only):
             continue
         if not file.is_file():
             raise DamagedFileError(f"{file} is missing, or the list {path} is damaged: {remedy}.")

@@ -1,4 +1,4 @@
-"""Names of models, data sets and support sets on a command line: what is not there is said before anything is loaded.
+"""Names of models, data sets and support sets on a command line: missing ones are reported before anything is loaded.
 
 Such a name is a local folder or an id of the Hub. Loading code of a library asks the Hub for one file after the other
 and tries each again and again; here it is asked once.
@@ -40,7 +40,7 @@ def find_model(option: str, name: str | None) -> str | None:
 
 
 def check_source(option: str, name: str | None, kind: str = "model", remedy: str = "") -> None:
-    """Checks that a name is something: a local path, a repository in the cache, or one of the Hub.
+    """Checks that something has a name: a local path, a repository in the cache, or one of the Hub.
 
     Args:
         option: Option that the name was given to, for the message.
@@ -49,7 +49,7 @@ def check_source(option: str, name: str | None, kind: str = "model", remedy: str
         remedy: Sentence that ends the message.
 
     Raises:
-        FileNotFoundError: When it is nothing, or when the Hub cannot be asked.
+        FileNotFoundError: When nothing has it, or when the Hub cannot be asked.
     """
     check_path(option, name, remedy)
     if name is None or looks_like_path(name) or Path(name).exists():
@@ -79,7 +79,7 @@ def _why_not_on_hub(name: str, kind: str) -> str | None:
     except RepositoryNotFoundError:
         return f"the Hub has no such {kind} that you may see"
     except HfHubHTTPError:
-        return None  # the Hub is there and answers something else; whoever loads will hear it with its reason
+        return None  # the Hub answers something else, such as "too many requests": loading will report it
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE forbids to look on the Hub; it is not in the cache either"
     except (OSError, HfHubHTTPError.__bases__[0]) as error:  # that of the HTTP library that huggingface_hub uses

@@ -122,3 +122,26 @@ def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
         partial.mkdir()
         (partial / "inside").write_text("content")
     assert events == ["flush inside", "flush .folder.partial", "rename folder", f"flush {tmp_path.name}"]
+
+
+def test_a_list_that_lost_a_line_is_found_where_its_file_must_be_listed(tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_text(name)
+    write_checksums(tmp_path)
+    (tmp_path / "support_set.safetensors").write_text("put there later")
+    assert check_files(tmp_path, "remedy", must_be_listed="model*.safetensors")
+    lines = (tmp_path / CHECKSUMS).read_text().splitlines(keepends=True)
+    (tmp_path / CHECKSUMS).write_text("".join(line for line in lines if "model" not in line))
+    assert check_files(tmp_path, "remedy")
+    with pytest.raises(DamagedFileError, match=r"has no checksum of model\.safetensors: remedy"):
+        check_files(tmp_path, "remedy", must_be_listed="model*.safetensors")
+
+
+def test_only_the_files_asked_for_are_compared(tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_text(name)
+    write_checksums(tmp_path)
+    (tmp_path / "config.json").write_text("edited")
+    assert check_files(tmp_path, "remedy", only="model*.safetensors")
+    with pytest.raises(DamagedFileError, match=r"config\.json is not what was written"):
+        check_files(tmp_path, "remedy")

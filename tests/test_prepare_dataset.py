@@ -387,6 +387,17 @@ def test_a_frame_store_holds_the_frames_of_the_files(frame_store, tolerance, tab
     assert (processor.process_videos(stored) - expected).abs().mean() <= tolerance
 
 
+def test_a_frame_store_takes_size_and_preprocessing_from_the_model(table, tiny_clip, tmp_path):
+    processor = CLIPFSARProcessor.from_pretrained(tiny_clip, preprocessing="official")
+    processor.save_pretrained(tmp_path / "model")
+    shutil.copy(tiny_clip / "config.json", tmp_path / "model")
+    options = {"model": tmp_path / "model", "frame_store": "jpeg", "source": table, "num_workers": 1}
+    prepare_dataset.main(parse_arguments(command_line(output_dir=tmp_path / "data", **options)))
+    processor.process_videos([load_from_disk(tmp_path / "data")["train"][0]["video"]])
+    with pytest.raises(ValueError, match=r"--frame_size 24 is not that of .*model, which is 16: leave one"):
+        prepare_dataset.main(parse_arguments(command_line(output_dir=tmp_path / "other", frame_size=24, **options)))
+
+
 def test_a_frame_store_for_another_size_or_preprocessing_is_refused_with_the_reason(table, tiny_clip, tmp_path):
     folder = prepare(tmp_path / "data", source=table, frame_store="jpeg", frame_size=24)
     video = load_from_disk(folder)["train"][0]["video"]

@@ -324,3 +324,29 @@ def test_an_unknown_parameter_of_the_pipeline_is_named():
     classify = FewShotVideoClassificationPipeline(model=model, processor=processor, device="cpu")
     with pytest.raises(TypeError, match="The pipeline does not know 'topk': did you mean 'top_k'"):
         classify(random_clip(0), topk=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("do_normalize", "false"), ("do_resize", 1), ("rescale_factor", 0), ("rescale_factor", NAN)),
+        *(("image_std", [0.2, 0.0, 0.2]), ("image_mean", [0.5, NAN, 0.5]), ("image_mean", "abc")),
+    ],
+)
+def test_settings_of_images_that_would_make_other_pixels_are_refused(tmp_path, name, value):
+    _, processor = tiny_model_and_processor()
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["image_processor"][name] = value
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"{name}=.* of the image processor must be"):
+        CLIPFSARProcessor.from_pretrained(tmp_path)
+
+
+def test_answers_that_are_nan_though_the_weights_are_finite_give_no_accuracy(parts, split):
+    model, processor = parts
+    with torch.no_grad():
+        model.temporal_transformer.layers[0].mlp.fc2.weight.fill_(1e38)
+    with pytest.raises(ValueError, match="Answers of the mode 'few_shot' are NaN"):
+        evaluate_episodes(model, processor, split, n_way=2, n_shot=1, n_episodes=2)

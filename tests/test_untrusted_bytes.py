@@ -830,3 +830,14 @@ def test_damaged_support_sets_are_refused_or_read(tmp_path):
             assert one.support_embeds.dtype == one.class_embeds.dtype == torch.float32
         outcomes.append(True)
     assert {*outcomes} == {True, False}
+
+
+def test_tensors_of_too_many_bytes_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    model, processor = tiny_model_and_processor()
+    clips = {name: [np.full((4, 16, 16, 3), value, np.uint8)] for name, value in (("a", 20), ("b", 200))}
+    SupportSet.from_videos(model, processor, clips).save_pretrained(tmp_path)
+    os.truncate(tmp_path / "support_set.safetensors", 2**38)  # sparse: it takes no room
+    with pytest.raises(
+        ValueError, match=r"damaged \(support_set\.safetensors has 274877906944 bytes, more than the limit"
+    ):
+        SupportSet.from_pretrained(tmp_path)

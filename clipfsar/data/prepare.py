@@ -304,11 +304,18 @@ def take_from_model(arguments: PrepareArguments):
     """Frame size and preprocessing of the model that the frame store is for, where they were not given.
 
     Raises:
-        ValueError: For a model that resizes frames in a way that no frame store has.
+        ValueError: For another frame size than the model's, and for a model that resizes frames in a way that no
+            frame store has.
     """
     processor = CLIPFSARProcessor.from_pretrained(arguments.model)
-    size = getattr(processor.image_processor, "crop_size", None) or processor.image_processor.size
-    arguments.fill_in(int(dict(size).get("height", FRAME_SIZE)), processor.preprocessing)
+    size = dict(getattr(processor.image_processor, "crop_size", None) or processor.image_processor.size)
+    size_of_model = int(size.get("height", FRAME_SIZE))
+    if arguments.frame_size not in (None, size_of_model):
+        raise ValueError(
+            f"--frame_size {arguments.frame_size} is not that of {arguments.model}, which is {size_of_model}: leave "
+            "one of the two options out."
+        )
+    arguments.fill_in(size_of_model, processor.preprocessing)
     kept = frame_store_settings(arguments).image_processor()
     wanted, kept = (resize_settings(one, arguments.preprocessing) for one in (processor.image_processor, kept))
     if arguments.frame_store != "none" and wanted != kept:

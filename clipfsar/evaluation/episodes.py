@@ -48,10 +48,17 @@ def predict_episodes(
             confidences, predicted = model.get_logits(distances, texts, mode).softmax(-1).max(-1)
             answers = (classes, query, classes[:, query_labels], classes.take_along_dim(predicted, 1), confidences)
             parts[mode].append([answer.cpu().numpy() for answer in answers])
-    return {
+    predictions = {
         mode: EpisodePredictions(*(np.concatenate(answers) for answers in zip(*batches, strict=True)))
         for mode, batches in parts.items()
     }
+    for mode, answers in predictions.items():
+        if not np.isfinite(answers.confidences).all():  # the largest of NaN would be counted as an answer
+            raise ValueError(
+                f"Answers of the mode {mode!r} are NaN: a file of the model is damaged, or numbers grow too large for "
+                "its precision. Load another copy, or use --dtype float32."
+            )
+    return predictions
 
 
 def evaluate_features(features: SplitFeatures, protocol: Protocol, class_names: Sequence[str]) -> EvaluationResults:

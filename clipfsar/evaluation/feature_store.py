@@ -95,15 +95,16 @@ class FeatureStore:
         path = self.folder / "manifest.json"
         if not path.is_file():
             return None
-        try:
-            return json.loads(path.read_text())
-        except ValueError:
-            if self.rebuild:
-                return {}
-            raise DamagedFileError(
-                f"{path} is damaged: delete the folder, and the videos are encoded again, or rebuild it with "
-                "--rebuild_features."
-            ) from None
+        with contextlib.suppress(ValueError):
+            manifest = json.loads(path.read_text())
+            if isinstance(manifest, dict):
+                return manifest
+        if self.rebuild:
+            return {}
+        raise DamagedFileError(
+            f"{path} is damaged: delete the folder, and the videos are encoded again, or rebuild it with "
+            "--rebuild_features."
+        )
 
     def _open(self, split: VideoSplit, draw_seed: tuple[int, ...] | None, stack) -> tuple[bool, dict]:
         """Whether all features are there, and the manifest; if not, the store is empty or begun and locked in `stack`.

@@ -20,7 +20,7 @@ def load_model(name: str, dtype: str = "float32", **settings) -> tuple[CLIPFSARM
         OSError: When there is none.
     """
     remedy = f"put back a copy of it, or, if it was changed on purpose, delete {Path(name) / CHECKSUMS}"
-    check_files(Path(name), remedy, ".safetensors")
+    check_files(Path(name), remedy, only="model*.safetensors", must_be_listed="model*.safetensors")
     dtype_of_weights = {"auto": "auto", "int8": torch.float32}.get(dtype) or getattr(torch, dtype)
     model = CLIPFSARModel.from_pretrained(name, dtype=dtype_of_weights, **settings).eval()
     if dtype == "int8":

@@ -156,7 +156,7 @@ def check_saved_state(state_folder: Path, output_dir: Path) -> list[str]:
     """
     notes, unchecked = [], []
     remedy = f"put back a copy of this file, or begin anew without the state: delete {state_folder} and --resume"
-    if not check_files(state_folder, remedy):
+    if not check_files(state_folder, remedy, must_be_listed="[!.]*"):
         unchecked.append(state_folder)
     best = output_dir / "best"
     if not best.is_dir():
@@ -166,7 +166,7 @@ def check_saved_state(state_folder: Path, output_dir: Path) -> list[str]:
             f"put back a copy of this file, or delete {best}: --resume then chooses the best model anew, beginning "
             "with that of the last checkpoint"
         )
-        if not check_files(best, remedy):
+        if not check_files(best, remedy, must_be_listed="model*.safetensors"):
             unchecked.append(best)
         if not any(best.glob("model*.safetensors")):
             raise DamagedFileError(f"{best} holds no model*.safetensors: {remedy}.")
