@@ -87,6 +87,11 @@ model.save_pretrained(again)
 processor.save_pretrained(again)
 run(str(again), "saved_again", AutoModel)
 run(resnet_folder, "resnet", AutoModel)
+
+alone = Path(result_dir) / "processor_alone"
+processor.save_pretrained(alone)
+shape = AutoProcessor.from_pretrained(alone, trust_remote_code=True).process_videos([videos["query"]]).shape
+assert tuple(shape) == (1, 4, 3, 16, 16), shape
 save_file(results, Path(result_dir) / "logits.safetensors")
 """
 

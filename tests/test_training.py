@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -240,35 +241,45 @@ def test_two_processes_give_the_curve_and_weights_of_one(train, reference, tmp_p
     )
 
 
-@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 2), (2, 0)])
-def test_accelerate_launch_works_by_path_and_as_a_module_from_another_folder(
-    num_processes, num_workers, video_folder, tiny_clip, reference, tmp_path
-):
-    # The video folder itself this time, with its classes in the same order.
-    arguments = training_arguments(
-        os.path.relpath(video_folder, tmp_path), tiny_clip, "run", num_workers=num_workers, mixed_precision="no"
-    )
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(num_processes), "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
+def launch(program: list[str], cwd: Path, num_processes: int) -> subprocess.CompletedProcess:
+    """A program under `accelerate launch`, from a folder that has nothing to do with the checkout."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--num_processes", str(num_processes), "--dynamo_backend", "no", "--main_process_port", free_port()]
     if num_processes > 1:
-        launch.append("--multi_gpu")  # with ACCELERATE_USE_CPU, the way to several processes on a CPU
-    program = [str(REPOSITORY / "train" / "train.py")] if num_processes > 1 else ["-m", "clipfsar", "train"]
-    environment = child_environment(HF_DATASETS_CACHE=str(tmp_path / "cache"))
+        command.append("--multi_gpu")  # with ACCELERATE_USE_CPU, the way to several processes on a CPU
+    environment = child_environment(HF_DATASETS_CACHE=str(cwd / "cache"))
     del environment["PYTHONPATH"]
     result = subprocess.run(
-        [sys.executable, *launch, *program, *arguments],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        [*command, *program], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert f"{num_processes} process(es) on cpu" in result.stderr
-    if num_processes == 1:
-        assert_same_log_and_weights(tmp_path / "run", reference)
+    return result
+
+
+def test_accelerate_launch_starts_two_processes_by_path(video_folder, tiny_clip, reference, tmp_path):
+    # The video folder itself this time, with its classes in the same order.
+    videos = os.path.relpath(video_folder, tmp_path)
+    arguments = training_arguments(videos, tiny_clip, "run", num_workers=2, mixed_precision="no")
+    result = launch([str(REPOSITORY / "train" / "train.py"), *arguments], tmp_path, num_processes=2)
+    assert "2 process(es) on cpu" in result.stderr
     assert_close_run(tmp_path / "run", reference)
+
+
+def test_accelerate_launch_starts_the_module(dataset, tiny_clip, tmp_path):
+    program = ["-m", "clipfsar", "train", *training_arguments(dataset, tiny_clip, "run", print_config=True)]
+    settings = json.loads(launch(program, tmp_path, num_processes=1).stdout)
+    assert (settings["dataset"], settings["episodes_per_update"]) == (str(dataset), 4)
+
+
+def test_workers_and_a_folder_of_videos_give_the_run_of_a_data_set(train, video_folder, reference, tmp_path):
+    train(dataset=video_folder, num_workers=2, prepare=(keep_data_sets_in, tmp_path / "cache")).check()
+    assert_same_log_and_weights(tmp_path / "run", reference)
+    assert (tmp_path / "cache").is_dir()
+
+
+def keep_data_sets_in(folder: Path):
+    """In a child, which has imported `datasets` already: its cache."""
+    datasets.config.HF_DATASETS_CACHE = folder
 
 
 def assert_same_log_and_weights(output_dir: Path, reference: Path):
