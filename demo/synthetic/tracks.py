@@ -86,10 +86,10 @@ from demo.synthetic.track_heads import (
     Recipe,
     few_shot_accuracies,
     frozen_head,
-    head_weights,
     new_head,
     one_shot_accuracies,
     train_head,
+    trained_weights,
     twin_accuracies,
 )
 from demo.synthetic.track_report import Accuracies, tables, track_results
@@ -156,7 +156,7 @@ def run_tracks(
     """
     settings = settings or TrackSettings()
     output_dir = Path(output_dir)
-    folders = {track.name: output_dir / "tracks" / f"{track.name}-{_digest(track, settings)}" for track in tracks}
+    folders = {track.name: track_folder(output_dir, track, settings) for track in tracks}
     clock = _Clock()
     with _bars(progress) as report, _workers(num_workers) as workers:
         with clock.phase("encoding"):
@@ -189,10 +189,11 @@ def run_tracks(
     return results
 
 
-def _digest(track: Track, settings: TrackSettings) -> str:
+def track_folder(output_dir: Path, track: Track, settings: TrackSettings) -> Path:
     """Other settings get a folder of their own, so that nothing old is taken for new."""
     content = json.dumps([asdict(track), asdict(settings), RENDERER_VERSION], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:10]
+    digest = hashlib.sha256(content.encode()).hexdigest()[:10]
+    return output_dir / "tracks" / f"{track.name}-{digest}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def train_run(run: Run) -> dict:
         str(shots): {str(mode): float(np.mean(list(items.values()))) for mode, items in modes.items()}
         for shots, modes in accuracies.items()
     }
-    save_file(head_weights(model), run.path(".partial"))
+    save_file(trained_weights(model), run.path(".partial"))
     os.replace(run.path(".partial"), run.path(".safetensors"))
     result = {"history": history, "validation": means}
     _write(path, json.dumps(result))
@@ -460,4 +461,4 @@ if __name__ == "__main__":
     main(parse_options(Arguments, "Runs both tracks of the demo and prints their tables."))
 
 
-__all__ = ["ENCODING", "TESTING", "TRAINING", "Progress", "TrackSettings", "run_tracks"]
+__all__ = ["ENCODING", "TESTING", "TRAINING", "Progress", "TrackSettings", "run_tracks", "track_folder"]
