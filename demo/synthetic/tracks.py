@@ -61,21 +61,15 @@ rows.
 
 import hashlib
 import json
-import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from clipfsar.options import option, parse_options
 from demo.synthetic.render import RENDERER_VERSION
@@ -92,15 +86,14 @@ from demo.synthetic.track_heads import (
     trained_weights,
     twin_accuracies,
 )
+from demo.synthetic.track_jobs import Clock, Progress, showing_progress, working, write_text
 from demo.synthetic.track_report import Accuracies, tables, track_results
 from modeling_clipfsar import CLIPFSARModel
-from parent_process_clipfsar import ending_pool, shielding_children
 
 TEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 OFFICIAL_TEXT_WEIGHT = 0.9
 TEXTS_ALONE = 1.0
 
-Progress = Callable[[str, int, int], None]  # phase, done, total
 ENCODING, TRAINING, TESTING = "rendering and encoding clips", "training", "testing"
 
 
@@ -157,8 +150,8 @@ def run_tracks(
     settings = settings or TrackSettings()
     output_dir = Path(output_dir)
     folders = {track.name: track_folder(output_dir, track, settings) for track in tracks}
-    clock = _Clock()
-    with _bars(progress) as report, _workers(num_workers) as workers:
+    clock = Clock()
+    with showing_progress(progress) as report, working(num_workers) as workers:
         with clock.phase("encoding"):
             _encode(tracks, folders, settings, workers, report, clock)
         runs = [
@@ -170,7 +163,7 @@ def run_tracks(
         ]
         with clock.phase("training"):
             trained = clock.results(workers(train_run, runs, TRAINING, report))
-        weights = {track.name: _choose_weights(track, runs, trained) for track in tracks}
+        weights = {track.name: choose_weights(track, runs, trained) for track in tracks}
         with clock.phase("testing"):
             jobs = [(run, weights[run.track.name]) for run in runs]
             jobs += [(run, None) for run in runs if run.seed == settings.seed and not run.with_text]
@@ -178,14 +171,14 @@ def run_tracks(
     results = {"version": 1, "settings": asdict(settings), "tracks": {}}
     for track in tracks:
         own = [i for i, run in enumerate(runs) if run.track is track]
-        accuracies = _gather(jobs, tested, track, settings)
+        accuracies = gather(jobs, tested, track)
         logs = [_log(runs[i], trained[i]) for i in own]
-        validation = _validation(track, runs, trained, weights[track.name])
+        validation = mean_validation(track, runs, trained, weights[track.name])
         results["tracks"][track.name] = track_results(track, accuracies, weights[track.name], validation, logs)
     results["table"] = tables(results)
     results["seconds"] = clock.seconds
-    _write(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
-    _write(output_dir / "results.md", results["table"] + "\n")
+    write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(output_dir / "results.md", results["table"] + "\n")
     return results
 
 
@@ -204,7 +197,7 @@ def track_folder(output_dir: Path, track: Track, settings: TrackSettings) -> Pat
 def train_run(run: Run) -> dict:
     """Trains and validates one model; from its files if it was done before.
 
-    Gives `history` and `validation`: per number of shots, the accuracy of each mode (text weights as strings).
+    Gives `history` and `validation`, of `validate_modes`.
     """
     path = run.path(".json")
     if path.is_file():
@@ -212,15 +205,13 @@ def train_run(run: Run) -> dict:
     base = _features(run.folder, "base").of(run.track.base_of(run.fold))
     validation = _features(run.folder, "validation")
     model, history = train_head(run.track, base, validation, run.settings.recipe, run.with_text, run.seed)
-    accuracies = _accuracies(model, run, validation, dict.fromkeys(SHOTS, TEXT_WEIGHTS if run.with_text else ()))
-    means = {
-        str(shots): {str(mode): float(np.mean(list(items.values()))) for mode, items in modes.items()}
-        for shots, modes in accuracies.items()
+    result = {
+        "history": history,
+        "validation": validate_modes(model, run.track, validation, run.settings, run.with_text),
     }
     save_file(trained_weights(model), run.path(".partial"))
     os.replace(run.path(".partial"), run.path(".safetensors"))
-    result = {"history": history, "validation": means}
-    _write(path, json.dumps(result))
+    write_text(path, json.dumps(result))
     return result
 
 
@@ -232,45 +223,65 @@ def test_run(job: tuple[Run, dict[int, float] | None]) -> dict:
     run, weights = job
     novel = _features(run.folder, "novel").of(run.track.novel_of(run.fold))
     if weights is None:
-        return _test_frozen(run, novel)
+        return rows_of_frozen(run.track, novel, run.settings)
     model = new_head(run.with_text, run.seed)
     model.load_state_dict(load_file(run.path(".safetensors")), strict=False)
-    if not run.with_text:
-        return {"without_text": _row(model, run, novel)}
+    return rows_of_trained(model, run.track, novel, run.settings, weights if run.with_text else None)
+
+
+def validate_modes(
+    model: CLIPFSARModel, track: Track, features: Features, settings: TrackSettings, with_text: bool
+) -> dict[str, dict[str, float]]:
+    """Mean accuracy per number of shots, of `few_shot` and, with texts, of the ensemble with each text weight."""
+    weights = dict.fromkeys(SHOTS, TEXT_WEIGHTS if with_text else ())
+    accuracies = _accuracies(model, track, features, settings, weights)
+    return {
+        str(shots): {str(mode): float(np.mean(list(items.values()))) for mode, items in modes.items()}
+        for shots, modes in accuracies.items()
+    }
+
+
+def rows_of_trained(
+    model: CLIPFSARModel, track: Track, novel: Features, settings: TrackSettings, weights: dict[int, float] | None
+) -> dict:
+    """The rows that a trained model gives; `weights`: the ensemble's, of a model with texts."""
+    if weights is None:
+        return {"without_text": _row(model, track, novel, settings)}
     asked = {shots: (weights[shots], OFFICIAL_TEXT_WEIGHT) for shots in SHOTS}
-    found = _accuracies(model, run, novel, asked)
+    found = _accuracies(model, track, novel, settings, asked)
     rows = {
-        "with_text": {shots: found[shots]["few_shot"] for shots in SHOTS} | _twins(model, run, novel),
+        "with_text": {shots: found[shots]["few_shot"] for shots in SHOTS} | _twins(model, track, novel),
         "ensemble": {shots: found[shots][weights[shots]] for shots in SHOTS},
         "ensemble_official": {shots: found[shots][OFFICIAL_TEXT_WEIGHT] for shots in SHOTS},
     }
-    if run.track.shares_look:
-        rows["swapped_texts"] = _row(model, run, novel.with_texts_of(exchange_twins(novel.class_names)))
+    if track.shares_look:
+        swapped = novel.with_texts_of(exchange_twins(novel.class_names))
+        rows["swapped_texts"] = _row(model, track, swapped, settings)
     return rows
 
 
-def _test_frozen(run: Run, novel: Features) -> dict:
-    rows = {f"frozen_{alignment}": _row(frozen_head(alignment), run, novel) for alignment in ("mean", "otam")}
-    texts = one_shot_accuracies(frozen_head("mean"), run.track, novel, (TEXTS_ALONE,))[TEXTS_ALONE]
+def rows_of_frozen(track: Track, novel: Features, settings: TrackSettings) -> dict:
+    rows = {f"frozen_{name}": _row(frozen_head(name), track, novel, settings) for name in ("mean", "otam")}
+    texts = one_shot_accuracies(frozen_head("mean"), track, novel, (TEXTS_ALONE,))[TEXTS_ALONE]
     rows["texts_only"] = dict.fromkeys(SHOTS, texts)
-    if run.track.shares_look:
-        rows["texts_only"]["twins"] = twin_accuracies(frozen_head("mean"), run.track, novel)["texts"]
+    if track.shares_look:
+        rows["texts_only"]["twins"] = twin_accuracies(frozen_head("mean"), track, novel)["texts"]
     return rows
 
 
-def _row(model: CLIPFSARModel, run: Run, features: Features) -> dict:
-    found = _accuracies(model, run, features, dict.fromkeys(SHOTS, ()))
-    return {shots: found[shots]["few_shot"] for shots in SHOTS} | _twins(model, run, features)
+def _row(model: CLIPFSARModel, track: Track, features: Features, settings: TrackSettings) -> dict:
+    found = _accuracies(model, track, features, settings, dict.fromkeys(SHOTS, ()))
+    return {shots: found[shots]["few_shot"] for shots in SHOTS} | _twins(model, track, features)
 
 
-def _twins(model: CLIPFSARModel, run: Run, features: Features) -> dict:
-    return {"twins": twin_accuracies(model, run.track, features)["few_shot"]} if run.track.shares_look else {}
+def _twins(model: CLIPFSARModel, track: Track, features: Features) -> dict:
+    return {"twins": twin_accuracies(model, track, features)["few_shot"]} if track.shares_look else {}
 
 
-def _accuracies(model: CLIPFSARModel, run: Run, features: Features, weights: dict[int, Sequence[float]]) -> dict:
+def _accuracies(model, track: Track, features: Features, settings: TrackSettings, weights: dict) -> dict:
     """Per number of shots: per mode, per item."""
-    few = few_shot_accuracies(model, run.track, features, run.settings.test_episodes, weights[5])
-    return {1: one_shot_accuracies(model, run.track, features, weights[1]), 5: few}
+    few = few_shot_accuracies(model, track, features, settings.test_episodes, weights[5])
+    return {1: one_shot_accuracies(model, track, features, weights[1]), 5: few}
 
 
 @cache
@@ -294,7 +305,7 @@ def _encode(tracks, folders: dict[str, Path], settings: TrackSettings, workers, 
         videos, texts = zip(*(next(encoded) for _ in jobs), strict=True)
         tensors = {"videos": torch.from_numpy(np.stack(videos)), "texts": torch.from_numpy(np.stack(texts))}
         save_file(tensors, folders[track_name] / f"{split}.safetensors")
-        _write(folders[track_name] / f"{split}.json", json.dumps([job.class_name for job in jobs]))
+        write_text(folders[track_name] / f"{split}.json", json.dumps([job.class_name for job in jobs]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -302,7 +313,7 @@ def _encode(tracks, folders: dict[str, Path], settings: TrackSettings, workers, 
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _choose_weights(track: Track, runs: list[Run], trained: list[dict]) -> dict[int, float]:
+def choose_weights(track: Track, runs: list[Run], trained: list[dict]) -> dict[int, float]:
     """The text weight with the best mean validation accuracy, per number of shots; the smaller one of equals."""
     own = [result["validation"] for run, result in zip(runs, trained, strict=True) if run.track is track]
     with_text = [result for result in own if str(TEXT_WEIGHTS[0]) in result["1"]]
@@ -312,7 +323,7 @@ def _choose_weights(track: Track, runs: list[Run], trained: list[dict]) -> dict[
     }
 
 
-def _validation(track: Track, runs: list[Run], trained: list[dict], weights: dict[int, float]) -> dict:
+def mean_validation(track: Track, runs: list[Run], trained: list[dict], weights: dict[int, float]) -> dict:
     """Mean validation accuracy of the trained rows."""
     rows = {}
     for name, with_text in (("without_text", False), ("with_text", True), ("ensemble", True)):
@@ -323,7 +334,7 @@ def _validation(track: Track, runs: list[Run], trained: list[dict], weights: dic
     return rows
 
 
-def _gather(jobs: list, tested: list[dict], track: Track, settings: TrackSettings) -> Accuracies:
+def gather(jobs: list, tested: list[dict], track: Track) -> Accuracies:
     """Row -> shots (or "twins") -> items and a table (seeds, items) of accuracies over all folds."""
     per_seed = {}
     for (run, _), rows in zip(jobs, tested, strict=True):
@@ -344,105 +355,6 @@ def _log(run: Run, trained: dict) -> dict:
     return {"fold": run.fold, "seed": run.seed, "with_text": run.with_text, "history": trained["history"]}
 
 
-def _write(path: Path, text: str) -> None:
-    """The file appears under its name only once it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Processes, progress and time
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-class _Clock:
-    """Seconds of each phase: on the wall, and of the processor in all processes together."""
-
-    def __init__(self):
-        self.seconds = {}
-        self._cpu = 0.0
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start, own, self._cpu = time.perf_counter(), time.process_time(), 0.0
-        yield
-        cpu = self._cpu + time.process_time() - own
-        self.seconds[name] = {"wall": round(time.perf_counter() - start, 1), "cpu": round(cpu, 1)}
-
-    def results(self, timed: list[tuple[object, float]]) -> list:
-        """Results of jobs, whose seconds are added to the phase's."""
-        self._cpu += sum(seconds for _, seconds in timed)
-        return [result for result, _ in timed]
-
-
-def _timed(function: Callable, job) -> tuple[object, float]:
-    """A job's result and its seconds on the processor, on one thread: more would make results depend on the machine."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("plain_clipfsar").setLevel(logging.ERROR)  # that layers are new is known here
-    torch.set_num_threads(1)
-    start = time.process_time()
-    return function(job), time.process_time() - start
-
-
-@contextmanager
-def _workers(num_workers: int | None) -> Iterator[Callable]:
-    """Gives a function that runs jobs, `(function, jobs, phase, report)`, and returns results and seconds in order."""
-    num_workers = num_workers or os.cpu_count() or 1
-    if num_workers == 1:
-        threads, verbosity = torch.get_num_threads(), transformers_logging.get_verbosity()
-
-        def run_here(function, jobs, phase, report):
-            report(phase, 0, len(jobs))
-            done = []
-            for job in jobs:
-                result, _ = _timed(function, job)
-                done.append((result, 0.0))  # this process's own seconds are counted already
-                report(phase, len(done), len(jobs))
-            return done
-
-        try:
-            yield run_here
-        finally:
-            torch.set_num_threads(threads)
-            transformers_logging.set_verbosity(verbosity)
-        return
-    # Spawned, not forked: this process may hold threads (torch), which a forked one would inherit half-alive.
-    with ending_pool(num_workers, get_context("spawn")) as pool:
-
-        def run_in_pool(function, jobs, phase, report):
-            report(phase, 0, len(jobs))
-            with shielding_children():
-                futures = [pool.submit(_timed, function, job) for job in jobs]
-            done = []
-            for future in futures:
-                done.append(future.result())
-                report(phase, len(done), len(jobs))
-            return done
-
-        yield run_in_pool
-
-
-@contextmanager
-def _bars(progress: Progress | None) -> Iterator[Progress]:
-    """The caller's own function, or a bar with an estimate for each phase."""
-    if progress is not None:
-        yield progress
-        return
-    bars = {}
-
-    def report(phase: str, done: int, total: int) -> None:
-        if phase not in bars and total:
-            bars[phase] = tqdm(total=total, desc=phase, unit="job")
-        if phase in bars:
-            bars[phase].update(done - bars[phase].n)
-            if done == total:
-                bars[phase].close()
-
-    yield report
-
-
 @dataclass
 class Arguments:
     output_dir: str = option("demo_output", "Folder for features, heads and results.")
@@ -461,4 +373,18 @@ if __name__ == "__main__":
     main(parse_options(Arguments, "Runs both tracks of the demo and prints their tables."))
 
 
-__all__ = ["ENCODING", "TESTING", "TRAINING", "Progress", "TrackSettings", "run_tracks", "track_folder"]
+__all__ = [
+    "ENCODING",
+    "TESTING",
+    "TRAINING",
+    "Progress",
+    "TrackSettings",
+    "choose_weights",
+    "gather",
+    "mean_validation",
+    "rows_of_frozen",
+    "rows_of_trained",
+    "run_tracks",
+    "track_folder",
+    "validate_modes",
+]
