@@ -32,8 +32,8 @@ def plot_track(track: dict, path: Path) -> None:
     differences = {label: found[name]["shots"] for name, label in COMPARISON_LABELS.items() if name in found}
     _draw(right, differences, "difference", "difference / points")
     right.axvline(0, color="0.4", linewidth=1, zorder=0)
-    left.legend(loc="lower left", fontsize=9)
-    figure.suptitle(track["title"])
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
+    figure.suptitle(f"{track['title']} (95% intervals over classes and training seeds)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
