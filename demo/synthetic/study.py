@@ -14,7 +14,7 @@ what follows it), `lora` (adapters of rank 8) and `whole`. All but the first rea
 
 Every training is saved: an interrupted study goes on where it stopped, and asking for more towers, tracks or seeds
 runs only what is missing. `study.json` holds all numbers (the form of `results.json` for each recipe); --report writes
-the table that stands in docs/study.md. A training of 150 episodes on pixels takes one to two minutes of one core.
+the tables as Markdown. A training of 150 episodes on pixels takes one to two minutes of one core.
 """
 
 import hashlib
