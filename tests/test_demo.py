@@ -1,49 +1,108 @@
-"""The demo at a small size: all of its parts, from rendering to pictures."""
+"""The demo at a small size: both tracks with all of their rows, from rendering to pictures."""
 
-import re
+import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from demo.synthetic import render
-from demo.synthetic.run import UNTRAINED, VARIANTS, Arguments, main
+from demo.synthetic import run
+from demo.synthetic.track_classes import ORDER, WHAT, verb_of
+from demo.synthetic.track_heads import Recipe
+from demo.synthetic.track_report import LABELS
+from demo.synthetic.tracks import (
+    ENCODING,
+    TESTING,
+    TEXT_WEIGHTS,
+    TRAINING,
+    TrackSettings,
+    run_tracks,
+    track_folder,
+)
+
+FOLDS = (
+    ("growing", "shrinking", "rising", "falling", "swinging"),
+    ("moving left", "moving right", "shaking", "hopping", "looping"),
+)
+
+
+def small_tracks():
+    """Both tracks with as few classes and clips as 5-way 5-shot episodes need."""
+    verbs = sum(FOLDS, ())
+    sizes = {"base_clips": 2, "draws": 1, "test_clips": 6}
+    one_look = {name: tuple(n for n in getattr(ORDER, name)[:36] if verb_of(n) in verbs) for name in ("base", "novel")}
+    return (
+        replace(WHAT, base=WHAT.base[:6], validation=WHAT.validation[:5], novel=WHAT.novel[:5], **sizes),
+        replace(ORDER, **one_look, validation=ORDER.validation[:5], folds=FOLDS, **sizes),
+    )
+
+
+SMALL = TrackSettings(num_seeds=2, recipe=Recipe(episodes=2, n_way=5, n_query=1, validations=1), test_episodes=4)
 
 
 @pytest.fixture(scope="module")
-def output_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("demo")
+def small_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tracks")
+    phases = []
+    results = run_tracks(folder, SMALL, small_tracks(), 1, lambda *call: phases.append(call))
+    return folder, results, phases
 
 
-@pytest.fixture(autouse=True)
-def a_few_classes(monkeypatch):
-    """A part of the classes: most of the time would go into rendering and decoding the others."""
-    steps = {"train": 12, "validation": 2, "test": 2}
-    monkeypatch.setattr(render, "SPLITS", {split: names[:: steps[split]] for split, names in render.SPLITS.items()})
+def test_a_run_has_all_rows_on_both_tracks(small_run):
+    folder, results, _ = small_run
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    for name, track in results["tracks"].items():
+        assert list(track["rows"]) == [row for row in LABELS if row != "swapped_texts" or name == "order"]
+        for row in track["rows"].values():
+            for column in row["shots"].values():
+                assert 0 <= column["accuracy"] <= 100
+                assert np.mean(list(column["per_class"].values())) == pytest.approx(column["accuracy"])
+                assert np.mean(column["per_seed"]) == pytest.approx(column["accuracy"])
+        assert len(track["rows"]["with_text"]["shots"]["1"]["per_seed"]) == 2
+        assert len(track["rows"]["frozen_otam"]["shots"]["1"]["per_seed"]) == 1
+        assert set(track["ensemble_text_weight"].values()) <= set(TEXT_WEIGHTS)
+        for difference in track["differences"].values():
+            ours, theirs = (track["rows"][row]["shots"]["1"]["accuracy"] for row in difference["rows"])
+            assert difference["shots"]["1"]["difference"] == pytest.approx(ours - theirs)
+    assert set(results["tracks"]["order"]["rows"]["with_text"]["shots"]["1"]["per_class"]) == set(sum(FOLDS, ()))
+    assert results["tracks"]["order"]["rows"]["texts_only"]["twins"]["accuracy"] == pytest.approx(50, abs=25)
+    assert (folder / "results.md").read_text() == results["table"] + "\n"
 
 
-def small_demo(output_dir):
-    return Arguments(str(output_dir), episodes=4, test_episodes=20, train_videos_per_class=6, test_videos_per_class=6)
+def test_the_caller_hears_how_far_each_phase_is(small_run):
+    phases = small_run[2]
+    names = list(dict.fromkeys(phase for phase, _, _ in phases))
+    assert names == [ENCODING, TRAINING, TESTING]
+    for name in names:
+        done = [(number, total) for phase, number, total in phases if phase == name]
+        assert [number for number, _ in done] == list(range(done[0][1] + 1))
 
 
-def test_the_demo_prints_a_table_and_draws_what_it_did(output_dir, capsys):
-    main(small_demo(output_dir))
+def test_a_run_goes_on_where_it_stopped_and_gives_the_same_numbers(small_run):
+    folder, results, _ = small_run
+    (kept,) = folder.glob("tracks/what-*/fold0_seed0_with_text.safetensors")
+    (lost,) = folder.glob("tracks/what-*/fold0_seed1_with_text.json")
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    again = run_tracks(folder, SMALL, small_tracks(), 1, lambda *call: None)
+    assert kept.stat().st_mtime_ns == before
+    assert lost.is_file()
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in results.items() if k != "seconds"}
 
+
+def test_other_settings_take_nothing_from_an_earlier_run(small_run):
+    folder = small_run[0]
+    other = replace(SMALL, recipe=replace(SMALL.recipe, learning_rate=1e-3))
+    assert not track_folder(folder, small_tracks()[0], other).exists()
+    assert track_folder(folder, small_tracks()[0], SMALL).is_dir()
+
+
+def test_the_demo_prints_its_tables_and_draws_each_track(small_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "run_tracks", lambda *_, **__: small_run[1])
+    run.main(run.Arguments(str(tmp_path)))
     printed = capsys.readouterr().out
-    cell = r"\d+\.\d ± \d+\.\d"
-    for name in [*UNTRAINED, *VARIANTS, "zero-shot (texts only)", "ensemble of both"]:
-        assert re.search(rf"^\| {re.escape(name)} \| {cell} \| {cell} \|$", printed, re.MULTILINE), name
-    assert "the models tested are those after 4, 4, 4, 4," in printed
-    assert len(re.findall(r"with probability 0?1?\.\d\d \(", printed)) == 5
-    assert (output_dir / "results.md").read_text().splitlines()[0] in printed
-    for picture in ("episode.png", "training.png", "runs/4/training.png"):
-        with Image.open(output_dir / picture) as image:
-            assert min(image.size) > 200
-
-
-def test_a_second_demo_in_the_same_folder_trains_nothing_again(output_dir, capsys):
-    weights = output_dir / "runs" / "4" / "best" / "model.safetensors"
-    if not weights.exists():
-        main(small_demo(output_dir))
-    before = weights.stat().st_mtime_ns
-    main(small_demo(output_dir))
-    assert weights.stat().st_mtime_ns == before
+    assert small_run[1]["table"] in printed
+    for name in ("what", "order"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert min(picture.size) > 400

@@ -1,0 +1,329 @@
+"""Trains the visual tower as well, as the paper does: what is that worth on the two tracks of the demo?
+
+    python -m demo.synthetic.study --output_dir study_output                       # everything: hours
+    python -m demo.synthetic.study --output_dir study_output --tracks what --towers lora --num_seeds 1
+
+The demo freezes the tower and trains the temporal transformer on cached features, because that takes seconds. Here
+four recipes train on the same clips for longer: `frozen` (the demo's way), `last_layer` (the tower's last layer and
+what follows it), `lora` (adapters of rank 8) and `whole`. All but the first read pixels.
+
+1. Each recipe and track gets the learning rate that is best on validation classes, out of --learning_rates: one
+   training each, of CLIP-FSAR on the first fold with the first seed.
+2. Both trained rows run on every fold and seed. The best state on validation classes is kept.
+3. The novel classes are looked at once, when all trainings are done.
+
+Every training is saved: an interrupted study goes on where it stopped, and asking for more towers, tracks or seeds
+runs only what is missing. `study.json` holds all numbers (the form of `results.json` for each recipe); --report writes
+the tables as Markdown. A training of 150 episodes on pixels takes one to two minutes of one core.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from clipfsar.options import option, parse_options
+from clipfsar.training.arguments import EpisodicTrainingArguments
+from clipfsar.training.frozen_features import FeatureCollator
+from clipfsar.training.trainable import choose_trainable
+from demo.synthetic import TINY_CLIP
+from demo.synthetic.render import RENDERER_VERSION
+from demo.synthetic.study_report import report
+from demo.synthetic.track_classes import TRACKS, Track
+from demo.synthetic.track_features import NUM_FRAMES, ClassClips, Features, frames_of_clip, tiny_clip, what_to_encode
+from demo.synthetic.track_heads import Recipe, mean_one_shot, new_head, train_on_episodes, trained_weights
+from demo.synthetic.track_heads import training_episodes as episodes_of
+from demo.synthetic.track_jobs import Clock, Progress, showing_progress, working, write_text
+from demo.synthetic.track_report import track_results
+from demo.synthetic.tracks import (
+    TrackSettings,
+    choose_weights,
+    gather,
+    mean_validation,
+    rows_of_frozen,
+    rows_of_trained,
+    validate_modes,
+)
+from modeling_clipfsar import CLIPFSARModel, evaluating
+
+# What trains besides the temporal transformer, as options of `clipfsar train`; the cheapest first.
+TOWERS = {
+    "frozen": {"freeze_vision": True},
+    "last_layer": {"train_last_layers": 1},
+    "lora": {"lora_rank": 8},
+    "whole": {},
+}
+
+
+@dataclass(frozen=True)
+class TowerRun:
+    """One training, with what is trained of the tower and at which rate. A job of a process."""
+
+    folder: str
+    track: Track
+    settings: TrackSettings
+    tower: str
+    fold: int
+    seed: int
+    with_text: bool
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.settings.recipe
+
+    def at(self, learning_rate: float) -> "TowerRun":
+        recipe = replace(self.recipe, learning_rate=learning_rate)
+        return replace(self, settings=replace(self.settings, recipe=recipe))
+
+    def path(self, suffix: str) -> Path:
+        kind = "with_text" if self.with_text else "without_text"
+        name = f"{self.tower}_{self.recipe.learning_rate:g}_fold{self.fold}_seed{self.seed}_{kind}{suffix}"
+        return Path(self.folder) / name
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Jobs
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def render_class(job: ClassClips) -> np.ndarray:
+    """Frames of a class's clips, (clips, draws, T, 3, size, size), uint8."""
+    frames = np.stack([frames_of_clip(job, clip) for clip in range(job.clips)])
+    frames = frames.reshape(job.clips, max(1, job.draws), NUM_FRAMES, *frames.shape[2:])
+    return np.ascontiguousarray(np.moveaxis(frames, -1, 3))
+
+
+def train_tower(run: TowerRun) -> dict:
+    """Trains and validates one model; from its files if it was done before.
+
+    Gives `history`, `validation` (of `validate_modes`) and `cpu_seconds`.
+    """
+    path = run.path(".json")
+    if path.is_file():
+        return json.loads(path.read_text())
+    start = time.process_time()
+    validation = partial(_encoded, run, "validation", run.track.validation)
+    with torch.random.fork_rng():
+        model = _new_model(run)
+        pixels, texts = _part(run, "base", run.track.base_of(run.fold))
+        labels = np.repeat(np.arange(len(pixels)), pixels.shape[1])
+        episodes = episodes_of(run.track.base_of(run.fold), labels, run.recipe, run.seed)
+        validate = lambda: mean_one_shot(model, run.track, validation(model))  # noqa: E731 - of the tower as it is
+        history = train_on_episodes(model, run.recipe, episodes, _collator(run, model, pixels), texts, validate)
+    modes = validate_modes(model, run.track, validation(model), run.settings, run.with_text)
+    seconds = round(time.process_time() - start, 1)
+    result = {"history": history, "validation": modes, "cpu_seconds": seconds}
+    save_file(trained_weights(model), run.path(".partial"))
+    os.replace(run.path(".partial"), run.path(".safetensors"))
+    write_text(path, json.dumps(result))
+    return result
+
+
+def test_tower(job: tuple[TowerRun, dict[int, float]]) -> dict:
+    """Accuracies on a fold's novel classes, `{row: {shots or "twins": {item: %}}}`."""
+    run, weights = job
+    model = _new_model(run)
+    model.load_state_dict(load_file(run.path(".safetensors")), strict=False)
+    novel = _encoded(run, "novel", run.track.novel_of(run.fold), model.eval())
+    return rows_of_trained(model, run.track, novel, run.settings, weights if run.with_text else None)
+
+
+def test_plain(run: TowerRun) -> dict:
+    """The rows that nothing is trained for."""
+    novel = _encoded(run, "novel", run.track.novel_of(run.fold), tiny_clip()[0])
+    return rows_of_frozen(run.track, novel, run.settings)
+
+
+def _new_model(run: TowerRun) -> CLIPFSARModel:
+    torch.manual_seed(run.seed)
+    model = new_head(run.with_text, run.seed)
+    model.clip.requires_grad_(True)
+    choose_trainable(model, EpisodicTrainingArguments(model=str(TINY_CLIP), **TOWERS[run.tower]))
+    return model
+
+
+def _collator(run: TowerRun, model: CLIPFSARModel, pixels: torch.Tensor):
+    """Episodes as pixels, or as features where the tower does not change."""
+    collate = FeatureCollator((encode(model, pixels) if run.tower == "frozen" else pixels).flatten(0, 1))
+
+    def as_pixels(episodes: list[dict]) -> dict[str, torch.Tensor]:
+        inputs = collate(episodes)
+        for role in ("support", "query"):
+            inputs[f"{role}_pixel_values"] = _normalized(inputs.pop(f"{role}_embeds"))
+        return inputs
+
+    return collate if run.tower == "frozen" else as_pixels
+
+
+def encode(model: CLIPFSARModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Frame features of clips (C, clips, draws, T, 3, size, size), uint8: (C, clips, draws, T, D)."""
+    frames = pixels.flatten(0, 3)
+    with torch.no_grad(), evaluating(model):
+        parts = [model.get_video_features(_normalized(part)[None, None])[0, 0] for part in frames.split(128)]
+    return torch.cat(parts).view(*pixels.shape[:4], -1)
+
+
+def _normalized(pixels: torch.Tensor) -> torch.Tensor:
+    processor = tiny_clip()[1].image_processor
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return (pixels.float() / 255 - mean) / std
+
+
+def _encoded(run: TowerRun, split: str, class_names: tuple[str, ...], model: CLIPFSARModel) -> Features:
+    pixels, texts = _part(run, split, class_names)
+    return Features(class_names, encode(model, pixels), texts)
+
+
+def _part(run: TowerRun, split: str, class_names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and texts of some classes of a split."""
+    pixels, texts = _pixels_and_texts(run.folder, split)
+    rows = [getattr(run.track, split).index(name) for name in class_names]
+    return pixels[rows], texts[rows]
+
+
+@cache
+def _pixels_and_texts(folder: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    tensors = load_file(Path(folder) / f"{split}.safetensors")
+    return tensors["pixels"], tensors["texts"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The study
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def run_study(
+    output_dir: str | Path,
+    settings: TrackSettings,
+    tracks: Sequence[Track] = TRACKS,
+    towers: Sequence[str] = tuple(TOWERS),
+    learning_rates: Sequence[float] = (1e-4, 5e-4),
+    num_workers: int | None = None,
+    progress: Progress | None = None,
+) -> dict:
+    """Runs what is missing, writes `study.json` and returns its content.
+
+    Raises:
+        ValueError: For a tower that is none of `TOWERS`.
+    """
+    unknown = sorted(set(towers) - set(TOWERS))
+    if unknown:
+        raise ValueError(f"Unknown tower '{unknown[0]}': choose from {', '.join(TOWERS)}.")
+    folders = {track.name: _folder(Path(output_dir), track, settings) for track in tracks}
+    study = {"settings": asdict(settings), "tracks": {track.name: {} for track in tracks}}
+    with showing_progress(progress) as show, working(num_workers) as workers:
+
+        def run_all(function, jobs, phase):
+            return Clock().results(workers(function, jobs, phase, show))
+
+        for track in tracks:
+            _render(track, folders[track.name], settings, run_all)
+        first = {
+            (track.name, tower): TowerRun(str(folders[track.name]), track, settings, tower, 0, settings.seed, True)
+            for track in tracks
+            for tower in towers
+        }
+        candidates = [run.at(rate) for run in first.values() for rate in learning_rates]
+        found = dict(zip(candidates, run_all(train_tower, candidates, "choosing learning rates"), strict=True))
+        trained = {}  # everything trains before anything is tested
+        for key, run in first.items():
+            accuracies = {rate: _best_validation(found[run.at(rate)]) for rate in learning_rates}
+            runs = _all_runs(run.at(max(accuracies, key=accuracies.get)))
+            results = run_all(train_tower, runs, f"training {key[1]} on {key[0]}")
+            trained[key] = (runs, results, accuracies)
+        for (name, tower), (runs, results, accuracies) in trained.items():
+            study["tracks"][name][tower] = _tested(runs, results, run_all) | {"learning_rates": accuracies}
+    write_text(Path(output_dir) / "study.json", json.dumps(study, indent=2) + "\n")
+    return study
+
+
+def _folder(output_dir: Path, track: Track, settings: TrackSettings) -> Path:
+    """Other clips or another length of training get a folder of their own; more seeds do not."""
+    recipe = replace(settings.recipe, learning_rate=0.0)  # part of the files' names
+    content = [asdict(track), asdict(recipe), settings.seed, settings.test_episodes, RENDERER_VERSION]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    return output_dir / f"{track.name}-{digest}"
+
+
+def _render(track: Track, folder: Path, settings: TrackSettings, run_all) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model, processor = tiny_clip()
+    for split, jobs in what_to_encode(track, settings.seed).items():
+        path = folder / f"{split}.safetensors"
+        if not path.is_file():
+            pixels = torch.from_numpy(np.stack(run_all(render_class, jobs, f"rendering {split} clips of {track.name}")))
+            tokens = [processor.tokenize_classes([job.class_name]) for job in jobs]
+            with torch.no_grad():
+                texts = torch.cat([model.get_class_features(**inputs) for inputs in tokens])
+            save_file({"pixels": pixels, "texts": texts}, folder / ".partial")
+            os.replace(folder / ".partial", path)
+
+
+def _all_runs(run: TowerRun) -> list[TowerRun]:
+    return [
+        replace(run, fold=fold, seed=seed, with_text=with_text)
+        for fold in range(len(run.track.folds))
+        for seed in run.settings.seeds
+        for with_text in (False, True)
+    ]
+
+
+def _best_validation(trained: dict) -> float:
+    return max(record["validation_accuracy"] for record in trained["history"])
+
+
+def _tested(runs: list[TowerRun], trained: list[dict], run_all) -> dict:
+    """Results of a recipe on a track, in the form of `results.json`, with its cost."""
+    track, tower = runs[0].track, runs[0].tower
+    weights = choose_weights(track, runs, trained)
+    phase = f"testing {tower} on {track.name}"
+    jobs = [(run, weights) for run in runs]
+    plain = [run for run in runs if run.seed == run.settings.seed and not run.with_text]
+    rows = run_all(test_tower, jobs, phase) + run_all(test_plain, plain, f"{phase}, frozen rows")
+    accuracies = gather(jobs + [(run, None) for run in plain], rows, track)
+    logs = [
+        {"fold": run.fold, "seed": run.seed, "with_text": run.with_text} | {k: r[k] for k in ("history", "cpu_seconds")}
+        for run, r in zip(runs, trained, strict=True)
+    ]
+    results = track_results(track, accuracies, weights, mean_validation(track, runs, trained, weights), logs)
+    return results | {"learning_rate": runs[0].recipe.learning_rate}
+
+
+@dataclass
+class Arguments:
+    output_dir: str = option("study_output", "Folder for clips, weights and numbers; a study there goes on.")
+    tracks: list[str] = option([track.name for track in TRACKS], "Tracks.", [track.name for track in TRACKS])
+    towers: list[str] = option(list(TOWERS), "What trains of the visual tower.", list(TOWERS))
+    num_seeds: int = option(3, "Trainings of each row and fold, with other seeds.")
+    episodes: int = option(600, "Training episodes, of 20 classes, one support and one query clip each.")
+    learning_rates: list[float] = option([1e-4, 5e-4], "Candidates, of which validation chooses.")
+    num_workers: int | None = option(None, "Processes; by default one per core. Results do not depend on it.")
+    report: str | None = option(None, "Write the tables as Markdown here, for example docs/study.md.")
+
+
+def main(arguments: Arguments) -> None:
+    settings = TrackSettings(arguments.num_seeds, Recipe(episodes=arguments.episodes))
+    tracks = [track for track in TRACKS if track.name in arguments.tracks]
+    study = run_study(
+        arguments.output_dir, settings, tracks, arguments.towers, arguments.learning_rates, arguments.num_workers
+    )
+    text = report(study)
+    print(text)
+    if arguments.report:
+        Path(arguments.report).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(arguments.report), text)
+
+
+if __name__ == "__main__":
+    main(parse_options(Arguments, __doc__))
+
+
+__all__ = ["TOWERS", "TowerRun", "encode", "run_study"]

@@ -1,0 +1,110 @@
+"""The study's numbers as Markdown."""
+
+import os
+import platform
+from pathlib import Path
+
+from demo.synthetic.spread import Spread, effect_sentence
+
+LABELS = {
+    "frozen": "nothing (as in the demo)",
+    "last_layer": "its last layer",
+    "lora": "LoRA, rank 8",
+    "whole": "all of it",
+}
+
+
+def report(study: dict) -> str:
+    """A page with a table for each track, what follows from it and what it cost; from the content of `study.json`."""
+    recipe = study["settings"]["recipe"]
+    parts = [
+        "# Training the visual tower, too",
+        "The demo trains the temporal transformer on features of a frozen tower. This page says what it is worth to "
+        "train the tower as well, as the paper does, on the same clips of the same two tracks. "
+        "`python -m demo.synthetic.study --report docs/study.md` makes it.",
+    ]
+    parts += [_track_section(towers) for towers in study["tracks"].values() if towers]
+    parts.append(f"## Conclusion\n\n{conclusion(study)}")
+    parts.append(
+        f"## How it was measured\n\n{recipe['episodes']} episodes of {recipe['n_way']} classes with one support and "
+        f"{recipe['n_query']} query clip each, AdamW; {study['settings']['num_seeds']} training seed(s). Learning "
+        "rate, state and ensemble weight were chosen on validation classes. 5-way accuracy in % on novel classes, mean "
+        "and 95% interval over classes and seeds; differences are paired. With a single seed the intervals are over "
+        f"classes alone. The trainings took {_hours(study):.2f} CPU hours in all on {machine()}."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _track_section(towers: dict[str, dict]) -> str:
+    title = next(iter(towers.values()))["title"]
+    lines = [f"## {title}", "", _header(), "|---" * 8 + "|"]
+    frozen = next(iter(towers.values()))["rows"]["frozen_otam"]["shots"]
+    lines.append(f"| nothing trained, OTAM | {_cell(frozen['1'])} | {_cell(frozen['5'])} | | | | | |")
+    sentences = []
+    for tower, track in towers.items():
+        rows, method = track["rows"], track["differences"]["method"]["shots"]
+        cells = [_cell(rows[row]["shots"][shots]) for row in ("without_text", "with_text") for shots in ("1", "5")]
+        cells += [_signed(method[shots]) for shots in ("1", "5")]
+        seconds = [log["cpu_seconds"] for log in track["training"]]
+        lines.append(f"| {LABELS[tower]} | {' | '.join(cells)} | {sum(seconds) / len(seconds):.0f} |")
+        subject = f"With {LABELS[tower]} trained of the tower, the text"
+        sentences.append("- " + effect_sentence(subject, _spreads(track, "text")))
+    return "\n".join([*lines, "", *sentences])
+
+
+def _header() -> str:
+    columns = ["trained of the tower", "without text, 1-shot", "5-shot", "CLIP-FSAR, 1-shot", "5-shot"]
+    columns += ["CLIP-FSAR minus nothing trained, 1-shot", "5-shot", "CPU seconds per training"]
+    return f"| {' | '.join(columns)} |"
+
+
+def _cell(cell: dict) -> str:
+    return f"{cell['accuracy']:.1f} ± {cell['half_width']:.1f}"
+
+
+def _signed(cell: dict) -> str:
+    return f"{cell['difference']:+.1f} ± {cell['half_width']:.1f}"
+
+
+def _spreads(track: dict, comparison: str) -> dict[int, Spread]:
+    cells = track["differences"][comparison]["shots"]
+    return {int(shots): Spread(cell["difference"], *cell["interval"]) for shots, cell in cells.items()}
+
+
+def conclusion(study: dict) -> str:
+    """Whether some recipe beats frozen features at five shots on every track, and the cheapest that does."""
+    tracks = [towers for towers in study["tracks"].values() if towers]
+    measured = [tower for tower in LABELS if all(tower in towers for towers in tracks)]
+    missing = [name for name, towers in study["tracks"].items() if not towers]
+    missing += [name for name in ("what", "order") if name not in study["tracks"]]
+    winners = []
+    for tower in measured:
+        spreads = [_spreads(towers[tower], "method")[5] for towers in tracks]
+        if all(spread.is_clear and spread.mean > 0 for spread in spreads):
+            winners.append(tower)
+    of_what = "on both tracks" if not missing else f"(not measured: the track {' and '.join(missing)})"
+    unmeasured = [LABELS[tower] for tower in LABELS if tower not in measured]
+    tail = f" Not measured: {'; '.join(unmeasured)}." if unmeasured else ""
+    if winners:
+        costs = {t: sum(log["cpu_seconds"] for towers in tracks for log in towers[t]["training"]) for t in winners}
+        cheapest = LABELS[min(costs, key=costs.get)]
+        return f"CLIP-FSAR beats frozen features at five shots {of_what}; the cheapest way: training {cheapest}.{tail}"
+    return f"No way of training that was measured beats frozen features at five shots {of_what}.{tail}"
+
+
+def _hours(study: dict) -> float:
+    logs = [log for towers in study["tracks"].values() for track in towers.values() for log in track["training"]]
+    return sum(log["cpu_seconds"] for log in logs) / 3600
+
+
+def machine() -> str:
+    """Name of the processor and number of cores."""
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = [line for line in information.read_text().splitlines() if line.startswith("model name")]
+        name = names[0].split(":", 1)[1].strip() if names else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+__all__ = ["conclusion", "machine", "report"]

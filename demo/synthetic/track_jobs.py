@@ -1,0 +1,114 @@
+"""Jobs on all cores, with progress and time: how the tracks and the study run."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from parent_process_clipfsar import ending_pool, shielding_children
+
+Progress = Callable[[str, int, int], None]  # phase, done, total
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file appears under its name only once it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+class Clock:
+    """Seconds of each phase: on the wall, and of the processor in all processes together."""
+
+    def __init__(self):
+        self.seconds = {}
+        self._cpu = 0.0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start, own, self._cpu = time.perf_counter(), time.process_time(), 0.0
+        yield
+        cpu = self._cpu + time.process_time() - own
+        self.seconds[name] = {"wall": round(time.perf_counter() - start, 1), "cpu": round(cpu, 1)}
+
+    def results(self, timed: list[tuple[object, float]]) -> list:
+        """Results of jobs, whose seconds are added to the phase's."""
+        self._cpu += sum(seconds for _, seconds in timed)
+        return [result for result, _ in timed]
+
+
+def _timed(function: Callable, job) -> tuple[object, float]:
+    """A job's result and its seconds on the processor, on one thread: more would make results depend on the machine."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("plain_clipfsar").setLevel(logging.ERROR)  # that layers are new is known here
+    torch.set_num_threads(1)
+    start = time.process_time()
+    return function(job), time.process_time() - start
+
+
+@contextmanager
+def working(num_workers: int | None) -> Iterator[Callable]:
+    """Gives a function that runs jobs, `(function, jobs, phase, report)`, and returns results and seconds in order."""
+    num_workers = num_workers or os.cpu_count() or 1
+    if num_workers == 1:
+        threads, verbosity = torch.get_num_threads(), transformers_logging.get_verbosity()
+
+        def run_here(function, jobs, phase, report):
+            report(phase, 0, len(jobs))
+            done = []
+            for job in jobs:
+                result, _ = _timed(function, job)
+                done.append((result, 0.0))  # this process's own seconds are counted already
+                report(phase, len(done), len(jobs))
+            return done
+
+        try:
+            yield run_here
+        finally:
+            torch.set_num_threads(threads)
+            transformers_logging.set_verbosity(verbosity)
+        return
+    # Spawned, not forked: this process may hold threads (torch), which a forked one would inherit half-alive.
+    with ending_pool(num_workers, get_context("spawn")) as pool:
+
+        def run_in_pool(function, jobs, phase, report):
+            report(phase, 0, len(jobs))
+            with shielding_children():
+                futures = [pool.submit(_timed, function, job) for job in jobs]
+            done = []
+            for future in futures:
+                done.append(future.result())
+                report(phase, len(done), len(jobs))
+            return done
+
+        yield run_in_pool
+
+
+@contextmanager
+def showing_progress(progress: Progress | None) -> Iterator[Progress]:
+    """The caller's own function, or a bar with an estimate for each phase."""
+    if progress is not None:
+        yield progress
+        return
+    bars = {}
+
+    def report(phase: str, done: int, total: int) -> None:
+        if phase not in bars and total:
+            bars[phase] = tqdm(total=total, desc=phase, unit="job")
+        if phase in bars:
+            bars[phase].update(done - bars[phase].n)
+            if done == total:
+                bars[phase].close()
+
+    yield report
+
+
+__all__ = ["Clock", "Progress", "showing_progress", "working", "write_text"]
