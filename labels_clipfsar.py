@@ -1,9 +1,11 @@
 """Checks of an episode: what is given, and labels, tokens and numbers.
 
-Values are looked at where this costs nothing: on the CPU, outside of traced and compiled graphs.
+Values are looked at where this costs nothing: on the CPU, outside of traced and compiled graphs. On a GPU a look would
+wait for all work before it. Pipelines, support sets and evaluations, which wait anyway, look there as well
+(`choices_clipfsar.check_finite`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -50,14 +52,23 @@ def _values(labels: torch.Tensor | None) -> np.ndarray | None:
     return np.from_dlpack(labels.detach()) if _can_look(labels) else None
 
 
-def check_answer(model, logits: torch.Tensor, inputs: Mapping[str, torch.Tensor | None]) -> None:
-    """Raises `ValueError` when logits are NaN or infinite, with the reason; reads them once, and inputs only then.
+_GIVEN = (
+    *("support_pixel_values", "support_embeds", "query_pixel_values", "query_embeds"),
+    *("class_embeds", "base_class_embeds"),
+)
 
-    The reason is an input, or the weights of the model. In training, weights are for the training to look after.
+
+def check_answer(model, logits: torch.Tensor, *given: torch.Tensor | None) -> None:
+    """Raises `ValueError` when logits are NaN or infinite, with the reason: an input, or the weights of the model.
+
+    Reads the logits alone where they are finite. In training, weights are for the training to look after.
+
+    Args:
+        given: Videos and texts as `forward` takes them, in the order of `_GIVEN`.
     """
     if not _can_look(logits) or bool(logits.isfinite().all()):
         return
-    for name, values in inputs.items():
+    for name, values in zip(_GIVEN, given, strict=True):
         if _can_look(values) and not bool(values.isfinite().all()):
             first = (~values.isfinite()).nonzero()[0].tolist()
             raise ValueError(

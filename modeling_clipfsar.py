@@ -485,9 +485,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             return_dict: `False` gives a tuple.
             kwargs: Passed to CLIP's visual tower (e.g. `interpolate_pos_encoding=True`); a `TypeError` if unknown.
 
-        T may be any number of frames: the weights do not depend on it. Labels, tokens and the logits are checked where
-        they lie on the CPU, outside of compiled and traced graphs; on a GPU a look would wait for all work before it.
-        Raises `ValueError` when something that the mode needs is missing or does not fit; the message says what.
+        T may be any number of frames: the weights do not depend on it. Raises `ValueError` when something that the mode
+        needs is missing or does not fit. Labels, tokens and logits are checked on the CPU: see `labels_clipfsar`.
         """
         inference_mode = self._checked_mode(inference_mode)
         self._check_names(kwargs)
@@ -496,11 +495,9 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         encoded = self._encode_episode_frames(*videos, kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
         encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
-        weights = kwargs.get("output_attentions", False)
-        compared = self._compare(encoded, support_labels, labels, inference_mode, weights)
+        compared = self._compare(encoded, support_labels, labels, inference_mode, kwargs.get("output_attentions"))
         contrasted = self._contrast(encoded, base_class_embeds, support_base_labels, query_base_labels)
-        given = dict(zip(_VIDEOS, videos, strict=True)) | {"class_embeds": class_embeds}
-        check_answer(self, compared["logits"], given | {"base_class_embeds": base_class_embeds})
+        check_answer(self, compared["logits"], *videos, class_embeds, base_class_embeds)
         loss = self._weighted_sum(compared["few_shot_loss"], contrasted["video_text_loss"])
         output = CLIPFSAROutput(loss=loss, **compared, **contrasted, **encoded)
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -531,7 +528,9 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             return base_class_embeds[base_labels.to(base_class_embeds.device)]
         return None if input_ids is None else self.get_class_features(input_ids, attention_mask)
 
-    def _compare(self, encoded: dict, support_labels, labels, inference_mode: str, output_attentions: bool) -> dict:
+    def _compare(
+        self, encoded: dict, support_labels, labels, inference_mode: str, output_attentions: bool | None
+    ) -> dict:
         """Prototypes, logits, few-shot loss and weights of encoded episodes, by their names in the output."""
         support_embeds, query_embeds, class_embeds = (
             encoded[f"{name}_embeds"] for name in ("support", "query", "class")
@@ -664,7 +663,6 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.masked_fill(labels < 0, -100))
 
 
-_VIDEOS = ("support_pixel_values", "support_embeds", "query_pixel_values", "query_embeds")
 _INPUTS = set(inspect.signature(CLIPFSARModel.forward).parameters) - {"self", "kwargs"}
 
 CLIPFSARModel.register_for_auto_class("AutoModel")
