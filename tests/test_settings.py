@@ -546,7 +546,7 @@ def test_numbers_are_not_looked_at_in_a_graph_nor_on_another_device(tiny_model):
         doubled(broken)
     compiled = torch.compile(doubled, fullgraph=True, backend="eager")  # fails where a value is read
     assert compiled(broken).isnan().tolist() == [False, True]
-    assert torch.jit.trace(doubled, broken)(broken).isnan().tolist() == [False, True]
+    assert torch.jit.trace(doubled, broken, check_trace=False)(broken).isnan().tolist() == [False, True]
     assert doubled(broken.to("meta")).shape == (2,)
 
 
