@@ -135,6 +135,8 @@ def otam_distance(frame_distances: torch.Tensor, smoothing: float = 0.5, bidirec
     frame_distances = _checked_frame_distances(frame_distances)
     if not smoothing > 0:
         raise ValueError(f"smoothing={smoothing} must be greater than 0.")
+    if not 1e-30 <= smoothing <= 1e30:
+        raise ValueError(f"smoothing={smoothing} must lie between 1e-30 and 1e+30: float32 makes others 0 or infinite.")
     matrices = frame_distances.flatten(0, -3) if frame_distances.dim() > 2 else frame_distances[None]
     if _is_exporting():
         ways = [matrices, matrices.transpose(-2, -1)] if bidirectional else [matrices]

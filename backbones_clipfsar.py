@@ -128,6 +128,11 @@ def max_tokens(clip_config) -> int | None:
     return positions
 
 
+def vocabulary_size(clip_config) -> int | None:
+    """Tokens that the text tower knows; None where its configuration does not say."""
+    return getattr(tower_configs(clip_config)[1], "vocab_size", None)
+
+
 def has_texts_of_one_length(clip_config) -> bool:
     """Whether every text has `max_tokens` tokens, padding included and not masked."""
     return clip_config.model_type in _FIXED_LENGTH_TEXTS
@@ -260,5 +265,6 @@ __all__ = [
     "pooled_output",
     "takes_patches",
     "tower_configs",
+    "vocabulary_size",
     "why_no_backbone",
 ]

@@ -2,10 +2,13 @@
 ask quickly."""
 
 import difflib
+import logging
 import math
 import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 ALIGNMENTS = ("otam", "bi_mhm", "mean")
 SUPPORT_POOLINGS = ("before", "after")
@@ -60,10 +63,22 @@ LOADING_OPTIONS = (
 )
 
 
+# Names that transformers writes into the file of a processor.
+_OF_TRANSFORMERS = (
+    *("auto_map", "processor_class", "transformers_version", "image_processor_type", "feature_extractor_type"),
+    *("feature_extractor", "video_processor", "audio_tokenizer", "name_or_path", "tokenizer_class"),
+)
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raises `ValueError` for a value that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(map(repr, choices))}.")
+
+
+# Of positive numbers: float32, in which the model computes, can divide by them and multiply with them.
+LEAST, MOST = 1e-30, 1e30
+MAX_FRAMES = 100_000  # of a clip; the method takes 8
 
 
 def check_positive_integer(name: str, value: Any) -> None:
@@ -86,6 +101,16 @@ def check_known(where: str, names: Iterable[str], known: Iterable[str]) -> None:
             raise TypeError(f"{where} does not know {name!r}{nearest(name, known)}")
 
 
+def check_slip(where: str, name: str, settings: Iterable[str], error: type[Exception], cutoff: float = 0.8) -> None:
+    """Raises an error for a name that is nearly that of a setting: a slip, where other names are kept or ignored.
+
+    transformers and other libraries have names of their own, which differ from version to version.
+    """
+    meant = () if name in settings else difflib.get_close_matches(name, sorted(settings), n=1, cutoff=cutoff)
+    if meant:
+        raise error(f"{where} does not know {name!r}: did you mean {meant[0]!r}?")
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number; `True` and `False` are not numbers here."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -94,6 +119,14 @@ def is_number(value: Any) -> bool:
 def _check_positive(name: str, value: Any) -> None:
     if not is_number(value) or value <= 0:
         raise ValueError(f"{name}={value!r} must be greater than 0.")
+    if not 1e-6 <= value <= 1e6:
+        raise ValueError(f"{name}={value!r} must lie between 0.000001 and 1000000.")
+
+
+def _check_whole(name: str, value: Any, most: int) -> None:
+    check_positive_integer(name, value)
+    if value > most:
+        raise ValueError(f"{name}={value!r} must be at most {most}.")
 
 
 def _check_template(name: str, value: Any) -> None:
@@ -102,12 +135,16 @@ def _check_template(name: str, value: Any) -> None:
 
 
 def _check_threads(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(f"{name}={value!r} must be a whole number, 0 for as many as the decoder likes.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= 1024:
+        raise ValueError(f"{name}={value!r} must be a whole number up to 1024, 0 for as many as the decoder likes.")
 
 
 def _one_of(choices: Sequence[str]):
     return lambda name, value: check_choice(name, value, choices)
+
+
+def _at_most(most: int):
+    return lambda name, value: _check_whole(name, value, most)
 
 
 def _or_none(check):
@@ -116,7 +153,7 @@ def _or_none(check):
 
 # Settings of a processor: a function of name and value that raises `ValueError`.
 PROCESSOR_CHECKS = {
-    "num_frames": check_positive_integer,
+    "num_frames": _at_most(MAX_FRAMES),
     "prompt_template": _check_template,
     "frame_sampling": _one_of(FRAME_SAMPLINGS),
     "sampling_rate": _check_positive,
@@ -125,9 +162,32 @@ PROCESSOR_CHECKS = {
     "decoder": _one_of(("auto", *DECODERS)),
     "num_threads": _check_threads,
     "query_augmentation": _one_of(QUERY_AUGMENTATIONS),
-    "prompt_length": _or_none(check_positive_integer),
+    "prompt_length": _or_none(_at_most(MAX_FRAMES)),
     "seconds_per_video": _or_none(_check_positive),
 }
+
+
+def check_saved_processor(saved: dict, image_settings: Iterable[str]) -> None:
+    """Checks the names in the file that a processor of ours was saved to; it may have been edited by hand.
+
+    A name that resembles a setting is a slip; one that does not may be of another version of transformers, and is
+    said to be ignored.
+
+    Args:
+        saved: The content of `processor_config.json`.
+        image_settings: Names that image processors know.
+
+    Raises:
+        TypeError: For an unknown name that resembles a known one.
+    """
+    known = {*PROCESSOR_CHECKS, *LOADING_OPTIONS, *_OF_TRANSFORMERS, *image_settings}
+    for name in saved:
+        if name not in known and not name.startswith("_"):
+            check_slip("processor_config.json", name, PROCESSOR_CHECKS, TypeError, cutoff=0.7)
+            logger.warning(f"processor_config.json: {name!r} is no setting of CLIPFSARProcessor, and is ignored.")
+    for name in saved.get("image_processor") or ():
+        if name not in _OF_TRANSFORMERS and not name.startswith("_"):
+            check_slip("'image_processor' of processor_config.json", name, image_settings, TypeError)
 
 
 def check_image_settings(image_processor) -> None:

@@ -1,6 +1,7 @@
 """Configuration of CLIP-FSAR: CLIP's own configuration nested, and the few numbers the method adds to it."""
 
-import difflib
+import functools
+import inspect
 import numbers
 
 from transformers import AutoConfig, CLIPConfig, CLIPTextConfig, PretrainedConfig
@@ -13,11 +14,31 @@ except ImportError:
     from backbones_clipfsar import ACCEPTED, check_features, config_class, feature_size, why_no_backbone
 
 try:
-    from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS, is_number, nearest
+    from .choices_clipfsar import (
+        ALIGNMENTS,
+        INFERENCE_MODES,
+        LEAST,
+        MAX_FRAMES,
+        MOST,
+        SUPPORT_POOLINGS,
+        check_slip,
+        is_number,
+        nearest,
+    )
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS, is_number, nearest
+    from choices_clipfsar import (
+        ALIGNMENTS,
+        INFERENCE_MODES,
+        LEAST,
+        MAX_FRAMES,
+        MOST,
+        SUPPORT_POOLINGS,
+        check_slip,
+        is_number,
+        nearest,
+    )
 
 
 class CLIPResNetVisionConfig(PretrainedConfig):
@@ -131,6 +152,38 @@ def _as_clip_config(clip_config):
     return made_by(**clip_config)
 
 
+# Settings of backbones in other versions of transformers that resemble one of this version.
+_OF_OTHER_VERSIONS = {
+    *("tie_encoder_decoder", "sep_token_id", "forced_bos_token_id", "forced_eos_token_id", "projection_dim"),
+    *("projection_size", "text_projection_dim", "vision_projection_dim", "text_config_dict", "vision_config_dict"),
+    *("logit_scale_init_value", "logit_bias_init_value", "initializer_range", "initializer_factor"),
+}
+
+
+@functools.cache
+def _settings_of(made_by: type) -> frozenset[str]:
+    """Names that a configuration class knows: of its fields, its arguments and its attributes."""
+    names = {*made_by.attribute_map}
+    for base in made_by.__mro__:
+        names |= {*vars(base), *vars(base).get("__annotations__", ())}
+        if "__init__" in vars(base):
+            names |= set(inspect.signature(base.__init__).parameters)
+    return frozenset(name for name in names if not name.startswith("_"))
+
+
+def _check_names(clip_config, where: str = "clip_config"):
+    """Raises `TypeError` for a setting of a backbone that is nearly the name of another; transformers keeps any."""
+    values = vars(clip_config)
+    towers = {name: value for name, value in values.items() if isinstance(value, PretrainedConfig)}
+    known = _settings_of(type(clip_config))
+    meant = known.union(*(_settings_of(type(tower)) for tower in towers.values()))  # in the wrong place as well
+    for name in values:
+        if name not in known and name not in _OF_OTHER_VERSIONS and not name.startswith("_"):
+            check_slip(where, name, meant, TypeError)
+    for name, tower in towers.items():
+        _check_names(tower, f"{where}.{name}")
+
+
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
@@ -143,11 +196,13 @@ def _one_of(*choices):
     return check
 
 
-def _whole(least: int):
+def _whole(least: int, most: int):
     def check(name, value):
         limit = "must be 0 or more" if least == 0 else f"must be at least {least}"
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
             raise ValueError(f"{name}={value!r} {limit}, and a whole number.")
+        if value > most:
+            raise ValueError(f"{name}={value!r} must be at most {most}.")
 
     return check
 
@@ -156,6 +211,11 @@ def _number(limit: str, is_allowed):
     def check(name, value):
         if not (is_number(value) and is_allowed(value)):
             raise ValueError(f"{name}={value!r} must {limit}, and be a finite number.")
+        if value and not LEAST <= abs(value) <= MOST:
+            raise ValueError(
+                f"{name}={value!r} must lie between {LEAST:g} and {MOST:g}: the model computes in float32, where it "
+                "would become 0 or infinite."
+            )
 
     return check
 
@@ -165,10 +225,10 @@ _positive = _number("be greater than 0", lambda value: value > 0)
 _not_negative = _number("be 0 or more", lambda value: value >= 0)
 
 _CHECKS = {
-    "num_frames": _whole(1),
-    "temporal_num_layers": _whole(0),
-    "temporal_num_heads": _whole(1),
-    "temporal_intermediate_size": _whole(1),
+    "num_frames": _whole(1, MAX_FRAMES),
+    "temporal_num_layers": _whole(0, 1000),
+    "temporal_num_heads": _whole(1, 10_000),
+    "temporal_intermediate_size": _whole(1, 1_000_000),
     "temporal_attention_dropout": _share,
     "temporal_hidden_dropout": _share,
     "prototype_modulation": _one_of(True, False),
@@ -282,9 +342,7 @@ class CLIPFSARConfig(PretrainedConfig):
         self._is_plain_checkpoint = kwargs.pop("_is_plain_checkpoint", False)
         self._check_values()
         for name in kwargs:
-            # Others are kept, as in transformers; one that is nearly ours is a slip.
-            if difflib.get_close_matches(name, _CHECKS, n=1, cutoff=0.85):
-                raise TypeError(f"CLIPFSARConfig does not know {name!r}{nearest(name, _CHECKS)}")
+            self._check_name(name, TypeError)
         # The second Auto class that custom code of ours serves; the first is written by `register_for_auto_class`.
         auto_map = kwargs.pop("auto_map", None) or {}
         auto_map.setdefault("AutoModelForVideoClassification", "modeling_clipfsar.CLIPFSARModel")
@@ -294,7 +352,16 @@ class CLIPFSARConfig(PretrainedConfig):
         # Wherever a value comes from: transformers sets keywords of `from_pretrained` after `__init__`.
         if name in _CHECKS:
             _CHECKS[name](name, value)
+        elif name == "clip_config" and isinstance(value, PretrainedConfig):
+            _check_names(value)
+        else:
+            self._check_name(name, AttributeError)
         super().__setattr__(name, value)
+
+    def _check_name(self, name: str, error: type[Exception]):
+        """Other names are kept, as in transformers, which has many; one that is nearly ours is a slip."""
+        if not name.startswith("_") and name not in _settings_of(type(self)):
+            check_slip(type(self).__name__, name, _CHECKS, error)
 
     def _check_values(self):
         """What no single value tells. Checked where a model is made, too, because values may have been set one by one.

@@ -181,7 +181,7 @@ class Snapshot:
 
 def checked_mode(model, inference_mode: str | None) -> str:
     """The mode itself, or the model's where none is given. Raises `ValueError` for an unknown one."""
-    inference_mode = inference_mode or model.config.inference_mode
+    inference_mode = model.config.inference_mode if inference_mode is None else inference_mode
     if inference_mode not in INFERENCE_MODES:
         raise ValueError(f"inference_mode={inference_mode!r} is not one of {', '.join(INFERENCE_MODES)}.")
     return inference_mode

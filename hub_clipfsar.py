@@ -1,14 +1,34 @@
 """What a model knows of the folder or repository it came from, and what lets `pipeline` open the folder it saves."""
 
 import os
+from typing import Any
+
+from transformers import PretrainedConfig
 
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+# Settings that the weights of our own layers were trained with; those of the backbone are its whole numbers.
+_STRUCTURE = ("temporal_num_layers", "temporal_num_heads", "temporal_intermediate_size")
+_OUR_WEIGHTS = ("temporal_transformer.", "video_text_scale")
 
 _VIDEO_WITHOUT_CLASSES = (
     "CLIPFSARModel.forward takes episodes, not pixel_values of a video alone: it has no classes of its own. "
     'Use pipeline("few-shot-video-classification", model=..., trust_remote_code=True), which takes example clips of '
     'your classes, in place of pipeline("video-classification"); or give query_pixel_values and the support.'
 )
+
+
+class HubOptions(dict):
+    """Options of the Hub that a model was loaded with. A token stays in this process: it is neither printed, nor
+    copied, nor pickled."""
+
+    def __repr__(self):
+        return repr(self._without_token())
+
+    def __reduce__(self):
+        return dict, (self._without_token(),)
+
+    def _without_token(self) -> dict:
+        return {name: value for name, value in self.items() if name != "token"}
 
 
 class HubFolder:
@@ -19,10 +39,42 @@ class HubFolder:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).hub_options = options
-        return loaded
+        options = HubOptions({name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None})
+        wants_info, may_differ = kwargs.pop("output_loading_info", False), kwargs.get("ignore_mismatched_sizes", False)
+        if pretrained_model_name_or_path is not None and not may_differ:
+            cls._check_asked_structure(pretrained_model_name_or_path, options, kwargs)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        if pretrained_model_name_or_path is not None and not may_differ:
+            _check_all_loaded(pretrained_model_name_or_path, info)
+        model.hub_options = options
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _check_asked_structure(cls, name, options: dict, asked: dict[str, Any]):
+        """Raises `ValueError` for settings among the keyword arguments that are not those of the trained weights."""
+        if not {*_STRUCTURE, "clip_config", "config"} & set(asked):
+            return
+        saved, _ = cls.config_class.get_config_dict(name, **options, temporal_num_layers=None)
+        if not isinstance(saved.get("clip_config"), dict):
+            return  # none of a configuration of ours: transformers says so
+        is_plain = saved.get("_is_plain_checkpoint", False)
+        trained = cls.config_class.from_dict(saved)
+        wanted = asked.get("config")
+        if isinstance(wanted, (str, os.PathLike)):
+            wanted = cls.config_class.from_pretrained(wanted, for_training=True)
+        if not isinstance(wanted, PretrainedConfig):
+            changes = {key: asked[key] for key in (*_STRUCTURE, "clip_config") if key in asked}
+            wanted = cls.config_class.from_dict(saved, **changes)
+        trained, wanted = (_structure(config, is_plain) for config in (trained, wanted))
+        for key, value in wanted.items():
+            if trained.get(key, value) != value:
+                raise ValueError(
+                    f"{key}={value!r} is not what the weights in {str(name)!r} were trained with, {trained[key]!r}: "
+                    "leave it out. To load them into another model all the same, with random weights where they do "
+                    "not fit, say ignore_mismatched_sizes=True."
+                )
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """As in transformers. With the processor's `save_pretrained`, the folder opens with `pipeline`."""
@@ -52,10 +104,43 @@ class HubFolder:
                 )
 
 
+def _structure(config, is_plain: bool) -> dict[str, Any]:
+    """What decides which weights a model has and how they are used together, by the names of the settings.
+
+    Of a plain checkpoint that is the backbone: our own layers are new.
+    """
+    structure = {} if is_plain else {name: getattr(config, name) for name in _STRUCTURE}
+    return structure | dict(_whole_numbers(config.clip_config, "clip_config"))
+
+
+def _whole_numbers(config, where: str):
+    """The sizes of a backbone: its type, and all whole numbers of its towers, alone or in lists."""
+    yield f"{where}.model_type", config.model_type
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            yield from _whole_numbers(value, f"{where}.{name}")
+        parts = value if isinstance(value, (list, tuple)) and value else [value]
+        if not name.startswith("_") and all(type(part) is int for part in parts):
+            yield f"{where}.{name}", list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _check_all_loaded(name, info: dict[str, Any]):
+    """Raises `ValueError` when weights of our own layers are missing or left over: they would be random, or dropped."""
+    for what, keys in (("lack", info["missing_keys"]), ("have, and the model has not,", info["unexpected_keys"])):
+        ours = sorted(key for key in keys if key.startswith(_OUR_WEIGHTS))
+        if ours:
+            more = f" and {len(ours) - 1} more" if len(ours) > 1 else ""
+            raise ValueError(
+                f"The weights in {str(name)!r} {what} {ours[0]!r}{more}: the file is damaged, or its config.json is "
+                "that of another model. Put back both. To load them all the same, with random weights for what is "
+                "missing, say ignore_mismatched_sizes=True."
+            )
+
+
 def check_is_episode(names) -> None:
     """Raises `TypeError`, with what to use instead, for the input that `pipeline("video-classification")` gives."""
     if "pixel_values" in names:
         raise TypeError(_VIDEO_WITHOUT_CLASSES)
 
 
-__all__ = ["HubFolder", "check_is_episode"]
+__all__ = ["HubFolder", "HubOptions", "check_is_episode"]

@@ -1,17 +1,96 @@
-"""Checks of labels where looking at them costs nothing: on the CPU, outside of traced and compiled graphs."""
+"""Checks of an episode: what is given, and labels, tokens and numbers.
+
+Values are looked at where this costs nothing: on the CPU, outside of traced and compiled graphs. On a GPU a look would
+wait for all work before it. Pipelines, support sets and evaluations, which wait anyway, look there as well
+(`choices_clipfsar.check_finite`).
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+try:
+    from .choices_clipfsar import check_finite_weights
+except ImportError:
+    if __package__:
+        raise
+    from choices_clipfsar import check_finite_weights
+
+
+def check_episode(inference_mode: str, support_embeds, support_labels, query_embeds, class_embeds) -> None:
+    """Raises `ValueError` when something that the mode needs is missing, or numbers of episodes differ."""
+    if query_embeds is None:
+        raise ValueError("There are no query videos: give query_pixel_values or query_embeds.")
+    if inference_mode != "zero_shot" and support_embeds is None:
+        raise ValueError(
+            f"inference_mode={inference_mode!r} compares with support videos: give support_pixel_values (or "
+            "support_embeds) and support_labels; without them only inference_mode='zero_shot' is possible."
+        )
+    if inference_mode != "few_shot" and class_embeds is None:
+        raise ValueError(
+            f"inference_mode={inference_mode!r} compares with class texts: give class_input_ids or class_embeds."
+        )
+    if support_embeds is not None and support_labels is None:
+        raise ValueError("There are support videos but no support_labels (episodes, support videos).")
+    for name, embeds in (("support", support_embeds), ("class", class_embeds)):
+        if embeds is not None and embeds.shape[0] != query_embeds.shape[0]:
+            raise ValueError(
+                f"There are {query_embeds.shape[0]} episodes of query videos but {embeds.shape[0]} of {name} "
+                "inputs: all must have the same leading (episode) dimension."
+            )
+
+
+def _can_look(values: torch.Tensor | None) -> bool:
+    """Not on a GPU, where reading values would wait for all work before, and not in a graph."""
+    is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not is_graph and type(values) in (torch.Tensor, torch.nn.Parameter) and values.device.type == "cpu"
+
 
 def _values(labels: torch.Tensor | None) -> np.ndarray | None:
-    """The labels as an array; None on a GPU, where reading them would wait for all work before, and in a graph."""
-    is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if labels is None or is_graph or type(labels) is not torch.Tensor or labels.device.type != "cpu":
-        return None
-    return np.from_dlpack(labels.detach())
+    """The labels as an array, where they can be looked at."""
+    return np.from_dlpack(labels.detach()) if _can_look(labels) else None
+
+
+_GIVEN = (
+    *("support_pixel_values", "support_embeds", "query_pixel_values", "query_embeds"),
+    *("class_embeds", "base_class_embeds"),
+)
+
+
+def check_answer(model, logits: torch.Tensor, *given: torch.Tensor | None) -> None:
+    """Raises `ValueError` when logits are NaN or infinite, with the reason: an input, or the weights of the model.
+
+    Reads the logits alone where they are finite. In training, weights are for the training to look after.
+
+    Args:
+        given: Videos and texts as `forward` takes them, in the order of `_GIVEN`.
+    """
+    if not _can_look(logits) or bool(logits.isfinite().all()):
+        return
+    for name, values in zip(_GIVEN, given, strict=True):
+        if _can_look(values) and not bool(values.isfinite().all()):
+            first = (~values.isfinite()).nonzero()[0].tolist()
+            raise ValueError(
+                f"{name} holds NaN or infinite numbers, the first at index {first}: correct it before the call."
+            )
+    if model.training:
+        return
+    check_finite_weights(model)
+    raise ValueError(
+        "The logits hold NaN or infinite numbers, though inputs and weights do not: if the model computes in float16, "
+        "use bfloat16 or float32."
+    )
+
+
+def check_rows(name: str, rows: torch.Tensor | None, number: int | None, of_what: str) -> None:
+    """Raises `ValueError` for rows of a table that it does not have, where they can be read."""
+    values = _values(rows)
+    if values is None or number is None or values.size == 0:
+        return
+    for value in (values.min(), values.max()):
+        if not 0 <= value < number:
+            raise ValueError(f"{name} holds {value}, but there are {number} {of_what}: 0 to {number - 1}.")
 
 
 def check_labels(name: str, labels: torch.Tensor | None, num_classes: int | None) -> None:
@@ -54,4 +133,4 @@ def check_support_labels(
     return n_way
 
 
-__all__ = ["check_labels", "check_support_labels"]
+__all__ = ["check_answer", "check_episode", "check_labels", "check_rows", "check_support_labels"]

@@ -26,11 +26,17 @@ except ImportError:
     from alignment_clipfsar import bi_mhm_distance, frame_cosine_similarity, otam_distance
 
 try:
-    from .backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output
+    from .backbones_clipfsar import (
+        VISION_MODULES,
+        has_texts_of_one_length,
+        image_inputs,
+        pooled_output,
+        vocabulary_size,
+    )
 except ImportError:
     if __package__:
         raise
-    from backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output
+    from backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output, vocabulary_size
 
 try:
     from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS, check_choice, check_known
@@ -54,11 +60,11 @@ except ImportError:
     from hub_clipfsar import HubFolder, check_is_episode
 
 try:
-    from .labels_clipfsar import check_labels, check_support_labels
+    from .labels_clipfsar import check_answer, check_episode, check_labels, check_rows, check_support_labels
 except ImportError:
     if __package__:
         raise
-    from labels_clipfsar import check_labels, check_support_labels
+    from labels_clipfsar import check_answer, check_episode, check_labels, check_rows, check_support_labels
 
 try:
     from .plain_clipfsar import StartsFromPlainCLIP
@@ -274,6 +280,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         sees to it), and `attention_mask` is left out.
         """
         num_tokens = input_ids.shape[-1]
+        check_rows("class_input_ids", input_ids, vocabulary_size(self.clip.config), "tokens in the vocabulary")
         if has_texts_of_one_length(self.clip.config):
             attention_mask = None
         outputs = self.clip.get_text_features(
@@ -478,8 +485,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             return_dict: `False` gives a tuple.
             kwargs: Passed to CLIP's visual tower (e.g. `interpolate_pos_encoding=True`); a `TypeError` if unknown.
 
-        T may be any number of frames: the weights do not depend on it. Labels are checked where they lie on the CPU.
-        Raises `ValueError` when something that the mode needs is missing or does not fit; the message says what.
+        T may be any number of frames: the weights do not depend on it. Raises `ValueError` when something that the mode
+        needs is missing or does not fit. Labels, tokens and logits are checked on the CPU: see `labels_clipfsar`.
         """
         inference_mode = self._checked_mode(inference_mode)
         self._check_names(kwargs)
@@ -488,9 +495,9 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         encoded = self._encode_episode_frames(*videos, kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
         encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
-        weights = kwargs.get("output_attentions", False)
-        compared = self._compare(encoded, support_labels, labels, inference_mode, weights)
+        compared = self._compare(encoded, support_labels, labels, inference_mode, kwargs.get("output_attentions"))
         contrasted = self._contrast(encoded, base_class_embeds, support_base_labels, query_base_labels)
+        check_answer(self, compared["logits"], *videos, class_embeds, base_class_embeds)
         loss = self._weighted_sum(compared["few_shot_loss"], contrasted["video_text_loss"])
         output = CLIPFSAROutput(loss=loss, **compared, **contrasted, **encoded)
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -509,7 +516,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         return {name: value for name, value in wanted.items() if value is not None and value is not False}
 
     def _checked_mode(self, inference_mode: str | None) -> str:
-        inference_mode = inference_mode or self.config.inference_mode
+        inference_mode = self.config.inference_mode if inference_mode is None else inference_mode
         if inference_mode not in INFERENCE_MODES:
             raise ValueError(f"inference_mode={inference_mode!r} is not one of {', '.join(INFERENCE_MODES)}.")
         return inference_mode
@@ -517,15 +524,18 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
     def _embed_classes(self, input_ids, attention_mask, base_class_embeds, base_labels) -> torch.Tensor | None:
         """Text features of the episodes' classes: rows of the base classes' where these are given, else of tokens."""
         if base_class_embeds is not None and base_labels is not None:
+            check_rows("class_base_labels", base_labels, len(base_class_embeds), "rows of base_class_embeds")
             return base_class_embeds[base_labels.to(base_class_embeds.device)]
         return None if input_ids is None else self.get_class_features(input_ids, attention_mask)
 
-    def _compare(self, encoded: dict, support_labels, labels, inference_mode: str, output_attentions: bool) -> dict:
+    def _compare(
+        self, encoded: dict, support_labels, labels, inference_mode: str, output_attentions: bool | None
+    ) -> dict:
         """Prototypes, logits, few-shot loss and weights of encoded episodes, by their names in the output."""
         support_embeds, query_embeds, class_embeds = (
             encoded[f"{name}_embeds"] for name in ("support", "query", "class")
         )
-        self._check_episode(inference_mode, support_embeds, support_labels, query_embeds, class_embeds)
+        check_episode(inference_mode, support_embeds, support_labels, query_embeds, class_embeds)
         n_way = None if class_embeds is None else class_embeds.shape[1]
         if support_embeds is not None:
             compares = inference_mode != "zero_shot" or labels is not None
@@ -639,27 +649,6 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             layers = zip(*(output.hidden_states for output in outputs), strict=True)
             hidden_states = tuple(None if calls[0] is None else torch.cat(calls) for calls in layers)
         return torch.cat(embeds), BaseModelOutput(hidden_states=hidden_states)
-
-    def _check_episode(self, inference_mode, support_embeds, support_labels, query_embeds, class_embeds):
-        if query_embeds is None:
-            raise ValueError("There are no query videos: give query_pixel_values or query_embeds.")
-        if inference_mode != "zero_shot" and support_embeds is None:
-            raise ValueError(
-                f"inference_mode={inference_mode!r} compares with support videos: give support_pixel_values (or "
-                "support_embeds) and support_labels; without them only inference_mode='zero_shot' is possible."
-            )
-        if inference_mode != "few_shot" and class_embeds is None:
-            raise ValueError(
-                f"inference_mode={inference_mode!r} compares with class texts: give class_input_ids or class_embeds."
-            )
-        if support_embeds is not None and support_labels is None:
-            raise ValueError("There are support videos but no support_labels (episodes, support videos).")
-        for name, embeds in (("support", support_embeds), ("class", class_embeds)):
-            if embeds is not None and embeds.shape[0] != query_embeds.shape[0]:
-                raise ValueError(
-                    f"There are {query_embeds.shape[0]} episodes of query videos but {embeds.shape[0]} of {name} "
-                    "inputs: all must have the same leading (episode) dimension."
-                )
 
 
 def _comparable(videos: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -34,6 +34,8 @@ try:
         check_image_settings,
         check_known,
         check_positive_integer,
+        check_saved_processor,
+        check_slip,
     )
 except ImportError:
     if __package__:
@@ -47,6 +49,8 @@ except ImportError:
         check_image_settings,
         check_known,
         check_positive_integer,
+        check_saved_processor,
+        check_slip,
     )
 
 try:
@@ -202,6 +206,8 @@ class CLIPFSARProcessor(ProcessorMixin):
         """Checks settings wherever they come from. Raises `ValueError` with name, value and what it may be."""
         if name in PROCESSOR_CHECKS:
             PROCESSOR_CHECKS[name](name, value)
+        elif not hasattr(type(self), name):
+            check_slip(type(self).__name__, name, PROCESSOR_CHECKS, AttributeError)
         super().__setattr__(name, value)
 
     @classmethod
@@ -222,6 +228,12 @@ class CLIPFSARProcessor(ProcessorMixin):
             return processor
         saved = {name: getattr(processor, name) for name in _SETTINGS}
         return cls(processor.image_processor, processor.tokenizer, **{**saved, **settings})
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict, **kwargs):
+        if processor_dict.get("processor_class") == cls.__name__:  # not of a plain checkpoint
+            check_saved_processor(processor_dict, ImagesKwargs.__annotations__)
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
 
     @property
     def model_input_names(self):

@@ -4,6 +4,10 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+from clipfsar.first_seconds import guard_first_seconds
+
+guard_first_seconds()
+
 __version__ = "0.2.0.dev0"
 
 # The metric's folder, for `evaluate.load(clipfsar.EPISODIC_ACCURACY)`.

@@ -5,14 +5,17 @@ the old one or the new one.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from limits_clipfsar import UnreadableError, read_file
 from paths_clipfsar import replace_file
 
 CHECKSUMS = "SHA256SUMS"
@@ -83,6 +86,25 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
+    """The content of a JSON file of the project's own, an object or what `kind` says.
+
+    Args:
+        remedy: Ends the message.
+
+    Raises:
+        DamagedFileError: When it is no JSON, something else than `kind`, no regular file, or too large.
+        OSError: When it cannot be read.
+    """
+    try:
+        value = json.loads(read_file(path, "json_bytes").decode("utf-8"))
+    except (ValueError, RecursionError, UnreadableError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}): {remedy}.") from None
+    if not isinstance(value, kind):
+        raise DamagedFileError(f"{path} is damaged (it holds {type(value).__name__}, not {kind.__name__}): {remedy}.")
+    return value
+
+
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Writes a safetensors file with a checksum of its tensors in it; it appears under its name when it is complete."""
     with replace_file(path) as partial:
@@ -124,6 +146,7 @@ __all__ = [
     "check_files",
     "listed_files",
     "load_tensors",
+    "read_json",
     "save_tensors",
     "write_checksums",
 ]

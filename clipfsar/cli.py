@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 
 from clipfsar import __version__
+from clipfsar.first_seconds import end_by_sentence
 from clipfsar.options import INTERRUPTED, interruption_handler, nearest, parse_options
 
 DONE, FAILED, USAGE, OUTPUT_CLOSED = 0, 1, 2, 141
@@ -160,7 +161,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
     command_line = list(sys.argv[1:] if command_line is None else command_line)
     command = COMMANDS.get(command_line[0] if command_line else "")
     interrupted = " ".join(filter(None, ("Interrupted.", command and command.after_interrupt)))
-    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.getsignal(signal.SIGINT)
+    is_ours = before in (signal.default_int_handler, end_by_sentence)
     is_ours = is_ours and threading.current_thread() is threading.main_thread()
     if is_ours:
         signal.signal(signal.SIGINT, interruption_handler(interrupted))
@@ -181,7 +183,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         return OUTPUT_CLOSED
     finally:
         if is_ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, before)
 
 
 __all__ = ["COMMANDS", "Command", "main"]

@@ -13,6 +13,7 @@ from paths_clipfsar import check_path, looks_like_path
 
 HUB_TIMEOUT_SECONDS = 5.0
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu")
+_ALONE = ("cpu", "mps")  # of which a machine has one
 
 
 def find_model(option: str, name: str | None) -> str | None:
@@ -27,7 +28,11 @@ def find_model(option: str, name: str | None) -> str | None:
     if folder.is_file():
         raise FileNotFoundError(f"--{option} {name} is a file: give the folder of a model, which holds a config.json.")
     if folder.is_dir() and not (folder / "config.json").is_file():
-        best = folder / "best"
+        best, last = folder / "best", folder / "last"
+        if not (best / "config.json").is_file() and (last / "config.json").is_file():
+            raise FileNotFoundError(
+                f"--{option} {name} is a training run without a best model: give its last one, --{option} {last}."
+            )
         if not (best / "config.json").is_file():
             raise FileNotFoundError(
                 f"--{option} {name} holds no model: there is neither a config.json nor a folder 'best' of a training "
@@ -99,7 +104,10 @@ def _is_in_cache(name: str, kind: str, hub_cache: Path) -> bool:
 
 def check_device(name: str | None) -> None:
     """Raises `ValueError` for what is no device of PyTorch. Whether this machine has it is seen once torch is there."""
-    if name is None or re.fullmatch(rf"(?:{'|'.join(_DEVICES)})(?::\d+)?", name):
+    found = re.fullmatch(rf"({'|'.join(_DEVICES)})(?::(\d+))?", name or "cpu")
+    if found and found[1] in _ALONE and int(found[2] or 0):
+        raise ValueError(f"--device {name} is no device: there is one {found[1]}. Give --device {found[1]}.")
+    if found:
         return
     hint = "did you mean cuda?" if name.lower().startswith(("gpu", "nvidia")) else f"there are {', '.join(_DEVICES)}."
     raise ValueError(f"--device {name} is no device: {hint}")

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any
 
+from clipfsar.first_seconds import INTERRUPTED
+
 REQUIRED = MISSING  # default of an option that must be given
 
 
@@ -184,9 +186,6 @@ def parse_options(
         return options_class(**values)
     except ValueError as error:
         parser.error(" ".join(str(error).split()))
-
-
-INTERRUPTED = 130  # exit code, as shells have it
 
 
 def interruption_handler(sentence: str = "Interrupted.") -> Callable:

@@ -294,6 +294,13 @@ def test_matrix_without_frames_is_refused(distance, shape, text):
         distance(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("smoothing", [1e-40, 1e40])
+def test_a_smoothing_that_float32_makes_zero_or_infinite_is_refused(smoothing):
+    with pytest.raises(ValueError, match="must lie between 1e-30 and 1e"):
+        otam_distance(torch.rand(3, 4, 4), smoothing)
+    assert otam_distance(torch.rand(3, 4, 4), 1e-30).isfinite().all()
+
+
 @pytest.mark.parametrize("smoothing", [0, -0.5, math.nan])
 def test_temperature_must_be_positive(smoothing):
     with pytest.raises(ValueError, match=f"smoothing={smoothing} must be greater than 0"):

@@ -1,5 +1,9 @@
 """Files are whole or not there, and a single flipped bit of any of them is found."""
 
+import os
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,7 @@ from clipfsar.checked_files import (
     check_files,
     listed_files,
     load_tensors,
+    read_json,
     save_tensors,
     write_checksums,
 )
@@ -135,6 +140,33 @@ def test_a_list_that_lost_a_line_is_found_where_its_file_must_be_listed(tmp_path
     assert check_files(tmp_path, "remedy")
     with pytest.raises(DamagedFileError, match=r"has no checksum of model\.safetensors: remedy"):
         check_files(tmp_path, "remedy", must_be_listed="model*.safetensors")
+
+
+JSON_OF_OTHERS = [b"[]", b"3", b"null", b'"text"', b"{", b"", b"\xff", b"[" * 100_000, b"1" * 5000]
+
+
+@pytest.mark.parametrize("content", JSON_OF_OTHERS)
+def test_json_of_another_type_is_damaged_and_says_what_to_do(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"x\.json is damaged \(.*\): make it anew\."):
+        read_json(tmp_path / "x.json", "make it anew")
+    (tmp_path / "x.json").write_bytes(b'{"a": 1}')
+    assert read_json(tmp_path / "x.json", "") == {"a": 1}
+    with pytest.raises(DamagedFileError, match="it holds dict, not list"):
+        read_json(tmp_path / "x.json", "make it anew", list)
+
+
+def test_json_in_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(DamagedFileError, match="it is no regular file"):
+        read_json(tmp_path / "x.json", "make it anew")
+
+
+def test_no_module_of_the_package_reads_json_files_without_these_checks():
+    package = Path(__file__).parents[1] / "clipfsar"
+    reading = re.compile(r"json\.loads?\((?=.*(read_text|read_bytes|open)\()")
+    found = {path.name for path in package.rglob("*.py") if reading.search(path.read_text())}
+    assert found <= {"locks.py", "sources.py"}  # which catch what may be wrong, and say it in their own words
 
 
 def test_only_the_files_asked_for_are_compared(tmp_path):

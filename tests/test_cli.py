@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_data import REPOSITORY
@@ -158,6 +162,38 @@ def test_a_mistake_of_ours_keeps_its_traceback(command):
     command(lambda: {}["nothing"])
     with pytest.raises(KeyError):
         main(["made"])
+
+
+INTERRUPTED_AT_ONCE = "import clipfsar, signal; signal.raise_signal(signal.SIGINT)"
+INTERRUPTED_IN_MAIN = """
+import signal, sys
+from clipfsar import cli
+cli._dispatch = lambda command_line: signal.raise_signal(signal.SIGINT)
+sys.exit(cli.main(["prepare"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "code", "message"),
+    [
+        ("clipfsar", INTERRUPTED_AT_ONCE, 130, r"Interrupted\.\n"),
+        ("clipfsar", INTERRUPTED_IN_MAIN, 130, r"Interrupted\. The same command goes on where this one stopped\.\n"),
+        # where the package is imported, Ctrl-C stays as it is
+        ("other", INTERRUPTED_AT_ONCE, -signal.SIGINT, r"(?s)Traceback.*KeyboardInterrupt\n"),
+    ],
+)
+def test_an_interruption_while_the_program_starts_is_one_sentence(name, program, code, message, tmp_path):
+    (tmp_path / name).write_text(program)
+    ended = subprocess.run(
+        [sys.executable, tmp_path / name],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (ended.returncode, ended.stdout) == (code, "")
+    assert re.fullmatch(message, ended.stderr), ended.stderr
 
 
 def test_an_interruption_is_one_sentence_and_exit_code_130(command, capsys):

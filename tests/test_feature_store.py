@@ -432,7 +432,7 @@ def test_any_flipped_bit_of_a_part_is_found_and_the_remedy_helps(tiny_clip, proc
 def test_a_damaged_manifest_can_be_rebuilt(tiny_clip, processor, videos, expected, tmp_path, content):
     Encoder(tiny_clip).store(tmp_path, processor, videos)
     (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"manifest\.json is damaged: delete the folder"):
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged .*: delete the folder"):
         Encoder(tiny_clip).store(tmp_path, processor, videos)
     assert torch.equal(Encoder(tiny_clip).store(tmp_path, processor, videos, rebuild=True), expected)
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "paths_clipfsar": {"choices_clipfsar"},
     "alignment_clipfsar": set(),
     "hub_clipfsar": {"pipeline_clipfsar"},  # in a function: the model names the pipeline that opens its folder
-    "labels_clipfsar": set(),
+    "labels_clipfsar": {"choices_clipfsar"},
     "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
     "temporal_clipfsar": {"configuration_clipfsar"},
     "modeling_clipfsar": {

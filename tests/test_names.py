@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from clipfsar.cli import main
+from clipfsar.inference.load_model import usable_device
 from clipfsar.names import check_device, check_source, find_model
 
 
@@ -111,19 +113,43 @@ def test_a_training_run_stands_for_its_best_model(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", [None, "cpu", "cuda", "cuda:1", "mps"])
+def test_a_training_run_without_a_best_model_suggests_its_last(tmp_path, capsys):
+    last = tmp_path / "last"
+    last.mkdir()
+    (last / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"run without a best model: give its last one, --model {last}"):
+        find_model("model", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", [None, "cpu", "cpu:0", "cuda", "cuda:1", "mps", "mps:0", "xpu:12"])
 def test_names_of_devices_pass(name):
     check_device(name)
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("gpu", "did you mean cuda"), ("GPU:0", "did you mean cuda"), ("x", "are cpu")]
+    ("name", "hint"),
+    [
+        *(("cpu:3", "there is one cpu. Give --device cpu"), ("mps:1", "there is one mps"), ("cpu:", "are cpu")),
+        *(("gpu", "did you mean cuda"), ("GPU:0", "did you mean cuda"), ("x", "are cpu")),
+    ],
 )
 def test_what_is_no_device_is_named(name, hint, capsys):
     with pytest.raises(ValueError, match=f"--device {name} is no device: .*{hint}"):
         check_device(name)
     assert main(["predict", "--model", "m", "--labels", "a, b", "--query", "x.mp4", "--device", name]) == 2
     assert capsys.readouterr().err.startswith(f"error: --device {name} is no device")
+
+
+@pytest.mark.parametrize("name", ["mps", "cuda", "cuda:0", "xpu", "npu"])
+def test_a_device_that_this_machine_lacks_is_named_in_one_sentence(name, monkeypatch):
+    kind = name.partition(":")[0]
+    if hasattr(torch, kind):
+        monkeypatch.setattr(getattr(torch, kind), "is_available", lambda: False)
+    message = f"^--device {name} cannot be used: this machine, or this PyTorch, has no {kind}. Leave it out"
+    with pytest.raises(ValueError, match=message):
+        usable_device(name)
+    assert usable_device("cpu") == "cpu"
+    assert usable_device(None) is None
 
 
 def test_a_file_is_no_model(tmp_path):

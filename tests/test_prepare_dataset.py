@@ -664,6 +664,39 @@ def test_a_video_that_kills_the_decoder_is_listed_and_the_others_are_read(table,
     assert len(load_from_disk(tmp_path / "data")["train"]) == 5
 
 
+# --- names and files that are not what they should be ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["folder", "file"])
+def test_a_name_that_is_not_utf_8_is_named(place, video_folder, tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(video_folder / "train", source)
+    old = source / "green" if place == "folder" else next((source / "green").iterdir())
+    os.rename(os.fsencode(old), os.fsencode(old.parent) + b"/gr\xfcn" + os.fsencode(old.suffix))
+    assert clipfsar(["prepare", *command_line(source=source, output_dir=tmp_path / "data")]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: The name b'.*gr\\xfcn.*' is not UTF-8: rename the file or folder\.\n", error)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "3"])
+def test_damaged_settings_of_an_unfinished_preparation_say_what_to_do(content, table, tmp_path, interrupted):
+    interrupted()
+    (tmp_path / "data" / ".preparing" / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match=r"settings\.json is damaged .*: delete .*preparing, and all videos"):
+        prepare(tmp_path / "data", source=table)
+
+
+@pytest.mark.parametrize("lost", ["keys.json", "videos/"])
+def test_a_list_of_a_shard_that_lost_a_line_is_found(lost, table, tmp_path, interrupted):
+    interrupted(frame_store="raw")
+    path = tmp_path / "data" / ".preparing" / "train" / "shard-000000" / "SHA256SUMS"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if lost not in line))
+    assert len(path.read_text()) < sum(map(len, lines))
+    with pytest.raises(ValueError, match=r"SHA256SUMS has no checksum of .*: delete .*shard-000000, and its videos"):
+        prepare(tmp_path / "data", source=table, frame_store="raw")
+
+
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 

@@ -1,16 +1,20 @@
 """Settings, names, labels and numbers are checked wherever they come from; what is wrong is named, never used."""
 
+import copy
 import inspect
 import json
+import pickle
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from tiny_data import random_clip, tiny_model_and_processor, video_splits, write_video_folder
-from transformers import AutoModel
+from transformers import CONFIG_MAPPING, AutoModel
 
 from clipfsar.evaluation.evaluate_model import evaluate_episodes
 from configuration_clipfsar import CLIPFSARConfig
+from labels_clipfsar import check_answer
 from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import CLIPFSARProcessor
@@ -19,23 +23,23 @@ from support_set_clipfsar import SupportSet
 NAN, INF = float("nan"), float("inf")
 # Of every field of the configuration's own: values that it refuses.
 WRONG = {
-    "num_frames": [0, -1, 2.5, "8", True, None],
-    "temporal_num_layers": [-1, 0.5, None],
-    "temporal_num_heads": [0, 1.5],
-    "temporal_intermediate_size": [0, "32"],
+    "num_frames": [0, -1, 2.5, "8", True, None, 10**9],
+    "temporal_num_layers": [-1, 0.5, None, 10**6],
+    "temporal_num_heads": [0, 1.5, 10**9],
+    "temporal_intermediate_size": [0, "32", 10**12],
     "temporal_attention_dropout": [-0.1, 1.1, NAN, "0.1"],
     "temporal_hidden_dropout": [-0.1, 1.1, NAN],
     "prototype_modulation": ["False", 2, None],
     "alignment": ["bi-mhm", "OTAM", "dtw", None, []],
-    "otam_smoothing": [0, -1, INF, NAN, "0.5"],
+    "otam_smoothing": [0, -1, INF, NAN, "0.5", 1e-40, 1e40],
     "otam_bidirectional": ["no", 2],
-    "cosine_epsilon": [-0.01, NAN, INF],
+    "cosine_epsilon": [-0.01, NAN, INF, 1e-45, 1e39],
     "support_pooling": ["befor", "After", None],
-    "video_text_loss_weight": [-1, NAN, INF],
-    "video_text_scale_init": [0, -1, INF, NAN],
+    "video_text_loss_weight": [-1, NAN, INF, 1e39],
+    "video_text_scale_init": [0, -1, INF, NAN, 1e-45, 1e39],
     "inference_mode": ["fewshot", "", None],
     "ensemble_text_weight": [-0.1, 1.1, NAN],
-    "ensemble_temperature": [0, -8, INF],
+    "ensemble_temperature": [0, -8, INF, 1e-40, 1e40],
 }
 CASES = [(name, value) for name, values in WRONG.items() for value in values]
 CLIPS = {"boxing": [random_clip(0), random_clip(1)], "diving": [random_clip(2)]}
@@ -153,6 +157,207 @@ def test_what_transformers_itself_passes_is_known(folder, tiny_episode):
     assert model(**tiny_episode(), **inputs).logits.shape == (1, 6, 3)
 
 
+TYPOS = {
+    "num_frame": "num_frames",
+    "aligment": "alignment",
+    "n_frames": "num_frames",
+    "otam_smothing": "otam_smoothing",
+}
+
+
+@pytest.mark.parametrize("name", TYPOS)
+def test_a_name_assigned_to_a_configuration_that_is_nearly_a_setting_is_refused(tiny_config, name):
+    with pytest.raises(AttributeError, match=f"does not know '{name}': did you mean '{TYPOS[name]}'"):
+        setattr(tiny_config(), name, 3)
+
+
+def test_a_name_assigned_to_a_processor_that_is_nearly_a_setting_is_refused(parts):
+    with pytest.raises(AttributeError, match="CLIPFSARProcessor does not know 'num_frame': did you mean 'num_frames'"):
+        parts[1].num_frame = 3
+
+
+# Of configurations in transformers 4 and 5, and what transformers, PEFT and accelerate assign.
+OF_OTHERS = """
+return_dict output_hidden_states torchscript torch_dtype dtype use_bfloat16 pruned_heads num_labels id2label
+tie_word_embeddings chunk_size_feed_forward is_encoder_decoder is_decoder cross_attention_hidden_size use_cache
+label2id add_cross_attention tie_encoder_decoder max_length min_length do_sample early_stopping num_beams
+num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
+no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+exponential_decay_length_penalty suppress_tokens begin_suppress_tokens architectures finetuning_task tokenizer_class
+prefix bos_token_id pad_token_id eos_token_id sep_token_id decoder_start_token_id task_specific_params problem_type
+transformers_version _name_or_path initializer_range initializer_factor dropout hidden_dropout attention_dropout
+hidden_dropout_prob attention_probs_dropout_prob name_or_path logit_scale_init_value logit_bias_init_value
+text_config_dict vision_config_dict projection_dim projection_size text_projection_dim vision_projection_dim
+num_patches num_channels patch_size image_size layer_norm_eps hidden_act vocab_size hidden_size
+intermediate_size num_hidden_layers num_attention_heads num_key_value_heads qkv_bias max_position_embeddings
+gradient_checkpointing quantization_config auto_map custom_pipelines _attn_implementation _commit_hash
+_pre_quantization_dtype inference_mode peft_type base_model_name_or_path model_type
+"""
+
+
+def test_names_that_transformers_has_or_had_are_kept(tiny_config):
+    settable = [
+        name for name in OF_OTHERS.split() if name not in ("model_type", "inference_mode", "name_or_path", "num_labels")
+    ]
+    config = tiny_config()
+    for name in settable:
+        if not hasattr(config, name):
+            setattr(config, name, None)
+    for kind in ("clip", "siglip", "siglip2"):
+        towers = {part: dict.fromkeys(set(OF_OTHERS.split()) - set(_known(kind, part))) for part in ("text", "vision")}
+        clip_config = {f"{part}_config": {**values, "name_or_path": ""} for part, values in towers.items()}
+        clip_config |= dict.fromkeys(set(OF_OTHERS.split()) - set(_known(kind)))
+        assert CLIPFSARConfig(clip_config={**clip_config, "model_type": kind}).clip_config.model_type == kind
+
+
+def _known(kind: str, part: str | None = None) -> set[str]:
+    config = CONFIG_MAPPING[kind]()
+    return {*dir(getattr(config, f"{part}_config") if part else config), "name_or_path"}
+
+
+@pytest.mark.parametrize(
+    ("clip_config", "message"),
+    [
+        ({"hiden_size": 8}, "clip_config does not know 'hiden_size': did you mean 'hidden_size'"),
+        ({"text_config": {"hiden_size": 8}}, "clip_config.text_config does not know 'hiden_size'"),
+        ({"text_confg": {"hidden_size": 8}}, "clip_config does not know 'text_confg': did you mean 'text_config'"),
+        (
+            {"model_type": "siglip", "vision_config": {"num_hiden_layers": 1}},
+            "clip_config.vision_config does not know 'num_hiden_layers': did you mean 'num_hidden_layers'",
+        ),
+        ({"model_type": "clip_resnet", "vision_config": {"dephts": [1, 1, 1, 1]}}, "did you mean 'depths'"),
+    ],
+)
+def test_a_slip_in_the_configuration_of_the_backbone_is_named(tiny_config, clip_config, message):
+    config = tiny_config()
+    for way in (
+        lambda: CLIPFSARConfig(clip_config=clip_config),
+        lambda: CLIPFSARConfig.from_dict(config.to_dict() | {"clip_config": clip_config}),
+    ):
+        with pytest.raises(TypeError, match=message):
+            way()
+
+
+def test_a_slip_in_a_part_of_the_backbones_configuration_is_named_on_loading(folder):
+    with pytest.raises(TypeError, match="clip_config does not know 'projction_dim': did you mean 'projection_dim'"):
+        CLIPFSARModel.from_pretrained(folder, clip_config={"projction_dim": 16})
+
+
+def edited(folder, tmp_path, **changes):
+    shutil.copytree(folder, tmp_path / "edited")
+    path = tmp_path / "edited" / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path.parent
+
+
+def test_an_unknown_name_in_a_saved_processor_is_refused(folder, tmp_path):
+    with pytest.raises(
+        TypeError, match=r"processor_config\.json does not know 'sampling': did you mean 'sampling_rate'"
+    ):
+        CLIPFSARProcessor.from_pretrained(edited(folder, tmp_path, sampling="interval"))
+
+
+def test_an_unknown_image_setting_in_a_saved_processor_is_refused(folder, tmp_path):
+    settings = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    changed = edited(folder, tmp_path, image_processor={**settings, "image_meen": [0, 0, 0]})
+    with pytest.raises(TypeError, match="does not know 'image_meen': did you mean 'image_mean'"):
+        CLIPFSARProcessor.from_pretrained(changed)
+
+
+def test_names_of_other_versions_of_transformers_in_a_saved_processor_are_ignored_aloud(folder, tmp_path, caplog):
+    known = {"transformers_version": "5.99", "chat_template": None, "feature_extractor_type": None}
+    settings = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    new = {"image_processor": {**settings, "pad_token_images": 3}, "modality_router": {}}
+    processor = CLIPFSARProcessor.from_pretrained(edited(folder, tmp_path, **known, **new))
+    assert processor.num_frames == 4
+    assert [record.getMessage() for record in caplog.records if "processor_config" in record.getMessage()] == [
+        "processor_config.json: 'modality_router' is no setting of CLIPFSARProcessor, and is ignored."
+    ]
+
+
+# --- what weights were trained with -----------------------------------------------------------------------------------
+
+
+CHANGES = [
+    ({"temporal_num_layers": 3}, "temporal_num_layers=3 is not what the weights in .* were trained with, 1"),
+    ({"temporal_num_layers": 0}, "temporal_num_layers=0 is not what the weights in .* were trained with, 1"),
+    ({"temporal_num_heads": 4}, "temporal_num_heads=4 is not what the weights in .* were trained with, 2"),
+    ({"temporal_intermediate_size": 8}, "temporal_intermediate_size=8 is not"),
+    ({"vision_config": {"num_hidden_layers": 1}}, r"clip_config\.vision_config\.num_hidden_layers=1 is"),
+    ({"text_config": {"num_attention_heads": 1}}, r"clip_config\.text_config\.num_attention_heads=1 is"),
+]
+
+
+def of_towers(changes: dict, clip_config) -> dict:
+    """Changes of a tower as a keyword of `from_pretrained`, which takes a tower's settings as a whole."""
+    if "vision_config" not in changes and "text_config" not in changes:
+        return changes
+    return {"clip_config": {name: getattr(clip_config, name).to_dict() | change for name, change in changes.items()}}
+
+
+@pytest.mark.parametrize("load", [CLIPFSARModel, AutoModel])
+@pytest.mark.parametrize(("changes", "message"), CHANGES)
+def test_a_trained_model_is_not_loaded_into_another_structure(folder, load, changes, message):
+    changes = of_towers(changes, CLIPFSARConfig.from_pretrained(folder).clip_config)
+    with pytest.raises(ValueError, match=message):
+        load.from_pretrained(folder, **changes)
+    config = CLIPFSARConfig.from_pretrained(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load.from_pretrained(folder, config=config)
+
+
+def test_another_structure_can_be_asked_for_by_name(folder):
+    model = CLIPFSARModel.from_pretrained(folder, temporal_num_layers=2, ignore_mismatched_sizes=True)
+    assert len(model.temporal_transformer.layers) == 2
+
+
+def test_settings_that_change_no_weights_can_be_given(folder):
+    model = CLIPFSARModel.from_pretrained(folder, num_frames=7, prototype_modulation=False, temporal_num_layers=1)
+    assert (model.config.num_frames, model.config.prototype_modulation) == (7, False)
+    model, info = CLIPFSARModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert model.config.num_frames == 4
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [(2, "lack 'temporal_transformer.layers.1"), (0, "have, and the model")]
+)
+def test_a_configuration_that_is_not_that_of_the_weights_beside_it_is_refused(folder, tmp_path, layers, message):
+    shutil.copytree(folder, tmp_path / "edited")
+    path = tmp_path / "edited" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temporal_num_layers": layers}))
+    with pytest.raises(ValueError, match=message):
+        CLIPFSARModel.from_pretrained(path.parent)
+
+
+def test_a_backbone_of_a_plain_clip_keeps_its_structure(folder, tmp_path):
+    CLIPFSARModel.from_pretrained(folder).clip.save_pretrained(tmp_path)
+    model = CLIPFSARModel.from_pretrained(tmp_path, temporal_num_layers=3, temporal_num_heads=2)
+    assert len(model.temporal_transformer.layers) == 3
+    changes = of_towers({"vision_config": {"num_attention_heads": 1}}, model.config.clip_config)
+    with pytest.raises(ValueError, match=r"clip_config\.vision_config\.num_attention_heads=1 is not what"):
+        CLIPFSARModel.from_pretrained(tmp_path, **changes)
+
+
+# --- tokens of the Hub ------------------------------------------------------------------------------------------------
+
+
+def test_a_token_given_on_loading_is_neither_printed_nor_copied_nor_saved(folder, tmp_path):
+    model = CLIPFSARModel.from_pretrained(folder, token="hf_secret", local_files_only=True)
+    assert model.hub_options["token"] == "hf_secret"  # what lies beside the model is loaded with it
+    model.save_pretrained(tmp_path / "saved")
+    torch.save(model, tmp_path / "pickled.pt")
+    copied = copy.deepcopy(model)
+    assert copied.hub_options == {"local_files_only": True}
+    assert pickle.loads(pickle.dumps(model)).hub_options == {"local_files_only": True}
+    for shown in (repr(model.hub_options), str(model.hub_options), repr(vars(model)), str(model.config)):
+        assert "hf_secret" not in shown
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert not [path for path in files if b"hf_secret" in path.read_bytes()]
+
+
 # --- what the configuration asks to return ----------------------------------------------------------------------------
 
 
@@ -231,6 +436,31 @@ def test_a_class_without_support_in_a_batch_of_unequal_ways_is_named(tiny_model,
     assert tiny_model()(**episode, inference_mode="zero_shot").logits.shape == (2, 6, 3)
 
 
+def test_rows_of_the_base_classes_are_in_range(tiny_model, tiny_episode):
+    episode, base = tiny_episode(), torch.ones(4, 16)
+    for value in (4, -1):  # -1 would be the last row
+        labels = torch.tensor([[0, 1, value]])
+        with pytest.raises(ValueError, match=f"class_base_labels holds {value}, but there are 4 rows of .* 0 to 3"):
+            tiny_model()(**episode, base_class_embeds=base, class_base_labels=labels)
+
+
+@pytest.mark.parametrize("value", [-1, 10**6])
+def test_tokens_are_those_of_the_vocabulary(tiny_model, tiny_episode, value):
+    episode = tiny_episode()
+    episode["class_input_ids"][0, 1, 2] = value
+    size = tiny_model().config.clip_config.text_config.vocab_size
+    with pytest.raises(ValueError, match=f"class_input_ids holds {value}, but there are {size} tokens in the vocabu"):
+        tiny_model()(**episode)
+
+
+def test_an_empty_mode_is_no_mode(parts, tiny_episode):
+    with pytest.raises(ValueError, match="inference_mode='' is not one of few_shot"):
+        parts[0](**tiny_episode(), inference_mode="")
+    support_set = SupportSet.from_videos(*parts, CLIPS)
+    with pytest.raises(ValueError, match="inference_mode='' is not one of few_shot"):
+        support_set.classify(parts[0], torch.ones(1, 4, 16), "")
+
+
 # --- NaN and infinite numbers -----------------------------------------------------------------------------------------
 
 
@@ -271,6 +501,55 @@ def test_broken_frames_are_named_instead_of_an_answer(parts, monkeypatch):
     assert classify.support_set.class_names == ["boxing", "diving"]
 
 
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["support_pixel_values", "query_pixel_values"])
+def test_the_model_names_the_pixel_values_that_are_no_numbers(tiny_model, tiny_episode, name, training, value):
+    episode = tiny_episode()
+    episode[name][0, 1, 2, 0, 3, 4] = value
+    with pytest.raises(
+        ValueError, match=rf"{name} holds NaN or infinite numbers, the first at index \[0, 1, 2, 0, 3, 4"
+    ):
+        tiny_model().train(training)(**episode)
+
+
+@pytest.mark.parametrize("name", ["support_embeds", "query_embeds", "class_embeds"])
+def test_the_model_names_the_features_that_are_no_numbers(tiny_model, tiny_episode, name):
+    model, episode = tiny_model(), tiny_episode()
+    output = model(**episode, inference_mode="ensemble")
+    features = {
+        each: getattr(output, each).detach().clone() for each in ("support_embeds", "query_embeds", "class_embeds")
+    }
+    features[name][0, 1] = NAN
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinite numbers, the first at index"):
+        model(**features, support_labels=episode["support_labels"], inference_mode="ensemble")
+
+
+def test_the_model_names_its_weights_that_are_no_numbers_in_inference_alone(tiny_model, tiny_episode):
+    model = tiny_model()
+    spoil(model, "temporal_transformer.layers.0.mlp.fc1.weight", NAN)
+    with pytest.raises(
+        ValueError, match=r"Weights of the model hold NaN .*'temporal_transformer.layers.0.mlp.fc1.weight'"
+    ):
+        model(**tiny_episode())
+    assert model.train()(**tiny_episode()).loss.isnan()  # the trainer tells with the episode, and what to do
+
+
+def test_numbers_are_not_looked_at_in_a_graph_nor_on_another_device(tiny_model):
+    model, broken = tiny_model(), torch.tensor([1.0, NAN])
+
+    def doubled(logits):
+        check_answer(model, logits, *[None] * 6)
+        return 2 * logits
+
+    with pytest.raises(ValueError, match="The logits hold NaN or infinite numbers, though inputs and weights do not"):
+        doubled(broken)
+    compiled = torch.compile(doubled, fullgraph=True, backend="eager")  # fails where a value is read
+    assert compiled(broken).isnan().tolist() == [False, True]
+    assert torch.jit.trace(doubled, broken, check_trace=False)(broken).isnan().tolist() == [False, True]
+    assert doubled(broken.to("meta")).shape == (2,)
+
+
 def test_broken_features_of_a_class_are_named(parts):
     model, processor = parts
     support_set = SupportSet.from_videos(model, processor, CLIPS)
@@ -298,6 +577,8 @@ def test_finite_numbers_are_answered(parts, split):
     [
         *(("preprocessing", "offical"), ("frame_sampling", "segments"), ("query_augmentation", "flip")),
         *(("decoder", "opencv"), ("target_fps", 0), ("sampling_rate", -1), ("seconds_per_video", float("nan"))),
+        *(("num_frames", 10**9), ("num_threads", 10**9), ("prompt_length", 10**9), ("seconds_per_video", 1e12)),
+        *(("target_fps", 1e-40), ("sampling_rate", 1e300)),
         *(("num_frames", 2.5), ("num_threads", -4), ("prompt_template", "a photo"), ("prompt_length", 0)),
     ],
 )

@@ -27,6 +27,7 @@ from tiny_data import tiny_model_and_processor
 from transformers import CLIPImageProcessor
 
 import pixels_clipfsar
+import support_set_files_clipfsar
 from clipfsar.data.frame_store import FrameStoreSettings, read_video
 from enrolled_clipfsar import _frames_of_strip
 from frame_archive_clipfsar import pack_frames
@@ -579,6 +580,14 @@ def test_a_description_that_is_no_json_is_damaged(tmp_path, text):
     small_support_set().save_pretrained(tmp_path)
     (tmp_path / "support_set.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ValueError, match="is damaged"):
+        SupportSet.from_pretrained(tmp_path)
+
+
+def test_a_file_of_tensors_of_too_many_bytes_is_not_loaded(tmp_path, monkeypatch):
+    small_support_set().save_pretrained(tmp_path)
+    monkeypatch.setattr(support_set_files_clipfsar, "load_file", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setenv("CLIPFSAR_MAX_FILE_BYTES", "100")
+    with pytest.raises(ValueError, match=r"support_set\.safetensors has [0-9]+ bytes, more than the limit of 100"):
         SupportSet.from_pretrained(tmp_path)
 
 

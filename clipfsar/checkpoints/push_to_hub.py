@@ -1,11 +1,11 @@
 """Uploads the folder of a model to the Hugging Face Hub: the work behind `clipfsar push`."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from transformers.dynamic_module_utils import get_relative_imports
 
+from clipfsar.checked_files import read_json
 from clipfsar.checkpoints.arguments import PushArguments
 from clipfsar.checkpoints.model_card import MODEL_PLACEHOLDER
 
@@ -15,7 +15,8 @@ _NOT_UPLOADED = ["__pycache__/**", "*.pyc", ".*", "**/.*", "*.partial", "*.tmp",
 
 def missing_files(folder: Path) -> list[str]:
     """Files that `pipeline` and the Hub need and that are not in the folder."""
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    is_there = (folder / "config.json").is_file()
+    config = read_json(folder / "config.json", "put back a copy of it, or save the model again") if is_there else {}
     references = [*config.get("auto_map", {}).values()]
     references += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
     to_read, code = {f"{reference.split('--')[-1].split('.')[0]}.py" for reference in references}, set()

@@ -26,7 +26,7 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is
 from tqdm.auto import tqdm
 
 from choices_clipfsar import SECONDS_PER_VIDEO
-from clipfsar.checked_files import check_files, write_checksums
+from clipfsar.checked_files import check_files, read_json, write_checksums
 from clipfsar.content import digests_of_videos
 from clipfsar.locks import FolderLock
 from container_clipfsar import READER_VERSION
@@ -298,10 +298,11 @@ class _Shard:
 
 def _finished_shards(folder: Path) -> list[_Shard]:
     paths = sorted(folder.glob("shard-*"))  # unfinished ones are called .shard-...
-    unchecked = [path for path in paths if not check_files(path, f"delete {path}, and its videos are read again")]
+    remedies = {path: f"delete {path}, and its videos are read again" for path in paths}
+    unchecked = [path for path, remedy in remedies.items() if not check_files(path, remedy, must_be_listed="*")]
     if unchecked:
         print(f"note: {len(unchecked)} finished pieces in {folder} have no checksums; they are taken as they are.")
-    return [_Shard(path, json.loads((path / "keys.json").read_text())) for path in paths]
+    return [_Shard(path, read_json(path / "keys.json", remedies[path], list)) for path in paths]
 
 
 def _write_shard(

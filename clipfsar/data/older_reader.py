@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from clipfsar.checked_files import DamagedFileError, read_json
 from clipfsar.data.arguments import PrepareArguments
 from clipfsar.data.sources import listed_clips
 from container_clipfsar import READER_VERSION
@@ -23,7 +24,10 @@ def check_kept_frames(folder: Path):
     path = folder / REPORT
     if not path.is_file():
         return
-    report = json.loads(path.read_text())
+    remedy = "prepare the data again, or delete this file if you made the data set otherwise"
+    report = read_json(path, remedy)
+    if not isinstance(report.get("settings"), dict):
+        raise DamagedFileError(f"{path} is damaged (it has no settings): {remedy}.")
     if "reader" in report or report["settings"].get("frame_store", "none") == "none":
         return
     different = [f"{file} ({reason})" for file in _files_of(report) if (reason := frames_differ_from_0_1(file))]

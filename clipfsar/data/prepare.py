@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Value, Video
 
+from clipfsar.checked_files import read_json
 from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, FRAME_SIZE, SPLITS, PrepareArguments
 from clipfsar.data.clips import LeftOut
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
@@ -125,7 +126,7 @@ class Preparation:
         if (self.output_dir / REPORT).is_file():
             raise ValueError(f"{self.output_dir} holds a prepared data set already: delete it or name another folder.")
         if path.is_file():
-            earlier = json.loads(path.read_text())
+            earlier = read_json(path, f"delete {self.work_dir}, and all videos are read again")
             different = [f"--{name} {earlier.get(name)}" for name in settings if earlier.get(name) != settings[name]]
             if different:
                 raise ValueError(

@@ -6,7 +6,7 @@ Nothing is decoded here: a list of a hundred thousand videos takes seconds.
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -439,8 +439,23 @@ def _joined(values: Sequence[float]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
+def _check_utf8(names: Iterable[str]):
+    for name in names:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"The name {name.encode('utf-8', 'surrogateescape')!r} is not UTF-8: rename the file or folder."
+            ) from None
+
+
 def to_dataset(splits: dict[str, list[Clip]]) -> DatasetDict:
-    """Paths and class names as a data set with the columns `video` and `label`."""
+    """Paths and class names as a data set with the columns `video` and `label`.
+
+    Raises:
+        ValueError: For a name that is not UTF-8, which no data set can hold.
+    """
+    _check_utf8(text for clips in splits.values() for clip in clips for text in (clip.class_name, clip.path))
     features = Features({"video": Value("string"), "label": Value("string")})
     return DatasetDict(
         {

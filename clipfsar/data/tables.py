@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from limits_clipfsar import UnreadableError, read_file
+
 _DELIMITERS = (",", ";", "\t")
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -15,9 +17,13 @@ def read_text(path: Path) -> str:
     """A text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: For another encoding; the message has the file, the line and the remedy.
+        ValueError: For another encoding, with the file, the line and the remedy; for a pipe or device, which may never
+            end; for a file above the limit of bytes.
     """
-    data = path.read_bytes()
+    try:
+        data = read_file(path)
+    except UnreadableError as error:
+        raise ValueError(f"{path} cannot be read as text: {error}. Give a file with lines of text.") from None
     remedy = "save the file as UTF-8 (spreadsheets call it 'CSV UTF-8')"
     if data.startswith(_UTF_16_MARKS):
         raise ValueError(f"{path} is not a text file in UTF-8 but in UTF-16: {remedy}.")

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from backbones_clipfsar import tower_configs
-from clipfsar.checked_files import DamagedFileError, load_tensors, save_tensors
+from clipfsar.checked_files import DamagedFileError, load_tensors, read_json, save_tensors
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.locks import LOCK_NAME, FolderLock
@@ -95,16 +95,13 @@ class FeatureStore:
         path = self.folder / "manifest.json"
         if not path.is_file():
             return None
-        with contextlib.suppress(ValueError):
-            manifest = json.loads(path.read_text())
-            if isinstance(manifest, dict):
-                return manifest
-        if self.rebuild:
-            return {}
-        raise DamagedFileError(
-            f"{path} is damaged: delete the folder, and the videos are encoded again, or rebuild it with "
-            "--rebuild_features."
-        )
+        remedy = "delete the folder, and the videos are encoded again, or rebuild it with --rebuild_features"
+        try:
+            return read_json(path, remedy)
+        except DamagedFileError:
+            if self.rebuild:
+                return {}
+            raise
 
     def _open(self, split: VideoSplit, draw_seed: tuple[int, ...] | None, stack) -> tuple[bool, dict]:
         """Whether all features are there, and the manifest; if not, the store is empty or begun and locked in `stack`.

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from backbones_clipfsar import takes_patches
+from clipfsar.checked_files import read_json
 from clipfsar.inference.arguments import ExportArguments
 from clipfsar.inference.load_model import load_model
 from fingerprint_clipfsar import model_digest, preprocessing_settings
@@ -207,8 +208,8 @@ def main(arguments: ExportArguments):
     if arguments.only_classes:
         if not (folder / DESCRIPTION).is_file():
             raise ValueError(f"{folder} holds no {DESCRIPTION}: export the model first, without --only_classes.")
-        present = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        if present["weights"] != description["weights"]:
+        present = read_json(folder / DESCRIPTION, "export the model again, without --only_classes")
+        if present.get("weights") != description["weights"]:
             raise ValueError(f"{folder} holds another model than {arguments.model}: export it first.")
         description = present | {"class_names": support_set.class_names}
     else:

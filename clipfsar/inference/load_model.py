@@ -35,6 +35,13 @@ def usable_device(name: str | None) -> str | None:
         ValueError: When this machine or this PyTorch has no such device.
     """
     if name is not None:
+        kind = name.partition(":")[0]
+        part = getattr(torch, kind, None)  # torch.cuda, torch.mps, ...; those of other makers come with their plug-ins
+        if kind != "cpu" and not (part is not None and part.is_available()):
+            raise ValueError(
+                f"--device {name} cannot be used: this machine, or this PyTorch, has no {kind}. Leave it out to take "
+                "what is there."
+            )
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:

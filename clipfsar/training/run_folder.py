@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from clipfsar.checked_files import DamagedFileError, check_files, listed_files, write_checksums
+from clipfsar.checked_files import DamagedFileError, check_files, listed_files, read_json, write_checksums
 from clipfsar.locks import FolderLock
 from clipfsar.plots import plot_training
 from paths_clipfsar import flush_to_disk, replace_file
@@ -138,11 +138,7 @@ def read_progress(state_folder: Path | None) -> dict:
     """How far the run of a saved state had come; empty without one."""
     if state_folder is None:
         return {}
-    path = state_folder / "progress.json"
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise DamagedFileError(f"{path} is damaged ({error}): delete {state_folder} to begin anew.") from None
+    return read_json(state_folder / "progress.json", f"delete {state_folder} to begin anew")
 
 
 def check_saved_state(state_folder: Path, output_dir: Path) -> list[str]:
