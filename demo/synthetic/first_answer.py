@@ -1,0 +1,68 @@
+"""A first answer within a minute: show a few clips of each class, ask about others.
+
+The clips are rendered, the CLIP is the tiny one beside this file, untrained by the method: what `pipeline` does with
+your own clips and any CLIP, only smaller.
+"""
+
+from pathlib import Path
+
+from transformers import pipeline
+from transformers.utils import logging as transformers_logging
+
+from demo.synthetic import TINY_CLIP
+from demo.synthetic.render import render_clip, write_clip
+from pipeline_clipfsar import TASK
+
+SUPPORT = {"red star growing": 4, "red star shrinking": 4, "green star bouncing": 4, "red circle filling": 4}  # clips to show of each class
+QUERIES = ("red star growing", "green star bouncing", "white heart stretching")  # the last is of none of the classes
+_QUERY = 9  # number of a query clip; support clips count from 0
+
+
+def clip_path(folder: Path, class_name: str, number: int) -> Path:
+    return folder / class_name / f"{number:03d}.mp4"
+
+
+def render_clips(folder: Path, seed: int = 0) -> None:
+    """Writes the clips that are not there yet, as CLASS/NUMBER.mp4."""
+    wanted = [(name, number) for name, count in SUPPORT.items() for number in range(count)]
+    for name, number in [*wanted, *((name, _QUERY) for name in QUERIES)]:
+        path = clip_path(folder, name, number)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_clip(path, *render_clip(name, seed, number))
+
+
+def first_answer(output_dir: Path) -> list[dict]:
+    """Enrolls the classes, classifies the queries and draws why the first one is what it is.
+
+    Returns:
+        Per query its class, the clip and the answer: labels with scores, and the score of "none of these".
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    clips = output_dir / "clips"
+    render_clips(clips)
+    classify = pipeline(TASK, model=str(TINY_CLIP), device="cpu")
+    classify.enroll({name: [str(clip_path(clips, name, n)) for n in range(c)] for name, c in SUPPORT.items()})
+    queries = {name: clip_path(clips, name, _QUERY) for name in QUERIES}
+    answers = classify([str(path) for path in queries.values()], detect_unknown=True)
+    found = [
+        {"class": name, "clip": str(path), "answer": answer}
+        for (name, path), answer in zip(queries.items(), answers, strict=True)
+    ]
+    explanation = classify.explain(str(queries[QUERIES[0]]), detect_unknown=True)
+    explanation.plot(output_dir / "why.png")
+    return found
+
+
+def in_words(answers: list[dict]) -> str:
+    """The answers as lines of text."""
+    lines = []
+    for found in answers:
+        scores = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in found["answer"])
+        truth = found["class"] if found["class"] in SUPPORT else f"{found['class']}, which was not shown"
+        lines.append(f"  clip of {truth}:\n    {scores}")
+    return "\n".join(lines)
+
+
+__all__ = ["QUERIES", "SUPPORT", "clip_path", "first_answer", "in_words", "render_clips"]
