@@ -27,6 +27,7 @@ import json
 import math
 import os
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from multiprocessing import get_context
@@ -59,24 +60,6 @@ MANIFEST_NAME = "synthetic_actions.json"
 SIZE_WORDS = ("small", "large")
 PLACES = ("on the left", "on the right", "at the top", "at the bottom")
 CAPTION_TEMPLATES = {"{}": 0.25, "a photo of {}": 0.45, "a picture of {}": 0.15, "an image of {}": 0.15}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Shapes: signed distances, negative inside, for a shape of radius about 1 around the origin (x to the right, y down)
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Actions: how an object moves. Lengths are in units of the frame's short side, the origin is the middle of the frame;
-# the visible square that CLIP's centre crop keeps is then [-0.5, 0.5] x [-0.5, 0.5].
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-# Actions that happen once. `progress` (num_frames,) runs from 0 to 1 (from 1 to 0 for the time-reversed action).
-# Nothing else may depend on time, so that the reversed action shows the same frames in the opposite order.
-
-
-# Actions that repeat. `time` (num_frames,) runs from 0 to 1; each draws its own number of repetitions and start.
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -409,12 +392,14 @@ def render_dataset(
     seed: int = 0,
     num_workers: int | None = None,
     show_progress: bool = True,
+    class_names: Mapping[str, Sequence[str]] = SPLITS,
 ) -> int:
     """Write the three splits as a `videofolder` tree and return the number of clips that had to be rendered.
 
     `num_videos_per_class` is one number, or one per split (`{"train": 24, "validation": 20, "test": 20}`; 0 leaves a
     split out). What is already there is kept, so that an interrupted run continues. `num_workers=None` uses every core;
-    1 renders in this process. Raises `ValueError` when `output_dir` holds a tree of other settings.
+    1 renders in this process. `class_names` are the classes of each split. Raises `ValueError` when `output_dir` holds
+    a tree of other settings.
     """
     output_dir = Path(output_dir)
     if isinstance(num_videos_per_class, int):
@@ -423,11 +408,14 @@ def render_dataset(
     if unknown:
         raise ValueError(f"Unknown split '{unknown[0]}' in num_videos_per_class: the splits are {', '.join(SPLITS)}.")
     counts = {split: int(num_videos_per_class.get(split, 0)) for split in SPLITS}
-    _check_manifest(output_dir, {"renderer_version": RENDERER_VERSION, "seed": seed, "num_videos_per_class": counts})
+    manifest = {"renderer_version": RENDERER_VERSION, "seed": seed, "num_videos_per_class": counts}
+    if class_names != SPLITS:
+        manifest["class_names"] = {split: list(names) for split, names in class_names.items()}
+    _check_manifest(output_dir, manifest)
 
     jobs = []
-    for split, class_names in SPLITS.items():
-        for class_name in class_names if counts[split] else ():
+    for split, names in class_names.items():
+        for class_name in names if counts[split] else ():
             folder = output_dir / split / class_name
             folder.mkdir(parents=True, exist_ok=True)
             paths = [folder / f"{index:03d}.mp4" for index in range(counts[split])]

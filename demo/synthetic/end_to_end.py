@@ -1,0 +1,97 @@
+"""One training from video files to a classified clip, by the commands that anybody would type.
+
+Video files become a data set with kept frames (`clipfsar prepare`), episodes train the whole visual tower and the
+temporal transformer (`clipfsar train`), and the folder that comes out answers through `pipeline`. It is short: it shows
+that each step works, not what the method can do. Each step goes on where it was interrupted.
+"""
+
+import json
+import shlex
+from pathlib import Path
+
+from transformers import pipeline
+
+from clipfsar.cli import main as clipfsar
+from clipfsar.data.older_reader import REPORT
+from demo.synthetic import TINY_CLIP
+from demo.synthetic.classes import NOVEL_CLASSES, SPLITS
+from demo.synthetic.first_answer import clip_path
+from demo.synthetic.render import render_dataset
+from pipeline_clipfsar import TASK
+
+CLASS_NAMES = {split: names[:: 3 if split == "train" else 1] for split, names in SPLITS.items()}
+CLIPS_PER_CLASS = {"train": 6, "validation": 6, "test": 6}
+TRAINING = {
+    "episodes": 120,
+    "eval_every": 60,
+    "eval_episodes": 200,
+    "test_episodes": 500,
+    "n_shot": [1, 5],
+    "n_query": 1,
+    "optimizer": "adamw",
+    "learning_rate": 1e-4,
+    "warmup_learning_rate": 1e-5,
+    "warmup_episodes": 20,
+    "log_every": 8,
+    "num_workers": 1,
+    "report_to": "none",
+}
+
+
+def prepare_command(output_dir: Path) -> list[str]:
+    kept = {"frame_store": "jpeg", "model": TINY_CLIP, "frames_per_video": 24}
+    return ["prepare", *_options(source=output_dir / "clips", output_dir=output_dir / "data", **kept)]
+
+
+def train_command(output_dir: Path, **settings) -> list[str]:
+    folders = {"dataset": output_dir / "data", "model": TINY_CLIP, "output_dir": output_dir / "run"}
+    return ["train", *_options(**folders, resume=True, **TRAINING | settings)]
+
+
+def _options(**values) -> list[str]:
+    command_line = []
+    for name, value in values.items():
+        command_line += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return command_line
+
+
+def end_to_end(output_dir: Path, num_workers: int | None = None, **settings) -> dict:
+    """Renders files, prepares them, trains, tests and classifies a clip.
+
+    Args:
+        settings: Instead of those of `TRAINING`.
+
+    Returns:
+        The two commands, the test's results, and the answer to a novel clip with its class.
+    """
+    render_dataset(output_dir / "clips", CLIPS_PER_CLASS, num_workers=num_workers, class_names=CLASS_NAMES)
+    if not (output_dir / "data" / REPORT).is_file():
+        _run(prepare_command(output_dir))
+    if not (output_dir / "run" / "results.json").is_file():
+        _run(train_command(output_dir, **settings))
+    return {
+        "commands": [shlex.join(["clipfsar", *c]) for c in (prepare_command(output_dir), train_command(output_dir))],
+        "results": json.loads((output_dir / "run" / "results.json").read_text()),
+        **classify_a_novel_clip(output_dir),
+    }
+
+
+def _run(command: list[str]):
+    print(f"\n$ {shlex.join(['clipfsar', *command])}", flush=True)
+    code = clipfsar(command)
+    if code:
+        raise SystemExit(code)
+
+
+def classify_a_novel_clip(output_dir: Path) -> dict:
+    """A clip against five novel classes of two clips each, by the folder that training wrote."""
+    classify = pipeline(TASK, model=str(output_dir / "run" / "best"), device="cpu")
+    novel = output_dir / "clips" / "test"
+    shown = NOVEL_CLASSES[:: max(1, len(NOVEL_CLASSES) // 5)][:5]
+    classify.enroll({name: [str(clip_path(novel, name, number)) for number in (0, 1)] for name in shown})
+    query = clip_path(novel, shown[0], 5)
+    classify.explain(str(query)).plot(output_dir / "run" / "why.png")
+    return {"query": str(query), "class": shown[0], "answer": classify(str(query))}
+
+
+__all__ = ["TRAINING", "end_to_end", "prepare_command", "train_command"]
