@@ -19,12 +19,12 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 install: $(BIN)/.installed  ## make .venv with the project and its development tools in it
 
-demo: install  ## render clips, train on base classes, test on novel ones, draw the results (under 10 minutes on 2 cores)
+demo: install  ## a first answer, both tracks, one training, a page of it all (under 10 minutes on 2 cores)
 	$(BIN)/python -m demo.synthetic.run --output_dir demo_output
 
 $(PAGE_VENV)/.installed: demo/requirements.txt

@@ -1,6 +1,8 @@
 """The demo at a small size: both tracks with all of their rows, from rendering to pictures."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,11 @@ import pytest
 from PIL import Image
 
 from demo.synthetic import run
-from demo.synthetic.track_classes import ORDER, WHAT, verb_of
+from demo.synthetic.classes import SPLITS
+from demo.synthetic.end_to_end import end_to_end
+from demo.synthetic.first_answer import first_answer, in_words
+from demo.synthetic.track_classes import ORDER, WHAT, look_of, twin_of, verb_of
+from demo.synthetic.track_episode import classes_of_episode
 from demo.synthetic.track_heads import Recipe
 from demo.synthetic.track_report import LABELS
 from demo.synthetic.tracks import (
@@ -98,11 +104,63 @@ def test_other_settings_take_nothing_from_an_earlier_run(small_run):
     assert track_folder(folder, small_tracks()[0], SMALL).is_dir()
 
 
-def test_the_demo_prints_its_tables_and_draws_each_track(small_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "run_tracks", lambda *_, **__: small_run[1])
-    run.main(run.Arguments(str(tmp_path)))
-    printed = capsys.readouterr().out
-    assert small_run[1]["table"] in printed
-    for name in ("what", "order"):
-        with Image.open(tmp_path / f"{name}.png") as picture:
+@pytest.fixture(scope="module")
+def small_training(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("end_to_end")
+    classes = {split: names[::4][:3] for split, names in SPLITS.items()}
+    settings = {"episodes": 4, "eval_every": 4, "n_way": 3, "n_shot": [1], "eval_episodes": 5, "test_episodes": 5}
+    return folder, lambda: end_to_end(folder, 1, classes, **settings)
+
+
+def test_files_become_a_trained_model_that_classifies_a_novel_clip(small_training):
+    folder, train = small_training
+    done = train()
+    assert [result["inference_mode"] for result in done["results"]] == ["few_shot", "zero_shot", "ensemble"]
+    assert done["class"] == "red star growing"
+    assert {entry["label"] for entry in done["answer"]} == {
+        "red star growing",
+        "red circle fading in",
+        "two green rings meeting",
+    }
+    assert all(command.startswith("clipfsar ") for command in done["commands"])
+    weights = folder / "run" / "best" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert train()["results"] == done["results"]
+    assert weights.stat().st_mtime_ns == before  # nothing was trained again
+
+
+def test_the_first_answer_knows_what_was_shown_and_what_was_not(tmp_path):
+    answers = first_answer(tmp_path)
+    best = [found["answer"][0]["label"] for found in answers]
+    assert best == ["red star growing", "green star bouncing", "none of these"]
+    assert "white heart stretching, which was not shown" in in_words(answers)
+    with Image.open(tmp_path / "why.png") as picture:
+        assert min(picture.size) > 400
+
+
+def test_the_demo_prints_its_tables_and_shows_everything_on_one_page(small_run, small_training, monkeypatch, capsys):
+    folder, results, _ = small_run
+    trained = small_training[1]()
+    shutil.copytree(small_training[0] / "run", folder / "run")
+    monkeypatch.setattr(run, "run_tracks", lambda *_, **__: results)
+    monkeypatch.setattr(run, "end_to_end", lambda *_: trained)
+    monkeypatch.setattr(run, "TrackSettings", lambda num_seeds: SMALL)
+    monkeypatch.setattr(run, "TRACKS", small_tracks())
+    run.main(run.Arguments(str(folder)))
+    assert results["table"] in capsys.readouterr().out
+    for name in ("what", "order", "what_episode", "order_episode"):
+        with Image.open(folder / f"{name}.png") as picture:
             assert min(picture.size) > 400
+    page = (folder / "index.html").read_text()
+    for row in results["tracks"]["order"]["rows"].values():
+        cell = row["shots"]["1"]
+        assert f"<td>{row['label'].replace(chr(39), '&#x27;')}</td><td>{cell['accuracy']:.1f} ± " in page
+    assert page.count("data:image/png;base64,") == 7
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # no other file is needed
+
+
+def test_an_episode_on_order_holds_twins():
+    names = classes_of_episode(ORDER)
+    assert len(set(names)) == 5
+    assert verb_of(names[1]) == twin_of(verb_of(names[0]))
+    assert len({look_of(name) for name in names}) == 1

@@ -6,7 +6,9 @@ that each step works, not what the method can do. Each step goes on where it was
 """
 
 import json
+import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import pipeline
@@ -14,7 +16,7 @@ from transformers import pipeline
 from clipfsar.cli import main as clipfsar
 from clipfsar.data.older_reader import REPORT
 from demo.synthetic import TINY_CLIP
-from demo.synthetic.classes import NOVEL_CLASSES, SPLITS
+from demo.synthetic.classes import SPLITS
 from demo.synthetic.first_answer import clip_path
 from demo.synthetic.render import render_dataset
 from pipeline_clipfsar import TASK
@@ -23,6 +25,7 @@ CLASS_NAMES = {split: names[:: 3 if split == "train" else 1] for split, names in
 CLIPS_PER_CLASS = {"train": 6, "validation": 6, "test": 6}
 TRAINING = {
     "episodes": 120,
+    "train_n_query": 1,
     "eval_every": 60,
     "eval_episodes": 200,
     "test_episodes": 500,
@@ -39,12 +42,12 @@ TRAINING = {
 
 
 def prepare_command(output_dir: Path) -> list[str]:
-    kept = {"frame_store": "jpeg", "model": TINY_CLIP, "frames_per_video": 24}
+    kept = {"frame_store": "jpeg", "model": os.path.relpath(TINY_CLIP), "frames_per_video": 24}
     return ["prepare", *_options(source=output_dir / "clips", output_dir=output_dir / "data", **kept)]
 
 
 def train_command(output_dir: Path, **settings) -> list[str]:
-    folders = {"dataset": output_dir / "data", "model": TINY_CLIP, "output_dir": output_dir / "run"}
+    folders = {"dataset": output_dir / "data", "model": os.path.relpath(TINY_CLIP), "output_dir": output_dir / "run"}
     return ["train", *_options(**folders, resume=True, **TRAINING | settings)]
 
 
@@ -55,24 +58,27 @@ def _options(**values) -> list[str]:
     return command_line
 
 
-def end_to_end(output_dir: Path, num_workers: int | None = None, **settings) -> dict:
+def end_to_end(output_dir: Path, num_workers: int | None = None, class_names=None, **settings) -> dict:
     """Renders files, prepares them, trains, tests and classifies a clip.
 
     Args:
+        class_names: Of each split, by default `CLASS_NAMES`.
         settings: Instead of those of `TRAINING`.
 
     Returns:
         The two commands, the test's results, and the answer to a novel clip with its class.
     """
-    render_dataset(output_dir / "clips", CLIPS_PER_CLASS, num_workers=num_workers, class_names=CLASS_NAMES)
+    class_names = class_names or CLASS_NAMES
+    render_dataset(output_dir / "clips", CLIPS_PER_CLASS, num_workers=num_workers, class_names=class_names)
     if not (output_dir / "data" / REPORT).is_file():
         _run(prepare_command(output_dir))
     if not (output_dir / "run" / "results.json").is_file():
         _run(train_command(output_dir, **settings))
+    commands = (prepare_command(output_dir), train_command(output_dir, **settings))
     return {
-        "commands": [shlex.join(["clipfsar", *c]) for c in (prepare_command(output_dir), train_command(output_dir))],
+        "commands": [shlex.join(["clipfsar", *command]) for command in commands],
         "results": json.loads((output_dir / "run" / "results.json").read_text()),
-        **classify_a_novel_clip(output_dir),
+        **classify_a_novel_clip(output_dir, class_names["test"]),
     }
 
 
@@ -83,11 +89,11 @@ def _run(command: list[str]):
         raise SystemExit(code)
 
 
-def classify_a_novel_clip(output_dir: Path) -> dict:
-    """A clip against five novel classes of two clips each, by the folder that training wrote."""
-    classify = pipeline(TASK, model=str(output_dir / "run" / "best"), device="cpu")
+def classify_a_novel_clip(output_dir: Path, class_names: Sequence[str]) -> dict:
+    """A clip against up to five novel classes of two clips each, by the folder that training wrote."""
+    classify = pipeline(TASK, model=str(output_dir / "run" / "best"), trust_remote_code=True, device="cpu")
     novel = output_dir / "clips" / "test"
-    shown = NOVEL_CLASSES[:: max(1, len(NOVEL_CLASSES) // 5)][:5]
+    shown = class_names[:: max(1, len(class_names) // 5)][:5]
     classify.enroll({name: [str(clip_path(novel, name, number)) for number in (0, 1)] for name in shown})
     query = clip_path(novel, shown[0], 5)
     classify.explain(str(query)).plot(output_dir / "run" / "why.png")

@@ -13,7 +13,12 @@ from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip, write_clip
 from pipeline_clipfsar import TASK
 
-SUPPORT = {"red star growing": 4, "red star shrinking": 4, "green star bouncing": 4, "red circle filling": 4}  # clips to show of each class
+SUPPORT = {
+    "red star growing": 4,
+    "red star shrinking": 4,
+    "green star bouncing": 4,
+    "red circle filling": 4,
+}  # clips to show of each class
 QUERIES = ("red star growing", "green star bouncing", "white heart stretching")  # the last is of none of the classes
 _QUERY = 9  # number of a query clip; support clips count from 0
 

@@ -105,13 +105,16 @@ def new_model(**settings) -> CLIPFSARModel:
     return model
 
 
-def frames_of_clip(job: ClassClips, clip: int) -> np.ndarray:
+def frames_of_clip(job: ClassClips, clip: int, size: int | None = None) -> np.ndarray:
     """Frames (draws * T, size, size, 3), uint8: the centre of each of T segments, or random draws.
 
     A draw takes a random frame of each segment and one random crop, as training on files does.
+
+    Args:
+        size: By default what the tiny CLIP takes.
     """
     scene = draw_scene(job.class_name, job.seed, clip, job.distractor_size)
-    size = tiny_clip()[0].config.clip_config.vision_config.image_size
+    size = size or tiny_clip()[0].config.clip_config.vision_config.image_size
     segment = scene.num_frames // NUM_FRAMES
     if not job.draws:
         centres = (2 * np.arange(NUM_FRAMES) + 1) * scene.num_frames // (2 * NUM_FRAMES)

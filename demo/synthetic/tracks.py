@@ -202,8 +202,8 @@ def train_run(run: Run) -> dict:
     path = run.path(".json")
     if path.is_file():
         return json.loads(path.read_text())
-    base = _features(run.folder, "base").of(run.track.base_of(run.fold))
-    validation = _features(run.folder, "validation")
+    base = load_features(run.folder, "base").of(run.track.base_of(run.fold))
+    validation = load_features(run.folder, "validation")
     model, history = train_head(run.track, base, validation, run.settings.recipe, run.with_text, run.seed)
     result = {
         "history": history,
@@ -221,7 +221,7 @@ def test_run(job: tuple[Run, dict[int, float] | None]) -> dict:
     Without weights: the rows that nothing is trained for.
     """
     run, weights = job
-    novel = _features(run.folder, "novel").of(run.track.novel_of(run.fold))
+    novel = load_features(run.folder, "novel").of(run.track.novel_of(run.fold))
     if weights is None:
         return rows_of_frozen(run.track, novel, run.settings)
     model = new_head(run.with_text, run.seed)
@@ -285,7 +285,8 @@ def _accuracies(model, track: Track, features: Features, settings: TrackSettings
 
 
 @cache
-def _features(folder: str, split: str) -> Features:
+def load_features(folder: str | Path, split: str) -> Features:
+    """Features of a split, "base", "validation" or "novel", out of a track's folder."""
     tensors = load_file(Path(folder) / f"{split}.safetensors")
     names = json.loads((Path(folder) / f"{split}.json").read_text())
     return Features(tuple(names), tensors["videos"], tensors["texts"])
@@ -381,6 +382,7 @@ __all__ = [
     "TrackSettings",
     "choose_weights",
     "gather",
+    "load_features",
     "mean_validation",
     "rows_of_frozen",
     "rows_of_trained",
