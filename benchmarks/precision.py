@@ -1,7 +1,7 @@
 """What float32, bfloat16 and int8 cost on this CPU, and whether they answer differently, as a Markdown table.
 
     python -m benchmarks.precision                                       # tiny CLIP, untrained OTAM; time of ViT-B/32
-    python -m benchmarks.precision --model demo_output/runs/4/best --vision vit_b16
+    python -m benchmarks.precision --model demo_output/run/best --vision vit_b16
 
 Accuracy is that of `--model` on the novel synthetic clips, rendered here: 5-way 1-shot, the same episodes for all
 arithmetics, so that differences are paired. "Videos that change their answer" counts queries. Time is that of encoding

@@ -1,7 +1,7 @@
 """How well "none of these" is told on the embedded synthetic actions, as a Markdown table.
 
     python -m benchmarks.unknown_videos                                   # the tiny CLIP as it is, novel classes
-    python -m benchmarks.unknown_videos --model demo_output/runs/4/best   # a trained model
+    python -m benchmarks.unknown_videos --model demo_output/run/best   # a trained model
 
 Again and again half of the split's classes are enrolled by a few clips each. Asked are the other clips of these classes
 (known) and all clips of the other half (unknown). AUROC: the chance that an unknown video scores higher than a known

@@ -18,7 +18,7 @@ from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip, write_clip
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TRAINED_IN_DEMO = REPOSITORY / "demo_output" / "runs" / "4" / "best"
+TRAINED_IN_DEMO = REPOSITORY / "demo_output" / "run" / "best"
 EXAMPLE_CLASSES = ("green star bouncing", "red star growing", "red star shrinking")
 EXAMPLE_QUERIES = (*EXAMPLE_CLASSES, "yellow moon hopping")  # the last one is of no class
 _CLIPS_PER_CLASS = 2

@@ -1,8 +1,8 @@
 """One training from video files to a classified clip, by the commands that anybody would type.
 
-Video files become a data set with kept frames (`clipfsar prepare`), episodes train the whole visual tower and the
-temporal transformer (`clipfsar train`), and the folder that comes out answers through `pipeline`. It is short: it shows
-that each step works, not what the method can do. Each step goes on where it was interrupted.
+Video files become a data set with kept frames (`clipfsar prepare`). Episodes train the last layer of the visual tower
+and the temporal transformer (`clipfsar train`). The folder that comes out answers through `pipeline`. The training is
+short: it shows that each step works, not what the method can do. Each step goes on where it was interrupted.
 """
 
 import json
@@ -24,9 +24,10 @@ from pipeline_clipfsar import TASK
 CLASS_NAMES = {split: names[:: 3 if split == "train" else 1] for split, names in SPLITS.items()}
 CLIPS_PER_CLASS = {"train": 6, "validation": 6, "test": 6}
 TRAINING = {
-    "episodes": 120,
+    "episodes": 48,
     "train_n_query": 1,
-    "eval_every": 60,
+    "train_last_layers": 1,
+    "eval_every": 24,
     "eval_episodes": 200,
     "test_episodes": 500,
     "n_shot": [1, 5],
@@ -34,7 +35,7 @@ TRAINING = {
     "optimizer": "adamw",
     "learning_rate": 1e-4,
     "warmup_learning_rate": 1e-5,
-    "warmup_episodes": 20,
+    "warmup_episodes": 8,
     "log_every": 8,
     "num_workers": 1,
     "report_to": "none",
