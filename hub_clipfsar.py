@@ -46,7 +46,8 @@ class HubFolder:
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
-        if pretrained_model_name_or_path is not None and not may_differ:
+        # Who asks for the report of transformers reads there which weights are missing.
+        if pretrained_model_name_or_path is not None and not may_differ and not wants_info:
             _check_all_loaded(pretrained_model_name_or_path, info)
         model.hub_options = options
         return (model, info) if wants_info else model

@@ -329,6 +329,8 @@ def test_a_configuration_that_is_not_that_of_the_weights_beside_it_is_refused(fo
     path.write_text(json.dumps(json.loads(path.read_text()) | {"temporal_num_layers": layers}))
     with pytest.raises(ValueError, match=message):
         CLIPFSARModel.from_pretrained(path.parent)
+    _, info = CLIPFSARModel.from_pretrained(path.parent, output_loading_info=True)  # asks, and is told
+    assert info["missing_keys"] or info["unexpected_keys"]
 
 
 def test_a_backbone_of_a_plain_clip_keeps_its_structure(folder, tmp_path):
