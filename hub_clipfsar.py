@@ -85,8 +85,8 @@ class HubFolder:
         key = max(different, key=lambda key: key not in _STRUCTURE)  # of the backbone first
         message = (
             f"{key}={wanted[key]!r} is not what the weights in {str(name)!r} were trained with, {trained[key]!r}: "
-            "leave it out. To load them into another model all the same, with random weights where they do not fit, say "
-            "ignore_mismatched_sizes=True."
+            "leave it out. To load them into another model all the same, with random weights where they do not fit, "
+            "say ignore_mismatched_sizes=True."
         )
         if key not in _STRUCTURE:
             raise ValueError(message)
