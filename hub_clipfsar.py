@@ -40,25 +40,36 @@ class HubFolder:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         options = HubOptions({name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None})
-        wants_info, may_differ = kwargs.pop("output_loading_info", False), kwargs.get("ignore_mismatched_sizes", False)
-        if pretrained_model_name_or_path is not None and not may_differ:
-            cls._check_asked_structure(pretrained_model_name_or_path, options, kwargs)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        if pretrained_model_name_or_path is not None and not may_differ:
+        wants_info = kwargs.pop("output_loading_info", False)
+        is_checked = pretrained_model_name_or_path is not None and not kwargs.get("ignore_mismatched_sizes", False)
+        refusal = cls._why_not(pretrained_model_name_or_path, options, kwargs) if is_checked else None
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except RuntimeError as error:  # of shapes that do not fit
+            if refusal:
+                raise ValueError(refusal) from error
+            raise
+        if refusal and _has_trained_layers(model, info):
+            raise ValueError(refusal)
+        # Who asks for the report of transformers reads there which weights are missing.
+        if is_checked and not wants_info and _has_trained_layers(model, info):
             _check_all_loaded(pretrained_model_name_or_path, info)
         model.hub_options = options
         return (model, info) if wants_info else model
 
     @classmethod
-    def _check_asked_structure(cls, name, options: dict, asked: dict[str, Any]):
-        """Raises `ValueError` for settings among the keyword arguments that are not those of the trained weights."""
+    def _why_not(cls, name, options: dict, asked: dict[str, Any]) -> str | None:
+        """Why the weights of a folder do not go with the keyword arguments, should layers of ours be among them.
+
+        Raises `ValueError` where the backbone is another one: its weights are there in any case.
+        """
         if not {*_STRUCTURE, "clip_config", "config"} & set(asked):
-            return
+            return None
         saved, _ = cls.config_class.get_config_dict(name, **options, temporal_num_layers=None)
         if not isinstance(saved.get("clip_config"), dict):
-            return  # none of a configuration of ours: transformers says so
+            return None  # none of a configuration of ours: transformers says so
         is_plain = saved.get("_is_plain_checkpoint", False)
         trained = cls.config_class.from_dict(saved)
         wanted = asked.get("config")
@@ -68,13 +79,18 @@ class HubFolder:
             changes = {key: asked[key] for key in (*_STRUCTURE, "clip_config") if key in asked}
             wanted = cls.config_class.from_dict(saved, **changes)
         trained, wanted = (_structure(config, is_plain) for config in (trained, wanted))
-        for key, value in wanted.items():
-            if trained.get(key, value) != value:
-                raise ValueError(
-                    f"{key}={value!r} is not what the weights in {str(name)!r} were trained with, {trained[key]!r}: "
-                    "leave it out. To load them into another model all the same, with random weights where they do "
-                    "not fit, say ignore_mismatched_sizes=True."
-                )
+        different = [key for key, value in wanted.items() if trained.get(key, value) != value]
+        if not different:
+            return None
+        key = max(different, key=lambda key: key not in _STRUCTURE)  # of the backbone first
+        message = (
+            f"{key}={wanted[key]!r} is not what the weights in {str(name)!r} were trained with, {trained[key]!r}: "
+            "leave it out. To load them into another model all the same, with random weights where they do not fit, "
+            "say ignore_mismatched_sizes=True."
+        )
+        if key not in _STRUCTURE:
+            raise ValueError(message)
+        return message
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """As in transformers. With the processor's `save_pretrained`, the folder opens with `pipeline`."""
@@ -122,6 +138,12 @@ def _whole_numbers(config, where: str):
         parts = value if isinstance(value, (list, tuple)) and value else [value]
         if not name.startswith("_") and all(type(part) is int for part in parts):
             yield f"{where}.{name}", list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _has_trained_layers(model, info: dict[str, Any]) -> bool:
+    """Whether weights of our own layers were in the files; a converted CLIP has none, and they begin anew."""
+    ours = {key for key in model.state_dict() if key.startswith(_OUR_WEIGHTS)}
+    return not ours <= set(info["missing_keys"]) or any(key.startswith(_OUR_WEIGHTS) for key in info["unexpected_keys"])
 
 
 def _check_all_loaded(name, info: dict[str, Any]):

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_data import random_clip, tiny_model_and_processor, video_splits, write_video_folder
 from transformers import CONFIG_MAPPING, AutoModel
 
@@ -329,6 +330,18 @@ def test_a_configuration_that_is_not_that_of_the_weights_beside_it_is_refused(fo
     path.write_text(json.dumps(json.loads(path.read_text()) | {"temporal_num_layers": layers}))
     with pytest.raises(ValueError, match=message):
         CLIPFSARModel.from_pretrained(path.parent)
+    _, info = CLIPFSARModel.from_pretrained(path.parent, output_loading_info=True)  # asks, and is told
+    assert info["missing_keys"] or info["unexpected_keys"]
+
+
+def test_layers_that_were_never_saved_begin_anew_as_many_as_asked_for(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "start")
+    weights = load_file(folder / "model.safetensors")
+    clip = {name: weight for name, weight in weights.items() if name.startswith("clip.")}
+    save_file(clip, tmp_path / "start" / "model.safetensors", metadata={"format": "pt"})
+    for settings in ({}, {"temporal_num_layers": 2, "temporal_num_heads": 4}):
+        model = CLIPFSARModel.from_pretrained(tmp_path / "start", **settings)
+        assert len(model.temporal_transformer.layers) == settings.get("temporal_num_layers", 1)
 
 
 def test_a_backbone_of_a_plain_clip_keeps_its_structure(folder, tmp_path):
