@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 import clipfsar.content
 from clipfsar.content import digest_of_video, digests_of_videos, framed_digest, joint_digest
@@ -154,6 +154,19 @@ def test_a_change_is_told_in_words(files, change, words):
     assert len(changes) == len(words)
     for said, wanted in zip(changes, words, strict=True):
         assert said.startswith(f"s: {wanted}")
+
+
+def test_another_class_order_is_told_with_both(files):
+    def numbered(names):
+        features = Features({"video": Value("string"), "label": ClassLabel(names=names)})
+        rows = [(path, names.index(name)) for name in files for path in files[name]]
+        columns = dict(zip(("video", "label"), zip(*rows, strict=True), strict=True))
+        return VideoSplit(Dataset.from_dict(columns, features=features), name="s")
+
+    record = numbered(["run", "a", "b"]).record()
+    assert numbered(["run", "a", "b"]).changes_since(record) == []
+    changes = numbered(["b", "run", "a"]).changes_since(record)
+    assert changes == ["s: the classes are in another order, run, a, b (now b, run, a)"]
 
 
 def test_a_replaced_file_of_equal_size_is_told(files):

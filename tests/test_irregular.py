@@ -21,6 +21,8 @@ from transformers import CLIPImageProcessor
 import clipfsar.inference.export as exporting
 import enrolled_clipfsar
 from clipfsar.data.arguments import PrepareArguments
+from clipfsar.data.frame_store import read_video
+from clipfsar.data.prepare import frame_store_settings
 from clipfsar.data.prepare import main as prepare
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.report import EpisodePredictions
@@ -32,7 +34,7 @@ from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.trainable import choose_trainable
 from fingerprint_clipfsar import COMPARISON_SETTINGS, model_digest
 from processing_clipfsar import CLIPFSARProcessor
-from support_set_clipfsar import SupportSet
+from support_set_clipfsar import EnrolledClass, SupportSet
 from video_clipfsar import VideoReadError, read_video_frames, sample_frame_indices
 
 # Neither sorted nor of one size.
@@ -127,6 +129,47 @@ def test_a_setting_changed_after_the_first_answer_counts_in_the_second(query_emb
         assert not torch.allclose(now, earlier, rtol=0, atol=1e-5)
 
 
+def test_a_distance_replaced_after_the_first_answer_counts_in_the_second(query_embeds):
+    model, processor = tiny_model_and_processor()
+    kept = SupportSet.from_videos(model, processor, CLIPS)
+    before = kept.score_unknown(model, query_embeds, "few_shot")
+    model.align = lambda frame_distances: frame_distances.amin((-2, -1))
+    anew = SupportSet.from_videos(model, processor, CLIPS)
+    scores, expected = (one.score_unknown(model, query_embeds, "few_shot") for one in (kept, anew))
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6)
+    assert not torch.allclose(scores, before, rtol=0, atol=1e-5)
+
+
+def test_prototypes_have_no_dropout_for_a_model_in_training_mode(parts):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    again = SupportSet(support_set.fingerprint, support_set.classes)  # without a snapshot yet
+    expected = support_set.snapshot(model).prototypes
+    model.train()
+    try:
+        labels = torch.tensor([[0, 0, 0, 1, 2, 2]])
+        embeds = torch.cat([one.support_embeds for one in support_set.classes.values()])[None]
+        texts = torch.stack([one.class_embeds for one in support_set.classes.values()])[None]
+        assert not torch.allclose(model.get_prototypes(embeds, labels, texts)[0], expected)  # there is dropout
+        assert torch.equal(again.snapshot(model).prototypes, expected)
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_a_renamed_class_keeps_its_place_and_its_clips(parts, query_embeds):
+    model, processor = parts
+    renamed = SupportSet.from_videos(model, processor, CLIPS)
+    renamed.rename_class(model, processor, "walking", "strolling")
+    clips = {"strolling": CLIPS["walking"], "boxing": CLIPS["boxing"], "jumping": CLIPS["jumping"]}
+    anew = SupportSet.from_videos(model, processor, clips)
+    assert renamed.class_names == ["strolling", "boxing", "jumping"]
+    assert renamed.num_clips == anew.num_clips
+    torch.testing.assert_close(
+        renamed.classify(model, query_embeds, "ensemble"), anew.classify(model, query_embeds, "ensemble")
+    )
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_clips_after_an_unreadable_one_stay_in_their_class(parts, query_embeds, batch_size):
     model, processor = parts
@@ -173,6 +216,24 @@ def test_what_is_known_is_learned_from_clips_against_classes_without_them(parts,
             unknown.append(rest.compare(model, clip)[0].min())
     torch.testing.assert_close(seen["known"][:, 0], torch.stack(known), rtol=0, atol=1e-5)
     torch.testing.assert_close(seen["unknown"][:, 0], torch.stack(unknown), rtol=0, atol=1e-5)
+
+
+def test_each_of_many_clips_is_compared_with_all_the_others(parts):
+    model, processor = parts
+    few = SupportSet.from_videos(model, processor, CLIPS)
+    many = torch.randn(18, 4, 16, generator=torch.Generator().manual_seed(0))  # more than one batch
+    names = [f"clip {row}" for row in range(len(many))]
+    crowd = EnrolledClass(few.classes["walking"].class_embeds, names, many, [b""] * len(many))
+    support_set = SupportSet(few.fingerprint, {"boxing": few.classes["boxing"], "crowd": crowd})
+    left_out, *_ = support_set.snapshot(model).left_out_comparisons(model)
+    for row in (0, 15, 16, 17):
+        rest = torch.cat([many[:row], many[row + 1 :]])
+        labels = torch.zeros(1, len(rest), dtype=torch.long)
+        with torch.no_grad():
+            prototypes = model.get_prototypes(rest[None], labels, crowd.class_embeds[None, None])
+            expected = model.get_distances(model.get_query_states(many[row][None, None]), prototypes)
+        # the class before it has one clip
+        assert float(left_out[1 + row, 1]) == pytest.approx(float(expected), abs=1e-5), row
 
 
 @pytest.mark.parametrize("mode", ["zero_shot", "ensemble"])
@@ -245,6 +306,36 @@ def test_thumbnails_are_of_their_own_clips(parts):
     query = parts[0].get_video_features(parts[1].process_videos([plain_clip((20, 30, 235))]))[0].detach()
     for name, frames in zip(COLOURS, support_set.explain(parts[0], query).support_frames, strict=True):
         assert np.abs(np.asarray(frames, dtype=float).reshape(-1, 3).mean(0) - COLOURS[name]).max() < 12, name
+
+
+def test_no_picture_is_made_where_none_is_wanted(parts):
+    support_set = SupportSet.from_videos(*parts, CLIPS, thumbnails=False)
+    assert [one.thumbnails for one in support_set.classes.values()] == [[b""] * 3, [b""], [b""] * 2]
+
+
+def test_pictures_stay_with_their_clips_where_others_have_none(parts, tmp_path):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, {"walking": CLIPS["walking"][:1]}, thumbnails=False)
+    support_set.add(model, processor, {"boxing": CLIPS["boxing"], "walking": CLIPS["walking"][1:2]})
+    support_set.add(model, processor, {"walking": CLIPS["walking"][2:]}, thumbnails=False)
+    pictures = support_set.classes["walking"].thumbnails
+    assert [bool(picture) for picture in pictures] == [False, True, False]
+    support_set.save_pretrained(tmp_path)
+    again = SupportSet.from_pretrained(tmp_path)
+    assert again.classes["walking"].thumbnails == pictures
+    assert again.classes["boxing"].thumbnails == support_set.classes["boxing"].thumbnails
+
+
+@pytest.mark.parametrize("mode", ["zero_shot", "ensemble"])
+def test_an_explanation_is_of_the_mode_asked_for(parts, query_embeds, mode):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    assert model.config.inference_mode == "few_shot"
+    explanation = support_set.explain(model, query_embeds[0], mode)
+    expected, of_model = (support_set.classify(model, query_embeds[:1], name)[0].softmax(-1) for name in (mode, None))
+    assert explanation.inference_mode == mode
+    torch.testing.assert_close(explanation.probabilities, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(explanation.probabilities, of_model, rtol=0, atol=1e-3)
 
 
 def test_clips_that_come_later_have_their_own_features(parts):
@@ -383,6 +474,18 @@ def test_a_file_that_is_right_only_for_the_sizes_it_was_traced_with_is_refused(t
     assert not (tmp_path / "query_classifier.pt2").exists()
 
 
+def test_a_deviation_is_the_largest_of_either_sign(tmp_path, monkeypatch):
+    shapes = {"pixel_values": ["num_queries", 2], "class_embeds": ["num_classes", 2]}
+    right = {(1, 2): [[1.0, -3.0]], (3, 5): [[0.5] * 5] * 3, (2, 1): [[2.0], [-1.0]]}
+    wrong = {(1, 2): [[1.5, -3.0]], (3, 5): [[0.5] * 5] * 3, (2, 1): [[2.0], [-3.0]]}
+
+    def answering(logits):
+        return lambda pixel_values, class_embeds: torch.tensor(logits[len(pixel_values), len(class_embeds)])
+
+    monkeypatch.setattr(torch.export, "load", lambda path: SimpleNamespace(module=lambda: answering(wrong)))
+    assert exporting._largest_deviation(answering(right), shapes, tmp_path / "query_classifier.pt2") == (2.0, 3.0)
+
+
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
@@ -464,6 +567,23 @@ def test_a_frame_store_keeps_frames_from_all_of_a_long_video(tmp_path, frames_pe
     frames = read_video_frames(video, lambda num_frames, fps: sample_frame_indices(num_frames, 8))
     assert frames[:, 8, 8, 0].tolist() == pytest.approx(list(wanted), abs=200 / frames_per_video)
     assert max(wanted) > 180
+
+
+def test_a_lower_jpeg_quality_keeps_smaller_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # this process has other tests to run
+    for number, frame in enumerate(random_clip(5)):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    sizes = []
+    for quality in (95, 90, 40):
+        arguments = PrepareArguments(
+            source=str(tmp_path),
+            output_dir=str(tmp_path / "data"),
+            frame_store="jpeg",
+            frame_size=16,
+            jpeg_quality=quality,
+        )
+        sizes.append(len(read_video((str(tmp_path), frame_store_settings(arguments))).data))
+    assert sizes[0] > sizes[1] > sizes[2]
 
 
 def test_the_rate_that_a_file_has_wins_over_one_that_is_given(tmp_path):

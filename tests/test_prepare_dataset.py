@@ -272,6 +272,13 @@ def test_a_file_with_two_classes_is_an_error(table, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_file_with_two_classes_is_an_error_in_two_splits_as_well(table, tmp_path):
+    table.write_text(table.read_text() + "videos/red1.mp4,blue,test\n")
+    message = "videos/red1.mp4 is listed as 'red' and as 'blue': a video has one class"
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path / "data", source=table)
+
+
 def test_classes_become_names_and_videos_without_one_go():
     features = Features({"id": Value("int64"), "clip": Value("string"), "action": ClassLabel(names=["run", "dive"])})
     columns = {"id": list(range(4)), "clip": list("abcd"), "action": [1, -1, 0, None]}

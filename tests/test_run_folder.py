@@ -17,6 +17,7 @@ from clipfsar.inference.load_model import load_model
 from clipfsar.locks import LOCK_NAME, FolderInUseError
 from clipfsar.training import checks, program
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
+from clipfsar.training.run_folder import TrainingLog
 from clipfsar.training.trainer import EpisodicTrainer
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -313,6 +314,20 @@ def test_a_damaged_log_is_found_on_resume(folder, tiny_clip, run, damage):
     trainer = trainer_of(video_splits(folder), tiny_clip, run)
     with pytest.raises(DamagedFileError, match=r"training_log\.jsonl is not what was written up to episode 4"):
         trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("line", [0, 20, 39])
+def test_damage_to_any_line_of_a_long_log_is_found(tmp_path, line):
+    path = tmp_path / "training_log.jsonl"
+    log = TrainingLog(path, 0, is_main_process=True)
+    for episode in range(40):
+        log.write(episode, "train", loss=1.5)
+    TrainingLog(path, 39, is_main_process=True, sha256=log.digest())
+    lines = path.read_text().splitlines(keepends=True)
+    lines[line] = lines[line].replace("1.5", "1.4")
+    path.write_text("".join(lines))
+    with pytest.raises(DamagedFileError, match="is not what was written up to episode 39"):
+        TrainingLog(path, 39, is_main_process=True, sha256=log.digest())
 
 
 def test_lines_that_are_no_records_are_left_out_and_a_deleted_log_begins_anew(folder, tiny_clip, run):

@@ -115,6 +115,24 @@ def test_the_log_history_is_transformers_with_steps_and_eval_names(make):
     assert trainer.state.best_metric == max(line.get("eval_accuracy", 0) for line in trainer.log_history)
 
 
+def test_the_training_loss_is_the_mean_of_the_log(make):
+    trainer = make(episodes=12, eval_every=12, eval_episodes=2)
+    output = trainer.train()
+    losses = train_losses(trainer)
+    assert len(set(losses)) == 3
+    assert output.training_loss == pytest.approx(sum(losses) / 3)
+
+
+def test_results_on_validation_classes_do_not_become_those_of_the_card(make, splits):
+    trainer = make()
+    quick = {"n_shot": [1], "inference_modes": "few_shot", "n_episodes": 4}
+    trainer.evaluate(**quick)
+    assert list(trainer.results) == []
+    tested = trainer.evaluate(splits["test"], **quick)
+    trainer.evaluate(**quick)
+    assert trainer.results is tested
+
+
 def test_results_print_as_lines_and_go_to_json_and_pandas(make, splits, tmp_path, capsys):
     trainer = make()
     results = trainer.evaluate(splits["test"], n_shot=[1, 2], inference_modes="few_shot", n_episodes=20)
@@ -319,6 +337,20 @@ class SlowHead(EpisodicTrainer):
 
     def learning_rate(self, episode: int) -> float:
         return 0.5
+
+
+class NumbersDrawn(EpisodicTrainer):
+    """What dropout would draw from, forward by forward."""
+
+    def compute_loss(self, model, inputs, return_outputs=False):
+        self.drawn = [*getattr(self, "drawn", ()), torch.get_rng_state().sum().item()]
+        return super().compute_loss(model, inputs, return_outputs)
+
+
+def test_dropout_differs_from_episode_to_episode(make):
+    trainer = make(NumbersDrawn, episodes=4, eval_every=4, eval_episodes=2)
+    trainer.train()
+    assert len(set(trainer.drawn)) == 4
 
 
 @pytest.mark.parametrize("way", ["method", "argument"])
