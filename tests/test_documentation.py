@@ -52,6 +52,7 @@ def make_models(folder):
         processor.save_pretrained(folder / name)
     (folder / "demo").symlink_to(ROOT / "demo")
     (folder / "MODEL").symlink_to(folder / "runs/mine/best")
+    (folder / "runs/hmdb51").symlink_to(folder / "runs/mine")
 
 
 def make_videos(folder):
@@ -74,7 +75,8 @@ def make_data(folder):
             for video in range(6):
                 write_video(folder / "videos" / split / name / f"{video}.mp4", colour, seed=10 * number + video)
     video_splits(folder / "videos", SPLITS).save_to_disk(folder / "data/mine")
-    (folder / "DATA").symlink_to(folder / "data/mine")
+    for name in ("DATA", "data/hmdb51"):
+        (folder / name).symlink_to(folder / "data/mine")
     (folder / "FOLDER_OF_CLASSES").mkdir()
     for name in ("train", "test"):
         for path in (folder / "videos" / name).iterdir():
