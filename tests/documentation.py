@@ -45,6 +45,8 @@ RUN = {
     "prepare": {"--num_workers": "1"},
     "evaluate": {"--n_episodes": "8", "--num_workers": "0"},
 }
+# Values that take the place of those in a command line.
+QUICK_VALUES = {"--until_interval": "20"}
 # Python blocks with these words run in another test, which asks more of them.
 RUN_ELSEWHERE = {"import onnxruntime": "test_export_model.py"}
 # Programs whose arguments are not checked.
@@ -87,12 +89,14 @@ class PageRunner:
     page: Path
     already_run: set[str] = field(default_factory=set)
     not_compared: set[str] = field(default_factory=set)
+    names: dict[str, object] = field(default_factory=dict)  # that the page's programs begin with
     printed: str | None = None  # by the last block; None where it was not run
     end: int = 0  # of that block
 
     def run(self) -> int:
         """Runs all blocks and returns how many there were."""
         document = Document.parse(str(self.page), _blocks(self._evaluate))
+        document.namespace.update(self.names)
         number = 0
         for number, example in enumerate(document.examples(), start=1):  # noqa: B007
             try:
@@ -148,6 +152,8 @@ class PageRunner:
         arguments = words[words.index(command) + 1 :]
         for option, value in RUN[command].items():
             arguments += [] if option in arguments else [option, value]
+        for option in QUICK_VALUES.keys() & set(arguments):
+            arguments[arguments.index(option) + 1] = QUICK_VALUES[option]
         if "--benchmark" in arguments:  # needs the videos of one
             return False
         if command == "prepare":  # the folder that is named has a data set already
@@ -226,7 +232,7 @@ def _check_module(arguments: list[str]) -> None:
         make_parser(importlib.import_module("clipfsar.page.arguments").PageArguments).parse_options(options)
         return
     for option in (part[2:].partition("=")[0] for part in options if part.startswith("--")):
-        assert re.search(rf"\b{option}\b", source), f"{name} has no option --{option}"
+        assert re.search(rf'^    {option}:|"--{option}"', source, re.M), f"{name} has no option --{option}"
 
 
 def _check_pip(arguments: list[str]) -> None:
@@ -237,4 +243,4 @@ def _check_pip(arguments: list[str]) -> None:
         assert option not in ("-c", "-r") or (ROOT / value).is_file(), f"there is no {value}"
 
 
-__all__ = ["NOT_RUN", "PAGES", "ROOT", "PageRunner", "block_with", "blocks_of"]
+__all__ = ["NOT_RUN", "PAGES", "ROOT", "RUN_ELSEWHERE", "PageRunner", "block_with", "blocks_of"]

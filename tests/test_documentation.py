@@ -1,5 +1,6 @@
 """Every code block of the README and of docs/ runs, and prints what stands under it: documentation.py has the rules."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from documentation import NOT_RUN, PAGES, ROOT, PageRunner, blocks_of
+from documentation import NOT_RUN, PAGES, ROOT, RUN_ELSEWHERE, PageRunner, block_with, blocks_of
 from tiny_data import save_tiny_clip, video_splits, write_video
 
 import clipfsar
@@ -77,8 +78,12 @@ def make_data(folder):
     video_splits(folder / "videos", SPLITS).save_to_disk(folder / "data/mine")
     for name in ("DATA", "data/hmdb51"):
         (folder / name).symlink_to(folder / "data/mine")
+    (folder / "VIDEOS").symlink_to(folder / "videos")
+    paths = sorted(path.relative_to(folder / "videos") for path in (folder / "videos").glob("*/*/*.mp4"))
+    lines = ["path,label,split", *(f"{path},{path.parent.name},{path.parts[0]}" for path in paths)]
+    (folder / "clips.csv").write_text("\n".join(lines) + "\n")
     (folder / "FOLDER_OF_CLASSES").mkdir()
-    for name in ("train", "test"):
+    for name in SPLITS:
         for path in (folder / "videos" / name).iterdir():
             (folder / "FOLDER_OF_CLASSES" / path.name).symlink_to(path)
 
@@ -97,6 +102,7 @@ def page_name(page) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_blocks_of_a_page_run_and_print_what_is_shown(page, page_folder, fresh_accelerate):
     runner = PageRunner(page, ALREADY_RUN, set(NOT_COMPARED.get(page_name(page), ())))
+    runner.names = {"dataset": clipfsar.load_video_splits("data/mine")["train"]} if page.name == "README.md" else {}
     runner.run()
     assert runner.not_compared == set()
 
@@ -109,6 +115,20 @@ def test_every_fence_of_a_page_is_a_block_that_the_runner_knows(page):
     assert {language for _, language in fences[1::2]} <= {""}
     found = sum(len(blocks_of(page, language)) for language in set(languages) - {""})
     assert found == len([language for language in languages if language])
+
+
+def test_a_program_that_another_test_runs_is_the_same_on_every_page():
+    def code(block: str) -> str:
+        tree = ast.parse(block)
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            function.body = function.body[1:] if ast.get_docstring(function) else function.body
+        return ast.dump(tree)
+
+    (words,) = RUN_ELSEWHERE
+    program = code(block_with(ROOT / "docs/use/export.md", "python", words))
+    assert "docs/use/export.md" in (ROOT / "tests" / RUN_ELSEWHERE[words]).read_text()
+    copies = [block for page in PAGES for block in blocks_of(page, "python") if words in block]
+    assert [block for block in copies if code(block) != program] == []
 
 
 def test_few_blocks_are_not_run_and_each_says_why():
