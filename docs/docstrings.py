@@ -14,6 +14,6 @@ LINK = re.compile(r"\[`(\w+)`\](?![\[(])")
 class TransformersLinks(griffe.Extension):
     """Turns [`Name`] into a link to `clipfsar.Name`."""
 
-    def on_object(self, *, obj, **_) -> None:
+    def on_instance(self, *, obj, **_) -> None:
         if obj.docstring:
             obj.docstring.value = LINK.sub(rf"[`\1`][{PUBLIC}.\1]", obj.docstring.value)
