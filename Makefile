@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo page test upstream lowest newest benchmark quality format clean
+.PHONY: help install demo page docs test upstream lowest newest benchmark quality format clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,7 +35,11 @@ $(PAGE_VENV)/.installed: demo/requirements.txt
 page: $(PAGE_VENV)/.installed  ## open the demo page, in an environment of its own; other models: demo/README.md
 	$(PAGE_VENV)/bin/python -m demo.page
 
-test: install  ## run the tests
+docs: install  ## run the code blocks of README and docs, and build the documentation into site/; warnings are errors
+	$(BIN)/python -m pytest -n 2 tests/test_documentation.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test: install  ## run the tests; those of README's and docs' code blocks are with `make docs`
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 upstream: install  ## run the tests of transformers on our classes (4 minutes on 2 cores; fetches them once)
@@ -72,4 +76,4 @@ format: install  ## mend style
 	$(BIN)/ruff format .
 
 clean:  ## remove what was made here
-	rm -rf $(VENV) $(PAGE_VENV) $(LOWEST_VENV) $(NEWEST_VENV) demo_output *.egg-info build .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PAGE_VENV) $(LOWEST_VENV) $(NEWEST_VENV) demo_output site *.egg-info build .pytest_cache .ruff_cache

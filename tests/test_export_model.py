@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from documentation import ROOT, block_with
 from golden.formula_model import formula_tensor, tiny_clip_config, tiny_config, tiny_model, tiny_resnet_clip_config
 from test_backbones import CONFIGS, OURS
 from tiny_data import REPOSITORY, random_clip, tiny_model_and_processor, write_video
@@ -181,16 +182,18 @@ def run(folder, support_set=None, **options):
     )
 
 
-def answer_with_the_readme(folder) -> dict[str, float]:
-    """Runs the program of the README, in a process that could not import this library or PyTorch."""
-    (program,) = re.findall(r"```python\n([^`]*?onnxruntime[^`]*?)```", (REPOSITORY / "README.md").read_text())
+def answer_with_the_documentation(folder) -> dict[str, float]:
+    """Runs the program of the documentation, in a process that could not import this library or PyTorch."""
+    program = block_with(ROOT / "docs/use/export.md", "python", "import onnxruntime")
     forbid = "import sys\nsys.modules['torch'] = sys.modules['modeling_clipfsar'] = None\n"
     command = [sys.executable, "-I", "-c", forbid + program]
     printed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     return {name: float(score) for name, score in re.findall(r"(\w): (\d\.\d+)", printed)}
 
 
-def test_the_readmes_program_answers_as_the_pipeline_and_takes_other_classes_without_a_new_export(exported):
+def test_the_program_of_the_documentation_answers_as_the_pipeline_and_takes_other_classes_without_a_new_export(
+    exported,
+):
     write_video(exported / "query.mp4", (200, 60, 30), seed=3)
     model, processor = tiny_model_and_processor(inference_mode="ensemble")
     written = (exported / "exported" / "query_classifier.onnx").read_bytes()
@@ -200,7 +203,7 @@ def test_the_readmes_program_answers_as_the_pipeline_and_takes_other_classes_wit
             model, processor, support_set=str(exported / support_set), device="cpu"
         )
         expected = {answer["label"]: answer["score"] for answer in classify(str(exported / "query.mp4"))}
-        answers = answer_with_the_readme(exported)
+        answers = answer_with_the_documentation(exported)
         assert sorted(answers) == sorted(expected) == class_names
         # two digits are printed, and its frames are resized by other code
         assert answers == pytest.approx(expected, abs=0.02)
@@ -210,7 +213,7 @@ def test_the_readmes_program_answers_as_the_pipeline_and_takes_other_classes_wit
 
 
 @pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, 1), (0, -1, -1, 0), (0, 0, 0, 0)])
-def test_the_readmes_program_reads_a_phones_video_upright_and_decodes_only_what_it_needs(exported, matrix):
+def test_the_program_of_the_documentation_reads_a_phones_video_upright_and_decodes_only_what_it_needs(exported, matrix):
     # 60 frames that differ above and below, left and right, and in time; key frames every 5
     rng = np.random.default_rng(1)
     with av.open(str(exported / "query.mp4"), "w") as container:
@@ -229,7 +232,7 @@ def test_the_readmes_program_reads_a_phones_video_upright_and_decodes_only_what_
     run(exported, "three", only_classes=True)
     classify = FewShotVideoClassificationPipeline(model, processor, support_set=str(exported / "three"), device="cpu")
     expected = {answer["label"]: answer["score"] for answer in classify(str(exported / "query.mp4"))}
-    assert answer_with_the_readme(exported) == pytest.approx(expected, abs=0.02)
+    assert answer_with_the_documentation(exported) == pytest.approx(expected, abs=0.02)
 
 
 def test_files_hold_neither_the_text_tower_nor_paths_of_this_machine(exported):

@@ -1,12 +1,11 @@
 """A plain CLIP means one thing everywhere: no untrained layers for inference, new ones by the seed in training."""
 
-import re
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from documentation import ROOT, block_with
 from safetensors.torch import load_file, save_file
 from tiny_data import SETTINGS, random_clip, save_tiny_clip, video_splits, write_video_folder
 from torch.utils.data import DataLoader
@@ -21,7 +20,6 @@ from clipfsar.training.trainer import EpisodicTrainer
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
-README = Path(__file__).resolve().parents[1] / "README.md"
 CLIPS = {"boxing": [random_clip(0), random_clip(1)], "diving": [random_clip(2)]}
 
 
@@ -147,17 +145,20 @@ def test_train_mode_freezes_the_text_tower(tiny_clip):
     assert frozen
 
 
-def loop_of_the_readme() -> str:
-    """The block of the README that makes episodes for a training loop of one's own, without worker processes."""
-    (block,) = (block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "in loader" in block)
-    assert "num_workers=4" in block
-    return block.replace("num_workers=4", "num_workers=0").replace("n_episodes=10_000", "n_episodes=2")
+def loop_of_the_documentation() -> str:
+    """The part of a block that makes episodes for a training loop of one's own, without worker processes."""
+    block = block_with(ROOT / "docs/extend/training-loop.md", "python", "in loader")
+    part = block[block.index("episodes = ") : block.index("    loss.backward()")]
+    part = part.replace("n_episodes=10_000", "n_episodes=2")
+    assert "num_workers=4" in part
+    imports = "from clipfsar import EpisodeCollator, EpisodeDataset\n"
+    return imports + part.replace("num_workers=4", "num_workers=0")
 
 
-def test_the_loop_of_the_readme_has_the_loss_of_the_method_or_says_what_is_missing(tiny_clip, splits):
+def test_the_loop_of_the_documentation_has_the_loss_of_the_method_or_says_what_is_missing(tiny_clip, splits):
     model = CLIPFSARModel.from_pretrained(tiny_clip, for_training=True, num_frames=4).train()
     processor = CLIPFSARProcessor.from_pretrained(tiny_clip, num_frames=4)
-    block = loop_of_the_readme().replace("n_way=5", "n_way=3")
+    block = loop_of_the_documentation().replace("n_way=5", "n_way=3")
     names = {
         "model": model,
         "processor": processor,

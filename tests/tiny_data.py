@@ -58,10 +58,10 @@ def write_video_folder(folder: Path, videos_per_class: int = VIDEOS_PER_CLASS) -
     return folder
 
 
-def video_splits(folder: Path) -> DatasetDict:
-    """The same tree as data sets of paths and labels, without the cache that reading a `videofolder` writes."""
+def video_splits(folder: Path, classes: dict[str, dict] = COLOURS) -> DatasetDict:
+    """Such a tree as data sets of paths and labels, without the cache that reading a `videofolder` writes."""
     splits = DatasetDict()
-    for split, colours in COLOURS.items():
+    for split, colours in classes.items():
         names = sorted(colours)
         paths = [str(path) for name in names for path in sorted((folder / split / name).glob("*.mp4"))]
         labels = [names.index(Path(path).parent.name) for path in paths]

@@ -133,8 +133,9 @@ def _run(output_dir: Path, run: dict) -> str:
         for result in run["results"]
     )
     return (
-        "<h2>One training from video files</h2>\n<p>The demo rendered mp4 files, kept their frames, trained the last "
-        "layer of the visual tower and the temporal transformer on episodes, and saved a folder for the Hub. These are the commands:</p>\n"
+        "<h2>One training from video files</h2>\n"
+        "<p>The demo rendered mp4 files and kept their frames. It trained the last layer of the visual tower and the "
+        "temporal transformer on episodes, and saved a folder for the Hub. These are the commands:</p>\n"
         f"<pre>{escape(chr(10).join(run['commands']))}</pre>\n<p>Accuracy on novel classes, with the 95% interval over "
         "episodes. The run is short, and it has other classes and clips than the tracks above: do not compare the "
         f"two.</p>\n<ul>{results}</ul>\n"
