@@ -36,7 +36,7 @@ page: $(PAGE_VENV)/.installed  ## open the demo page, in an environment of its o
 	$(PAGE_VENV)/bin/python -m demo.page
 
 docs: install  ## run the code blocks of README and docs, and build the documentation into site/; warnings are errors
-	$(BIN)/python -m pytest -n 2 tests/test_documentation.py
+	$(BIN)/python -m pytest tests/test_documentation.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: install  ## run the tests; those of README's and docs' code blocks are with `make docs`

@@ -48,7 +48,7 @@ def make_models(folder):
         save_tiny_clip(folder / name)
     plain = folder / "openai/clip-vit-base-patch16"
     model, processor = CLIPFSARModel.from_pretrained(plain, for_training=True), CLIPFSARProcessor.from_pretrained(plain)
-    for name in ("runs/mine/best", "runs/a/best", "runs/b/best", "path/or/hub-id", "demo_output/runs/4/best"):
+    for name in ("runs/mine/best", "runs/a/best", "runs/b/best", "path/or/hub-id", "demo_output/run/best"):
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
     (folder / "demo").symlink_to(ROOT / "demo")

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.actions import ACTIONS
@@ -253,7 +253,7 @@ def tiny_clip():
     return (
         CLIPModel.from_pretrained(TINY_CLIP).eval(),
         AutoTokenizer.from_pretrained(TINY_CLIP),
-        AutoImageProcessor.from_pretrained(TINY_CLIP),
+        CLIPImageProcessor.from_pretrained(TINY_CLIP),
     )
 
 
@@ -348,6 +348,6 @@ def test_pretraining_twice_gives_the_same_weights():
         torch.manual_seed(0)
         model = CLIPModel(build_config(tokenizer))
         place_positions(model)
-        train_clip(model, images, tokens, AutoImageProcessor.from_pretrained(TINY_CLIP), 2, 1, 1e-3, seed=0)
+        train_clip(model, images, tokens, CLIPImageProcessor.from_pretrained(TINY_CLIP), 2, 1, 1e-3, seed=0)
         weights.append(torch.nn.utils.parameters_to_vector(model.parameters()))
     assert torch.equal(*weights)
