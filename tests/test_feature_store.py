@@ -455,7 +455,7 @@ def test_a_store_of_an_earlier_format_is_taken_over_with_one_notice(
     tiny_clip, processor, copies, tmp_path, recwarn, monkeypatch
 ):
     paths, dataset = copies
-    embeds = Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
+    embeds = Encoder(tiny_clip).store(tmp_path / "store", processor, dataset).clone()
     make_older(tmp_path / "store", dataset)
     recwarn.clear()
     again = Encoder(tiny_clip)
@@ -483,7 +483,7 @@ def test_a_half_filled_store_of_an_earlier_format_goes_on(tiny_clip, processor, 
 
 def test_a_store_of_an_earlier_format_on_a_read_only_disk_is_read(tiny_clip, processor, copies, tmp_path, monkeypatch):
     _, dataset = copies
-    embeds = Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
+    embeds = Encoder(tiny_clip).store(tmp_path / "store", processor, dataset).clone()
     make_older(tmp_path / "store", dataset)
     before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
 
