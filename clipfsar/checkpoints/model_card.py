@@ -22,7 +22,7 @@ Recognition" (Wang et al., IJCV 2023, [arXiv:2303.02982](https://arxiv.org/abs/2
 ## Use
 
 ```bash
-pip install "transformers>=5.10,<6" torch datasets pillow av
+pip install "transformers>=5.14,<6" torch datasets pillow "av>=15"
 ```
 
 ```python
