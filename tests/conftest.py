@@ -1,5 +1,7 @@
 """Fixtures that several test files use."""
 
+import signal
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -11,6 +13,10 @@ from processing_clipfsar import CLIPFSARProcessor
 
 # Tests run in as many processes as there are cores (pytest -n 2); torch's own threads would only get in their way.
 torch.set_num_threads(1)
+
+# A shell starts background jobs with Ctrl-C ignored, and so would be every program that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # The files that take longest, longest first: each is one process's work, and the last to begin would run alone.
