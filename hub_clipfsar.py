@@ -67,7 +67,7 @@ class HubFolder:
         """
         if not {*_STRUCTURE, "clip_config", "config"} & set(asked):
             return None
-        saved, _ = cls.config_class.get_config_dict(name, **options, temporal_num_layers=None)
+        saved, _ = cls.config_class.get_config_dict(name, for_training=True, **options)
         if not isinstance(saved.get("clip_config"), dict):
             return None  # none of a configuration of ours: transformers says so
         is_plain = saved.get("_is_plain_checkpoint", False)

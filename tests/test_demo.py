@@ -1,6 +1,7 @@
 """The demo at a small size: both tracks with all of their rows, from rendering to pictures."""
 
 import json
+import logging
 import re
 import shutil
 from dataclasses import replace
@@ -8,11 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from demo.synthetic import run
 from demo.synthetic.classes import SPLITS
 from demo.synthetic.end_to_end import end_to_end
 from demo.synthetic.first_answer import first_answer, in_words
+from demo.synthetic.quiet import quiet
 from demo.synthetic.track_classes import ORDER, WHAT, look_of, twin_of, verb_of
 from demo.synthetic.track_episode import classes_of_episode
 from demo.synthetic.track_heads import Recipe
@@ -104,15 +107,17 @@ def test_other_settings_take_nothing_from_an_earlier_run(small_run):
     assert track_folder(folder, small_tracks()[0], SMALL).is_dir()
 
 
+CLASSES = {split: names[::4][:3] for split, names in SPLITS.items()}
+SETTINGS = {"episodes": 4, "eval_every": 4, "n_way": 3, "n_shot": [1], "eval_episodes": 5, "test_episodes": 5}
+
+
 @pytest.fixture(scope="module")
 def small_training(tmp_path_factory):
     folder = tmp_path_factory.mktemp("end_to_end")
-    classes = {split: names[::4][:3] for split, names in SPLITS.items()}
-    settings = {"episodes": 4, "eval_every": 4, "n_way": 3, "n_shot": [1], "eval_episodes": 5, "test_episodes": 5}
-    return folder, lambda: end_to_end(folder, 1, classes, **settings)
+    return folder, lambda: end_to_end(folder, 1, CLASSES, **SETTINGS)
 
 
-def test_files_become_a_trained_model_that_classifies_a_novel_clip(small_training):
+def test_files_become_a_trained_model_that_classifies_a_novel_clip(small_training, fresh_accelerate):
     folder, train = small_training
     done = train()
     assert [result["inference_mode"] for result in done["results"]] == ["few_shot", "zero_shot", "ensemble"]
@@ -127,6 +132,18 @@ def test_files_become_a_trained_model_that_classifies_a_novel_clip(small_trainin
     before = weights.stat().st_mtime_ns
     assert train()["results"] == done["results"]
     assert weights.stat().st_mtime_ns == before  # nothing was trained again
+    with pytest.raises(ValueError, match="run holds a training with episodes=4: delete it, or name another folder"):
+        end_to_end(folder, 1, CLASSES, **SETTINGS | {"episodes": 8})
+
+
+def test_what_the_demo_silences_speaks_again_afterwards():
+    logger = logging.getLogger("plain_clipfsar")
+    before = logger.level, transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    with quiet():
+        assert logger.level == logging.ERROR
+        assert not transformers_logging.is_progress_bar_enabled()
+    after = logger.level, transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    assert after == before
 
 
 def test_the_first_answer_knows_what_was_shown_and_what_was_not(tmp_path):
@@ -138,7 +155,9 @@ def test_the_first_answer_knows_what_was_shown_and_what_was_not(tmp_path):
         assert min(picture.size) > 400
 
 
-def test_the_demo_prints_its_tables_and_shows_everything_on_one_page(small_run, small_training, monkeypatch, capsys):
+def test_the_demo_prints_its_tables_and_shows_everything_on_one_page(
+    small_run, small_training, monkeypatch, capsys, fresh_accelerate
+):
     folder, results, _ = small_run
     trained = small_training[1]()
     shutil.copytree(small_training[0] / "run", folder / "run")

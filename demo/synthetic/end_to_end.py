@@ -68,12 +68,15 @@ def end_to_end(output_dir: Path, num_workers: int | None = None, class_names=Non
 
     Returns:
         The two commands, the test's results, and the answer to a novel clip with its class.
+
+    Raises:
+        ValueError: When `output_dir` holds clips or a finished training of other settings.
     """
     class_names = class_names or CLASS_NAMES
     render_dataset(output_dir / "clips", CLIPS_PER_CLASS, num_workers=num_workers, class_names=class_names)
     if not (output_dir / "data" / REPORT).is_file():
         _run(prepare_command(output_dir))
-    if not (output_dir / "run" / "results.json").is_file():
+    if not _is_trained(output_dir / "run", TRAINING | settings):
         _run(train_command(output_dir, **settings))
     commands = (prepare_command(output_dir), train_command(output_dir, **settings))
     return {
@@ -81,6 +84,16 @@ def end_to_end(output_dir: Path, num_workers: int | None = None, class_names=Non
         "results": json.loads((output_dir / "run" / "results.json").read_text()),
         **classify_a_novel_clip(output_dir, class_names["test"]),
     }
+
+
+def _is_trained(run: Path, settings: dict) -> bool:
+    if not (run / "results.json").is_file():
+        return False
+    made_with = json.loads((run / "best" / "training_arguments.json").read_text())
+    different = [f"{name}={made_with[name]!r}" for name, value in settings.items() if made_with[name] != value]
+    if different:
+        raise ValueError(f"{run} holds a training with {', '.join(different)}: delete it, or name another folder.")
+    return True
 
 
 def _run(command: list[str]):

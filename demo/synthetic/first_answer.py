@@ -7,20 +7,15 @@ your own clips and any CLIP, only smaller.
 from pathlib import Path
 
 from transformers import pipeline
-from transformers.utils import logging as transformers_logging
 
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip, write_clip
 from pipeline_clipfsar import TASK
 
-SUPPORT = {
-    "red star growing": 4,
-    "red star shrinking": 4,
-    "green star bouncing": 4,
-    "red circle filling": 4,
-}  # clips to show of each class
-QUERIES = ("red star growing", "green star bouncing", "white heart stretching")  # the last is of none of the classes
-_QUERY = 9  # number of a query clip; support clips count from 0
+# How many clips are shown of each class.
+SUPPORT = {"red star growing": 4, "red star shrinking": 4, "green star bouncing": 4, "red circle filling": 4}
+QUERIES = ("red star growing", "green star bouncing", "white heart stretching")  # the last is of another class
+_QUERY = 9  # number of a query clip; those of support clips begin at 0
 
 
 def clip_path(folder: Path, class_name: str, number: int) -> Path:
@@ -28,13 +23,12 @@ def clip_path(folder: Path, class_name: str, number: int) -> Path:
 
 
 def render_clips(folder: Path, seed: int = 0) -> None:
-    """Writes the clips that are not there yet, as CLASS/NUMBER.mp4."""
+    """Writes the clips, as CLASS/NUMBER.mp4: a second's work, so that those of another version never stay."""
     wanted = [(name, number) for name, count in SUPPORT.items() for number in range(count)]
     for name, number in [*wanted, *((name, _QUERY) for name in QUERIES)]:
         path = clip_path(folder, name, number)
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_clip(path, *render_clip(name, seed, number))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_clip(path, *render_clip(name, seed, number))
 
 
 def first_answer(output_dir: Path) -> list[dict]:
@@ -43,8 +37,6 @@ def first_answer(output_dir: Path) -> list[dict]:
     Returns:
         Per query its class, the clip and the answer: labels with scores, and the score of "none of these".
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     clips = output_dir / "clips"
     render_clips(clips)
     classify = pipeline(TASK, model=str(TINY_CLIP), device="cpu")

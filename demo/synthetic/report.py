@@ -4,6 +4,8 @@ import base64
 from html import escape
 from pathlib import Path
 
+from demo.synthetic.track_report import table_of
+
 INTRODUCTIONS = {
     "what": (
         "Classes differ in what is seen, as in Kinetics: each has a colour and a shape of its own. Distractors are as "
@@ -108,16 +110,10 @@ def _track(output_dir: Path, name: str, track: dict) -> str:
 
 
 def _table(track: dict) -> str:
-    has_twins = any(row["twins"] for row in track["rows"].values())
-    columns = [f"{shots}-shot" for shots in track["ensemble_text_weight"]]
-    columns += ["a verb or its twin"] if has_twins else []
-    lines = []
-    for row in track["rows"].values():
-        cells = [*row["shots"].values(), *([row["twins"]] if has_twins else [])]
-        texts = ["" if cell is None else f"{cell['accuracy']:.1f} ± {cell['half_width']:.1f}" for cell in cells]
-        lines.append(f"<tr><td>{escape(row['label'])}</td>{''.join(f'<td>{text}</td>' for text in texts)}</tr>")
-    head = "".join(f"<th>{column}</th>" for column in ("5-way accuracy in %", *columns))
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    headings, rows = table_of(track)
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{lines}</table></div>'
 
 
 def _rows(tracks: dict[str, dict]) -> str:

@@ -12,7 +12,6 @@ Needs no network and no GPU: clips are rendered here, and the CLIP to start from
 `index.html` in the output folder shows all of it. An interrupted demo goes on where it stopped.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from clipfsar.options import option, parse_options
 from demo.synthetic.end_to_end import end_to_end
 from demo.synthetic.first_answer import first_answer, in_words
+from demo.synthetic.quiet import quiet
 from demo.synthetic.report import write_report
 from demo.synthetic.track_classes import TRACKS, Track
 from demo.synthetic.track_episode import draw_episode
@@ -39,14 +39,15 @@ def main(arguments: Arguments):
     start = time.perf_counter()
     output_dir = Path(arguments.output_dir)
     print("=== A first answer: four clips of each class were shown, nothing was trained", flush=True)
-    answers = first_answer(output_dir / "first_answer")
+    with quiet():
+        answers = first_answer(output_dir / "first_answer")
     print(f"{in_words(answers)}\n  Why: {output_dir / 'first_answer' / 'why.png'}\n", flush=True)
 
     print("=== What is each part of the method worth? Two tracks; progress bars estimate the time", flush=True)
-    logging.getLogger("plain_clipfsar").setLevel(logging.ERROR)  # that layers are new before training is known here
     settings = TrackSettings(num_seeds=arguments.num_seeds)
     results = run_tracks(output_dir, settings, num_workers=arguments.num_workers)
-    draw_tracks(output_dir, results, settings, TRACKS)
+    with quiet():
+        draw_tracks(output_dir, results, settings, TRACKS)
     print(f"\n{results['table']}\n", flush=True)
 
     print(

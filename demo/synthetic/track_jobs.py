@@ -1,6 +1,5 @@
 """Jobs on all cores, with progress and time: how the tracks and the study run."""
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +9,8 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
+from demo.synthetic.quiet import quiet
 from parent_process_clipfsar import ending_pool, shielding_children
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
@@ -46,12 +45,10 @@ class Clock:
 
 def _timed(function: Callable, job) -> tuple[object, float]:
     """A job's result and its seconds on the processor, on one thread: more would make results depend on the machine."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("plain_clipfsar").setLevel(logging.ERROR)  # that layers are new is known here
     torch.set_num_threads(1)
     start = time.process_time()
-    return function(job), time.process_time() - start
+    with quiet():
+        return function(job), time.process_time() - start
 
 
 @contextmanager
@@ -59,7 +56,7 @@ def working(num_workers: int | None) -> Iterator[Callable]:
     """Gives a function that runs jobs, `(function, jobs, phase, report)`, and returns results and seconds in order."""
     num_workers = num_workers or os.cpu_count() or 1
     if num_workers == 1:
-        threads, verbosity = torch.get_num_threads(), transformers_logging.get_verbosity()
+        threads = torch.get_num_threads()
 
         def run_here(function, jobs, phase, report):
             report(phase, 0, len(jobs))
@@ -74,7 +71,6 @@ def working(num_workers: int | None) -> Iterator[Callable]:
             yield run_here
         finally:
             torch.set_num_threads(threads)
-            transformers_logging.set_verbosity(verbosity)
         return
     # Spawned, not forked: this process may hold threads (torch), which a forked one would inherit half-alive.
     with ending_pool(num_workers, get_context("spawn")) as pool:

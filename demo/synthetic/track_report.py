@@ -143,16 +143,22 @@ def tables(results: dict) -> str:
     return "\n\n".join([*parts, _note(results["settings"])])
 
 
-def _table(track: dict) -> str:
+def table_of(track: dict) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a track's table, as text; the first heading is what the rows are called by."""
     has_twins = any(row["twins"] for row in track["rows"].values())
-    columns = [f"{shots}-shot" for shots in track["ensemble_text_weight"]]
-    columns += ["a verb or its twin, 1-shot"] if has_twins else []
-    lines = [f"| {track['title']} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    headings = ["5-way accuracy in %", *(f"{shots}-shot" for shots in track["ensemble_text_weight"])]
+    rows = []
     for row in track["rows"].values():
-        cells = [*row["shots"].values(), row["twins"]] if has_twins else list(row["shots"].values())
+        cells = [*row["shots"].values(), *([row["twins"]] if has_twins else [])]
         texts = ["" if cell is None else f"{cell['accuracy']:.1f} ± {cell['half_width']:.1f}" for cell in cells]
-        lines.append(f"| {row['label']} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+        rows.append([row["label"], *texts])
+    return headings + ["a verb or its twin, 1-shot"] * has_twins, rows
+
+
+def _table(track: dict) -> str:
+    headings, rows = table_of(track)
+    lines = [f"| {' | '.join(line)} |" for line in ([track["title"], *headings[1:]], *rows)]
+    return "\n".join([lines[0], "|---" * len(headings) + "|", *lines[1:]])
 
 
 def _answers(track: dict) -> str:
@@ -167,4 +173,4 @@ def _note(settings: dict) -> str:
     )
 
 
-__all__ = ["COMPARISONS", "LABELS", "Accuracies", "sentences", "tables", "track_results"]
+__all__ = ["COMPARISONS", "LABELS", "Accuracies", "sentences", "table_of", "tables", "track_results"]
