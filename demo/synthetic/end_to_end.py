@@ -18,6 +18,7 @@ from clipfsar.data.older_reader import REPORT
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.classes import SPLITS
 from demo.synthetic.first_answer import clip_path
+from demo.synthetic.quiet import quiet
 from demo.synthetic.render import render_dataset
 from pipeline_clipfsar import TASK
 
@@ -105,7 +106,8 @@ def _run(command: list[str]):
 
 def classify_a_novel_clip(output_dir: Path, class_names: Sequence[str]) -> dict:
     """A clip against up to five novel classes of two clips each, by the folder that training wrote."""
-    classify = pipeline(TASK, model=str(output_dir / "run" / "best"), trust_remote_code=True, device="cpu")
+    with quiet():
+        classify = pipeline(TASK, model=str(output_dir / "run" / "best"), trust_remote_code=True, device="cpu")
     novel = output_dir / "clips" / "test"
     shown = class_names[:: max(1, len(class_names) // 5)][:5]
     classify.enroll({name: [str(clip_path(novel, name, number)) for number in (0, 1)] for name in shown})
