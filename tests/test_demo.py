@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-from demo.synthetic import run
+from demo.synthetic import run, study, tracks
 from demo.synthetic.classes import SPLITS
 from demo.synthetic.end_to_end import end_to_end
 from demo.synthetic.first_answer import first_answer, in_words
@@ -183,3 +183,22 @@ def test_an_episode_on_order_holds_twins():
     assert len(set(names)) == 5
     assert verb_of(names[1]) == twin_of(verb_of(names[0]))
     assert len({look_of(name) for name in names}) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"num_seeds": 0}, "num_seeds=0 must be a whole number of at least 1"),
+        ({"num_workers": -3}, "num_workers=-3 must be a whole number of at least 1"),
+        ({"output_dir": __file__}, "is a file: name a folder"),
+    ],
+)
+def test_options_that_would_fail_after_minutes_are_refused_at_once(options, reason):
+    for program in (run, study, tracks):
+        with pytest.raises(ValueError, match=reason):
+            program.Arguments(**options)
+
+
+def test_learning_rates_of_the_study_are_positive():
+    with pytest.raises(ValueError, match="learning_rates: 0 must be greater than 0"):
+        study.Arguments(learning_rates=[1e-4, 0.0])

@@ -24,6 +24,7 @@ from demo.synthetic.quiet import quiet
 from demo.synthetic.report import write_report
 from demo.synthetic.track_classes import TRACKS, Track
 from demo.synthetic.track_episode import draw_episode
+from demo.synthetic.track_jobs import check_options
 from demo.synthetic.track_plots import plot_track
 from demo.synthetic.tracks import TrackSettings, run_tracks
 
@@ -33,6 +34,9 @@ class Arguments:
     output_dir: str = option("demo_output", "Folder for clips, results, the trained model and pictures.")
     num_seeds: int = option(3, "Trainings of each row of the tracks, with other seeds.")
     num_workers: int | None = option(None, "Processes; by default one per core. Results do not depend on it.")
+
+    def __post_init__(self):
+        check_options(self)
 
 
 def main(arguments: Arguments):

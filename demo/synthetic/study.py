@@ -41,7 +41,7 @@ from demo.synthetic.track_classes import TRACKS, Track
 from demo.synthetic.track_features import NUM_FRAMES, ClassClips, Features, frames_of_clip, tiny_clip, what_to_encode
 from demo.synthetic.track_heads import Recipe, mean_one_shot, new_head, train_on_episodes, trained_weights
 from demo.synthetic.track_heads import training_episodes as episodes_of
-from demo.synthetic.track_jobs import Clock, Progress, showing_progress, working, write_text
+from demo.synthetic.track_jobs import Clock, Progress, check_options, showing_progress, working, write_text
 from demo.synthetic.track_report import track_results
 from demo.synthetic.tracks import (
     TrackSettings,
@@ -307,6 +307,9 @@ class Arguments:
     learning_rates: list[float] = option([1e-4, 5e-4], "Candidates, of which validation chooses.")
     num_workers: int | None = option(None, "Processes; by default one per core. Results do not depend on it.")
     report: str | None = option(None, "Write the tables as Markdown here, for example docs/study.md.")
+
+    def __post_init__(self):
+        check_options(self)
 
 
 def main(arguments: Arguments) -> None:

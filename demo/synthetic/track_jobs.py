@@ -10,10 +10,28 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from choices_clipfsar import check_positive_integer
 from demo.synthetic.quiet import quiet
 from parent_process_clipfsar import ending_pool, shielding_children
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
+
+
+def check_options(options) -> None:
+    """Raises `ValueError` for what would fail after minutes: numbers below 1, rates of 0, a file as output folder.
+
+    Args:
+        options: Of one of the demo's programs; those that it has are checked.
+    """
+    for name in ("num_seeds", "episodes", "num_workers"):
+        value = getattr(options, name, None)
+        if value is not None:
+            check_positive_integer(name, value)
+    for rate in getattr(options, "learning_rates", ()):
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"learning_rates: {rate:g} must be greater than 0.")
+    if Path(options.output_dir).is_file():
+        raise ValueError(f"output_dir={options.output_dir!r} is a file: name a folder.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,4 +125,4 @@ def showing_progress(progress: Progress | None) -> Iterator[Progress]:
     yield report
 
 
-__all__ = ["Clock", "Progress", "showing_progress", "working", "write_text"]
+__all__ = ["Clock", "Progress", "check_options", "showing_progress", "working", "write_text"]

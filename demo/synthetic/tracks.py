@@ -71,6 +71,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from choices_clipfsar import check_positive_integer
 from clipfsar.options import option, parse_options
 from demo.synthetic.render import RENDERER_VERSION
 from demo.synthetic.track_classes import TRACKS, Track, exchange_twins
@@ -86,7 +87,7 @@ from demo.synthetic.track_heads import (
     trained_weights,
     twin_accuracies,
 )
-from demo.synthetic.track_jobs import Clock, Progress, showing_progress, working, write_text
+from demo.synthetic.track_jobs import Clock, Progress, check_options, showing_progress, working, write_text
 from demo.synthetic.track_report import Accuracies, tables, track_results
 from modeling_clipfsar import CLIPFSARModel
 
@@ -112,6 +113,10 @@ class TrackSettings:
     recipe: Recipe = field(default_factory=Recipe)
     test_episodes: int = 300
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("num_seeds", "test_episodes"):
+            check_positive_integer(name, getattr(self, name))
 
     @property
     def seeds(self) -> range:
@@ -362,6 +367,9 @@ class Arguments:
     num_seeds: int = option(3, "Trainings of each row.")
     episodes: int = option(Recipe().episodes, "Training episodes.")
     num_workers: int | None = option(None, "Processes; one per core by default. Results do not depend on it.")
+
+    def __post_init__(self):
+        check_options(self)
 
 
 def main(arguments: Arguments) -> None:
