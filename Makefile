@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo page docs test upstream lowest newest benchmark quality format clean
+.PHONY: help install demo page docs test programs upstream lowest newest benchmark quality format clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -39,9 +39,12 @@ docs: install  ## run the code blocks of README and docs, and build the document
 	$(BIN)/python -m pytest tests/test_documentation.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test: install  ## run the tests; those of README's and docs' code blocks are with `make docs`
+test: install  ## run the tests, but for whole programs (`make programs`) and code blocks (`make docs`)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		--ignore tests/test_documentation.py
+		--ignore tests/test_documentation.py -m "not whole_program"
+
+programs: install  ## run whole programs as users start them: the wheel's commands, accelerate launch, the demo
+	$(BIN)/python -m pytest -n 2 -m whole_program --dist loadfile tests/test_wheel.py tests/test_demo.py tests/test_training.py
 
 upstream: install  ## run the tests of transformers on our classes (4 minutes on 2 cores; fetches them once)
 	PYTHONPATH=$$($(BIN)/python tests/transformers_source.py) $(BIN)/python -m pytest -n 2 \

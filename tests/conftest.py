@@ -22,7 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The files that take longest, longest first: each is one process's work, and the last to begin would run alone.
 LONG_FILES = (
     *("test_training.py", "test_export_model.py", "test_prepare_dataset.py", "test_trainer.py", "test_evaluation.py"),
-    *("test_wheel.py", "test_trainable.py", "test_demo.py", "test_run_folder.py", "test_alignment.py"),
+    *("test_trainable.py", "test_demo.py", "test_run_folder.py", "test_alignment.py"),
 )
 
 

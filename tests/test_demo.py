@@ -58,6 +58,7 @@ def small_run(tmp_path_factory):
     return folder, results, phases
 
 
+@pytest.mark.whole_program
 def test_a_run_has_all_rows_on_both_tracks(small_run):
     folder, results, _ = small_run
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
@@ -79,6 +80,7 @@ def test_a_run_has_all_rows_on_both_tracks(small_run):
     assert (folder / "results.md").read_text() == results["table"] + "\n"
 
 
+@pytest.mark.whole_program
 def test_the_caller_hears_how_far_each_phase_is(small_run):
     phases = small_run[2]
     names = list(dict.fromkeys(phase for phase, _, _ in phases))
@@ -88,6 +90,7 @@ def test_the_caller_hears_how_far_each_phase_is(small_run):
         assert [number for number, _ in done] == list(range(done[0][1] + 1))
 
 
+@pytest.mark.whole_program
 def test_a_run_goes_on_where_it_stopped_and_gives_the_same_numbers(small_run):
     folder, results, _ = small_run
     (kept,) = folder.glob("tracks/what-*/fold0_seed0_with_text.safetensors")
@@ -100,6 +103,7 @@ def test_a_run_goes_on_where_it_stopped_and_gives_the_same_numbers(small_run):
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in results.items() if k != "seconds"}
 
 
+@pytest.mark.whole_program
 def test_other_settings_take_nothing_from_an_earlier_run(small_run):
     folder = small_run[0]
     other = replace(SMALL, recipe=replace(SMALL.recipe, learning_rate=1e-3))
@@ -117,6 +121,7 @@ def small_training(tmp_path_factory):
     return folder, lambda: end_to_end(folder, 1, CLASSES, **SETTINGS)
 
 
+@pytest.mark.whole_program
 def test_files_become_a_trained_model_that_classifies_a_novel_clip(small_training, fresh_accelerate):
     folder, train = small_training
     done = train()
@@ -155,6 +160,7 @@ def test_the_first_answer_knows_what_was_shown_and_what_was_not(tmp_path):
         assert min(picture.size) > 400
 
 
+@pytest.mark.whole_program
 def test_the_demo_prints_its_tables_and_shows_everything_on_one_page(
     small_run, small_training, monkeypatch, capsys, fresh_accelerate
 ):

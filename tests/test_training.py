@@ -256,6 +256,7 @@ def launch(program: list[str], cwd: Path, num_processes: int) -> subprocess.Comp
     return result
 
 
+@pytest.mark.whole_program
 def test_accelerate_launch_starts_two_processes_by_path(video_folder, tiny_clip, reference, tmp_path):
     # The video folder itself this time, with its classes in the same order.
     videos = os.path.relpath(video_folder, tmp_path)
@@ -265,6 +266,7 @@ def test_accelerate_launch_starts_two_processes_by_path(video_folder, tiny_clip,
     assert_close_run(tmp_path / "run", reference)
 
 
+@pytest.mark.whole_program
 def test_accelerate_launch_starts_the_module(dataset, tiny_clip, tmp_path):
     program = ["-m", "clipfsar", "train", *training_arguments(dataset, tiny_clip, "run", print_config=True)]
     settings = json.loads(launch(program, tmp_path, num_processes=1).stdout)
@@ -773,6 +775,7 @@ print(type(classify).__module__, type(classify.model).__module__)
 """
 
 
+@pytest.mark.whole_program
 def test_the_program_on_an_uploaded_models_card_runs_without_this_repository(train, tmp_path):
     hub = tmp_path / "hub"
     train(push_to_hub="someone/colours", hub_revision="v2", episodes=8, prepare=(catch_upload, hub)).check()

@@ -33,6 +33,9 @@ print(json.dumps({"accuracy": result["accuracy"], "package": clipfsar.__file__, 
 """
 
 
+pytestmark = pytest.mark.whole_program
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     """What a wheel is built from; building leaves files behind, which do not belong in the checkout."""
