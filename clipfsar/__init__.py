@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from clipfsar.first_seconds import guard_first_seconds
@@ -44,6 +45,8 @@ def __getattr__(name: str):
     if name in _MODULE_OF_NAME:
         value = getattr(importlib.import_module(_MODULE_OF_NAME[name]), name)
         globals()[name] = value  # so that this function is asked once per name
+        if "transformers" in sys.modules:  # `pipeline("few-shot-video-classification", model=...)` comes next
+            importlib.import_module("pipeline_clipfsar")  # registers the task
         return value
     message = f"module {__name__!r} has no attribute {name!r}"
     if not name.startswith("_"):

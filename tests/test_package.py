@@ -38,6 +38,16 @@ def test_every_public_name_resolves(name):
     assert inspect.isclass(value) or callable(value)
 
 
+def test_a_model_of_the_package_can_go_to_pipeline_in_a_fresh_process():
+    program = (
+        "from transformers import pipeline; from transformers.pipelines import PIPELINE_REGISTRY\n"
+        "from clipfsar import load_model\n"
+        "print('few-shot-video-classification' in PIPELINE_REGISTRY.get_supported_tasks())"
+    )
+    child = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert child.stdout == "True\n"
+
+
 def test_type_checkers_see_the_names_of_the_table():
     (block,) = [node for node in SOURCE.body if isinstance(node, ast.If)]
     seen = {alias.name: statement.module for statement in block.body for alias in statement.names}
