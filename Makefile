@@ -80,4 +80,4 @@ format: install  ## mend style
 	$(BIN)/ruff format .
 
 clean:  ## remove what was made here
-	rm -rf $(VENV) $(PAGE_VENV) $(LOWEST_VENV) $(NEWEST_VENV) demo_output site *.egg-info build .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PAGE_VENV) $(LOWEST_VENV) $(NEWEST_VENV) demo_output site *.egg-info build .pytest_cache .ruff_cache .mypy_cache
