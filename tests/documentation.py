@@ -83,20 +83,16 @@ class PageRunner:
     Args:
         page: The page.
         already_run: Command lines that were run on another page, which are not run again.
-        not_compared: Beginnings of outputs that are not compared; those met are taken out.
     """
 
     page: Path
     already_run: set[str] = field(default_factory=set)
-    not_compared: set[str] = field(default_factory=set)
-    names: dict[str, object] = field(default_factory=dict)  # that the page's programs begin with
     printed: str | None = None  # by the last block; None where it was not run
     end: int = 0  # of that block
 
     def run(self) -> int:
         """Runs all blocks and returns how many there were."""
         document = Document.parse(str(self.page), _blocks(self._evaluate))
-        document.namespace.update(self.names)
         number = 0
         for number, example in enumerate(document.examples(), start=1):  # noqa: B007
             try:
@@ -124,10 +120,6 @@ class PageRunner:
         between = example.document.text[self.end : example.start]
         if self.end == 0 or re.search(r"^#+ ", between, re.M) or self.printed is None:
             return
-        for beginning in list(self.not_compared):
-            if example.parsed.startswith(beginning):
-                self.not_compared.discard(beginning)
-                return
         assert _stripped(self.printed) == _stripped(example.parsed)
 
     def _run_python(self, example: Example) -> bool:

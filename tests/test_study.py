@@ -29,8 +29,8 @@ def test_a_study_trains_the_tower_and_goes_on_where_it_stopped(tmp_path):
     assert towers["last_layer"]["learning_rate"] == 1e-4
     assert all(log["cpu_seconds"] > 0 for log in towers["last_layer"]["training"])
     text = report(study)
-    assert "| nothing (as in the demo) |" in text
-    assert "Not measured: LoRA, rank 8; all of it." in text
+    assert "| none (as in the demo) |" in text
+    assert "Not measured: LoRA, rank 8; all." in text
     assert "not measured: the track order" in text
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("what-*/*")}
     assert len([path for path in written if path.suffix == ".safetensors"]) == 3 + 4
@@ -74,11 +74,11 @@ def test_the_cheapest_recipe_that_beats_frozen_features_on_both_tracks_is_named(
     other = both | {"last_layer": made_up(3, 1, 30)}
     text = conclusion({"tracks": {"what": both, "order": other}})
     assert text.startswith(
-        "CLIP-FSAR beats frozen features at five shots on both tracks; the cheapest way: training LoRA"
+        "CLIP-FSAR beats frozen features at five shots on both tracks. The cheapest recipe that does trains: LoRA"
     )
-    assert "Not measured: its last layer." in text
+    assert "Not measured: last layer." in text
 
 
 def test_a_gain_on_one_track_alone_is_no_win():
     text = conclusion({"tracks": {"what": {"lora": made_up(2, 1, 60)}, "order": {"lora": made_up(0.5, 1, 60)}}})
-    assert text.startswith("No way of training that was measured beats frozen features at five shots on both tracks.")
+    assert text.startswith("None of the measured recipes beats frozen features at five shots on both tracks.")

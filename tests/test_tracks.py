@@ -121,12 +121,13 @@ def test_equal_tables_have_equal_intervals():
     [
         (
             {1: GAIN, 5: UNCLEAR},
-            "The text adds 5.0 ± 0.8 points at one shot; no difference is seen at five shots (+0.1 ± 0.5).",
+            "The text adds 5.0 ± 0.8 points at one shot; no effect is measurable at five shots (+0.1 ± 0.5).",
         ),
+        ({1: GAIN, 5: GAIN}, "The text adds 5.0 ± 0.8 points at one shot and 5.0 ± 0.8 points at five shots."),
         ({1: GAIN, 5: LOSS}, "The text adds 5.0 ± 0.8 points at one shot and costs 2.1 ± 1.0 points at five shots."),
         (
             {1: UNCLEAR, 5: UNCLEAR},
-            "The text makes no difference that is seen at one shot (+0.1 ± 0.5) or at five shots (+0.1 ± 0.5).",
+            "The text has no measurable effect at one shot (+0.1 ± 0.5) or at five shots (+0.1 ± 0.5).",
         ),
     ],
 )
@@ -139,8 +140,8 @@ def test_a_difference_is_claimed_only_where_its_interval_leaves_zero_out(spreads
     [
         ({1: GAIN, 5: GAIN}, "Yes at one shot and five shots."),
         ({1: GAIN, 5: LOSS}, "Yes at one shot; no at five shots."),
-        ({1: UNCLEAR, 5: LOSS}, "No at five shots; not seen at one shot."),
-        ({1: UNCLEAR, 5: UNCLEAR}, "Not seen at one shot and five shots."),
+        ({1: UNCLEAR, 5: LOSS}, "No at five shots; undecided at one shot."),
+        ({1: UNCLEAR, 5: UNCLEAR}, "Undecided at one shot and five shots."),
     ],
 )
 def test_whether_training_is_worth_it_follows_from_the_signs(spreads, sentence):
@@ -177,13 +178,13 @@ def test_a_paired_difference_is_seen_where_the_rows_alone_would_hide_it():
     assert results["differences"]["ensemble"]["shots"]["1"]["interval"] == pytest.approx([1.0, 1.0])
     answers = {item["question"]: item["answer"] for item in results["sentences"]}
     assert "adds 3." in answers["What does the text do?"] or "adds 2." in answers["What does the text do?"]
-    assert "(0.5 at 1-shot, 0.3 at 5-shot)" in answers["What do texts add at the end?"]
+    assert "validation: 0.5 at 1-shot, 0.3 at 5-shot)" in answers["What does the ensemble add?"]
 
 
 def test_a_text_without_effect_is_not_praised():
     results = track_results(WHAT, made_up_accuracies(0.0), {1: 0.5, 5: 0.3}, {}, [])
     answers = {item["question"]: item["answer"] for item in results["sentences"]}
-    assert "makes no difference that is seen at one shot" in answers["What does the text do?"]
+    assert "has no measurable effect at one shot" in answers["What does the text do?"]
 
 
 def test_rows_of_different_classes_are_not_compared():
@@ -201,7 +202,7 @@ def test_exchanged_texts_and_twins_have_their_sentences():
     twins = {"twins of frozen_mean": Spread(50.5, 49.0, 52.0), "twins of texts_only": Spread(50.0, 47.0, 53.0)}
     answers = {item["question"]: item["answer"] for item in sentences(shots | twins, {1: 0.5, 5: 0.3})}
     assert "Between twins, the text alone cannot be told from guessing" in answers["What does the text do?"]
-    assert "Exchanging the texts of twins makes no difference that is seen" in answers["What does the text do?"]
+    assert "Exchanging the texts of twins has no measurable effect" in answers["What does the text do?"]
     assert "Between twins, mean pooling cannot be told" in answers["What does alignment do?"]
 
 

@@ -69,20 +69,20 @@ def effect_sentence(subject: str, spreads: Mapping[int, Spread]) -> str:
     """One sentence on a difference at each number of shots.
 
     >>> effect_sentence("The text", {1: Spread(5.0, 4.2, 5.8), 5: Spread(0.1, -0.4, 0.6)})
-    'The text adds 5.0 ± 0.8 points at one shot; no difference is seen at five shots (+0.1 ± 0.5).'
+    'The text adds 5.0 ± 0.8 points at one shot; no effect is measurable at five shots (+0.1 ± 0.5).'
     """
     clear = {shots: spread for shots, spread in spreads.items() if spread.is_clear}
     unclear = [
         f"{shots_in_words(shots)} ({_signed(spread)})" for shots, spread in spreads.items() if shots not in clear
     ]
     if not clear:
-        return f"{subject} makes no difference that is seen at {' or at '.join(unclear)}."
-    parts = [
-        f"{'adds' if spread.mean > 0 else 'costs'} {abs(spread.mean):.1f} ± {spread.half_width:.1f} points at "
-        f"{shots_in_words(shots)}"
-        for shots, spread in clear.items()
-    ]
-    tail = f"; no difference is seen at {' or at '.join(unclear)}" if unclear else ""
+        return f"{subject} has no measurable effect at {' or at '.join(unclear)}."
+    parts, verb = [], None
+    for shots, spread in clear.items():
+        before, verb = verb, "adds" if spread.mean > 0 else "costs"
+        figure = f"{abs(spread.mean):.1f} ± {spread.half_width:.1f} points at {shots_in_words(shots)}"
+        parts.append(figure if verb == before else f"{verb} {figure}")
+    tail = f"; no effect is measurable at {' or at '.join(unclear)}" if unclear else ""
     return f"{subject} {' and '.join(parts)}{tail}."
 
 
@@ -105,14 +105,14 @@ def guessing_sentence(subject: str, spread: Spread, chance: float) -> str:
 
 
 def worth_training(spreads: Mapping[int, Spread]) -> str:
-    """The answer to "is it worth training?" out of the gain over frozen features."""
+    """The answer to "is it worth training?" from the gain over frozen features; undecided where zero is possible."""
     kinds = {"gain": [], "loss": [], "none": []}
     for shots, spread in spreads.items():
         kind = "none" if not spread.is_clear else "gain" if spread.mean > 0 else "loss"
         kinds[kind].append(shots_in_words(shots))
     parts = [
         f"{word} at {' and '.join(kinds[kind])}"
-        for kind, word in (("gain", "yes"), ("loss", "no"), ("none", "not seen"))
+        for kind, word in (("gain", "yes"), ("loss", "no"), ("none", "undecided"))
         if kinds[kind]
     ]
     return f"{'; '.join(parts).capitalize()}."

@@ -65,7 +65,7 @@ TOWERS = {
 
 @dataclass(frozen=True)
 class TowerRun:
-    """One training, with what is trained of the tower and at which rate. A job of a process."""
+    """One training: which layers of the tower train, and at which rate. A job of a process."""
 
     folder: str
     track: Track

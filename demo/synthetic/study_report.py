@@ -7,10 +7,10 @@ from pathlib import Path
 from demo.synthetic.spread import Spread, effect_sentence
 
 LABELS = {
-    "frozen": "nothing (as in the demo)",
-    "last_layer": "its last layer",
+    "frozen": "none (as in the demo)",
+    "last_layer": "last layer",
     "lora": "LoRA, rank 8",
-    "whole": "all of it",
+    "whole": "all",
 }
 
 
@@ -18,10 +18,10 @@ def report(study: dict) -> str:
     """A page with a table for each track, what follows from it and what it cost; from the content of `study.json`."""
     recipe = study["settings"]["recipe"]
     parts = [
-        "# Training the visual tower, too",
-        "The demo trains the temporal transformer on features of a frozen tower. This page says what it is worth to "
-        "train the tower as well, as the paper does, on the same clips of the same two tracks. "
-        "`python -m demo.synthetic.study --report docs/study.md` makes it.",
+        "# Training the visual tower",
+        "Is it worth training the visual tower, as the paper does? The demo trains the temporal transformer on "
+        "features of a frozen tower. The study trains the tower as well, on the clips of the demo's two tracks. "
+        "`python -m demo.synthetic.study --report FILE` writes this page.",
     ]
     parts += [_track_section(towers) for towers in study["tracks"].values() if towers]
     parts.append(f"## Conclusion\n\n{conclusion(study)}")
@@ -39,7 +39,7 @@ def _track_section(towers: dict[str, dict]) -> str:
     title = next(iter(towers.values()))["title"]
     lines = [f"## {title}", "", _header(), "|---" * 8 + "|"]
     frozen = next(iter(towers.values()))["rows"]["frozen_otam"]["shots"]
-    lines.append(f"| nothing trained, OTAM | {_cell(frozen['1'])} | {_cell(frozen['5'])} | | | | | |")
+    lines.append(f"| no training at all, OTAM | {_cell(frozen['1'])} | {_cell(frozen['5'])} | | | | | |")
     sentences = []
     for tower, track in towers.items():
         rows, method = track["rows"], track["differences"]["method"]["shots"]
@@ -47,14 +47,14 @@ def _track_section(towers: dict[str, dict]) -> str:
         cells += [_signed(method[shots]) for shots in ("1", "5")]
         seconds = [log["cpu_seconds"] for log in track["training"]]
         lines.append(f"| {LABELS[tower]} | {' | '.join(cells)} | {sum(seconds) / len(seconds):.0f} |")
-        subject = f"With {LABELS[tower]} trained of the tower, the text"
+        subject = f"Tower: {LABELS[tower]}. The text"
         sentences.append("- " + effect_sentence(subject, _spreads(track, "text")))
     return "\n".join([*lines, "", *sentences])
 
 
 def _header() -> str:
-    columns = ["trained of the tower", "without text, 1-shot", "5-shot", "CLIP-FSAR, 1-shot", "5-shot"]
-    columns += ["CLIP-FSAR minus nothing trained, 1-shot", "5-shot", "CPU seconds per training"]
+    columns = ["layers of the tower that train", "without text, 1-shot", "5-shot", "CLIP-FSAR, 1-shot", "5-shot"]
+    columns += ["CLIP-FSAR minus no training, 1-shot", "5-shot", "CPU seconds per training"]
     return f"| {' | '.join(columns)} |"
 
 
@@ -88,8 +88,9 @@ def conclusion(study: dict) -> str:
     if winners:
         costs = {t: sum(log["cpu_seconds"] for towers in tracks for log in towers[t]["training"]) for t in winners}
         cheapest = LABELS[min(costs, key=costs.get)]
-        return f"CLIP-FSAR beats frozen features at five shots {of_what}; the cheapest way: training {cheapest}.{tail}"
-    return f"No way of training that was measured beats frozen features at five shots {of_what}.{tail}"
+        best = f"The cheapest recipe that does trains: {cheapest}."
+        return f"CLIP-FSAR beats frozen features at five shots {of_what}. {best}{tail}"
+    return f"None of the measured recipes beats frozen features at five shots {of_what}.{tail}"
 
 
 def _hours(study: dict) -> float:

@@ -97,21 +97,21 @@ def sentences(spreads: dict, weights: dict[int, float]) -> list[dict[str, str]]:
     """
     answers = {
         "What does alignment do?": [
-            effect_sentence("On frozen features, OTAM instead of mean pooling", spreads["alignment"])
+            effect_sentence("OTAM instead of mean pooling, on frozen features,", spreads["alignment"])
         ],
         "What does the text do?": [
-            effect_sentence("The text, CLIP-FSAR against the same training without it,", spreads["text"])
+            effect_sentence("The text (CLIP-FSAR minus the same training without text)", spreads["text"])
         ],
         "Is it worth training?": [
             worth_training(spreads["method"]),
-            effect_sentence("CLIP-FSAR against OTAM on frozen features", spreads["method"]),
-            effect_sentence("Training without text", spreads["training_alone"]),
+            effect_sentence("CLIP-FSAR instead of OTAM on frozen features", spreads["method"]),
+            effect_sentence("Training without text, instead of OTAM on frozen features,", spreads["training_alone"]),
         ],
-        "What do texts add at the end?": [
+        "What does the ensemble add?": [
             effect_sentence(
-                f"The ensemble with the text weight chosen on validation ({_listed(weights)})", spreads["ensemble"]
+                f"The ensemble (text weight chosen on validation: {_listed(weights)})", spreads["ensemble"]
             ),
-            effect_sentence("The official weight 0.9 instead of it", spreads["official_weight"]),
+            effect_sentence("The official weight 0.9 instead of the chosen one", spreads["official_weight"]),
         ],
     }
     twins = {
