@@ -1,4 +1,4 @@
-"""Distances between two videos out of the distances of their frames: OTAM and the mean Hausdorff distance.
+"""Distances between two videos, computed from the distances of their frames: OTAM and mean Hausdorff distance.
 
 Letters in shapes: L query frames (rows), M prototype frames (columns).
 """
@@ -25,10 +25,10 @@ class _OtamDistance(torch.autograd.Function):
 
     With E = exp(-C / smoothing) for the cumulative cost C, a soft minimum is a plain sum. An inner cell needs only its
     left and upper left neighbours, E[l, m] = a[l, m] * (E[l, m-1] + E[l-1, m-1]), so one step handles a whole column of
-    all matrices; only in the first column a cell needs the one above it. All in logarithms: stable for long videos and
-    small temperatures. Columns and rows lead, so that every step runs over memory as it lies. Autograd would record
-    each step and work out anew what the columns tell at once; here the backward pass is a second sweep. A step is two
-    operations either way: a small matrix costs what starting them costs.
+    all matrices. Only in the first column does a cell need the one above it. All values are logarithms, which are
+    stable for long videos and small temperatures. Columns and rows are the first dimensions, so that every step reads
+    contiguous memory. The backward pass is a second sweep over the saved columns; autograd would record every step. A
+    step takes two operations in either pass: for small matrices the launches dominate.
     """
 
     @staticmethod
@@ -42,8 +42,8 @@ class _OtamDistance(torch.autograd.Function):
         num_columns, num_rows, batch = scores.shape
         columns = scores.new_empty(num_columns, num_rows + 1, batch)  # log E below a row of zeros (log 0)
         columns[:, 0] = -torch.inf
-        # First column: E[l] = a[l] * (2 + E[l-1]), where the 2 are the two ways in from the padding column left of it;
-        # the first row has one.
+        # First column: E[l] = a[l] * (2 + E[l-1]), where 2 counts the two paths from the padding column on its left;
+        # the first row has one path.
         log_two = scores.new_full((batch,), math.log(2))
         columns[0, 1] = scores[0, 0]
         rows, scores_of_rows = columns[0, 1:].unbind(), scores[0].unbind()
@@ -52,8 +52,8 @@ class _OtamDistance(torch.autograd.Function):
         cells, upper_cells, scores = columns[:, 1:].unbind(), columns[:, :-1].unbind(), scores.unbind()
         for m in range(1, num_columns):
             torch.logaddexp(cells[m - 1], upper_cells[m - 1], out=cells[m]).add_(scores[m])
-        # The padding column at the right costs nothing: every row of the last column reaches the end by two ways,
-        # straight and down, except the bottom row, which has only the first.
+        # The padding column at the right costs nothing: every row of the last column reaches the end by two paths,
+        # straight and down. The bottom row has only the first.
         ends = columns[-1, 1:] + math.log(2)
         ends[-1] = columns[-1, -1]
         total = ends.logsumexp(0)
@@ -74,7 +74,7 @@ class _OtamDistance(torch.autograd.Function):
         columns, share_of_end = ctx.saved_tensors
         if ctx.bidirectional:
             grad_distances = grad_distances.repeat(2)
-        # Scores are distances over -smoothing and distances totals times -smoothing: the factors cancel.
+        # Scores are frame distances / -smoothing, and distances are totals * -smoothing: the factors cancel.
         grads = columns.new_empty(len(columns), *share_of_end.shape)  # (M, L, batch)
         torch.mul(share_of_end, grad_distances, out=grads[-1])
         from_left = (columns[:-1, 1:] - columns[:-1, :-1]).sigmoid_()  # the rest comes from the upper left
@@ -97,8 +97,8 @@ class _OtamDistance(torch.autograd.Function):
 def _otam_for_graphs(frame_distances: torch.Tensor, smoothing: float) -> torch.Tensor:
     """One direction of `_OtamDistance`, (batch, L, M) -> (batch), written for an exported graph.
 
-    A graph keeps no gradient and knows no tensor that is written to piece by piece; and ONNX has no `logaddexp`: the
-    exporter makes log(exp(x) + exp(y)) of it, which long videos and small temperatures take to log(0).
+    An exported graph has no gradients and cannot write into parts of a tensor. ONNX has no `logaddexp`: the exporter
+    replaces it with log(exp(x) + exp(y)), which becomes log(0) for long videos and small temperatures.
     """
 
     def log_add_exp(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -142,7 +142,7 @@ def otam_distance(frame_distances: torch.Tensor, smoothing: float = 0.5, bidirec
         ways = [matrices, matrices.transpose(-2, -1)] if bidirectional else [matrices]
         return sum(_otam_for_graphs(way, smoothing) for way in ways).view(frame_distances.shape[:-2])
     is_square = matrices.shape[-2] == matrices.shape[-1]
-    # Without a gradient to come, autograd's own bookkeeping would be a quarter of the time of a small matrix.
+    # Without gradients, autograd's bookkeeping would take a quarter of the time for a small matrix.
     needs_grad = torch.is_grad_enabled() and matrices.requires_grad
     sweep = _OtamDistance.apply if needs_grad else _OtamDistance.forward
     distances = sweep(matrices, smoothing, bidirectional and is_square)[0]
@@ -155,7 +155,7 @@ def bi_mhm_distance(frame_distances: torch.Tensor) -> torch.Tensor:
     """Bidirectional mean Hausdorff distance (Wang et al., HyRSM, CVPR 2022), (..., L, M) -> (...).
 
     The mean over query frames of the smallest distance to a prototype frame, plus the mean over prototype frames of
-    the smallest distance to a query frame. Blind to order.
+    the smallest distance to a query frame. It ignores order.
 
     Raises:
         ValueError: For fewer than two dimensions or an empty matrix.

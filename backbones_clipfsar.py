@@ -1,9 +1,9 @@
-"""What CLIP-FSAR asks of its backbone, the two towers under it, and what each kind of backbone needs.
+"""Requirements on the backbone, which holds the visual and the text tower, and the rules for each kind of backbone.
 
 A backbone is a transformers model with `get_image_features(pixel_values)` and `get_text_features(input_ids=...,
 attention_mask=...)`. Both give features of one size, (batch, D), as a tensor or as the `pooler_output` of an output.
-Its configuration holds that size as `projection_dim`. Its visual parts are called as in `VISION_MODULES`.
-Every rule that depends on the kind of backbone stands here and nowhere else.
+Its configuration holds that size as `projection_dim`. Its visual parts are named as in `VISION_MODULES`.
+Every rule that depends on the kind of backbone is in this file.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 VISION_MODULES = ("vision_model.", "visual_projection.")
 
 _GETTERS = ("get_image_features", "get_text_features")
-# Known to have both getters, so that a configuration is made without importing a model: that takes seconds.
+# Backbones that have both getters. For these a configuration needs no import of the model, which takes seconds.
 _KNOWN = ("clip", "clip_resnet", "siglip", "siglip2", "metaclip_2")
 # Trained on texts padded to one length, without a mask.
 _FIXED_LENGTH_TEXTS = ("siglip", "siglip2")
@@ -24,14 +24,14 @@ _FIXED_LENGTH_TEXTS = ("siglip", "siglip2")
 _PATCHES = ("siglip2",)
 _CONVOLUTIONS = ("clip_resnet", "align")
 _IN_OFFICIAL_PROGRAM = ("clip", "clip_resnet")
-# Oldest transformers that loads all weights of a plain checkpoint into a model of ours; before, some stay random.
+# Oldest transformers that loads all weights of a plain checkpoint into our model; in older ones some stay random.
 _LOADS_SINCE = {"altclip": (5, 16)}
 # Positions count from pad_token_id + 1, as in RoBERTa.
 _POSITIONS_AFTER_PADDING = ("altclip",)
 
 ACCEPTED = (
     "a model with get_image_features and get_text_features, such as clip, siglip, siglip2, metaclip_2, align, altclip, "
-    "chinese_clip, or one of your own, registered with AutoConfig and AutoModel"
+    "chinese_clip, or your own model, registered with AutoConfig and AutoModel"
 )
 
 
@@ -44,7 +44,7 @@ def config_class(model_type: str) -> type | None:
 
     if model_type not in CONFIG_MAPPING:
         return None
-    return CONFIG_MAPPING[model_type]  # its `get` sees registered classes only
+    return CONFIG_MAPPING[model_type]  # the mapping's `get` sees only registered classes
 
 
 def why_no_backbone(model_type: str) -> str | None:
@@ -93,17 +93,17 @@ def feature_size(clip_config) -> int:
 
 
 def check_features(clip_config) -> None:
-    """Raises `ValueError` for a configuration that says its towers do not give one feature of one size each.
+    """Raises `ValueError` for a configuration whose towers do not give one feature each, both of the same size.
 
-    Not every configuration says; `pooled_output` looks at the features themselves.
+    Not every configuration tells this; `pooled_output` checks the features themselves.
     """
     vision, text = tower_configs(clip_config)
     size = feature_size(clip_config)
     text_size = getattr(text, "projection_size", None) or size  # SigLIP's
     if size != text_size:
         raise ValueError(
-            f"clip_config gives image features of size {size} and text features of size {text_size}; they are compared "
-            "with each other and must be of one size."
+            f"clip_config gives image features of size {size} and text features of size {text_size}; both must have "
+            "the same size, because they are compared with each other."
         )
     if not getattr(vision, "vision_use_head", True):
         raise ValueError(
@@ -120,7 +120,7 @@ def image_size(clip_config) -> int:
 
 
 def max_tokens(clip_config) -> int | None:
-    """Tokens that the text tower has positions for; None where its configuration does not say."""
+    """Number of tokens that the text tower has positions for; None where its configuration does not say."""
     _, text = tower_configs(clip_config)
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and clip_config.model_type in _POSITIONS_AFTER_PADDING:
@@ -129,7 +129,7 @@ def max_tokens(clip_config) -> int | None:
 
 
 def vocabulary_size(clip_config) -> int | None:
-    """Tokens that the text tower knows; None where its configuration does not say."""
+    """Number of tokens in the text tower's vocabulary; None where its configuration does not say."""
     return getattr(tower_configs(clip_config)[1], "vocab_size", None)
 
 
@@ -157,9 +157,9 @@ def is_in_official_program(clip_config) -> bool:
 
 
 def fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
-    """`fit_to_plain_model` by the name of a checkpoint; does nothing for what we saved ourselves.
+    """Calls `fit_to_plain_model` for a checkpoint by name; does nothing for a CLIP-FSAR checkpoint.
 
-    `loading` are the keyword arguments that it is loaded with.
+    `loading` holds the keyword arguments for loading the checkpoint.
     """
     try:
         config, _ = PretrainedConfig.get_config_dict(name_or_path, **loading)
@@ -172,18 +172,18 @@ def fit_to_plain_checkpoint(processor, name_or_path, loading: dict) -> dict:
 
 
 def fit_to_plain_model(processor, config) -> dict:
-    """Settings of a processor that a plain model needs and does not name: none for CLIP. Changes the processor's parts.
+    """Adapts a processor's parts to a plain model. Returns the settings that the model needs besides: none for CLIP.
 
-    A tokenizer may allow more tokens than its text tower has positions: MetaCLIP 2's does. SigLIP's texts are padded to
-    the length of its training. SigLIP 2's image processor cuts images of any shape into patches, and has no size:
-    frames become squares of as many.
+    A tokenizer may allow more tokens than its text tower has positions, as MetaCLIP 2's does: it gets the lower limit.
+    SigLIP's texts are padded to the length used in its training. SigLIP 2's image processor has no image size, because
+    it cuts images of any shape into patches: frames become squares with the same number of patches.
     """
     limit = max_tokens(config)
     if limit is not None:
         processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit)
     settings = processor.image_processor
     if takes_patches(config) and getattr(settings, "max_num_patches", None):
-        from transformers import CLIPImageProcessor  # says without torchvision that it does without, so not at the top
+        from transformers import CLIPImageProcessor  # its import warns if torchvision is missing: not at the top
 
         edge = int(settings.max_num_patches**0.5) * settings.patch_size
         processor.image_processor = CLIPImageProcessor(
@@ -200,14 +200,14 @@ def fit_to_plain_model(processor, config) -> dict:
 
 
 def image_inputs(clip_config, frames: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Frames (V, C, H, W) as `get_image_features` takes them, and what else it needs to know about them."""
+    """Frames (V, C, H, W) as `get_image_features` takes them, and its other arguments."""
     if not takes_patches(clip_config):
         return frames, {}
     return _as_patches(frames, clip_config.vision_config.patch_size)
 
 
 def _as_patches(frames: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Frames (V, C, H, W) as SigLIP 2 takes them, (V, patches, patch * patch * C), with what else it needs."""
+    """Frames (V, C, H, W) as SigLIP 2 takes them, (V, patches, patch * patch * C), and its other arguments."""
     height, width = (size // patch_size for size in frames.shape[-2:])
     if (height * patch_size, width * patch_size) != frames.shape[-2:]:
         raise ValueError(
@@ -222,7 +222,7 @@ def _as_patches(frames: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, di
 
 
 def pooled_output(outputs: Any, clip_config) -> BaseModelOutputWithPooling:
-    """What a getter gave, as an output whose `pooler_output` is (batch, D).
+    """The result of a getter, as an output whose `pooler_output` is (batch, D).
 
     Raises `ValueError` for features of another shape.
     """

@@ -1,5 +1,5 @@
-"""What the settings of model and processor may be, and checks. Imports nothing but Python, so that a command line can
-ask quickly."""
+"""Allowed values of the model's and the processor's settings, and checks. Imports only the standard library, so that
+command lines start quickly."""
 
 import difflib
 import logging
@@ -21,7 +21,7 @@ DTYPES = ("float32", "float16", "bfloat16", "int8")
 EXPORT_FORMATS = ("onnx", "torch")
 FRAME_STORES = ("none", "jpeg", "raw")
 OUTPUT_FORMATS = ("table", "json", "csv")
-# What PyAV opens by its name. Preparation looks for a listed file that was converted to another format in this order.
+# Suffixes of files that PyAV opens. If a listed file was converted to another format, preparation tries this order.
 VIDEO_SUFFIXES = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"),
     *(".3gp", ".asf", ".m2ts", ".mts", ".ogv", ".ts"),
@@ -30,7 +30,7 @@ VIDEO_SUFFIXES = (
     *(".rm", ".rmvb", ".nut", ".h264", ".264", ".h265", ".265", ".hevc", ".obu", ".ivf", ".amv", ".dav", ".ismv"),
 )
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-UNKNOWN_LABEL = "none of these"  # the label of clips that belong to no class, if asked for
+UNKNOWN_LABEL = "none of these"  # the label of clips that belong to no class, with detect_unknown
 SECONDS_PER_VIDEO = 60  # time limit for reading a video
 
 # Keyword arguments of transformers' `from_pretrained` for processors and tokenizers.
@@ -64,7 +64,7 @@ LOADING_OPTIONS = (
 
 
 # Names that transformers writes into the file of a processor.
-_OF_TRANSFORMERS = (
+_WRITTEN_BY_TRANSFORMERS = (
     *("auto_map", "processor_class", "transformers_version", "image_processor_type", "feature_extractor_type"),
     *("feature_extractor", "video_processor", "audio_tokenizer", "name_or_path", "tokenizer_class"),
 )
@@ -76,9 +76,9 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(map(repr, choices))}.")
 
 
-# Of positive numbers: float32, in which the model computes, can divide by them and multiply with them.
+# Range of positive numbers that float32, the model's precision, can divide by and multiply with.
 LEAST, MOST = 1e-30, 1e30
-MAX_FRAMES = 100_000  # of a clip; the method takes 8
+MAX_FRAMES = 100_000  # per clip; the method uses 8
 
 
 def check_positive_integer(name: str, value: Any) -> None:
@@ -88,7 +88,7 @@ def check_positive_integer(name: str, value: Any) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`": did you mean 'num_frames'?"` for a name that resembles a known one, else nothing."""
+    """`": did you mean 'num_frames'?"` for a name that resembles a known one, otherwise `"."`."""
     meant = difflib.get_close_matches(name, sorted(map(str, known)), n=1)
     return f": did you mean {meant[0]!r}?" if meant else "."
 
@@ -102,9 +102,9 @@ def check_known(where: str, names: Iterable[str], known: Iterable[str]) -> None:
 
 
 def check_slip(where: str, name: str, settings: Iterable[str], error: type[Exception], cutoff: float = 0.8) -> None:
-    """Raises an error for a name that is nearly that of a setting: a slip, where other names are kept or ignored.
+    """Raises `error` for a name that resembles a setting, and so is probably a typing error.
 
-    transformers and other libraries have names of their own, which differ from version to version.
+    Other unknown names pass: transformers and other libraries have their own, which differ between versions.
     """
     meant = () if name in settings else difflib.get_close_matches(name, sorted(settings), n=1, cutoff=cutoff)
     if meant:
@@ -131,12 +131,12 @@ def _check_whole(name: str, value: Any, most: int) -> None:
 
 def _check_template(name: str, value: Any) -> None:
     if not isinstance(value, str) or "{}" not in value:
-        raise ValueError(f"{name}={value!r} has no place for the class name: write {{}} there.")
+        raise ValueError(f"{name}={value!r} has no place for the class name: write {{}} where the name belongs.")
 
 
 def _check_threads(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= 1024:
-        raise ValueError(f"{name}={value!r} must be a whole number up to 1024, 0 for as many as the decoder likes.")
+        raise ValueError(f"{name}={value!r} must be a whole number up to 1024; 0 lets the decoder choose.")
 
 
 def _one_of(choices: Sequence[str]):
@@ -151,7 +151,7 @@ def _or_none(check):
     return lambda name, value: None if value is None else check(name, value)
 
 
-# Settings of a processor: a function of name and value that raises `ValueError`.
+# The check of each processor setting: a function of name and value that raises `ValueError`.
 PROCESSOR_CHECKS = {
     "num_frames": _at_most(MAX_FRAMES),
     "prompt_template": _check_template,
@@ -168,10 +168,10 @@ PROCESSOR_CHECKS = {
 
 
 def check_saved_processor(saved: dict, image_settings: Iterable[str]) -> None:
-    """Checks the names in the file that a processor of ours was saved to; it may have been edited by hand.
+    """Checks the names in the file of a saved processor, which may have been edited by hand.
 
-    A name that resembles a setting is a slip; one that does not may be of another version of transformers, and is
-    said to be ignored.
+    A name that resembles a setting is an error. Any other unknown name may come from another version of transformers:
+    a warning says that it is ignored.
 
     Args:
         saved: The content of `processor_config.json`.
@@ -180,18 +180,18 @@ def check_saved_processor(saved: dict, image_settings: Iterable[str]) -> None:
     Raises:
         TypeError: For an unknown name that resembles a known one.
     """
-    known = {*PROCESSOR_CHECKS, *LOADING_OPTIONS, *_OF_TRANSFORMERS, *image_settings}
+    known = {*PROCESSOR_CHECKS, *LOADING_OPTIONS, *_WRITTEN_BY_TRANSFORMERS, *image_settings}
     for name in saved:
         if name not in known and not name.startswith("_"):
             check_slip("processor_config.json", name, PROCESSOR_CHECKS, TypeError, cutoff=0.7)
-            logger.warning(f"processor_config.json: {name!r} is no setting of CLIPFSARProcessor, and is ignored.")
+            logger.warning(f"processor_config.json: {name!r} is not a setting of CLIPFSARProcessor and is ignored.")
     for name in saved.get("image_processor") or ():
-        if name not in _OF_TRANSFORMERS and not name.startswith("_"):
+        if name not in _WRITTEN_BY_TRANSFORMERS and not name.startswith("_"):
             check_slip("'image_processor' of processor_config.json", name, image_settings, TypeError)
 
 
 def check_image_settings(image_processor) -> None:
-    """Raises `ValueError` for settings of an image processor that would make other pixel values in silence."""
+    """Raises `ValueError` for settings of an image processor that would silently change the pixel values."""
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         value = getattr(image_processor, name, None)
         if value is not None and not isinstance(value, bool):
@@ -208,7 +208,7 @@ def check_image_settings(image_processor) -> None:
 
 
 def check_same_num_frames(model, processor) -> None:
-    """Raises `ValueError` when a processor samples another number of frames than its model is configured for."""
+    """Raises `ValueError` when processor and model are configured for different numbers of frames."""
     if processor.num_frames != model.config.num_frames:
         raise ValueError(
             f"The processor samples {processor.num_frames} frames per video, but the model is configured for "
@@ -217,13 +217,13 @@ def check_same_num_frames(model, processor) -> None:
 
 
 def check_finite(what: str, values, names: Sequence[str], model=None) -> None:
-    """Raises `ValueError` for numbers of which some are NaN or infinite.
+    """Raises `ValueError` if any of the values are NaN or infinite.
 
-    Reads numbers off the device of `values`: not for a training loop.
+    Copies data from the device of `values`, so do not use it in a training loop.
 
     Args:
-        values: A tensor whose first dimension goes with `names`.
-        model: Where the numbers come from; if its weights are the reason, the message names these.
+        values: A tensor with one row per name in `names`.
+        model: The model that computed the values; if its weights are the cause, the message names them.
     """
     if bool(values.isfinite().all()):
         return
@@ -238,7 +238,7 @@ def check_finite(what: str, values, names: Sequence[str], model=None) -> None:
 
 
 def check_finite_weights(model) -> None:
-    """Raises `ValueError` that names the weights of a model that hold NaN or infinite numbers."""
+    """Raises `ValueError` if weights of a model hold NaN or infinite numbers; the message names these weights."""
     weights = [*model.named_parameters(), *model.named_buffers()]
     broken = [name for name, weight in weights if not bool(weight.isfinite().all())]
     if broken:

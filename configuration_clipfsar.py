@@ -1,4 +1,4 @@
-"""Configuration of CLIP-FSAR: CLIP's own configuration nested, and the few numbers the method adds to it."""
+"""Configuration of CLIP-FSAR: CLIP's configuration, nested, and the settings that the method adds."""
 
 import functools
 import inspect
@@ -55,12 +55,12 @@ class CLIPResNetVisionConfig(PretrainedConfig):
     Args:
         depths: Blocks of each of the four stages.
         width: Channels after the stem.
-        image_size: Height and width of the images that the positions of the attention pooling were learned on.
+        image_size: Height and width of the images that the attention pooling's positions were trained with.
         projection_dim: Size of an image feature.
-        num_attention_heads: Of the attention pooling; by default heads of 64, as in OpenAI's models.
-        num_channels: Of an image.
-        freeze_batch_norm: Use the stored statistics of the batch norms in training, too, and leave them as they are.
-            Officially `False`: training then normalises by the batch.
+        num_attention_heads: Heads of the attention pooling; by default one per 64 channels, as in OpenAI's models.
+        num_channels: Channels of an image.
+        freeze_batch_norm: Use the stored batch norm statistics in training, and do not update them. Officially
+            `False`: training then normalises by the batch.
     """
 
     model_type = "clip_resnet_vision"
@@ -99,23 +99,23 @@ class CLIPResNetVisionConfig(PretrainedConfig):
 
     @property
     def hidden_size(self):
-        """Channels after the last of four stages, each twice the one before and the first four times the stem's."""
+        """Channels after the last of four stages: the first has 4 times the stem's, and each stage doubles them."""
         return 32 * self.width
 
     @property
     def stride(self):
-        """Pixels to one position of the last feature map: the stem divides by 4, three of the stages by 2."""
+        """Pixels per position of the last feature map: the stem divides by 4, three stages by 2 each."""
         return 32
 
 
 class CLIPResNetConfig(PretrainedConfig):
-    """A CLIP with a ResNet as visual tower: what `CLIPConfig` is for ViTs. The default is RN50's.
+    """Configuration of a CLIP with a ResNet as visual tower; `CLIPConfig` is for ViTs. The default is RN50's.
 
     Args:
         text_config: A `CLIPTextConfig` or its dict.
         vision_config: A [`CLIPResNetVisionConfig`] or its dict.
         projection_dim: Size of image and text features; the visual tower's if not given.
-        logit_scale_init_value: Start of CLIP's own logit scale.
+        logit_scale_init_value: Initial value of CLIP's own logit scale.
     """
 
     model_type = "clip_resnet"
@@ -138,7 +138,7 @@ class CLIPResNetConfig(PretrainedConfig):
 
 
 def _as_clip_config(clip_config):
-    """The backbone's configuration, of an object, its dict or None for CLIP's default."""
+    """The backbone's configuration, made from an object, its dict, or None for CLIP's default."""
     if clip_config is None:
         return CLIPConfig()
     is_dict = isinstance(clip_config, dict)
@@ -152,8 +152,8 @@ def _as_clip_config(clip_config):
     return made_by(**clip_config)
 
 
-# Settings of backbones in other versions of transformers that resemble one of this version.
-_OF_OTHER_VERSIONS = {
+# Backbone settings of other versions of transformers. Each resembles a setting of this version, but is no typing error.
+_SETTINGS_OF_OTHER_VERSIONS = {
     *("tie_encoder_decoder", "sep_token_id", "forced_bos_token_id", "forced_eos_token_id", "projection_dim"),
     *("projection_size", "text_projection_dim", "vision_projection_dim", "text_config_dict", "vision_config_dict"),
     *("logit_scale_init_value", "logit_bias_init_value", "initializer_range", "initializer_factor"),
@@ -162,7 +162,7 @@ _OF_OTHER_VERSIONS = {
 
 @functools.cache
 def _settings_of(made_by: type) -> frozenset[str]:
-    """Names that a configuration class knows: of its fields, its arguments and its attributes."""
+    """Names that a configuration class knows: its fields, arguments and attributes."""
     names = {*made_by.attribute_map}
     for base in made_by.__mro__:
         names |= {*vars(base), *vars(base).get("__annotations__", ())}
@@ -172,14 +172,14 @@ def _settings_of(made_by: type) -> frozenset[str]:
 
 
 def _check_names(clip_config, where: str = "clip_config"):
-    """Raises `TypeError` for a setting of a backbone that is nearly the name of another; transformers keeps any."""
+    """Raises `TypeError` for a backbone setting that resembles a known one; transformers accepts any name."""
     values = vars(clip_config)
     towers = {name: value for name, value in values.items() if isinstance(value, PretrainedConfig)}
     known = _settings_of(type(clip_config))
-    meant = known.union(*(_settings_of(type(tower)) for tower in towers.values()))  # in the wrong place as well
+    known_anywhere = known.union(*(_settings_of(type(tower)) for tower in towers.values()))
     for name in values:
-        if name not in known and name not in _OF_OTHER_VERSIONS and not name.startswith("_"):
-            check_slip(where, name, meant, TypeError)
+        if name not in known and name not in _SETTINGS_OF_OTHER_VERSIONS and not name.startswith("_"):
+            check_slip(where, name, known_anywhere, TypeError)
     for name, tower in towers.items():
         _check_names(tower, f"{where}.{name}")
 
@@ -245,7 +245,7 @@ _CHECKS = {
 }
 
 
-# What only training makes useful, and its value in the method; a plain CLIP is loaded for inference without.
+# Settings that are useful only after training. For inference, a plain CLIP is loaded without them.
 ADDED_BY_TRAINING = ("temporal_num_layers", "prototype_modulation", "video_text_scale_init")
 
 
@@ -253,37 +253,37 @@ class CLIPFSARConfig(PretrainedConfig):
     """Configuration of a [`CLIPFSARModel`].
 
     The method is "CLIP-guided Prototype Modulating for Few-shot Action Recognition" (Wang et al., IJCV 2023,
-    arXiv 2303.02982). Defaults are those of the official program's settings unless said otherwise.
+    arXiv 2303.02982). Defaults are the official program's unless said otherwise.
 
     Args:
-        clip_config: Configuration of the backbone, or its dict, whose `model_type` says which. Any transformers model
-            with `get_image_features` and `get_text_features` will do, one of your own too (see `backbones_clipfsar`).
-            The default is CLIP ViT-B/32's, as in transformers. `from_pretrained` of a plain checkpoint fills this in.
+        clip_config: Configuration of the backbone, or its dict with a `model_type`. The backbone can be any
+            transformers model with `get_image_features` and `get_text_features`, also your own (see
+            `backbones_clipfsar`). The default is CLIP ViT-B/32. `from_pretrained` fills this in for a plain checkpoint.
         num_frames: Frames sampled from a video, T (Section 4.1 of the paper). The weights do not depend on it.
-        temporal_num_layers: Depth of the temporal transformer (1 officially; 0 leaves frame features as they are).
+        temporal_num_layers: Depth of the temporal transformer (officially 1; 0 leaves frame features unchanged).
         temporal_num_heads: Attention heads of the temporal transformer; must divide CLIP's projection size.
-        temporal_intermediate_size: Width of its feed-forward layer.
-        temporal_attention_dropout: Dropout after the output projection of its attention (not on attention weights).
+        temporal_intermediate_size: Width of the temporal transformer's feed-forward layer.
+        temporal_attention_dropout: Dropout after the output projection of its attention, not on attention weights.
         temporal_hidden_dropout: Dropout after both layers of its feed-forward part.
         prototype_modulation: Append the class text to a support sequence before the temporal transformer (Section
-            3.3 of the paper). Ours: `False` is the ablation without it, and needs no class texts for support videos.
-        alignment: Distance between two frame sequences: `"otam"` (official), `"bi_mhm"` (Table 3 of the paper), or
-            `"mean"`, which ignores order: the distance of the mean frames, times the number of query frames so that
-            its logits have the range of the others' (ours).
+            3.3 of the paper). `False` is our ablation: it needs no class texts for support videos.
+        alignment: Distance between two frame sequences: `"otam"` (official), `"bi_mhm"` (Table 3 of the paper) or
+            `"mean"` (ours). `"mean"` ignores order: it is the distance of the mean frames. It is multiplied by the
+            number of query frames, so that its logits have the range of the others'.
         otam_smoothing: Temperature of OTAM's soft minimum; smaller is closer to the hard minimum.
         otam_bidirectional: Add the distance with the roles of query and prototype exchanged.
         cosine_epsilon: Added to the product of the norms in every cosine of the training path.
         support_pooling: For several shots, average a class's videos frame by frame `"before"` they are modulated
-            (official 5-shot settings) or `"after"`. The same for one shot.
+            (official 5-shot settings) or `"after"`. One shot gives the same result.
         video_text_loss_weight: Weight of the video-text contrast in the loss. 1.5 is the official value for
             Kinetics-100 and UCF101; SSv2 uses 3.0 and HMDB51 1.2.
-        video_text_scale_init: Start of the learnable factor on the video-text cosines; 1.0, *not* CLIP's logit scale.
-        inference_mode: What `logits` are: `"few_shot"` (minus distance), `"zero_shot"` (text only) or `"ensemble"`.
-        ensemble_text_weight: Beta, the exponent of the text probability in the ensemble; 1 - beta for the visual one.
-        ensemble_temperature: The ensemble's visual probability is softmax(-distance / this); 8 officially, whatever
-            the number of frames.
-        added_by_training: Settings that a plain CLIP was loaded without, for inference; `EpisodicTrainer` adds what
-            they stand for. `from_pretrained` of a plain CLIP fills this in.
+        video_text_scale_init: Initial value of the learnable factor on video-text cosines; 1.0, *not* CLIP's scale.
+        inference_mode: Source of `logits`: `"few_shot"` (minus distance), `"zero_shot"` (text only) or `"ensemble"`.
+        ensemble_text_weight: Beta, the exponent of the ensemble's text probability; the visual one has 1 - beta.
+        ensemble_temperature: The ensemble's visual probability is softmax(-distance / this); officially 8 for any
+            number of frames.
+        added_by_training: Names of the settings that a plain CLIP was loaded without, for inference.
+            `EpisodicTrainer` restores them. `from_pretrained` fills this in for a plain CLIP.
 
     Raises:
         ValueError: For a value outside its range or choices; the message names both.
@@ -291,7 +291,7 @@ class CLIPFSARConfig(PretrainedConfig):
 
     model_type = "clipfsar"
     sub_configs = {"clip_config": AutoConfig}
-    # An evaluation by transformers' Trainer gathers the logits; the rest is large, or differs in shape.
+    # In an evaluation, transformers' Trainer gathers only the logits: the other outputs are large or vary in shape.
     keys_to_ignore_at_inference = [
         *("few_shot_loss", "video_text_loss", "video_text_logits", "prototypes", "support_embeds", "query_embeds"),
         *("class_embeds", "hidden_states", "attentions", "prototype_attentions", "query_attentions"),
@@ -343,13 +343,13 @@ class CLIPFSARConfig(PretrainedConfig):
         self._check_values()
         for name in kwargs:
             self._check_name(name, TypeError)
-        # The second Auto class that custom code of ours serves; the first is written by `register_for_auto_class`.
+        # The second Auto class that our remote code serves; `register_for_auto_class` writes the first.
         auto_map = kwargs.pop("auto_map", None) or {}
         auto_map.setdefault("AutoModelForVideoClassification", "modeling_clipfsar.CLIPFSARModel")
         super().__init__(auto_map=auto_map, **kwargs)
 
     def __setattr__(self, name, value):
-        # Wherever a value comes from: transformers sets keywords of `from_pretrained` after `__init__`.
+        # Checked here because transformers sets keyword arguments of `from_pretrained` after `__init__`.
         if name in _CHECKS:
             _CHECKS[name](name, value)
         elif name == "clip_config" and isinstance(value, PretrainedConfig):
@@ -359,14 +359,14 @@ class CLIPFSARConfig(PretrainedConfig):
         super().__setattr__(name, value)
 
     def _check_name(self, name: str, error: type[Exception]):
-        """Other names are kept, as in transformers, which has many; one that is nearly ours is a slip."""
+        """Raises `error` for a name that resembles one of our settings. transformers has many others: they pass."""
         if not name.startswith("_") and name not in _settings_of(type(self)):
             check_slip(type(self).__name__, name, _CHECKS, error)
 
     def _check_values(self):
-        """What no single value tells. Checked where a model is made, too, because values may have been set one by one.
+        """Raises `ValueError` for invalid values and for values that do not fit each other.
 
-        Raises `ValueError`.
+        Making a model checks again, because values may have been set one by one.
         """
         for name, check in _CHECKS.items():
             check(name, getattr(self, name))
@@ -390,17 +390,17 @@ class CLIPFSARConfig(PretrainedConfig):
         return feature_size(self.clip_config)
 
     def to_dict(self):
-        """As in transformers; where the weights come from is forgotten when the configuration is saved."""
+        """As in transformers, without the mark of a plain checkpoint: it is for loading only."""
         values = super().to_dict()
         values.pop("_is_plain_checkpoint", None)
         return values
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, for_training=False, **kwargs):
-        """As in transformers; a plain CLIP checkpoint's becomes the `clip_config` of a new one of ours.
+        """As in transformers; a plain CLIP's configuration becomes the `clip_config` of a new CLIP-FSAR one.
 
-        For inference, that one has no untrained layers. `for_training=True` or a `temporal_num_layers` among the
-        keyword arguments asks for those of the method.
+        By default the new one is for inference and has no untrained layers. `for_training=True` or a
+        `temporal_num_layers` among the keyword arguments adds the method's layers.
         """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type")
@@ -410,7 +410,7 @@ class CLIPFSARConfig(PretrainedConfig):
         if why:
             raise ValueError(
                 f"{str(pretrained_model_name_or_path)!r} holds a model of type {model_type!r}, but {why}. CLIP-FSAR "
-                f"starts from a checkpoint of its own or of {ACCEPTED}."
+                f"starts from a CLIP-FSAR checkpoint or from {ACCEPTED}."
             )
         plain = {"model_type": cls.model_type, "clip_config": config_dict, "_is_plain_checkpoint": True}
         if not for_training and "temporal_num_layers" not in kwargs:
@@ -422,7 +422,7 @@ class CLIPFSARConfig(PretrainedConfig):
 
 CLIPFSARConfig.register_for_auto_class()
 
-if not __package__:  # as a library; in remote code, `_as_clip_config` knows them
+if not __package__:  # imported as a library; remote code finds them through `_as_clip_config`
     AutoConfig.register(CLIPResNetVisionConfig.model_type, CLIPResNetVisionConfig, exist_ok=True)
     AutoConfig.register(CLIPResNetConfig.model_type, CLIPResNetConfig, exist_ok=True)
 

@@ -1,7 +1,7 @@
-"""Checks of an episode: what is given, and labels, tokens and numbers.
+"""Checks of an episode: its inputs, labels, tokens and values.
 
-Values are looked at where this costs nothing: on the CPU, outside of traced and compiled graphs. On a GPU a look would
-wait for all work before it. Pipelines, support sets and evaluations, which wait anyway, look there as well
+Values are read only where this is free: on the CPU, outside traced and compiled graphs. On a GPU, reading a value waits
+for all queued work. Pipelines, support sets and evaluations wait anyway, so they check there as well
 (`choices_clipfsar.check_finite`).
 """
 
@@ -19,7 +19,7 @@ except ImportError:
 
 
 def check_episode(inference_mode: str, support_embeds, support_labels, query_embeds, class_embeds) -> None:
-    """Raises `ValueError` when something that the mode needs is missing, or numbers of episodes differ."""
+    """Raises `ValueError` when an input that the mode needs is missing, or the numbers of episodes differ."""
     if query_embeds is None:
         raise ValueError("There are no query videos: give query_pixel_values or query_embeds.")
     if inference_mode != "zero_shot" and support_embeds is None:
@@ -41,19 +41,19 @@ def check_episode(inference_mode: str, support_embeds, support_labels, query_emb
             )
 
 
-def _can_look(values: torch.Tensor | None) -> bool:
-    """Not on a GPU, where reading values would wait for all work before, and not in a graph."""
+def _is_free_to_read(values: torch.Tensor | None) -> bool:
+    """Whether values are on the CPU and not in a graph. On a GPU, reading them waits for all queued work."""
     is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return not is_graph and type(values) in (torch.Tensor, torch.nn.Parameter) and values.device.type == "cpu"
 
 
 def _values(labels: torch.Tensor | None) -> np.ndarray | None:
-    """The labels as an array, where they can be looked at."""
-    return np.from_dlpack(labels.detach()) if _can_look(labels) else None
+    """The labels as an array; None where reading them is not free."""
+    return np.from_dlpack(labels.detach()) if _is_free_to_read(labels) else None
 
 
 def _is_finite(values: torch.Tensor) -> bool:
-    """Of a tensor on the CPU, read by numpy: tests look for the `bool` of a tensor, which would wait for a GPU."""
+    """Whether a CPU tensor is finite. Uses numpy because tests forbid the `bool` of a tensor: it waits for a GPU."""
     return bool(np.isfinite(np.from_dlpack(values.detach().float())).all())
 
 
@@ -64,17 +64,17 @@ _GIVEN = (
 
 
 def check_answer(model, logits: torch.Tensor, *given: torch.Tensor | None) -> None:
-    """Raises `ValueError` when logits are NaN or infinite, with the reason: an input, or the weights of the model.
+    """Raises `ValueError` when logits are NaN or infinite. The message names the cause: an input or the weights.
 
-    Reads the logits alone where they are finite. In training, weights are for the training to look after.
+    Reads only the logits if they are finite. Does not check weights in training: that is left to the trainer.
 
     Args:
         given: Videos and texts as `forward` takes them, in the order of `_GIVEN`.
     """
-    if not _can_look(logits) or _is_finite(logits):
+    if not _is_free_to_read(logits) or _is_finite(logits):
         return
     for name, values in zip(_GIVEN, given, strict=True):
-        if _can_look(values) and not _is_finite(values):
+        if _is_free_to_read(values) and not _is_finite(values):
             first = (~values.isfinite()).nonzero()[0].tolist()
             raise ValueError(
                 f"{name} holds NaN or infinite numbers, the first at index {first}: correct it before the call."
@@ -89,7 +89,7 @@ def check_answer(model, logits: torch.Tensor, *given: torch.Tensor | None) -> No
 
 
 def check_rows(name: str, rows: torch.Tensor | None, number: int | None, of_what: str) -> None:
-    """Raises `ValueError` for rows of a table that it does not have, where they can be read."""
+    """Raises `ValueError` for row numbers that a table does not have, where they can be read."""
     values = _values(rows)
     if values is None or number is None or values.size == 0:
         return
@@ -116,9 +116,9 @@ def check_support_labels(
 
     Args:
         labels: (B, S).
-        shape: (B, S) of the support videos; other labels than that many are not looked at here.
-        n_way: Number of class texts; without, the largest label + 1.
-        is_compared: Whether queries are compared with the prototypes, so that each class needs one.
+        shape: (B, S) of the support videos; labels of another shape are not checked here.
+        n_way: Number of class texts; without texts, the largest label + 1.
+        is_compared: Whether queries are compared with the prototypes, so that each class needs support.
 
     Raises:
         ValueError: For labels out of range and, where prototypes are compared, for a class without support.

@@ -1,6 +1,6 @@
 """CLIP-FSAR: temporal alignment of videos, prototypes modulated by class texts, on top of CLIP.
 
-The model and its output; its parts stand in files of their own. Shapes use the same letters everywhere:
+This file holds the model and its output; their parts are in the sibling modules. Shapes use the same letters:
 B episodes, N classes (ways), S support videos, Q query videos, T frames, D feature size, K base classes.
 """
 
@@ -97,9 +97,9 @@ _NO_CONTRAST = (
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout, no gradients; afterwards, also after an exception, every module is in the mode it was in.
+    """Switches off dropout and gradients. On exit, even after an exception, each module gets its mode back.
 
-    In a generator, leave this context before each `yield`: gradients are off for the caller as well until then.
+    In a generator, leave this context before each `yield`: gradients would be off for the caller as well.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -113,25 +113,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class CLIPFSAROutput(ModelOutput):
-    """What an episode gives.
+    """Output of [`CLIPFSARModel`] for a batch of episodes.
 
     Args:
-        loss: `few_shot_loss + config.video_text_loss_weight * video_text_loss`, of what could be computed.
-        logits: (B, Q, N); `softmax(logits)` are the class probabilities in every inference mode.
-        few_shot_loss: Cross-entropy of minus the distances; in zero-shot use without support, of `logits`.
+        loss: `few_shot_loss + config.video_text_loss_weight * video_text_loss`; a loss that is None is left out.
+        logits: (B, Q, N); `softmax(logits)` gives the class probabilities in every inference mode.
+        few_shot_loss: Cross-entropy of minus the distances. Without support videos, cross-entropy of `logits`.
         video_text_loss: Cross-entropy of `video_text_logits` over the base classes.
         video_text_logits: (B, S + Q, K), support videos before query videos.
         prototypes: (B, N, T, D), after the temporal transformer.
-        support_embeds: (B, S, T, D), frame features of the visual tower; can be given back to `forward`.
+        support_embeds: (B, S, T, D), frame features of the visual tower; you can pass them to `forward` again.
         query_embeds: (B, Q, T, D), likewise.
         class_embeds: (B, N, D), projected text features; likewise.
-        hidden_states: On request, of the visual tower, one tensor per layer (videos * T, tokens, width), the support
-            videos of all episodes before the query videos.
-        attentions: On request (with eager attention), likewise.
-        prototype_attentions: On request (with eager attention), of the temporal transformer, one tensor per layer,
-            (B, N, heads, T + 1, T + 1): frames, then the class text. Without prototype modulation there is no text;
-            with `support_pooling="after"` support videos stand in place of classes.
-        query_attentions: On request, likewise, (B, Q, heads, T, T).
+        hidden_states: On request: hidden states of the visual tower, one tensor per layer (videos * T, tokens, width).
+            The support videos of all episodes come before the query videos.
+        attentions: On request: attention weights of the visual tower (eager attention only), in the same order.
+        prototype_attentions: On request: attention weights of the temporal transformer (eager attention only), one
+            tensor per layer, (B, N, heads, T + 1, T + 1): frames, then the class text. Without prototype modulation
+            there is no text. With `support_pooling="after"` the second dimension is support videos, not classes.
+        query_attentions: On request: the same for queries, (B, Q, heads, T, T).
     """
 
     loss: torch.FloatTensor | None = None
@@ -155,18 +155,18 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
     base_model_prefix = "clip"
     main_input_name = "query_pixel_values"
     input_modalities = ("video", "text")
-    # The loss is a mean over a batch: transformers' Trainer has to divide it when it accumulates gradients.
+    # The loss is a mean over a batch: transformers' Trainer must divide it when it accumulates gradients.
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["CLIPFSARTemporalLayer"]  # the backbone's own are added to these
+    _no_split_modules = ["CLIPFSARTemporalLayer"]  # the backbone's are added to these
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """PyTorch's own initialisation for our layers, as officially; CLIP's parts initialise themselves."""
+        """Initialises our layers as PyTorch does, like the official program; CLIP's parts initialise themselves."""
         if isinstance(module, nn.Linear):
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
@@ -182,7 +182,7 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
 class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
     """CLIP with a temporal transformer, text-modulated prototypes and an alignment: episodes in, class logits out.
 
-    See `from_pretrained` for plain CLIPs."""
+    See `from_pretrained` for how to load a plain CLIP."""
 
     def __init__(self, config: CLIPFSARConfig):
         super().__init__(config)
@@ -196,39 +196,39 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         self.post_init()
         self._list_parts_not_to_split()
         self._freeze_text_tower_if_any()
-        if config._is_plain_checkpoint:  # said in one line by `from_pretrained`
+        if config._is_plain_checkpoint:  # `from_pretrained` logs one line about them
             self._keys_to_ignore_on_load_missing = {r"^temporal_transformer\.", r"^video_text_scale$"}
 
     def _list_parts_not_to_split(self):
-        """Of those that the classes of the backbone and of ours name, the ones that are there: accelerate's FSDP policy
-        refuses the others."""
+        """Keeps in `_no_split_modules` only the classes that occur in the model: accelerate's FSDP policy rejects the
+        others."""
         names = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = {*type(self)._no_split_modules, *self._no_split_modules} & names
 
     def train(self, mode: bool = True) -> "CLIPFSARModel":
-        """As in PyTorch. The text tower is frozen, as in the method: in a new model, and again by each `train()`.
+        """Sets the mode as in PyTorch; `train()` also freezes the text tower, as the method does.
 
-        Unfreeze it afterwards to train it.
+        A new model starts with a frozen text tower. To train it, unfreeze it after each call of `train()`.
         """
         if mode:
             self.freeze_text_tower()
         return super().train(mode)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The text tower's token embeddings, as in transformers; `clip.vision_model` gives those of patches."""
+        """The text tower's token embeddings, as in transformers; `clip.vision_model` has the patch embeddings."""
         tower = getattr(self.clip, "text_model", None)
-        if not hasattr(tower, "get_input_embeddings"):  # a backbone of one's own: transformers knows this error
+        if not hasattr(tower, "get_input_embeddings"):  # a custom backbone; transformers handles this error
             raise NotImplementedError(f"The text tower of {type(self.clip).__name__} has no get_input_embeddings.")
         return tower.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module):
-        self.get_input_embeddings()  # raises where there are none
+        self.get_input_embeddings()  # raises if there are none
         self.clip.text_model.set_input_embeddings(value)
 
     def freeze_text_tower(self):
-        """Stops gradients of CLIP's text tower and of CLIP's own logit scale: the method trains neither.
+        """Freezes CLIP's text tower and CLIP's own logit scale: the method trains neither.
 
-        Raises `ValueError` for a backbone of your own whose visual parts have other names than `VISION_MODULES`.
+        Raises `ValueError` for a custom backbone whose visual parts are not named as in `VISION_MODULES`.
         """
         parameters = dict(self.clip.named_parameters())
         text_names = [name for name in parameters if not name.startswith(VISION_MODULES)]
@@ -241,15 +241,14 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             parameters[name].requires_grad_(False)
 
     def _freeze_text_tower_if_any(self):
-        """Before anyone wraps a new model: DistributedDataParallel waits for what needed gradients when it was made."""
-        with contextlib.suppress(ValueError):  # no visual parts of the usual names; said in training
+        """Freezes the text tower before DistributedDataParallel wraps the model and registers what needs gradients."""
+        with contextlib.suppress(ValueError):  # visual parts of other names; `train()` raises this error
             self.freeze_text_tower()
 
     def get_video_features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         """Projected, not normalised frame features of the visual tower, (..., T, C, H, W) -> (..., T, D).
 
-        The weights do not depend on T: it may be another than the configuration's, and that of support videos another
-        than that of query videos.
+        The weights do not depend on T: it may differ from the configuration's, and between support and query videos.
         """
         kwargs.pop("return_dict", None)  # features are a tensor
         return self._encode_frames(pixel_values, **kwargs)[0]
@@ -263,21 +262,21 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             check_known("The visual tower", kwargs, self._visual_inputs)
         frames = pixel_values.flatten(0, -4).to(self.clip.dtype)
         frames, extra = image_inputs(self.clip.config, frames)
-        kwargs = extra | kwargs | self._as_output
+        kwargs = extra | kwargs | self._getter_options
         outputs = pooled_output(self.clip.get_image_features(frames, **kwargs), self.clip.config)
         return outputs.pooler_output.unflatten(0, pixel_values.shape[:-3]), outputs
 
     @property
-    def _as_output(self) -> dict:
-        """What makes CLIP's getters give an output, whatever its own configuration says; a getter of one's own may not
-        know it."""
+    def _getter_options(self) -> dict:
+        """Makes CLIP's getters return an output if CLIP's configuration asks for tuples. Otherwise empty: a custom
+        getter may not know `return_dict`."""
         return {"return_dict": True} if getattr(self.clip.config, "return_dict", True) is False else {}
 
     def get_class_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Projected, not normalised text features, tokens (..., L) -> (..., D).
 
-        SigLIP's text towers know no mask: padding belongs to their texts, all of them of one length (the processor
-        sees to it), and `attention_mask` is left out.
+        SigLIP's text towers take no mask. The processor pads their texts to one length, and `attention_mask` is
+        ignored.
         """
         num_tokens = input_ids.shape[-1]
         check_rows("class_input_ids", input_ids, vocabulary_size(self.clip.config), "tokens in the vocabulary")
@@ -286,7 +285,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         outputs = self.clip.get_text_features(
             input_ids=input_ids.reshape(-1, num_tokens),
             attention_mask=None if attention_mask is None else attention_mask.reshape(-1, num_tokens),
-            **self._as_output,
+            **self._getter_options,
         )
         features = pooled_output(outputs, self.clip.config).pooler_output
         return features.view(*input_ids.shape[:-1], self.config.hidden_size)
@@ -302,10 +301,10 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
 
         Args:
             support_embeds: Frame features of the support videos, (B, S, T, D).
-            support_labels: Class of each within the episode, (B, S), 0..N-1; -1 leaves a (padding) video out.
-            class_embeds: Text features of the episode's classes, (B, N, D); only without `prototype_modulation`
-                may they be missing, and N is then the largest label + 1.
-            attentions: Takes the weights of each layer, as `prototype_attentions` of [`CLIPFSAROutput`].
+            support_labels: Class of each support video within the episode, (B, S), 0..N-1; -1 marks padding.
+            class_embeds: Text features of the episode's classes, (B, N, D). They may be None without
+                `prototype_modulation`: N is then the largest label + 1.
+            attentions: List that receives each layer's attention weights, as `CLIPFSAROutput.prototype_attentions`.
 
         Returns:
             (B, N, T, D). A class without support videos has meaningless values.
@@ -320,8 +319,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             )
         if self.config.prototype_modulation and class_embeds is None:
             raise ValueError(
-                "The prototypes are modulated by the class texts: give class_input_ids or class_embeds (from class "
-                "names, the processor makes the former), or use a model with prototype_modulation=False."
+                "The prototypes are modulated by the class texts: give class_input_ids or class_embeds (the "
+                "processor makes class_input_ids from class names), or use a model with prototype_modulation=False."
             )
         n_way = class_embeds.shape[1] if class_embeds is not None else int(support_labels.max()) + 1
         support_embeds = support_embeds.to(self.video_text_scale.dtype)
@@ -342,7 +341,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         return torch.einsum("bns,bstd->bntd", mean_weights.to(modulated.device), modulated.to(mean_weights.dtype))
 
     def _modulate(self, sequences: torch.Tensor, texts: torch.Tensor | None, attentions: list | None) -> torch.Tensor:
-        """Temporal transformer over (..., T, D) with the text (..., D) as one more token, which is dropped after."""
+        """Runs the temporal transformer over (..., T, D) and the text (..., D) as one more token; drops that token."""
         num_frames = sequences.shape[-2]
         if self.config.prototype_modulation:
             sequences = torch.cat([sequences, texts.unsqueeze(-2).to(sequences)], dim=-2)
@@ -351,19 +350,19 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
     def get_query_states(self, query_embeds: torch.Tensor, attentions: list | None = None) -> torch.Tensor:
         """Query sequences after the temporal transformer, without a text: (..., T, D) -> (..., T, D).
 
-        `attentions` takes the weights of each layer, (..., heads, T, T).
+        `attentions` is a list that receives the attention weights of each layer, (..., heads, T, T).
         """
         return self.temporal_transformer(query_embeds.to(self.video_text_scale.dtype), attentions)
 
     def get_distances(self, query_states: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
         """Distance of each query to each prototype: `align` of their frame distances, in float32.
 
-        With `alignment="mean"` the distance of the mean frames, which frame distances do not tell. A subclass's own
-        `align` comes before that setting.
+        With `alignment="mean"` it is the distance of the mean frames, which frame distances do not determine. An
+        `align` that a subclass overrides takes precedence over that setting.
 
         Args:
-            query_states: (..., Q, L, D), of `get_query_states`.
-            prototypes: (..., N, M, D), of `get_prototypes`.
+            query_states: (..., Q, L, D), from `get_query_states`.
+            prototypes: (..., N, M, D), from `get_prototypes`.
 
         Returns:
             (..., Q, N).
@@ -377,7 +376,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
 
     @property
     def aligns_frames(self) -> bool:
-        """Whether distances come from `align`: always, but for `alignment="mean"` without an `align` of one's own."""
+        """Whether distances come from `align`. False only for `alignment="mean"` if no subclass overrides `align`."""
         return self.config.alignment != "mean" or type(self).align is not CLIPFSARModel.align
 
     def get_frame_distances(self, query_states: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
@@ -395,10 +394,10 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             return frame_distances.transpose(-3, -2)  # (..., Q, N, L, M)
 
     def align(self, frame_distances: torch.Tensor) -> torch.Tensor:
-        """Distance (...) out of frame distances (..., L, M), by the configuration's `"otam"` or `"bi_mhm"`.
+        """Distance (...) from frame distances (..., L, M), by the configuration's `"otam"` or `"bi_mhm"`.
 
-        The place for a distance of your own: a subclass that overrides this method uses it wherever videos are
-        compared, in training, evaluation, support sets, pipelines and explanations.
+        Override this method in a subclass to use your own distance. It then applies wherever videos are compared: in
+        training, evaluation, support sets, pipelines and explanations.
         """
         config = self.config
         with torch.autocast(frame_distances.device.type, enabled=False):
@@ -412,7 +411,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
     def get_text_logits(self, query_embeds: torch.Tensor, class_embeds: torch.Tensor) -> torch.Tensor:
         """Zero-shot logits: scaled cosine of mean query feature (B, Q, T, D) and class text (B, N, D), as (B, Q, N).
 
-        Plain normalisation here, without the epsilon of the training path, as in the official program.
+        Normalises without the epsilon of the training path, as the official program does.
         """
         with torch.autocast(query_embeds.device.type, enabled=False):
             video, text = _comparable(query_embeds, class_embeds)
@@ -433,7 +432,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         inference_mode: str | None = None,
         ensemble_text_weight: float | None = None,
     ) -> torch.Tensor:
-        """Class logits (B, Q, N) of a mode out of distances (few-shot), text logits (zero-shot) or both (ensemble)."""
+        """Class logits (B, Q, N) of a mode: from distances (few-shot), text logits (zero-shot) or both (ensemble)."""
         inference_mode = self._checked_mode(inference_mode)
         if inference_mode == "few_shot":
             return -distances
@@ -479,18 +478,18 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             support_base_labels: (B, S), rows of `base_class_embeds`; negative ones are ignored.
             query_base_labels: (B, Q), likewise.
             inference_mode: `"few_shot"`, `"zero_shot"` (no support needed) or `"ensemble"`; by default the
-                configuration's. It changes `logits`, not what is trained.
-            output_hidden_states: Return those of the visual tower; with indices, only these (where transformers can).
-            output_attentions: Return those of the visual tower and of the temporal transformer (eager attention only).
-            return_dict: `False` gives a tuple.
+                configuration's. It changes `logits`; with support videos it does not change the loss.
+            output_hidden_states: Return the visual tower's; layer indices select some (where transformers can).
+            output_attentions: Return the visual tower's and the temporal transformer's (eager attention only).
+            return_dict: `False` returns a tuple.
             kwargs: Passed to CLIP's visual tower (e.g. `interpolate_pos_encoding=True`); a `TypeError` if unknown.
 
-        T may be any number of frames: the weights do not depend on it. Raises `ValueError` when something that the mode
-        needs is missing or does not fit. Labels, tokens and logits are checked on the CPU: see `labels_clipfsar`.
+        T may be any number of frames: the weights do not depend on it. Raises `ValueError` when an input that the mode
+        needs is missing or does not fit. Labels, tokens and logits are checked on the CPU only: see `labels_clipfsar`.
         """
         inference_mode = self._checked_mode(inference_mode)
         self._check_names(kwargs)
-        kwargs |= self._asked_for(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        kwargs |= self._output_options(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
         encoded = self._encode_episode_frames(*videos, kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
@@ -507,10 +506,10 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         check_is_episode(names)
         check_known("CLIPFSARModel.forward", names, {*_INPUTS, *self._visual_inputs} if names else ())
 
-    def _asked_for(self, **outputs) -> dict:
-        """Which of the visual tower's outputs to return; None leaves it to the configuration.
+    def _output_options(self, **outputs) -> dict:
+        """The visual tower's output options that are switched on; for None the configuration decides.
 
-        Hidden states may be asked for by the indices of layers, as in transformers; 0 is one.
+        Layer indices can select hidden states, as in transformers; 0 is an index, not False.
         """
         wanted = {name: getattr(self.config, name) if value is None else value for name, value in outputs.items()}
         return {name: value for name, value in wanted.items() if value is not None and value is not False}
@@ -522,7 +521,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         return inference_mode
 
     def _embed_classes(self, input_ids, attention_mask, base_class_embeds, base_labels) -> torch.Tensor | None:
-        """Text features of the episodes' classes: rows of the base classes' where these are given, else of tokens."""
+        """Text features of the episodes' classes: rows of `base_class_embeds` if given, else encoded from tokens."""
         if base_class_embeds is not None and base_labels is not None:
             check_rows("class_base_labels", base_labels, len(base_class_embeds), "rows of base_class_embeds")
             return base_class_embeds[base_labels.to(base_class_embeds.device)]
@@ -531,7 +530,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
     def _compare(
         self, encoded: dict, support_labels, labels, inference_mode: str, output_attentions: bool | None
     ) -> dict:
-        """Prototypes, logits, few-shot loss and weights of encoded episodes, by their names in the output."""
+        """Prototypes, logits, few-shot loss and attention weights of encoded episodes, by their names in the output."""
         support_embeds, query_embeds, class_embeds = (
             encoded[f"{name}_embeds"] for name in ("support", "query", "class")
         )
@@ -542,10 +541,10 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             n_way = check_support_labels(support_labels, support_embeds.shape[:2], n_way, compares)
         check_labels("labels", labels, n_way)
         prototypes = distances = text_logits = loss = None
-        of_prototypes, of_queries = ({"attentions": []} if output_attentions else {} for _ in range(2))
+        prototype_record, query_record = ({"attentions": []} if output_attentions else {} for _ in range(2))
         if support_embeds is not None:
-            prototypes = self.get_prototypes(support_embeds, support_labels, class_embeds, **of_prototypes)
-            distances = self.get_distances(self.get_query_states(query_embeds, **of_queries), prototypes)
+            prototypes = self.get_prototypes(support_embeds, support_labels, class_embeds, **prototype_record)
+            distances = self.get_distances(self.get_query_states(query_embeds, **query_record), prototypes)
         if inference_mode != "few_shot":
             text_logits = self.get_text_logits(query_embeds, class_embeds)
         logits = self.get_logits(distances, text_logits, inference_mode)
@@ -553,8 +552,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             loss = _cross_entropy(logits if distances is None else -distances, labels)
         compared = {"prototypes": prototypes, "logits": logits, "few_shot_loss": loss}
         if output_attentions:
-            compared["prototype_attentions"] = tuple(of_prototypes["attentions"]) or None
-            compared["query_attentions"] = tuple(of_queries["attentions"]) or None
+            compared["prototype_attentions"] = tuple(prototype_record["attentions"]) or None
+            compared["query_attentions"] = tuple(query_record["attentions"]) or None
         return compared
 
     def _contrast(self, encoded: dict, base_class_embeds, support_base_labels, query_base_labels) -> dict:
@@ -579,16 +578,16 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
     def _weighted_sum(
         self, few_shot_loss: torch.Tensor | None, video_text_loss: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """The loss, of what could be computed."""
+        """The weighted sum of the losses that are not None; None if both are."""
         if video_text_loss is None:
             return few_shot_loss
         weighted = self.config.video_text_loss_weight * video_text_loss
         return weighted if few_shot_loss is None else few_shot_loss + weighted.to(few_shot_loss.device)
 
     def _encode_episode_frames(self, support_pixel_values, support_embeds, query_pixel_values, query_embeds, kwargs):
-        """Support and query videos of all episodes through the visual tower in one call; features given are kept.
+        """Encodes support and query videos of all episodes in one call of the visual tower; keeps given features.
 
-        Returns the features, and the tower's hidden states and attentions on request, by their names in the output.
+        Returns the features and, on request, the tower's hidden states and attentions, by their names in the output.
         """
         todo = [
             pixel_values
@@ -630,9 +629,10 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         )
 
     def _encode_separately(self, videos: list[torch.Tensor], kwargs) -> tuple[torch.Tensor, BaseModelOutput]:
-        """A call for the support and one for the query videos of each episode, in this order, as officially.
+        """Encodes each episode in two calls, support videos before query videos, as the official program does.
 
-        So an episode's features do not depend on what else is in the batch. Results are in the order of one call.
+        An episode's features then do not depend on the other episodes of the batch. The results keep the order of a
+        single call.
         """
         if len({len(part) for part in videos}) > 1:
             raise ValueError(
@@ -652,7 +652,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
 
 
 def _comparable(videos: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Both in float32, or float64 where they are, on the device of the videos."""
+    """Both tensors on the device of the videos, in float32; a float64 tensor keeps its precision."""
     both = (videos, others.to(videos.device))
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in both)
 
@@ -667,7 +667,7 @@ _INPUTS = set(inspect.signature(CLIPFSARModel.forward).parameters) - {"self", "k
 
 CLIPFSARModel.register_for_auto_class("AutoModel")
 
-# As remote code the Auto classes find us through the checkpoint's `auto_map`; imported as a library, through these.
+# Auto classes find remote code through the checkpoint's `auto_map`, and the library through these registrations.
 if not __package__:
     AutoConfig.register(CLIPFSARConfig.model_type, CLIPFSARConfig, exist_ok=True)
     AutoModel.register(CLIPFSARConfig, CLIPFSARModel, exist_ok=True)

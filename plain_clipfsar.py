@@ -1,4 +1,4 @@
-"""What a plain CLIP checkpoint becomes: a model for inference without untrained layers, which training then adds."""
+"""Models from plain CLIP checkpoints: for inference without untrained layers, which training adds later."""
 
 import logging
 
@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 class StartsFromPlainCLIP:
-    """The part of `CLIPFSARModel` that knows plain CLIPs."""
+    """The part of `CLIPFSARModel` that loads plain CLIPs."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, for_training: bool = False, **kwargs):
-        """As in transformers, and the checkpoint of any plain CLIP (or SigLIP, ...).
+        """Loads as in transformers, also from the checkpoint of any plain CLIP (or SigLIP, ...).
 
-        For inference, a plain CLIP has none of the method's untrained layers: `temporal_num_layers=0`,
-        `prototype_modulation=False`, and CLIP's own scale on the cosines of zero-shot classification. Settings given
-        here win. `EpisodicTrainer` adds the layers, drawn from its seed; `for_training=True` or a `temporal_num_layers`
-        adds them here, drawn from torch's global generator.
+        By default a plain CLIP is loaded for inference, without the method's untrained layers:
+        `temporal_num_layers=0`, `prototype_modulation=False`, and CLIP's own scale on the cosines of zero-shot
+        classification. Settings that you pass override these. `EpisodicTrainer` adds the layers, drawn from its seed.
+        `for_training=True` or a `temporal_num_layers` adds them here, drawn from torch's global generator.
         """
         if for_training and "config" not in kwargs:
             kwargs["for_training"] = True
@@ -48,9 +48,9 @@ class StartsFromPlainCLIP:
 
     @classmethod
     def from_clip(cls, clip: nn.Module, **settings):
-        """A plain CLIP in memory, for inference, as `from_pretrained` loads one; the weights are shared, not copied.
+        """Makes the model that `from_pretrained` would load for inference from a plain CLIP in memory.
 
-        `settings` are of the configuration.
+        The weights are shared, not copied. `settings` are settings of the configuration.
         """
         plain = {"temporal_num_layers": 0, "prototype_modulation": False, "added_by_training": [*ADDED_BY_TRAINING]}
         with torch.device("meta"):
@@ -67,16 +67,16 @@ class StartsFromPlainCLIP:
             with torch.no_grad():
                 self.video_text_scale.fill_(scale)
         if self.config.temporal_num_layers:
-            logger.warning(f"{name} is a plain CLIP: the layers of CLIP-FSAR are new, and of use after training.")
+            logger.warning(f"{name} is a plain CLIP: the layers of CLIP-FSAR are new and need training.")
         else:
             logger.warning(f"{name} is a plain CLIP: classifying by its frame features, without training.")
 
     def add_untrained_layers(self, seed: int | None = None):
-        """Makes what a plain CLIP was loaded without, with the method's settings; nothing for any other model.
+        """Adds the layers that a plain CLIP was loaded without, with the method's settings. Leaves other models alone.
 
         Args:
-            seed: Of the new weights; without, they come from torch's global generator. The same seed gives the weights
-                that `from_pretrained(..., for_training=True)` draws after `torch.manual_seed(seed)`.
+            seed: Seed of the new weights; without one they come from torch's global generator. The same seed gives the
+                weights that `from_pretrained(..., for_training=True)` draws after `torch.manual_seed(seed)`.
         """
         config, left_out = self.config, self.config.added_by_training or ()
         config.added_by_training = None

@@ -1,7 +1,7 @@
-"""CLIP with its modified ResNet as visual tower (Radford et al., ICML 2021, Section 2.4), which transformers lacks.
+"""CLIP with its modified ResNet as visual tower (Radford et al., ICML 2021, Section 2.4); not part of transformers.
 
-Three things differ from an ordinary ResNet: the stem has three convolutions and an average pool, a stride is an average
-pool before a convolution without one (anti-aliasing), and the last pooling is attention with the mean as its query.
+Three things differ from an ordinary ResNet. The stem has three convolutions and an average pool. An average pool and a
+convolution of stride 1 replace a strided one (anti-aliasing). The last pooling is attention with the mean as its query.
 Weights have OpenAI's names (`bn` in a name is a batch norm). Shapes: V images, C channels, H and W height and width.
 """
 
@@ -26,9 +26,9 @@ _EXPANSION = 4  # channels after a block, in multiples of those inside it
 
 
 class CLIPResNetBatchNorm(nn.BatchNorm2d):
-    """Batch norm that counts a batch once under gradient checkpointing, too.
+    """Batch norm that counts each batch once, even under gradient checkpointing.
 
-    There a block runs again in the backward pass, on the same images: its statistics are in the running ones already.
+    Checkpointing runs a block again in the backward pass: the running statistics already include these images.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -41,13 +41,13 @@ class CLIPResNetBatchNorm(nn.BatchNorm2d):
             self.weight,
             self.bias,
             training=True,
-            momentum=0.0,  # and not None for the statistics: the same tensors must be saved as in the first run
+            momentum=0.0,  # rather than no statistics: the second run must save the same tensors as the first
             eps=self.eps,
         )
 
 
 def _is_recomputing() -> bool:
-    """Whether this runs inside a backward pass; torch's own checkpointing asks in the same way."""
+    """Whether this runs inside a backward pass; torch's own checkpointing uses the same test."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
@@ -86,7 +86,7 @@ class CLIPResNetBottleneck(GradientCheckpointingLayer):
 
 
 class CLIPResNetAttentionPool(nn.Module):
-    """One attention from the mean of all positions to itself and all positions, (V, C, H, W) -> (V, projection)."""
+    """The mean of all positions attends to itself and to all positions, (V, C, H, W) -> (V, projection)."""
 
     def __init__(self, config: CLIPResNetVisionConfig):
         super().__init__()
@@ -100,7 +100,7 @@ class CLIPResNetAttentionPool(nn.Module):
         self.c_proj = nn.Linear(size, config.projection_dim)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        # Positions lead, as in OpenAI's program: the same sums in the same order, to the last bit.
+        # Positions are the first dimension, as in OpenAI's program, so that results agree to the last bit.
         tokens = feature_map.flatten(2).permute(2, 0, 1)  # (H * W, V, C)
         tokens = torch.cat([tokens.mean(0, keepdim=True), tokens])
         tokens = tokens + self._positions(*feature_map.shape[-2:]).to(tokens.dtype).unsqueeze(1)
@@ -111,7 +111,7 @@ class CLIPResNetAttentionPool(nn.Module):
         return self.c_proj(F.scaled_dot_product_attention(query, key, value).flatten(1))
 
     def _positions(self, height: int, width: int) -> torch.Tensor:
-        """Learned positions, (H * W + 1, C), stretched to a feature map of another size than the usual."""
+        """Learned positions, (H * W + 1, C), interpolated if the feature map has another size than in training."""
         if (height, width) == (self.grid_size, self.grid_size):
             return self.positional_embedding
         mean, grid = self.positional_embedding[:1], self.positional_embedding[1:]
@@ -126,14 +126,14 @@ class CLIPResNetPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _supports_flash_attn = True  # of the text tower; the pooling has one query only
+    _supports_flash_attn = True  # in the text tower; the pooling has only one query
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["CLIPResNetBottleneck", "CLIPTextEmbeddings", "CLIPEncoderLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """As OpenAI's, but that the last batch norm of a block starts at one; the text tower does its own."""
+        """Initialises as OpenAI does, but the last batch norm of a block starts at one. The text tower does its own."""
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         elif isinstance(module, nn.BatchNorm2d):
@@ -179,10 +179,10 @@ class CLIPResNetVisionModel(CLIPResNetPreTrainedModel):
             setattr(self, f"layer{number + 1}", nn.Sequential(*blocks))
         self.attnpool = CLIPResNetAttentionPool(config)
         self.post_init()
-        self.train(self.training)  # frozen batch norms
+        self.train(self.training)  # freezes batch norms if configured
 
     def train(self, mode: bool = True):
-        """As usual, but a batch norm that is not trained keeps its statistics, too."""
+        """Sets the mode as in PyTorch, but keeps frozen batch norms in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -202,21 +202,21 @@ class CLIPResNetVisionModel(CLIPResNetPreTrainedModel):
 
         Args:
             pixel_values: (V, channels, H, W).
-            output_hidden_states: Return the feature maps of the stem and of each stage, (V, C, H, W); with indices only
-                these, None in place of the others.
-            interpolate_pos_encoding: Stretch the positions of the attention pooling for images of another size than
-                `config.image_size`; `False` refuses these.
+            output_hidden_states: Return the feature maps of the stem and of each stage, (V, C, H, W). Indices select
+                some of them; the others are None.
+            interpolate_pos_encoding: Interpolate the positions of the attention pooling for images of another size than
+                `config.image_size`; `False` rejects such images.
 
         Returns:
             `last_hidden_state`, the feature map (V, hidden_size, H / 32, W / 32), and `pooler_output`
             (V, projection_dim), projected.
 
         Raises:
-            ValueError: For images of another size with `interpolate_pos_encoding=False`, or too small ones.
+            ValueError: For images that are too small, or of another size with `interpolate_pos_encoding=False`.
         """
         height, width = pixel_values.shape[-2:]
         if min(height, width) < self.config.stride:
-            raise ValueError(f"Images of {height} x {width} pixels are too small: {self.config.stride} is the least.")
+            raise ValueError(f"Images of {height} x {width} pixels are too small: the minimum is {self.config.stride}.")
         if not interpolate_pos_encoding and (height, width) != (self.config.image_size,) * 2:
             raise ValueError(
                 f"Images of {height} x {width} pixels do not fit the model's {self.config.image_size} x "
@@ -239,7 +239,7 @@ class CLIPResNetVisionModel(CLIPResNetPreTrainedModel):
 
 
 def _selected(hidden_states: list[torch.Tensor], wanted: bool | int | list[int]) -> tuple | None:
-    """All of them or none, or those at the indices, as in transformers; indices out of range select nothing."""
+    """All hidden states, none, or those at the indices, as in transformers. Indices out of range select nothing."""
     if isinstance(wanted, bool):
         return tuple(hidden_states) if wanted else None
     count = len(hidden_states)
@@ -248,7 +248,7 @@ def _selected(hidden_states: list[torch.Tensor], wanted: bool | int | list[int])
 
 
 class CLIPResNetModel(CLIPResNetPreTrainedModel):
-    """CLIP of a ResNet and transformers' own text tower; the getters are those of `CLIPModel`."""
+    """CLIP with a ResNet and transformers' own text tower; it has the getters of `CLIPModel`."""
 
     def __init__(self, config: CLIPResNetConfig):
         super().__init__(config)
@@ -279,7 +279,7 @@ class CLIPResNetModel(CLIPResNetPreTrainedModel):
         return outputs
 
 
-# As in the model's file: imported as a library, the Auto classes find us through these.
+# As in modeling_clipfsar: Auto classes find the library through these registrations.
 if not __package__:
     AutoModel.register(CLIPResNetConfig, CLIPResNetModel, exist_ok=True)
     AutoModel.register(CLIPResNetVisionConfig, CLIPResNetVisionModel, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The temporal transformer of CLIP-FSAR: attention over the frames of a video, and its text where there is one.
+"""The temporal transformer of CLIP-FSAR: attention over the frames of a video and, for prototypes, the class text.
 
 Shapes: V sequences of L tokens, D feature size.
 """
@@ -27,9 +27,9 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As in transformers: (V, heads, L, C) each -> (V, L, heads, C) and the weights (V, heads, L, L).
+    """Attention as in transformers: (V, heads, L, C) each -> (V, L, heads, C) and the weights (V, heads, L, L).
 
-    Our attentions have neither mask nor dropout on the weights.
+    It ignores `attention_mask` and `dropout`: our layers use neither a mask nor dropout on the weights.
     """
     weights = (query @ key.transpose(-2, -1) * scaling).softmax(-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
@@ -38,7 +38,7 @@ def eager_attention_forward(
 class CLIPFSARTemporalAttention(nn.Module):
     """Multi-head attention over the frames of a sequence, with the LayerNorm before it: (V, L, D) -> (V, L, D).
 
-    Gives the attention weights (V, heads, L, L), too, or None where the attention implementation keeps none.
+    Also returns the attention weights (V, heads, L, L), or None if the attention implementation keeps none.
     """
 
     def __init__(self, config: CLIPFSARConfig):
@@ -100,12 +100,12 @@ class CLIPFSARTemporalTransformer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, attentions: list | None = None) -> torch.Tensor:
         """Appends the attention weights of each layer, (..., heads, L, L), to `attentions` if it is given."""
-        if 0 in hidden_states.shape:  # no videos: transformers' attention does not know what to make of them
+        if 0 in hidden_states.shape:  # no videos: transformers' attention fails on an empty tensor
             return hidden_states
         sequences = hidden_states.reshape(-1, *hidden_states.shape[-2:])
         for layer in self.layers:
             sequences, weights = layer(sequences)
-            if attentions is not None and weights is not None and weights.dim() == 4:  # flex attention gives sums
+            if attentions is not None and weights is not None and weights.dim() == 4:  # flex attention returns sums
                 attentions.append(weights.view(*hidden_states.shape[:-2], *weights.shape[1:]))
         return sequences.view(hidden_states.shape)
 

@@ -161,7 +161,7 @@ def test_stretched_positions_keep_rows_and_columns_apart(resnet_model):
 def test_images_of_another_size_can_be_refused(resnet_model):
     with pytest.raises(ValueError, match="96 x 64 pixels do not fit the model's 64 x 64: resize them, or pass"):
         resnet_model.clip.get_image_features(torch.zeros(1, 3, 96, 64), interpolate_pos_encoding=False)
-    with pytest.raises(ValueError, match="Images of 16 x 64 pixels are too small: 32 is the least"):
+    with pytest.raises(ValueError, match="Images of 16 x 64 pixels are too small: the minimum is 32"):
         resnet_model.clip.get_image_features(torch.zeros(1, 3, 16, 64))
 
 

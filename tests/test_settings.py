@@ -273,7 +273,7 @@ def test_names_of_other_versions_of_transformers_in_a_saved_processor_are_ignore
     processor = CLIPFSARProcessor.from_pretrained(edited(folder, tmp_path, **known, **new))
     assert processor.num_frames == 4
     assert [record.getMessage() for record in caplog.records if "processor_config" in record.getMessage()] == [
-        "processor_config.json: 'modality_router' is no setting of CLIPFSARProcessor, and is ignored."
+        "processor_config.json: 'modality_router' is not a setting of CLIPFSARProcessor and is ignored."
     ]
 
 
@@ -281,9 +281,9 @@ def test_names_of_other_versions_of_transformers_in_a_saved_processor_are_ignore
 
 
 CHANGES = [
-    ({"temporal_num_layers": 3}, "temporal_num_layers=3 is not what the weights in .* were trained with, 1"),
-    ({"temporal_num_layers": 0}, "temporal_num_layers=0 is not what the weights in .* were trained with, 1"),
-    ({"temporal_num_heads": 4}, "temporal_num_heads=4 is not what the weights in .* were trained with, 2"),
+    ({"temporal_num_layers": 3}, "The weights in .* were trained with temporal_num_layers=1, not 3"),
+    ({"temporal_num_layers": 0}, "The weights in .* were trained with temporal_num_layers=1, not 0"),
+    ({"temporal_num_heads": 4}, "The weights in .* were trained with temporal_num_heads=2, not 4"),
     ({"temporal_intermediate_size": 8}, "temporal_intermediate_size=8 is not"),
     ({"vision_config": {"num_hidden_layers": 1}}, r"clip_config\.vision_config\.num_hidden_layers=1 is"),
     ({"text_config": {"num_attention_heads": 1}}, r"clip_config\.text_config\.num_attention_heads=1 is"),
@@ -322,7 +322,7 @@ def test_settings_that_change_no_weights_can_be_given(folder):
 
 
 @pytest.mark.parametrize(
-    ("layers", "message"), [(2, "lack 'temporal_transformer.layers.1"), (0, "have, and the model")]
+    ("layers", "message"), [(2, "lack 'temporal_transformer.layers.1"), (0, "include the unexpected 'temporal_tr")]
 )
 def test_a_configuration_that_is_not_that_of_the_weights_beside_it_is_refused(folder, tmp_path, layers, message):
     shutil.copytree(folder, tmp_path / "edited")
