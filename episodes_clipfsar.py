@@ -1,8 +1,7 @@
 """Episodes over a Hugging Face dataset with a video and a label column.
 
-An episode is a pure function of (seed, epoch, index): which process or worker draws it, and after which other one,
-does not matter. `EpisodeSampler` sees only labels, `EpisodeDataset` adds the videos, `EpisodeCollator` makes model
-inputs of them.
+An episode is a pure function of (seed, epoch, index). It does not matter which process or worker draws it, or in which
+order. `EpisodeSampler` sees only labels, `EpisodeDataset` adds the videos, `EpisodeCollator` makes the model inputs.
 """
 
 import inspect
@@ -16,10 +15,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 @dataclass(frozen=True)
 class EpisodeRows:
-    """Where the videos of one episode stand in the dataset; the episode's classes are numbered 0..N-1.
+    """Dataset rows of the videos of one episode; the episode's classes are numbered 0..N-1.
 
     Args:
-        class_ids: (N,), the dataset's number of each episode class.
+        class_ids: (N,), class id in the dataset of each episode class.
         support_rows: (N, K), dataset rows of the support videos of each class.
         query_rows: (N, Q per class), dataset rows of the query videos, none of them a support video.
     """
@@ -30,7 +29,7 @@ class EpisodeRows:
 
 
 class EpisodeSampler:
-    """Draws N-way K-shot episodes out of a list of class ids.
+    """Draws N-way K-shot episodes from a list of class ids.
 
     Args:
         labels: Class id of each video; any integers. A negative id leaves a video out.
@@ -39,7 +38,7 @@ class EpisodeSampler:
         class_names: Names of the ids, for error messages.
 
     Raises:
-        ValueError: Fewer classes than `n_way`, or a class with fewer than `n_shot + n_query` videos.
+        ValueError: For fewer classes than `n_way`, or a class with fewer than `n_shot + n_query` videos.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class EpisodeSampler:
                 )
 
     def episode_rng(self, index: int, epoch: int = 0) -> np.random.Generator:
-        """The random numbers of an episode; the frame seeds of its videos come from the same stream."""
+        """The random generator of an episode; the frame seeds of its videos come from the same stream."""
         return np.random.default_rng([self.seed, epoch, index])
 
     def sample(self, index: int, epoch: int = 0) -> EpisodeRows:
@@ -81,7 +80,7 @@ class EpisodeSampler:
         return self.draw(self.episode_rng(index, epoch))
 
     def draw(self, rng: np.random.Generator) -> EpisodeRows:
-        """An episode out of random numbers; a sampler of one's own overrides this."""
+        """Draws an episode with a random generator; override this method in your own sampler."""
         chosen = rng.permutation(len(self.class_ids))[: self.n_way]
         rows = np.stack(
             [rng.permutation(self._rows_of_class[choice])[: self.n_shot + self.n_query] for choice in chosen]
@@ -96,13 +95,13 @@ class EpisodeDataset(TorchDataset):
         dataset: A `datasets.Dataset` with a column of videos (`Video(decode=False)`, `Video()` or paths) and one of
             labels (`ClassLabel` or class names).
         n_way, n_shot, n_query: Classes, support videos per class, query videos per class.
-        n_episodes: Length; episodes do not depend on it.
+        n_episodes: Number of episodes; the episodes themselves do not depend on it.
         seed: Episodes of different seeds are independent of each other.
         video_column, label_column: Names of the two columns.
-        sampler: Draws the episodes, instead of one for `n_way`, `n_shot`, `n_query` and `seed`.
+        sampler: Your own sampler; it replaces the one made from `n_way`, `n_shot`, `n_query` and `seed`.
 
     Raises:
-        ValueError: A column that is not there, labels without names, or too few classes or videos (with the numbers).
+        ValueError: For a missing column, labels without names, or too few classes or videos (with the numbers).
 
     Attributes:
         class_names: Names of all classes of the split, sorted by the dataset's own numbers; `*_base_labels` of an
@@ -130,11 +129,11 @@ class EpisodeDataset(TorchDataset):
         if sampler is None:
             sampler = EpisodeSampler(self.labels, n_way, n_shot, n_query, seed, self.class_names)
         self.sampler = sampler
-        # In shared memory, so that workers that live on between epochs hear of a new one.
+        # In shared memory, so that persistent workers see a new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int):
-        """New episodes for a new pass; epochs are part of an episode's identity, (seed, epoch, index)."""
+        """Switches to the episodes of another epoch; an episode depends on (seed, epoch, index)."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -146,7 +145,7 @@ class EpisodeDataset(TorchDataset):
         Returns:
             `class_names` (N), `class_base_labels` (N); `support_videos`, `support_labels`, `support_base_labels` (S);
             `query_videos`, `labels`, `query_base_labels` (Q); and `seed` for the choice of frames and crops. Labels
-            count within the episode, base labels within `class_names` of the dataset.
+            are positions in the episode's classes, base labels in `class_names` of the dataset.
         """
         if not 0 <= index < self.n_episodes:
             raise IndexError(f"Episode {index} of {self.n_episodes}.")
@@ -169,15 +168,15 @@ class EpisodeDataset(TorchDataset):
 
 
 class EpisodeCollator:
-    """Makes model inputs of a list of episodes of [`EpisodeDataset`]: `model(**collator(episodes))`.
+    """Makes model inputs from a list of episodes of [`EpisodeDataset`]: `model(**collator(episodes))`.
 
     Args:
         processor: A [`CLIPFSARProcessor`].
-        training: Draw frames (and crops) at random, by each episode's own seed; otherwise the processor's
-            deterministic choice, whatever the seed.
-        only_read: Leave resizing, cropping and normalising to `finish`, which does them where the frames then lie: on
-            a GPU, say, instead of in the loader's processes. Until then `support_videos` and `query_videos`, each a
-            `SampledVideos`, stand in the place of the pixel values.
+        training: Draw frames (and crops) at random from each episode's own seed; otherwise use the processor's
+            deterministic choice.
+        only_read: Leave resizing, cropping and normalising to `finish`, which does them on the frames' device: on a
+            GPU, for example, instead of in the loader's processes. Until then the batch holds `support_videos` and
+            `query_videos`, each a `SampledVideos`, instead of pixel values.
 
     Episodes with fewer videos than the largest of the list are padded with black videos of label -1.
     """
@@ -192,11 +191,11 @@ class EpisodeCollator:
         `class_input_ids` (B, N, L), `class_attention_mask`, and the base labels, all for `CLIPFSARModel.forward`."""
         ways = sorted({len(episode["class_names"]) for episode in episodes})
         if len(ways) != 1:
-            raise ValueError(f"Episodes of {ways} classes cannot stand in one batch: use one n_way.")
+            raise ValueError(f"Episodes of {ways} classes cannot share a batch: use one n_way.")
         batch = {"class_base_labels": torch.tensor([episode["class_base_labels"] for episode in episodes])}
         generators = [torch.Generator().manual_seed(episode["seed"]) for episode in episodes]
         for role in ("support", "query"):
-            # All episodes in one call, so that their videos lie in one tensor without being copied there.
+            # One call for all episodes, so that their videos get into one tensor without another copy.
             counts = [len(episode[f"{role}_videos"]) for episode in episodes]
             videos = [video for episode in episodes for video in episode[f"{role}_videos"]]
             draws = [generator for generator, n in zip(generators, counts, strict=True) for _ in range(n)]
@@ -216,12 +215,12 @@ class EpisodeCollator:
 
     def _tokenize(self, class_names: list[str], n_way: int) -> dict[str, torch.Tensor]:
         tokenize = self.processor.tokenize_classes
-        if "n_way" not in inspect.signature(tokenize).parameters:  # code that version 0.1 saved beside a model
+        if "n_way" not in inspect.signature(tokenize).parameters:  # code that version 0.1 saved next to a model
             return tokenize(class_names)
         return tokenize(class_names, n_way=n_way)
 
     def finish(self, batch: dict) -> dict[str, torch.Tensor]:
-        """Model inputs out of a batch that was only read, on the device where it lies; others are left as they are."""
+        """Makes model inputs from an `only_read` batch, on the batch's device; leaves other batches unchanged."""
         finished = dict(batch)
         for role in ("support", "query"):
             if f"{role}_videos" in finished:
@@ -254,8 +253,8 @@ def read_labels(dataset, label_column: str = "label") -> tuple[np.ndarray, list[
     names = getattr(dataset.features[label_column], "names", None)
     if names is None and not all(isinstance(value, str | None) for value in values):
         raise ValueError(
-            f"Column {label_column!r} holds {type(values[0]).__name__} values without class names, which the class "
-            "texts are made of: use strings or cast_column(..., ClassLabel(names=[...]))."
+            f"Column {label_column!r} holds {type(values[0]).__name__} values without class names, but the class "
+            "texts need names: use strings or cast_column(..., ClassLabel(names=[...]))."
         )
     # -1 is how `datasets` writes "no label" in a ClassLabel column.
     rows = [row for row, value in enumerate(values) if value is not None and not (names is not None and value < 0)]
@@ -266,14 +265,14 @@ def read_labels(dataset, label_column: str = "label") -> tuple[np.ndarray, list[
 
 
 def _by_episode(pixel_values: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Videos of all episodes, one after the other, (V, ...) to (B, largest count, ...)."""
+    """Groups the videos of consecutive episodes by episode, (V, ...) -> (B, largest count, ...)."""
     if len(set(counts)) == 1:
         return pixel_values.unflatten(0, (len(counts), counts[0]))
     return _pad(pixel_values.split(counts), 0.0)
 
 
 def _pad(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
-    """Stacks tensors whose first dimensions may differ, filling up with `value`."""
+    """Stacks tensors whose first dimensions may differ, padding with `value`."""
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
 
 

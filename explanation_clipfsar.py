@@ -1,4 +1,4 @@
-"""Why a video was taken for a class: which of its frames met which of the examples', and what the class names said.
+"""Explains a classification: which query frames matched which example frames, and what the class names contributed.
 
 Letters in shapes: N classes, L query frames, M prototype frames, D feature size.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-# Matplotlib is imported where a picture is made: numbers need none.
+# Only `plot` imports matplotlib: the numbers do not need it.
 
 
 @dataclass
@@ -19,19 +19,19 @@ class Explanation:
 
     Args:
         class_names: N names, in the order of everything below.
-        inference_mode: Of `probabilities`.
+        inference_mode: The mode that `probabilities` come from.
         probabilities: (N,).
-        clip_probabilities: (N,), of the distances alone, as the ensemble uses them.
-        text_probabilities: (N,), of the class names alone.
+        clip_probabilities: (N,), from the distances alone, as the ensemble uses them.
+        text_probabilities: (N,), from the class names alone.
         distances: (N,), to the prototypes.
         frame_distances: (N, L, M), 1 - cosine of query frames and prototype frames.
         alignment: (N, L, M), how much each pair of frames counts in the distance: its derivative by the pair's frame
             distance. For OTAM it is the soft alignment path (the sum of both directions, if there are two); zero means
-            that the pair never met. None where order plays no part (`alignment="mean"`).
+            that the pair is not matched. None if the order of frames does not count (`alignment="mean"`).
         text_share: The class names' part in the log odds of the best class against the second, 0 to 1: `|text| /
-            (|text| + |clips|)`. In `"few_shot"` 0, though names modulate prototypes; in `"zero_shot"` 1.
-        text_agrees: Whether the class names, too, prefer the best class to the second.
-        unknown_score: Of "none of these", where asked for.
+            (|text| + |clips|)`. It is 0 in `"few_shot"`, although names modulate prototypes, and 1 in `"zero_shot"`.
+        text_agrees: Whether the class names also prefer the best class to the second.
+        unknown_score: Score of "none of these", if requested.
         query_frames: (L, H, W, 3), uint8, as the model saw them.
         support_frames: Per class, the frames of the enrolled clip nearest to the query, (M, h, w, 3), uint8, or None.
         support_clips: Per class, that clip's name and the number of clips that the prototype is made of.
@@ -58,10 +58,10 @@ class Explanation:
         return self.class_names[int(self.probabilities.argmax())]
 
     def path(self, label: str | None = None) -> list[tuple[int, int, float]]:
-        """For each query frame that counts: its number, the prototype frame it met most, and that pair's weight.
+        """For each query frame that counts: its number, its best matching prototype frame, and that pair's weight.
 
-        Of the class `label`, by default the most probable one. Weights are relative to the heaviest pair. Empty where
-        order plays no part.
+        The path is that of class `label`, by default the most probable one. Weights are relative to the largest. The
+        list is empty if the order of frames does not count.
         """
         if self.alignment is None:
             return []
@@ -99,9 +99,9 @@ class Explanation:
         probabilities: bool = True,
     ):
         """Draws the alignment with one class, by default the most probable: query frames at the left, the example's
-        frames at the top, their alignment between, class probabilities beside (without them, no heading either).
+        frames at the top, their alignment between. `probabilities=False` leaves out class probabilities and heading.
 
-        Returns matplotlib's figure; with `path` it is written there and closed.
+        Returns matplotlib's figure, and writes it to `path` if given.
         """
         try:
             from matplotlib.figure import Figure
@@ -126,12 +126,12 @@ class Explanation:
         return figure
 
     def _draw_alignment(self, axes, number: int):
-        """The grid: cell (row, column) is at x from column to column + 1, y from row to row + 1.
+        """Draws the grid: cell (row, column) covers x from column to column + 1 and y from row to row + 1.
 
-        The path alone would not do: by OTAM's rules it is near the diagonal even where all frames look the same.
+        The path alone would mislead: by OTAM's rules it is near the diagonal even if all frames look the same.
         """
         similarity = 1 - self.frame_distances
-        low, high = float(similarity.min()), float(similarity.max())  # of all classes, so that pictures compare
+        low, high = float(similarity.min()), float(similarity.max())  # over all classes, to compare pictures
         num_rows, num_columns = similarity.shape[1:]
         extent = (0, num_columns, num_rows, 0)
         axes.imshow(
@@ -164,7 +164,7 @@ class Explanation:
         if self.alignment is None:
             meaning += "This model compares the mean of the frames and ignores their order."
         else:
-            meaning += "Circles: which frames were matched, in order; larger counts more."
+            meaning += "Circles: frames matched in order; larger circles count more."
         axes.text(num_columns / 2, num_rows + 0.15, meaning, ha="center", va="top", fontsize=10, color="0.3")
 
     def _draw_probabilities(self, axes, number: int, shown: int):
@@ -197,8 +197,8 @@ class Explanation:
             {
                 "few_shot": "Decided by the example clips.",
                 "zero_shot": "Decided by the class names alone, without clips.",
-                "ensemble": f"Class names have {100 * self.text_share:.0f}% of the say between the first two"
-                f"{'' if self.text_agrees else ', and disagree'}.",
+                "ensemble": f"Class names decide {100 * self.text_share:.0f}% of the choice between the first two"
+                f"{'' if self.text_agrees else ', and disagree with it'}.",
             }[self.inference_mode]
         ]
         hidden = len(self.class_names) - 8
@@ -210,7 +210,7 @@ class Explanation:
 
 
 def _draw_frames(axes, frames: torch.Tensor | None, number: int, vertical: bool) -> float:
-    """Frames before the grid, one per row or column; returns how far they reach out of it."""
+    """Draws frames along the grid, one per row or column; returns how far they extend outside it."""
     if frames is None:
         for i in range(number):
             x, y = (-0.3, i + 0.5) if vertical else (i + 0.5, -0.3)
@@ -229,10 +229,10 @@ def _draw_frames(axes, frames: torch.Tensor | None, number: int, vertical: bool)
 def explain_classification(
     model, query_embeds: torch.Tensor, prototypes: torch.Tensor, class_embeds: torch.Tensor, inference_mode: str
 ) -> dict[str, Any]:
-    """The numbers of an `Explanation`.
+    """Computes the numbers of an `Explanation`.
 
     Args:
-        model: In evaluation mode.
+        model: A model in evaluation mode.
         query_embeds: Frame features of one query, (L, D).
         prototypes: (N, M, D).
         class_embeds: (N, D).

@@ -23,7 +23,7 @@ except ImportError:
         raise
     from paths_clipfsar import public_name
 
-# Settings of the configuration: change one, and the same weights give other prototypes, distances or text logits.
+# Configuration settings that change the prototypes, distances or text logits of the same weights.
 COMPARISON_SETTINGS = (
     *("support_pooling", "prototype_modulation", "alignment"),
     *("otam_smoothing", "otam_bidirectional", "cosine_epsilon"),
@@ -31,7 +31,7 @@ COMPARISON_SETTINGS = (
 
 
 def weights_digest(modules: Iterable[torch.nn.Module], settings: Any = None) -> str:
-    """SHA-256 of the weights of modules, by name, and of `settings` (anything JSON takes)."""
+    """SHA-256 of the weights of modules, by name, and of `settings` (any JSON value)."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     for module in modules:
         for name, value in sorted(module.state_dict().items()):
@@ -42,7 +42,7 @@ def weights_digest(modules: Iterable[torch.nn.Module], settings: Any = None) -> 
 
 
 def _plain_tensors(value: Any) -> list[torch.Tensor]:
-    """A weight as tensors that bytes can be read of; a quantised layer has its weight and bias in a tuple."""
+    """A weight as tensors with readable bytes; a quantised layer keeps its weight and bias in a tuple."""
     if isinstance(value, tuple):
         return [tensor for part in value for tensor in _plain_tensors(part)]
     if not isinstance(value, torch.Tensor):  # no bias, or the name of a dtype
@@ -51,7 +51,7 @@ def _plain_tensors(value: Any) -> list[torch.Tensor]:
 
 
 def precision_of(model) -> str:
-    """`"float32"`, `"bfloat16"`, ..., or `"int8"` where layers are quantised: features of two of them differ."""
+    """`"float32"`, `"bfloat16"`, ..., or `"int8"` if layers are quantised. Features differ between precisions."""
     is_quantized = any(".quantized." in type(module).__module__ for module in model.modules())
     return "int8" if is_quantized else str(model.dtype).removeprefix("torch.")
 
@@ -68,11 +68,11 @@ _IMAGE_SETTINGS = (
 
 
 def preprocessing_settings(processor) -> dict:
-    """The settings of a processor that change frame features, as JSON would give them back."""
+    """The settings of a processor that change frame features, as they come back from JSON."""
     settings = processor.to_dict()
     names = ("num_frames", "frame_sampling", "sampling_rate", "target_fps", "preprocessing")
     relevant = {name: settings[name] for name in names}
-    # Not all of it: which class it is, and where its code lies, depends on what is installed and where it was loaded.
+    # Not all settings: class and code path differ with the installed packages and the folder it was loaded from.
     images = settings["image_processor"]
     relevant["image_processor"] = {name: images[name] for name in _IMAGE_SETTINGS if images.get(name) is not None}
     return json.loads(json.dumps(relevant))
@@ -82,7 +82,7 @@ _digests = weakref.WeakKeyDictionary()  # model -> (state of its weights, digest
 
 
 def weights_state(model) -> tuple:
-    """Changes whenever weights are changed in place or replaced; far cheaper than reading them."""
+    """A value that changes when weights are modified in place or replaced; far cheaper than reading the weights."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
@@ -111,7 +111,7 @@ def fingerprint_of(model, processor=None) -> dict:
 
 
 def differences(enrolled: dict, now: dict) -> list[str]:
-    """`["num_frames 8 (now 16)", ...]`, of nested settings too."""
+    """Lists the settings that differ, also nested ones, as `["num_frames 8 (now 16)", ...]`."""
     different = []
     for name in now.keys() | enrolled.keys():
         before, after = enrolled.get(name), now.get(name)

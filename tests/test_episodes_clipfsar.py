@@ -432,7 +432,7 @@ def test_evaluation_draws_nothing(splits, processor):
 
 def test_episodes_of_different_ways_are_refused(splits, processor):
     episodes = [episodes_of(splits, n_way=n_way)[0] for n_way in (2, 3)]
-    with pytest.raises(ValueError, match=r"Episodes of \[2, 3\] classes cannot stand in one batch: use one n_way"):
+    with pytest.raises(ValueError, match=r"Episodes of \[2, 3\] classes cannot share a batch: use one n_way"):
         EpisodeCollator(processor)(episodes)
 
 
