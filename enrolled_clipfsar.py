@@ -1,7 +1,7 @@
-"""Enrolled classes as they are at one moment, and the answers that follow from them for one model.
+"""Snapshots of enrolled classes, and the answers that one model computes from them.
 
-A `SupportSet` changes; a `Snapshot` of it does not. An answer comes from one snapshot, so that threads can ask while
-another one adds or removes classes. Letters in shapes are those of `SupportSet`.
+A `SupportSet` changes; a `Snapshot` of it does not. Each answer comes from one snapshot, so that threads can classify
+while another one adds or removes classes. Letters in shapes are those of `SupportSet`.
 """
 
 import io
@@ -56,11 +56,11 @@ except ImportError:
 
 
 class Snapshot:
-    """The classes of a `SupportSet` at one moment, with their prototypes by one model. Nothing in it changes.
+    """The classes of a `SupportSet` at one moment, with their prototypes from one model. It never changes.
 
     Args:
-        model: The model of the prototypes; every method is given the same one.
-        classes: At least one, all with clips.
+        model: The model that makes the prototypes. Give every method the same one.
+        classes: At least one class, each with clips.
 
     Attributes:
         class_names: N names, in the order of the logits.
@@ -122,7 +122,7 @@ class Snapshot:
         inference_mode = self._checked_mode(model, inference_mode)
         distances, text_logits = self.compare(model, query_embeds)
         weights, offset = self._calibration(model, inference_mode)
-        return (_nearness(distances, text_logits, inference_mode) @ weights + offset).sigmoid()
+        return (_novelty(distances, text_logits, inference_mode) @ weights + offset).sigmoid()
 
     def _calibration(self, model, inference_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and offset of the linear discriminant of a mode; made once."""
@@ -133,20 +133,20 @@ class Snapshot:
                 is_known[:] = True
             if not is_known.any():
                 raise ValueError(
-                    "What unknown videos look like is learned by leaving clips out, but no class has two clips: enrol "
-                    "more, or use inference_mode='zero_shot'."
+                    "The score of unknown videos is calibrated by leaving clips out, but no class has two clips: "
+                    "enroll more, or use inference_mode='zero_shot'."
                 )
             known_distances, distances, text_logits = self.left_out_comparisons(model)
             own = torch.nn.functional.one_hot(labels, len(self)).bool().to(distances.device)
-            known = _nearness(known_distances, text_logits, inference_mode)[is_known]
+            known = _novelty(known_distances, text_logits, inference_mode)[is_known]
             others = distances.masked_fill(own, torch.inf), text_logits.masked_fill(own, -torch.inf)
-            discriminant = _linear_discriminant(known, _nearness(*others, inference_mode))
+            discriminant = _linear_discriminant(known, _novelty(*others, inference_mode))
             self._calibrations[inference_mode] = discriminant
         return self._calibrations[inference_mode]
 
     def left_out_comparisons(self, model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of all enrolled clips (S): distances to the prototypes with that of the own class made without the clip
-        (infinite for an only clip), distances to all as they are, text logits; each (S, N)."""
+        """Left-out distances, distances and text logits of all enrolled clips, each (S, N). The left-out distance to a
+        clip's own class is to the prototype made without the clip: infinite for the only clip of a class."""
         if self._left_out is None:
             distances, text_logits = self.compare(model, torch.cat([one.support_embeds for one in self._enrolled]))
             own_distances = torch.cat([_left_out_distances(model, one) for one in self._enrolled])
@@ -180,7 +180,7 @@ class Snapshot:
 
 
 def checked_mode(model, inference_mode: str | None) -> str:
-    """The mode itself, or the model's where none is given. Raises `ValueError` for an unknown one."""
+    """The given mode, or the model's if it is None. Raises `ValueError` for an unknown one."""
     inference_mode = model.config.inference_mode if inference_mode is None else inference_mode
     if inference_mode not in INFERENCE_MODES:
         raise ValueError(f"inference_mode={inference_mode!r} is not one of {', '.join(INFERENCE_MODES)}.")
@@ -192,12 +192,12 @@ def check_enough_classes(class_names: list[str]):
     if len(class_names) < 2:
         raise ValueError(
             f"Enrolled: {listed(class_names) or 'nothing'}. At least two classes are needed: with one, every "
-            "video would be of it with a score of 1."
+            "video would belong to it with a score of 1."
         )
 
 
 def _identity_of(model, classes: Mapping[str, EnrolledClass]) -> tuple:
-    """What prototypes follow from: settings and weights of a model, and the tensors of the classes themselves."""
+    """Everything that determines the prototypes: settings and weights of the model, and the tensors of the classes."""
     settings = tuple(getattr(model.config, name) for name in COMPARISON_SETTINGS)
     distance = getattr(model.align, "__func__", model.align)  # a subclass may have a distance of its own
     made_with = (weights_state(model), settings, type(model), distance, list(classes))
@@ -229,29 +229,29 @@ def _left_out_distances(model, one: EnrolledClass, clips_per_batch: int = 16) ->
     return torch.cat(distances)
 
 
-def _nearness(distances: torch.Tensor, text_logits: torch.Tensor, inference_mode: str) -> torch.Tensor:
-    """What tells unknown videos from known ones, (Q, N) and (Q, N) -> (Q, 1 or 2); larger is less known."""
+def _novelty(distances: torch.Tensor, text_logits: torch.Tensor, inference_mode: str) -> torch.Tensor:
+    """Features that separate unknown from known videos, (Q, N) and (Q, N) -> (Q, 1 or 2); larger is less known."""
     nearest = {"few_shot": [distances.amin(-1)], "zero_shot": [-text_logits.amax(-1)]}
     nearest["ensemble"] = nearest["few_shot"] + nearest["zero_shot"]
     return torch.stack(nearest[inference_mode], dim=-1).cpu()
 
 
 def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fisher's, of values (S, F): weights (F,) and an offset whose sum is the log odds of being unknown at equal odds.
+    """Fisher's discriminant of values (S, F): weights (F,) and an offset that give the log odds of being unknown.
 
-    A tenth of each variance is added to it: a handful of clips does not tell a covariance well.
+    Prior odds are equal. A tenth of each variance is added to it: a handful of clips gives a poor covariance.
     """
-    known, unknown = known.double(), unknown.double()  # on the CPU, where there are doubles
+    known, unknown = known.double(), unknown.double()  # on the CPU, which has float64
     difference = unknown.mean(0) - known.mean(0)
     if not (difference > 0).any():
         raise ValueError(
-            "Nothing tells unknown videos from known ones here: left out, the enrolled clips are as near to other "
+            "Unknown videos cannot be told from known ones: when left out, the enrolled clips are as near to other "
             "classes as to their own. More or clearer clips may help."
         )
     centred = torch.cat([known - known.mean(0), unknown - unknown.mean(0)])
     covariance = centred.T @ centred / max(1, len(centred) - 2)
     covariance += torch.diag(0.1 * covariance.diagonal() + 1e-6)
-    helpful = difference > 0  # what points the wrong way is left out
+    helpful = difference > 0  # a feature that points the wrong way gets weight 0
     weights = torch.zeros_like(difference)
     weights[helpful] = torch.linalg.solve(covariance[helpful][:, helpful], difference[helpful])
     offset = -(weights @ (known.mean(0) + unknown.mean(0))) / 2
@@ -259,10 +259,10 @@ def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[to
 
 
 def _frames_of_strip(picture: bytes, num_frames: int) -> torch.Tensor | None:
-    """uint8 (T, h, w, 3) of what `_film_strip` made.
+    """Frames, uint8 (T, h, w, 3), of a picture made by `_film_strip`; None for an empty one.
 
     Raises:
-        ValueError: For a picture that it did not make.
+        ValueError: For a damaged picture.
     """
     if not picture:
         return None
@@ -272,12 +272,12 @@ def _frames_of_strip(picture: bytes, num_frames: int) -> torch.Tensor | None:
             check_frame_size(*strip.size)
             pixels = torch.from_numpy(np.array(strip.convert("RGB")))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, UnreadableError) as error:
-        raise ValueError(f"The picture of a clip is damaged ({error}): enrol the clip anew.") from error
+        raise ValueError(f"The picture of a clip is damaged ({error}): enroll the clip again.") from error
     return torch.stack(pixels.split(pixels.shape[1] // num_frames, dim=1)[:num_frames])
 
 
 def _nearest_clip(support_embeds: torch.Tensor, query_embeds: torch.Tensor) -> int:
-    """Which of the clips (K, T, D) looks most like the query (T, D) frame by frame: the one to show."""
+    """Row of the clip, of (K, T, D), that looks most like the query (T, D) frame by frame: the one to show."""
     return int(torch.cosine_similarity(support_embeds, query_embeds, dim=-1).mean(-1).argmax())
 
 

@@ -1,4 +1,4 @@
-"""`pipeline("few-shot-video-classification")`: enrol classes by a few clips each, then ask about videos.
+"""`pipeline("few-shot-video-classification")`: enroll classes with a few clips each, then classify videos.
 
 classify = pipeline("few-shot-video-classification", model=folder_or_hub_id, trust_remote_code=True)
 classify.enroll({"boxing": ["a.mp4", "b.mp4"], "diving": ["c.mp4"]})
@@ -108,12 +108,12 @@ class FewShotVideoClassificationPipeline(Pipeline):
 
     The classes come from one of these, at construction or with a call:
 
-    - `support_set`: a `SupportSet`, the folder or Hub id of a saved one, or `{class name: videos}`, which is enrolled
-      then. `enroll` adds clips to the one the pipeline has. A set saved beside the model is taken by itself.
+    - `support_set`: a `SupportSet`, the folder or Hub id of a saved one, or `{class name: videos}` to enroll. `enroll`
+      adds clips to the pipeline's own set. A set saved next to the model is loaded automatically.
     - `candidate_labels`: class names alone, for zero-shot use.
     - an episode as the input itself, `{"support_videos": {class name: videos}, "query_videos": [...]}`.
 
-    A video is whatever the processor reads: a path or URL, bytes, a file object, frames as an array, a list of images,
+    A video is anything the processor reads: a path or URL, bytes, a file object, frames as an array, a list of images,
     a folder of frames, a value of a `datasets` video column.
 
     Loading options (`device`, `dtype`, `batch_size`, `num_workers`, ...) are those of every transformers pipeline.
@@ -127,7 +127,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
 
     @classmethod
     def in_config(cls) -> dict:
-        """`custom_pipelines` of a saved configuration, by which `pipeline` finds this class."""
+        """The `custom_pipelines` of a saved configuration, through which `pipeline` finds this class."""
         return {TASK: {"impl": f"{cls.__module__.split('.')[-1]}.{cls.__name__}", "pt": ["AutoModel"]}}
 
     def __init__(self, model, processor=None, *args, support_set=None, **kwargs):
@@ -155,12 +155,12 @@ class FewShotVideoClassificationPipeline(Pipeline):
         changed = {"support_set": support_set}
         if support_set is not None:
             changed = {"support_set": self._as_support_set(support_set), "candidate_labels": None}
-        self._forward_params = {**self._forward_params, **changed}  # at once: another thread may be asking
+        self._forward_params = {**self._forward_params, **changed}  # in one step: another thread may be classifying
 
     def enroll(self, videos: Mapping[str, Any], **options) -> SupportSet:
         """Adds clips, `{class name: videos}`, to the enrolled classes; see `SupportSet.add` for the options.
 
-        Returns the support set, to take things out of or to save.
+        Returns the support set, which you can change or save.
         """
         with _FIRST_CLASSES:
             if self.support_set is None:
@@ -173,13 +173,13 @@ class FewShotVideoClassificationPipeline(Pipeline):
     def explain(
         self, video: Any, support_set=None, inference_mode: str | None = None, detect_unknown: bool = False
     ) -> Explanation:
-        """Why a video is classified as it is: numbers, and `plot` for a picture. See `Explanation`.
+        """Explains the classification of a video: numbers, and `plot` for a picture. See `Explanation`.
 
-        Raises as a call with that video alone.
+        Raises the same errors as a call with that video alone.
         """
         support_set = self.support_set if support_set is None else self._as_support_set(support_set)
         if support_set is None:
-            raise ValueError("An explanation needs enrolled clips: enrol some, or give support_set=.")
+            raise ValueError("An explanation needs enrolled clips: enroll some, or give support_set=.")
         pixel_values = self.preprocess(video, raise_unreadable=True)["pixel_values"]
         with torch.no_grad():
             (query_embeds,) = self.model.get_video_features(pixel_values.to(self.device))
@@ -209,25 +209,25 @@ class FewShotVideoClassificationPipeline(Pipeline):
             inputs: One video, a list of videos (or a column of a `datasets` data set, an array of paths, a pandas
                 Series), a generator of them, or a (`datasets` or torch) data set; or one episode or several,
                 `{"support_videos": ..., "query_videos": [...]}`.
-            support_set, candidate_labels: Classes for this call, instead of those the pipeline has. Labels in one
-                string are separated by commas; those of a list are taken as they are.
+            support_set, candidate_labels: Classes for this call, instead of the pipeline's own. A string of labels is
+                split at its commas; a list is used as given.
             inference_mode: `"few_shot"`, `"zero_shot"` or `"ensemble"`; by default the model's, and `"zero_shot"` with
                 `candidate_labels`.
             top_k: Classes returned per video, 5 by default.
-            detect_unknown: Also score "none of these" (`SupportSet.score_unknown`). Its entry is no part of the softmax
-                over classes: it comes first where its score is 0.5 or more, else last; `top_k` does not count it.
-            video_column: Of a `datasets` data set, `"video"` by default.
-            batch_size: Videos per forward.
+            detect_unknown: Also score "none of these" (`SupportSet.score_unknown`). Its entry is not part of the
+                softmax over classes. It comes first if its score is 0.5 or more, else last. `top_k` does not count it.
+            video_column: Video column of a `datasets` data set, `"video"` by default.
+            batch_size: Videos per forward pass.
             num_workers: Processes that decode a data set.
 
         Returns:
-            For a video `[{"label", "score"}, ...]`, most probable first. For a list a list of these, for a generator or
-            a data set an iterator over them, for an episode one per query video. An unreadable video in any of these
-            comes back as `[{"label": None, "score": 0.0, "error": why}]`; given alone it is an error.
+            For one video `[{"label", "score"}, ...]`, most probable first. For a list: a list of these. For a generator
+            or a data set: an iterator over them. For an episode: one per query video. Among several videos an
+            unreadable one gives `[{"label": None, "score": 0.0, "error": why}]`.
 
         Raises:
             VideoReadError: For an unreadable video given alone.
-            ValueError: Without classes, with only one, for an unknown mode, or a support set of another model.
+            ValueError: For fewer than two classes, an unknown mode, or a support set of another model.
         """
         if inputs is None:
             raise ValueError(f"There is no video: give the {TASK} pipeline one video, several, or an episode.")
@@ -243,7 +243,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             if not inputs:
                 return []
         elif isinstance(inputs, Iterator):
-            inputs = (video for video in inputs)  # the base class knows generators only
+            inputs = (video for video in inputs)  # the base class accepts only generators
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
@@ -272,7 +272,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         return {}, forward_params, postprocess_params
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
-        # Alone, an unreadable video is an error; among others it is marked, so that it does not cost them.
+        # A single unreadable video is an error. Among others it is only marked, so that the others are classified.
         preprocess_params = {**preprocess_params, "raise_unreadable": not _is_episode(inputs)}
         return super().run_single(inputs, preprocess_params, forward_params, postprocess_params)
 
@@ -286,7 +286,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         except self.processor.unreadable_error as unreadable:
             if raise_unreadable:
                 raise
-            # Something of the right shape, so that the batch can be made.
+            # A placeholder of the right shape, so that the video fits into a batch.
             edge = image_size(self.model.config.clip_config)
             height, width = self.processor._crop_size((edge, edge))
             pixel_values, error = torch.zeros(1, self.processor.num_frames, 3, height, width), str(unreadable)
@@ -318,10 +318,10 @@ class FewShotVideoClassificationPipeline(Pipeline):
         self, model_inputs, support_set=None, candidate_labels=None, inference_mode=None, detect_unknown=False
     ) -> dict[str, Any]:
         if detect_unknown and ("episode" in model_inputs or candidate_labels is not None):
-            raise ValueError("detect_unknown learns from enrolled clips: enrol some, or give support_set=.")
+            raise ValueError("detect_unknown learns from enrolled clips: enroll some, or give support_set=.")
         if detect_unknown and support_set is not None and UNKNOWN_LABEL in support_set:
             raise ValueError(
-                f"A class is called {UNKNOWN_LABEL!r}, which detect_unknown uses: enrol it by another name."
+                f"A class is called {UNKNOWN_LABEL!r}, which detect_unknown uses: enroll it under another name."
             )
         if "episode" in model_inputs:
             episodes = model_inputs["episode"]
@@ -329,10 +329,10 @@ class FewShotVideoClassificationPipeline(Pipeline):
                 return {"episode": self._forward_episode(episodes, inference_mode)}
             return {"episode": [self._forward_episode(episode, inference_mode) for episode in episodes]}
         pixel_values, error = model_inputs["pixel_values"], model_inputs["error"]
-        errors = error if isinstance(error, list) else [error]  # a list where the loader has made a batch
+        errors = error if isinstance(error, list) else [error]  # a list if the loader made a batch
         rows = [row for row, error in enumerate(errors) if error is None]
         if support_set is not None:
-            support_set = _as_of_now(support_set, self.model)
+            support_set = _snapshot_of(support_set, self.model)
         class_names, classify = self.classifier(support_set, candidate_labels, inference_mode)
         logits = torch.full((len(errors), len(class_names)), torch.nan)
         unknown = torch.full((len(errors),), torch.nan) if detect_unknown else None
@@ -352,7 +352,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             if inference_mode not in (None, "zero_shot"):
                 raise ValueError(
                     f"inference_mode={inference_mode!r} compares with clips, but candidate_labels are names alone: "
-                    "enrol clips of the classes, or use 'zero_shot'."
+                    "enroll clips of the classes, or use 'zero_shot'."
                 )
             known_labels, embeds = self._candidate_embeds
             if known_labels != candidate_labels:
@@ -365,11 +365,11 @@ class FewShotVideoClassificationPipeline(Pipeline):
             return list(candidate_labels), lambda query_embeds: self.model.get_text_logits(query_embeds, embeds)
         if support_set is None:
             raise ValueError(
-                "There are no classes to choose from: enrol clips with enroll({class name: videos}), or give "
+                "There are no classes to choose from: enroll clips with enroll({class name: videos}), or give "
                 "support_set=, candidate_labels=, or an episode {'support_videos': ..., 'query_videos': ...}."
             )
-        now = _as_of_now(support_set, self.model)
-        return now.class_names, lambda embeds: now.classify(self.model, embeds, inference_mode)
+        snapshot = _snapshot_of(support_set, self.model)
+        return snapshot.class_names, lambda embeds: snapshot.classify(self.model, embeds, inference_mode)
 
     def _forward_episode(self, episode: dict, inference_mode: str | None) -> dict[str, Any]:
         inputs, errors = episode["inputs"], episode["errors"]
@@ -382,7 +382,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         return {"logits": logits, "error": errors, "class_names": episode["class_names"]}
 
     def _checked(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (Q, N), on the CPU. Raises `ValueError` for NaN: they would be answered as if they were scores."""
+        """Logits (Q, N), on the CPU. Raises `ValueError` for NaN, which would look like scores in the answer."""
         logits = logits.float().cpu()
         check_finite("The logits", logits, [f"query video {row}" for row in range(len(logits))], self.model)
         return logits
@@ -408,9 +408,9 @@ class FewShotVideoClassificationPipeline(Pipeline):
         return [entry, *answer] if entry["score"] >= UNKNOWN_THRESHOLD else [*answer, entry]
 
     def save_pretrained(self, save_directory: str | os.PathLike, thumbnails: bool = False, **kwargs) -> None:
-        """Saves model, processor, the code of all of it, and the enrolled classes: a folder for `pipeline` and the Hub.
+        """Saves model, processor, their code and the enrolled classes: a folder for `pipeline` and the Hub.
 
-        `thumbnails` says whether the enrolled clips' pictures are saved, too.
+        `thumbnails=True` also saves the pictures of the enrolled clips.
         """
         save_with_pipeline(self.model, self.processor, save_directory, **kwargs)
         if self.support_set is not None:
@@ -418,7 +418,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
 
 
 class _Videos(TorchDataset):
-    """The video column of a `datasets` data set, which is none of torch's and would be taken for one input."""
+    """The video column of a `datasets` data set, as a torch one: the base class takes others for a single input."""
 
     def __init__(self, dataset, video_column: str):
         self.dataset, self.video_column = dataset, video_column
@@ -431,7 +431,7 @@ class _Videos(TorchDataset):
 
 
 def _videos_of_dataset(dataset, video_column: str):
-    if dataset.features is not None:  # a streamed data set may not know them
+    if dataset.features is not None:  # a streamed data set may not have them
         dataset = undecoded_videos(dataset, video_column)
     return _Videos(dataset, video_column) if hasattr(dataset, "__len__") else (row[video_column] for row in dataset)
 
@@ -444,7 +444,7 @@ def _is_sequence(inputs: Any) -> bool:
 
 
 def split_labels(labels: str) -> list[str]:
-    """Class names out of one string with commas between them, as in transformers' zero-shot pipelines."""
+    """Class names from one string, split at its commas, as in transformers' zero-shot pipelines."""
     return [label.strip() for label in labels.split(",") if label.strip()]
 
 
@@ -453,7 +453,7 @@ def _is_episode(inputs: Any) -> bool:
 
 
 def _for_inference(model, processor):
-    """A CLIP-FSAR model and its processor as they are; the two made of a plain CLIP's."""
+    """Returns a CLIP-FSAR model and its processor unchanged; makes both from a plain CLIP and its processor."""
     model_type = getattr(model.config, "model_type", None)
     if model_type == CLIPFSARConfig.model_type:
         return model, processor
@@ -464,18 +464,18 @@ def _for_inference(model, processor):
             f"{model_type!r}: {why}."
         )
     if processor is not None and not hasattr(processor, "process_videos"):
-        # Of the parts that `pipeline` has loaded, and not by the model's name: that may mean another revision.
+        # Made from the parts that `pipeline` has loaded: the model's name may mean another revision.
         ours = CLIPFSARProcessor(processor.image_processor, processor.tokenizer)
         settings = fit_to_plain_model(ours, model.config)
         processor = CLIPFSARProcessor(ours.image_processor, ours.tokenizer, **settings)
-    if processor is None:  # said with the remedy by the caller
+    if processor is None:  # the caller raises the error
         return CLIPFSARModel.from_clip(model), None
     return CLIPFSARModel.from_clip(model, num_frames=processor.num_frames), processor
 
 
-def _as_of_now(support_set, model):
-    """What an answer takes both names and scores from: a snapshot, of which no other thread changes anything."""
-    if not hasattr(support_set, "snapshot") or len(support_set) < 2:  # of version 0.1, a snapshot, or to be refused
+def _snapshot_of(support_set, model):
+    """A snapshot, from which an answer takes both names and scores: no other thread changes it."""
+    if not hasattr(support_set, "snapshot") or len(support_set) < 2:  # from 0.1, a snapshot, or rejected later
         return support_set
     return support_set.snapshot(model)
 
@@ -496,7 +496,7 @@ def _support_set_beside(model) -> SupportSet | None:
         }
         try:
             is_there = cached_file(name, SUPPORT_SET_NAME, **options, **missing_is_fine) is not None
-        except OSError:  # no such repository: the name was never one of the Hub's
+        except OSError:  # no such repository on the Hub
             is_there = False
     return SupportSet.from_pretrained(name, **options) if is_there else None
 
@@ -504,11 +504,11 @@ def _support_set_beside(model) -> SupportSet | None:
 def save_with_pipeline(model, processor, save_directory: str | os.PathLike, **kwargs) -> None:
     """Saves a model and its processor, so that `pipeline(task, model=save_directory, trust_remote_code=True)` works.
 
-    So do the `save_pretrained` of both; here also for a model whose code, older than this, does not know pipelines.
-    `kwargs` are for `model.save_pretrained`.
+    Calling `save_pretrained` on both does the same. This function also works for a model with older code, which does
+    not know pipelines. `kwargs` are for `model.save_pretrained`.
     """
-    # Not by way of a pipeline and its registered class: a model in training stays as it is, and code that came with a
-    # checkpoint, which leaves the registry alone, is saved again, too.
+    # Does not make a pipeline, so that a model in training stays in that mode. Does not use the registry, so that code
+    # that came with a checkpoint is saved as well.
     pipeline_class = FewShotVideoClassificationPipeline
     model.config.custom_pipelines = pipeline_class.in_config()
     model.save_pretrained(save_directory, **kwargs)

@@ -1,7 +1,7 @@
-"""Enrolled classes: clips encoded once, kept, saved and shared, against which videos are then classified.
+"""Enrolled classes: clips are encoded once, saved and shared, and videos are classified against them.
 
 A `SupportSet` holds the frame features of each clip and the text feature of each class. Neither depends on the other
-clips, and prototypes follow from them in no time: you can add and remove classes and clips, and the others are not
+clips, and prototypes are quick to compute from them. You can add and remove classes and clips; the others are not
 re-encoded.
 Letters in shapes: N classes, K clips of a class, Q query videos, T frames, D feature size.
 """
@@ -104,14 +104,14 @@ except ImportError:
 
 arithmetic = precision_of  # its name in version 0.1
 
-# From this score of "none of these" a video counts as unknown: equal odds.
+# A video counts as unknown if its score of "none of these" is at least this: equal odds.
 UNKNOWN_THRESHOLD = 0.5
 
 THUMBNAIL_HEIGHT = 96
 
 
 def repeatable_sampling(processor) -> str | None:
-    """For `process_videos`: segment centres in place of random frames, so that the same clip gives the same answer."""
+    """`frame_sampling` for `process_videos`: segment centres, not random frames. A clip then gives one answer."""
     return "segment_center" if processor.frame_sampling == "segment_random" else None
 
 
@@ -127,18 +127,18 @@ class SupportSet:
         support_set.save_pretrained("my_classes")
         logits = SupportSet.from_pretrained("my_classes").classify(model, model.get_video_features(pixel_values))
 
-    Adding and removing never encodes a clip again. `fingerprint` says what the features were made with; every use with
-    another model, precision or preprocessing is an error that names both.
+    Adding and removing never re-encodes a clip. `fingerprint` records the model, precision and preprocessing of the
+    features; any use with different ones is an error that names both.
 
-    Threads may ask while another one changes the set: every answer comes from one `Snapshot` of it. `classes` is
-    replaced by each change and not written into.
+    Threads may classify while another one changes the set: every answer comes from one `Snapshot` of it. Each change
+    replaces `classes` and does not modify it in place.
     """
 
     def __init__(self, fingerprint: dict | None = None, classes: Mapping[str, EnrolledClass] | None = None):
         self.fingerprint = fingerprint
         self.classes = dict(classes or {})
         self._snapshot: Snapshot | None = None  # the last one
-        self._lock = threading.RLock()  # held by whoever changes the set or makes a snapshot
+        self._lock = threading.RLock()  # held while the set changes or a snapshot is made
 
     def __getstate__(self) -> dict:
         return {"fingerprint": self.fingerprint, "classes": self.classes}
@@ -148,12 +148,12 @@ class SupportSet:
 
     @classmethod
     def from_videos(cls, model, processor, videos: Mapping[str, Any], **options) -> "SupportSet":
-        """A new set out of `{class name: videos}`; for the options see `add`."""
+        """A new set from `{class name: videos}`; for the options see `add`."""
         support_set = cls()
         support_set.add(model, processor, videos, **options)
         return support_set
 
-    # What is in it
+    # Contents
 
     @property
     def class_names(self) -> list[str]:
@@ -173,7 +173,7 @@ class SupportSet:
         counts = ", ".join(f"{name!r}: {number}" for name, number in itertools.islice(self.num_clips.items(), 10))
         return f"SupportSet({len(self)} classes, clips {{{counts}{', ...' if len(self) > 10 else ''}}})"
 
-    # Coming and going
+    # Adding and removing
 
     def add(
         self,
@@ -186,24 +186,24 @@ class SupportSet:
         skip_unreadable: bool = False,
         show_progress: bool = False,
     ) -> None:
-        """Encodes clips and adds them to classes that are there or to new ones.
+        """Encodes clips and adds them to existing or new classes.
 
         Args:
-            videos: `{class name: videos}`; a video is whatever the processor reads, one alone is a list of one.
-            batch_size: Clips per forward.
+            videos: `{class name: videos}`; a video is anything the processor reads. One video needs no list.
+            batch_size: Clips per forward pass.
             thumbnails: Keep a small picture of each clip's frames, for explanations.
             skip_unreadable: Leave unreadable clips out, with a warning, instead of failing.
 
         Raises:
-            ValueError: Without classes, with a class without clips, for class names that mean the same, or when the set
-                was enrolled with another model or preprocessing.
-            VideoReadError: For unreadable clips, naming all of them; the set is then as it was before.
+            ValueError: If there are no classes, a class has no clips, class names mean the same, or the set was
+                enrolled with another model or preprocessing.
+            VideoReadError: For unreadable clips; the message names all of them, and the set stays unchanged.
         """
         videos = self._checked_videos(videos)
         if self.fingerprint is not None:
             self.check(model, processor)
         check_same_num_frames(model, processor)
-        processor.tokenize_classes([*self.classes, *videos])  # refuses names of one text before clips are encoded
+        processor.tokenize_classes([*self.classes, *videos])  # rejects names of the same text before encoding
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
         encoded, errors = {name: [] for name in videos}, []
         progress = tqdm(total=len(jobs), desc="enrolling", unit="clip", disable=not show_progress)
@@ -223,10 +223,10 @@ class SupportSet:
         for name, clips in encoded.items():
             if not clips:
                 raise ValueError(f"Class {name!r}: none of its {len(videos[name])} clips can be read.")
-        self._take_in(model, processor, encoded)
+        self._insert(model, processor, encoded)
 
-    def _take_in(self, model, processor, encoded: dict[str, list]) -> None:
-        """Puts encoded clips into their classes, new ones with their text feature."""
+    def _insert(self, model, processor, encoded: dict[str, list]) -> None:
+        """Adds encoded clips to their classes; encodes the names of new classes."""
         with self._lock:
             if self.fingerprint is not None:
                 self.check(model, processor)  # another thread may have enrolled the first class meanwhile
@@ -243,17 +243,17 @@ class SupportSet:
             self.classes = classes
 
     def rename_class(self, model, processor, class_name: str, new_name: str) -> None:
-        """Gives a class another name, and the text feature of that; its place and its clips stay.
+        """Renames a class and encodes its new name; its position and its clips stay.
 
-        Raises `ValueError` for a class that is not there, a name that another class has or that means the same, and for
-        another model or preprocessing than the set's.
+        Raises `ValueError` for an unknown class, a name that another class has or that means the same, and a model or
+        preprocessing other than the set's.
         """
         with self._lock:
             renamed = self._class(class_name)
             self.check(model, processor)
             others = {name: one for name, one in self.classes.items() if name != class_name}
             if new_name in others:
-                raise ValueError(f"There is a class {new_name!r} already: choose another name, or take that class out.")
+                raise ValueError(f"There is a class {new_name!r} already: choose another name, or remove that class.")
             self._check_meanings([new_name], others)
             processor.tokenize_classes([*others, new_name])
             (embeds,) = encode_class_names(model, processor, [new_name]).cpu()
@@ -262,15 +262,15 @@ class SupportSet:
             self.classes = dict((new_name, renamed) if name == class_name else (name, one) for name, one in items)
 
     def remove_class(self, class_name: str) -> None:
-        """Raises `ValueError` for a class that is not there."""
+        """Removes a class with its clips. Raises `ValueError` for an unknown class."""
         with self._lock:
             self._class(class_name)
             self.classes = {name: one for name, one in self.classes.items() if name != class_name}
 
     def remove_clip(self, class_name: str, clip: str | int) -> None:
-        """Removes a clip by its name or position; the last one of a class only goes with the class.
+        """Removes a clip by its name or position.
 
-        Raises `ValueError` for a class or clip that is not there, and for the last clip.
+        Raises `ValueError` for an unknown class or clip, and for the only clip of a class: remove the class instead.
         """
         with self._lock:
             enrolled = self._class(class_name)
@@ -280,7 +280,7 @@ class SupportSet:
                 raise ValueError(f"Class {class_name!r} has no clip {clip!r}; it has {listed(names)}.")
             if len(names) == 1:
                 raise ValueError(
-                    f"{names[0]!r} is the only clip of class {class_name!r}: add another first, or take the class out "
+                    f"{names[0]!r} is the only clip of class {class_name!r}: add another first, or remove the class "
                     "with remove_class."
                 )
             position = names.index(clip) if isinstance(clip, str) else clip
@@ -294,7 +294,7 @@ class SupportSet:
 
     def _checked_videos(self, videos: Mapping[str, Any]) -> dict[str, list]:
         if not isinstance(videos, Mapping) or not videos:
-            raise ValueError("Give the clips to enrol as {class name: [video, ...]}, with at least one class.")
+            raise ValueError("Give the clips to enroll as {class name: [video, ...]}, with at least one class.")
         self._check_meanings(videos)
         checked = {}
         for name, clips in videos.items():
@@ -304,7 +304,7 @@ class SupportSet:
         return checked
 
     def _check_meanings(self, names: Iterable[str], classes: Iterable[str] | None = None) -> None:
-        """Raises `ValueError` for a blank name, and for two that mean the same, `classes` (the set's) among them."""
+        """Raises `ValueError` for blank names and for names that mean the same, also as `classes` (the set's)."""
         meanings = {meaning(name): name for name in (self.classes if classes is None else classes)}
         for name in names:
             if not isinstance(name, str) or not name.strip():
@@ -317,10 +317,10 @@ class SupportSet:
     # Classifying
 
     def snapshot(self, model) -> Snapshot:
-        """The classes as they are now, with their prototypes by a model; made once and kept until something changes.
+        """The current classes with their prototypes from a model; cached until something changes.
 
         Raises:
-            ValueError: Without a class, or for another model than the set's.
+            ValueError: If no class is enrolled, or the model is not the set's.
         """
         with self._lock:
             classes = self.classes
@@ -331,8 +331,8 @@ class SupportSet:
                 self._snapshot = Snapshot(model, classes)
             return self._snapshot
 
-    def _snapshot_of_enough(self, model, inference_mode: str | None) -> Snapshot:
-        """What is wrong with a question itself is said before anything is computed."""
+    def _checked_snapshot(self, model, inference_mode: str | None) -> Snapshot:
+        """A snapshot, after checks of the mode and the number of classes, which are cheap."""
         checked_mode(model, inference_mode)
         check_enough_classes(self.class_names)
         return self.snapshot(model)
@@ -340,50 +340,50 @@ class SupportSet:
     def classify(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
         """Logits (Q, N) of query videos; `softmax` gives class probabilities, in the order of `class_names`.
 
-        Where other threads change the set, take a `snapshot`: it has the same method, and the names of its logits.
+        If other threads change the set, use a `snapshot`: it has the same method, and the class names of its logits.
 
         Args:
-            query_embeds: Frame features of the visual tower (of `model.get_video_features`), (Q, T, D).
+            query_embeds: Frame features of the visual tower (from `model.get_video_features`), (Q, T, D).
             inference_mode: `"few_shot"`, `"zero_shot"` or `"ensemble"`; by default the model's.
 
         Raises:
             ValueError: For an unknown mode, fewer than two classes, another model than the set's, or NaN in the logits.
         """
-        return self._snapshot_of_enough(model, inference_mode).classify(model, query_embeds, inference_mode)
+        return self._checked_snapshot(model, inference_mode).classify(model, query_embeds, inference_mode)
 
     def compare(self, model, query_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
         return self.snapshot(model).compare(model, query_embeds)
 
     def get_prototypes(self, model) -> torch.Tensor:
-        """(N, T, D), on the model's device; made once and kept until classes, clips or the model change."""
+        """(N, T, D), on the model's device; cached until classes, clips or the model change."""
         return self.snapshot(model).prototypes
 
     def score_unknown(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
-        """Scores (Q,) from 0 to 1 of query videos (Q, T, D) being of *none* of the enrolled classes.
+        """Scores (Q,) from 0 to 1 that query videos (Q, T, D) belong to *none* of the enrolled classes.
 
-        Calibrated on the set itself by leaving out. What known videos look like: each clip against the prototypes made
-        without it, so only clips of classes with two or more count. What unknown ones look like: each clip with its
-        class taken away. Compared is the distance to the nearest prototype, the largest text logit (`"zero_shot"`,
-        where clips of classes with one count, too), or both (`"ensemble"`). A linear discriminant with equal odds for
-        known and unknown makes the score. It knows no other unknowns than the enrolled classes are to each other.
+        The score is calibrated on the enrolled clips. Examples of known videos are the clips, compared with prototypes
+        made without them: only clips of classes with two or more count (in `"zero_shot"` all do). Examples of unknown
+        videos are the clips with their class left out. A linear discriminant with equal odds separates the two by the
+        distance to the nearest prototype, the largest text logit (`"zero_shot"`) or both (`"ensemble"`). The score is
+        calibrated on no other unknown videos than these.
 
         Raises:
-            ValueError: As `classify`; when no class has two clips; when left-out clips are as near to other classes as
-                to their own.
+            ValueError: As `classify`; also when no class has two clips, or when left-out clips are as near to other
+                classes as to their own.
         """
-        return self._snapshot_of_enough(model, inference_mode).score_unknown(model, query_embeds, inference_mode)
+        return self._checked_snapshot(model, inference_mode).score_unknown(model, query_embeds, inference_mode)
 
     def explain(
         self, model, query_embeds: torch.Tensor, inference_mode: str | None = None, detect_unknown: bool = False
     ) -> Explanation:
-        """Why a query video, frame features (T, D), is classified as it is; frames of the clips from the thumbnails."""
-        snapshot = self._snapshot_of_enough(model, inference_mode)
+        """Explains the classification of a query video, frame features (T, D). Clip frames come from the thumbnails."""
+        snapshot = self._checked_snapshot(model, inference_mode)
         return snapshot.explain(model, query_embeds, inference_mode, detect_unknown)
 
     def check(self, model, processor=None) -> None:
-        """Raises `ValueError` when the set was enrolled with another model or, where a processor is given, with other
-        preprocessing; the message names both sides."""
+        """Raises `ValueError` when the set was enrolled with another model or, if a processor is given, with other
+        preprocessing. The message names both sides."""
         if self.fingerprint is None:
             raise ValueError("No class is enrolled yet: add some with SupportSet.add(model, processor, videos).")
         now = fingerprint_of(model, processor)
@@ -393,8 +393,8 @@ class SupportSet:
                 f"{made['model']!r} (weights {made['weights'][:8]}, {made['dtype']})" for made in (enrolled_with, now)
             )
             raise ValueError(
-                f"The support set was enrolled with {one}, but this model is {other}: their features do not compare. "
-                "Load the model it was enrolled with, or enrol the clips with this one."
+                f"The support set was enrolled with {one}, but this model is {other}: their features cannot be "
+                "compared. Load the model it was enrolled with, or enroll the clips with this one."
             )
         if processor is None:
             return
@@ -402,15 +402,15 @@ class SupportSet:
         if different:
             raise ValueError(
                 f"The support set was enrolled with other preprocessing: {'; '.join(different)}. Use the processor it "
-                "was enrolled with, or enrol the clips with this one."
+                "was enrolled with, or enroll the clips with this one."
             )
 
-    # Keeping
+    # Saving and loading
 
     def save_pretrained(self, save_directory: str | os.PathLike, thumbnails: bool = True) -> None:
-        """Writes `support_set.safetensors` and `support_set.json`; a model may lie in the same folder.
+        """Writes `support_set.safetensors` and `support_set.json`; the folder may also hold a model.
 
-        `thumbnails=False` leaves the pictures of the clips out.
+        `thumbnails=False` leaves out the pictures of the clips.
         """
         with self._lock:
             fingerprint, classes = self.fingerprint, self.classes
@@ -427,7 +427,7 @@ class SupportSet:
 
         Raises:
             ValueError: When a folder holds no support set or a damaged one.
-            OSError: When the Hub cannot be reached or has none (transformers' message).
+            OSError: When the Hub cannot be reached or has no such set (transformers' message).
         """
         name = os.fspath(pretrained_name_or_path)
         if os.path.isdir(name) and not os.path.isfile(
@@ -449,11 +449,11 @@ class SupportSet:
         commit_message: str = "Upload support set",
         thumbnails: bool = False,
     ) -> str:
-        """Uploads the two files to a Hub repository, made if need be; returns the address of the commit.
+        """Uploads the two files to a Hub repository, created if missing; returns the address of the commit.
 
         Args:
-            private: Of a new repository; one that is there stays as it is.
-            revision: Branch, made if need be.
+            private: Make a new repository private; an existing one stays as it is.
+            revision: Branch, created if missing.
             thumbnails: Also upload the pictures of the clips.
         """
         api = HfApi(token=token)
@@ -470,8 +470,8 @@ class SupportSet:
 def _encode_clips(
     model, processor, jobs: list[tuple[str, Any]], thumbnails: bool, errors: list[str]
 ) -> list[tuple[str, tuple[str | None, torch.Tensor, bytes]]]:
-    """Class, and file name, frame features and picture, of each readable clip of (class, video); what is wrong with
-    the others goes to `errors`."""
+    """Encodes the readable clips of jobs (class, video), as (class, (file name, frame features, picture)). Appends the
+    messages for the others to `errors`."""
     readable, pixel_values = [], []
     for job in jobs:
         try:
@@ -513,7 +513,7 @@ def _film_strip(frames: torch.Tensor) -> bytes:
 
 
 def _with_clips(enrolled: EnrolledClass, clips: list[tuple[str | None, torch.Tensor, bytes]]) -> EnrolledClass:
-    """A class with clips added: file name, frame features and picture of each."""
+    """A copy of a class with more clips, each a file name, frame features and a picture."""
     names = list(enrolled.clip_names)
     for name, _, _ in clips:
         names.append(_unused_name(name, names))
@@ -524,13 +524,13 @@ def _with_clips(enrolled: EnrolledClass, clips: list[tuple[str | None, torch.Ten
 
 
 def _with_rows(enrolled: EnrolledClass, rows: list[int]) -> EnrolledClass:
-    """A class with some of its clips."""
+    """A copy of a class with some of its clips."""
     names, thumbnails = ([values[row] for row in rows] for values in (enrolled.clip_names, enrolled.thumbnails))
     return EnrolledClass(enrolled.class_embeds, names, enrolled.support_embeds[rows], thumbnails)
 
 
 def _clip_name(video: Any) -> str | None:
-    """The file name of a video that has one: folders say more about a machine than about a clip."""
+    """The file name of a video, or None. Folders are left out: they describe a machine, not a clip."""
     if isinstance(video, Mapping):
         video = video.get("path")
     path = video if isinstance(video, (str, os.PathLike)) else getattr(video, "name", None)

@@ -1,7 +1,7 @@
-"""The two files of a support set, written and read. What is read is checked: they may be damaged, or made by anybody.
+"""Writes and reads the two files of a support set. Reading checks them: they may be damaged, or made by a stranger.
 
-`support_set.json` says what the set was made with, which classes and clips there are, and the digests of the tensors
-and of itself; `support_set.safetensors` holds the tensors.
+`support_set.json` holds the fingerprint, the names of classes and clips, and the digests of the tensors and of itself.
+`support_set.safetensors` holds the tensors.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ _DIGEST = "sha256_of_description"  # version 0.1 wrote none
 
 @dataclass
 class EnrolledClass:
-    """One class of a `SupportSet`, on the CPU. A change replaces it by another one.
+    """One class of a `SupportSet`, on the CPU. A change makes a new object and leaves this one unchanged.
 
     Args:
         class_embeds: Text feature, (D,).
         clip_names: K names, all different.
         support_embeds: Frame features of the visual tower, (K, T, D).
-        thumbnails: K JPEG pictures, the T frames of a clip side by side; an empty one where there is none.
+        thumbnails: K JPEG pictures, the T frames of a clip side by side; empty bytes for a clip without a picture.
     """
 
     class_embeds: torch.Tensor
@@ -54,18 +54,18 @@ class EnrolledClass:
 
 
 class _DamagedError(Exception):
-    """What is wrong with a support set, to be told with the place where it lies."""
+    """What is wrong with a support set; the final message adds its location."""
 
 
 def meaning(class_name: str) -> str:
-    """What the prompt makes of a name: underscores are spaces."""
+    """A class name as the prompt has it: underscores are spaces."""
     return " ".join(str(class_name).replace("_", " ").split())
 
 
 def write_support_set(
     folder: Path, fingerprint: dict, classes: Mapping[str, EnrolledClass], thumbnails: bool = True
 ) -> None:
-    """Writes both files, each complete at every moment."""
+    """Writes both files, each atomically: nobody reads a partial file."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"class_embeds": torch.stack([one.class_embeds for one in classes.values()])}
     for number, enrolled in enumerate(classes.values()):
@@ -85,17 +85,17 @@ def write_support_set(
     description[_DIGEST] = _digest_of_description(description)
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     with replace_file(folder / SUPPORT_SET_NAME) as partial:
-        # What no encoding holds, as in a file name of other bytes, becomes the escape that JSON has for it.
+        # Characters that UTF-8 cannot encode, from file names of other bytes, become JSON escapes.
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_support_set(
     name: str, description_file: str | os.PathLike, tensor_file: str | os.PathLike
 ) -> tuple[dict, dict[str, EnrolledClass]]:
-    """Fingerprint and classes of the two files of the support set `name`.
+    """Fingerprint and classes from the two files of the support set `name`.
 
     Raises:
-        ValueError: When they are damaged, or of another format; the message has what is wrong.
+        ValueError: When they are damaged or have another format; the message says what is wrong.
     """
     try:
         return _read(name, description_file, tensor_file)
@@ -104,24 +104,24 @@ def read_support_set(
     except KeyError as error:
         reason = f"KeyError: {error}"
     raise ValueError(
-        f"The support set in {name!r} is damaged ({reason}): restore both of its files, or enrol the clips anew."
+        f"The support set in {name!r} is damaged ({reason}): restore both files, or enroll the clips again."
     )
 
 
 def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, EnrolledClass]]:
     description = _parsed(read_file(description_file, "json_bytes"))
-    _check(isinstance(description, dict), f"{SUPPORT_SET_NAME} holds no object")
+    _check(isinstance(description, dict), f"{SUPPORT_SET_NAME} is not a JSON object")
     if description["format"] != _FORMAT:
         raise ValueError(
-            f"{name!r} holds a support set of format {description['format']!r}, this program reads {_FORMAT}: "
-            "use the version it was saved with."
+            f"{name!r} holds a support set of format {description['format']!r}, but this version reads {_FORMAT}: "
+            "use the version that saved it."
         )
     if _DIGEST in description:
         expected = _digest_of_description(description)
         _check(description[_DIGEST] == expected, f"{SUPPORT_SET_NAME} was changed after it was saved")
     num_bytes = check_regular_file(tensor_file)
     check_limit("file_bytes", num_bytes, f"{SUPPORT_SET_WEIGHTS_NAME} has {num_bytes} bytes")
-    _check(_digest_of_file(tensor_file) == description["sha256"], "the two files are not of the same save")
+    _check(_digest_of_file(tensor_file) == description["sha256"], "the two files come from different saves")
     fingerprint, entries = description["fingerprint"], description["classes"]
     _check_fingerprint(fingerprint)
     _check_entries(entries)
@@ -141,7 +141,7 @@ def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, Enr
 def _parsed(text: bytes) -> Any:
     try:
         return json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # also for a whole number of more digits than Python takes
+    except (ValueError, RecursionError) as error:  # also for a whole number with more digits than Python accepts
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
 
 
@@ -156,42 +156,42 @@ def _digest_of_file(path: str | os.PathLike) -> str:
 
 
 def _digest_of_description(description: dict) -> str:
-    """Of its values, not of its bytes: line ends and indentation may change on the way."""
+    """SHA-256 of its values, not of its bytes: line ends and indentation may change in transfer."""
     covered = {name: value for name, value in description.items() if name != _DIGEST}
     return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _check_fingerprint(fingerprint: Any):
-    _check(isinstance(fingerprint, dict), "its fingerprint is no object")
+    _check(isinstance(fingerprint, dict), "its fingerprint is not an object")
     for name in ("model", "weights", "dtype"):
-        _check(isinstance(fingerprint[name], str), f"{name!r} of its fingerprint is no text")
-    _check(isinstance(fingerprint["preprocessing"], dict), "'preprocessing' of its fingerprint is no object")
+        _check(isinstance(fingerprint[name], str), f"{name!r} of its fingerprint is not text")
+    _check(isinstance(fingerprint["preprocessing"], dict), "'preprocessing' of its fingerprint is not an object")
 
 
 def _check_entries(entries: Any):
-    """Classes and clips: names that mean different things, and at least one of each."""
+    """Checks that there are classes and clips, and that their names differ, for classes also in meaning."""
     _check(isinstance(entries, list) and bool(entries), "it lists no classes")
     meanings = set()
     for entry in entries:
-        _check(isinstance(entry, dict), "one of its classes is no object")
+        _check(isinstance(entry, dict), "one of its classes is not an object")
         name, clips = entry["name"], entry["clips"]
-        _check(isinstance(name, str) and bool(name.strip()), f"{name!r} is no class name")
-        _check(meaning(name) not in meanings, f"class {name!r} is there twice")
+        _check(isinstance(name, str) and bool(name.strip()), f"{name!r} is not a class name")
+        _check(meaning(name) not in meanings, f"class {name!r} is listed twice")
         meanings.add(meaning(name))
         _check(isinstance(clips, list) and bool(clips), f"class {name!r} has no clips")
         _check(all(isinstance(clip, str) and clip for clip in clips), f"a clip of class {name!r} has no name")
-        _check(len(set(clips)) == len(clips), f"class {name!r} has two clips of one name")
+        _check(len(set(clips)) == len(clips), f"class {name!r} has two clips with the same name")
 
 
 def _check_tensors(tensors: dict[str, torch.Tensor], entries: list[dict], num_frames: Any):
-    """Numbers, types and shapes of the tensors, against the description."""
+    """Checks the tensors' types and shapes against the description."""
     for name, tensor in tensors.items():
         dtype = torch.uint8 if name.startswith("thumbnails.") else torch.float32
         _check(tensor.dtype == dtype, f"{name!r} is {tensor.dtype}, but {dtype} is needed")
     class_embeds = tensors["class_embeds"]
     _check(
         class_embeds.ndim == 2 and class_embeds.shape[0] == len(entries) and class_embeds.shape[1] > 0,
-        f"'class_embeds' has shape {tuple(class_embeds.shape)}, but it lists {len(entries)} classes",
+        f"'class_embeds' has shape {tuple(class_embeds.shape)}, but {len(entries)} classes are listed",
     )
     size = class_embeds.shape[1]
     for number, entry in enumerate(entries):

@@ -324,7 +324,7 @@ def test_bad_input_is_answered_with_the_remedy(classify, inputs, options, reason
 
 def test_without_classes_the_error_says_how_to_give_some(parts):
     model, processor = parts
-    with pytest.raises(ValueError, match=r"There are no classes to choose from: enrol clips with enroll"):
+    with pytest.raises(ValueError, match=r"There are no classes to choose from: enroll clips with enroll"):
         pipeline(TASK, model=model, processor=processor, device="cpu")(QUERIES[0])
 
 
@@ -332,7 +332,7 @@ def test_a_support_set_of_another_model_is_refused(classify):
     other, processor = tiny_model_and_processor()
     with torch.no_grad():
         other.clip.visual_projection.weight.mul_(2)
-    with pytest.raises(ValueError, match=r"enrolled with .* but this model is .* features do not compare"):
+    with pytest.raises(ValueError, match=r"enrolled with .* but this model is .* features cannot be compared"):
         classify(QUERIES[0], support_set=SupportSet.from_videos(other, processor, CLIPS))
 
 

@@ -207,7 +207,7 @@ def test_one_clip_per_class_shows_nothing_of_known_videos(bare_parts):
     support_set = enrolled_features(SupportSet.from_videos(*bare_parts, CLIPS), clusters(3, 1, 0.7))
     query = clusters(1, 1, 0.7, seed=1)[0]
     for mode in ("few_shot", "ensemble"):
-        with pytest.raises(ValueError, match="no class has two clips: enrol more, or use inference_mode='zero_shot'"):
+        with pytest.raises(ValueError, match="no class has two clips: enroll more, or use inference_mode='zero_shot'"):
             support_set.score_unknown(model, query, mode)
     assert 0 <= float(support_set.score_unknown(model, query, "zero_shot")) <= 1
 
@@ -217,7 +217,7 @@ def test_a_set_that_cannot_tell_says_so(bare_parts):
     embeds = torch.randn(2, 2, 4, 16, generator=torch.Generator().manual_seed(0))
     embeds[1] = embeds[0].flip(0)  # both classes hold the same two clips: left out, a clip is nearer to the other class
     support_set = enrolled_features(SupportSet.from_videos(*bare_parts, CLIPS), embeds)
-    with pytest.raises(ValueError, match="Nothing tells unknown videos from known ones here"):
+    with pytest.raises(ValueError, match="Unknown videos cannot be told from known ones: when left out"):
         support_set.score_unknown(model, embeds[0])
 
 
@@ -271,8 +271,11 @@ def test_nothing_of_this_machine_is_saved(parts, tmp_path):
     [
         (lambda folder: (folder / "support_set.json").write_text("{"), "is damaged .JSONDecodeError"),
         (lambda folder: (folder / "support_set.json").write_text('{"format": 1}'), "is damaged .KeyError"),
-        (lambda folder: (folder / "support_set.json").write_text('{"format": 99}'), "format 99, this program reads 1"),
-        (lambda folder: (folder / "support_set.safetensors").write_bytes(b"x"), "not of the same save"),
+        (
+            lambda folder: (folder / "support_set.json").write_text('{"format": 99}'),
+            "format 99, but this version reads 1",
+        ),
+        (lambda folder: (folder / "support_set.safetensors").write_bytes(b"x"), "come from different saves"),
         (lambda folder: (folder / "support_set.json").unlink(), "holds no support set"),
     ],
 )
@@ -342,7 +345,7 @@ def test_weights_changed_after_enrolling_are_noticed(query_embeds):
     support_set.classify(model, query_embeds)
     with torch.no_grad():
         model.clip.visual_projection.weight.mul_(1.5)
-    with pytest.raises(ValueError, match="their features do not compare"):
+    with pytest.raises(ValueError, match="their features cannot be compared"):
         support_set.classify(model, query_embeds)
 
 

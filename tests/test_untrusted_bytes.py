@@ -548,22 +548,25 @@ def test_other_line_ends_and_no_digest_as_in_version_0_1_are_no_damage(tmp_path)
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda it: it["classes"][1].update(name="boxing"), "class 'boxing' is there twice"),
-        (lambda it: it["classes"][0].update(name="arm  wrestling"), "class 'arm_wrestling' is there twice"),
-        (lambda it: it["classes"][0].update(name=" "), "' ' is no class name"),
-        (lambda it: it["classes"][0].update(name=3), "3 is no class name"),
+        (lambda it: it["classes"][1].update(name="boxing"), "class 'boxing' is listed twice"),
+        (lambda it: it["classes"][0].update(name="arm  wrestling"), "class 'arm_wrestling' is listed twice"),
+        (lambda it: it["classes"][0].update(name=" "), "' ' is not a class name"),
+        (lambda it: it["classes"][0].update(name=3), "3 is not a class name"),
         (lambda it: it["classes"][0].update(clips=["b.mp4"]), "support_embeds.0' of class 'boxing' has shape"),
         (lambda it: it["classes"][0].update(clips="ab"), "class 'boxing' has no clips"),
-        (lambda it: it["classes"][0].update(clips=["a", "a"]), "class 'boxing' has two clips of one name"),
+        (lambda it: it["classes"][0].update(clips=["a", "a"]), "class 'boxing' has two clips with the same name"),
         (lambda it: it["classes"][0].update(clips=[1, 2]), "a clip of class 'boxing' has no name"),
-        (lambda it: it.update(classes=it["classes"][:1]), r"'class_embeds' has shape \(2, 5\), but it lists 1 classes"),
+        (
+            lambda it: it.update(classes=it["classes"][:1]),
+            r"'class_embeds' has shape \(2, 5\), but 1 classes are listed",
+        ),
         (lambda it: it.update(classes=[]), "it lists no classes"),
         (lambda it: it.update(classes={"a": 1}), "it lists no classes"),
-        (lambda it: it.update(classes=[1]), "one of its classes is no object"),
-        (lambda it: it.update(fingerprint=None), "its fingerprint is no object"),
-        (lambda it: it["fingerprint"].update(weights=3), "'weights' of its fingerprint is no text"),
+        (lambda it: it.update(classes=[1]), "one of its classes is not an object"),
+        (lambda it: it.update(fingerprint=None), "its fingerprint is not an object"),
+        (lambda it: it["fingerprint"].update(weights=3), "'weights' of its fingerprint is not text"),
         (lambda it: it.update(fingerprint={"model": "a", "weights": "b"}), "KeyError: 'dtype'"),
-        (lambda it: it["fingerprint"].update(preprocessing=[]), "'preprocessing' of its fingerprint is no object"),
+        (lambda it: it["fingerprint"].update(preprocessing=[]), "'preprocessing' of its fingerprint is not an object"),
         (lambda it: it["fingerprint"]["preprocessing"].update(num_frames=8), r"\(2, 8, 5\) is needed"),
         (lambda it: [it], "support_set.json holds no object"),
     ],
@@ -625,7 +628,7 @@ def test_a_picture_that_is_none_is_named_when_it_is_shown():
     picture = io.BytesIO()
     Image.new("RGB", (2, 4)).save(picture, "jpeg")
     for data in (b"no picture", picture.getvalue()):
-        with pytest.raises(ValueError, match=r"The picture of a clip is damaged .*: enrol the clip anew"):
+        with pytest.raises(ValueError, match=r"The picture of a clip is damaged .*: enroll the clip again"):
             _frames_of_strip(data, 3)
 
 
