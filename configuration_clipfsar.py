@@ -99,7 +99,7 @@ class CLIPResNetVisionConfig(PretrainedConfig):
 
     @property
     def hidden_size(self):
-        """Channels after the last of four stages: the first has 4 times the stem's, and each stage doubles them."""
+        """Channels after the last of four stages: the first has 4 times the stem's, each later one doubles."""
         return 32 * self.width
 
     @property
@@ -257,7 +257,7 @@ class CLIPFSARConfig(PretrainedConfig):
 
     Args:
         clip_config: Configuration of the backbone, or its dict with a `model_type`. The backbone can be any
-            transformers model with `get_image_features` and `get_text_features`, also your own (see
+            transformers model with `get_image_features` and `get_text_features`, including your own (see
             `backbones_clipfsar`). The default is CLIP ViT-B/32. `from_pretrained` fills this in for a plain checkpoint.
         num_frames: Frames sampled from a video, T (Section 4.1 of the paper). The weights do not depend on it.
         temporal_num_layers: Depth of the temporal transformer (officially 1; 0 leaves frame features unchanged).
@@ -269,12 +269,12 @@ class CLIPFSARConfig(PretrainedConfig):
             3.3 of the paper). `False` is our ablation: it needs no class texts for support videos.
         alignment: Distance between two frame sequences: `"otam"` (official), `"bi_mhm"` (Table 3 of the paper) or
             `"mean"` (ours). `"mean"` ignores order: it is the distance of the mean frames. It is multiplied by the
-            number of query frames, so that its logits have the range of the others'.
+            number of query frames, so that its logits have the same range as the others.
         otam_smoothing: Temperature of OTAM's soft minimum; smaller is closer to the hard minimum.
         otam_bidirectional: Add the distance with the roles of query and prototype exchanged.
         cosine_epsilon: Added to the product of the norms in every cosine of the training path.
         support_pooling: For several shots, average a class's videos frame by frame `"before"` they are modulated
-            (official 5-shot settings) or `"after"`. One shot gives the same result.
+            (official 5-shot settings) or `"after"`. With one shot both are the same.
         video_text_loss_weight: Weight of the video-text contrast in the loss. 1.5 is the official value for
             Kinetics-100 and UCF101; SSv2 uses 3.0 and HMDB51 1.2.
         video_text_scale_init: Initial value of the learnable factor on video-text cosines; 1.0, *not* CLIP's scale.

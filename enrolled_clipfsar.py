@@ -199,7 +199,7 @@ def check_enough_classes(class_names: list[str]):
 def _identity_of(model, classes: Mapping[str, EnrolledClass]) -> tuple:
     """Everything that determines the prototypes: settings and weights of the model, and the tensors of the classes."""
     settings = tuple(getattr(model.config, name) for name in COMPARISON_SETTINGS)
-    distance = getattr(model.align, "__func__", model.align)  # a subclass may have a distance of its own
+    distance = getattr(model.align, "__func__", model.align)  # a subclass may define its own distance
     made_with = (weights_state(model), settings, type(model), distance, list(classes))
     tensors = [tensor for one in classes.values() for tensor in (one.class_embeds, one.support_embeds)]
     # a value written into a tensor changes its version

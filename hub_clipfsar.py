@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
-# Settings that must be those of training for the weights of our own layers. For the backbone, all whole numbers must.
+# Settings that must stay as our own layers were trained with them. In the backbone, all whole numbers must stay.
 _STRUCTURE = ("temporal_num_layers", "temporal_num_heads", "temporal_intermediate_size")
 _OUR_WEIGHTS = ("temporal_transformer.", "video_text_scale")
 
@@ -106,7 +106,7 @@ class HubFolder:
         return super().save_pretrained(save_directory, **kwargs)
 
     def _check_structure(self):
-        """Raises `ValueError` for settings changed since the model was made: it would silently load as another one."""
+        """Raises `ValueError` if settings changed since the model was made: the folder would load as another model."""
         layers = self.temporal_transformer.layers
         built = {"temporal_num_layers": len(layers)}
         if len(layers):

@@ -1,6 +1,6 @@
 """CLIP-FSAR: temporal alignment of videos, prototypes modulated by class texts, on top of CLIP.
 
-This file holds the model and its output; their parts are in the sibling modules. Shapes use the same letters:
+This file holds the model and its output; the model's parts are in sibling modules. Shapes use the same letters:
 B episodes, N classes (ways), S support videos, Q query videos, T frames, D feature size, K base classes.
 """
 
@@ -99,7 +99,7 @@ _NO_CONTRAST = (
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switches off dropout and gradients. On exit, even after an exception, each module gets its mode back.
 
-    In a generator, leave this context before each `yield`: gradients would be off for the caller as well.
+    In a generator, leave this context before each `yield`: otherwise gradients are off for the caller as well.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -268,8 +268,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
 
     @property
     def _getter_options(self) -> dict:
-        """Makes CLIP's getters return an output if CLIP's configuration asks for tuples. Otherwise empty: a custom
-        getter may not know `return_dict`."""
+        """Arguments that make CLIP's getters return an output if CLIP's configuration asks for tuples. Otherwise empty:
+        a custom getter may not know `return_dict`."""
         return {"return_dict": True} if getattr(self.clip.config, "return_dict", True) is False else {}
 
     def get_class_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -301,7 +301,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
 
         Args:
             support_embeds: Frame features of the support videos, (B, S, T, D).
-            support_labels: Class of each support video within the episode, (B, S), 0..N-1; -1 marks padding.
+            support_labels: Class of each support video within the episode, (B, S), 0..N-1; -1 leaves the video out.
             class_embeds: Text features of the episode's classes, (B, N, D). They may be None without
                 `prototype_modulation`: N is then the largest label + 1.
             attentions: List that receives each layer's attention weights, as `CLIPFSAROutput.prototype_attentions`.

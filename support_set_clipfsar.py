@@ -304,7 +304,7 @@ class SupportSet:
         return checked
 
     def _check_meanings(self, names: Iterable[str], classes: Iterable[str] | None = None) -> None:
-        """Raises `ValueError` for blank names and for names that mean the same, also as `classes` (the set's)."""
+        """Raises `ValueError` for blank names and for names that mean the same, `classes` (the set's) included."""
         meanings = {meaning(name): name for name in (self.classes if classes is None else classes)}
         for name in names:
             if not isinstance(name, str) or not name.strip():

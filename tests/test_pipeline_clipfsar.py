@@ -305,7 +305,7 @@ def test_an_unreadable_query_of_an_episode_costs_no_other(classify, expected):
         (
             QUERIES[0],
             {"support_set": CLIPS | {"none of these": QUERIES[:1]}, "detect_unknown": True},
-            "by another name",
+            "under another name",
         ),
         ({"support_videos": CLIPS}, {}, "An episode has 'support_videos'"),
         ({"support_videos": CLIPS, "query_videos": QUERIES, "n_way": 3}, {}, r"unknown: \['n_way'\]"),

@@ -284,9 +284,9 @@ CHANGES = [
     ({"temporal_num_layers": 3}, "The weights in .* were trained with temporal_num_layers=1, not 3"),
     ({"temporal_num_layers": 0}, "The weights in .* were trained with temporal_num_layers=1, not 0"),
     ({"temporal_num_heads": 4}, "The weights in .* were trained with temporal_num_heads=2, not 4"),
-    ({"temporal_intermediate_size": 8}, "temporal_intermediate_size=8 is not"),
-    ({"vision_config": {"num_hidden_layers": 1}}, r"clip_config\.vision_config\.num_hidden_layers=1 is"),
-    ({"text_config": {"num_attention_heads": 1}}, r"clip_config\.text_config\.num_attention_heads=1 is"),
+    ({"temporal_intermediate_size": 8}, "trained with temporal_intermediate_size=32, not 8"),
+    ({"vision_config": {"num_hidden_layers": 1}}, r"clip_config\.vision_config\.num_hidden_layers=2, not 1"),
+    ({"text_config": {"num_attention_heads": 1}}, r"clip_config\.text_config\.num_attention_heads=2, not 1"),
 ]
 
 
@@ -349,7 +349,7 @@ def test_a_backbone_of_a_plain_clip_keeps_its_structure(folder, tmp_path):
     model = CLIPFSARModel.from_pretrained(tmp_path, temporal_num_layers=3, temporal_num_heads=2)
     assert len(model.temporal_transformer.layers) == 3
     changes = of_towers({"vision_config": {"num_attention_heads": 1}}, model.config.clip_config)
-    with pytest.raises(ValueError, match=r"clip_config\.vision_config\.num_attention_heads=1 is not what"):
+    with pytest.raises(ValueError, match=r"clip_config\.vision_config\.num_attention_heads=2, not 1"):
         CLIPFSARModel.from_pretrained(tmp_path, **changes)
 
 

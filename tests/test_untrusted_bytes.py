@@ -568,7 +568,7 @@ def test_other_line_ends_and_no_digest_as_in_version_0_1_are_no_damage(tmp_path)
         (lambda it: it.update(fingerprint={"model": "a", "weights": "b"}), "KeyError: 'dtype'"),
         (lambda it: it["fingerprint"].update(preprocessing=[]), "'preprocessing' of its fingerprint is not an object"),
         (lambda it: it["fingerprint"]["preprocessing"].update(num_frames=8), r"\(2, 8, 5\) is needed"),
-        (lambda it: [it], "support_set.json holds no object"),
+        (lambda it: [it], "support_set.json is not a JSON object"),
     ],
 )
 def test_a_description_that_makes_no_sense_is_damaged_and_says_what(tmp_path, change, what):
