@@ -26,7 +26,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
             return action.help or ""
         if isinstance(action.default, list):
             return f"{action.help} (default: {' '.join(map(str, action.default))})"
-        return super()._get_help_string(action)
+        return super()._get_help_string(action) or ""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         """`--name, --alias VALUE`, as Python does from 3.13 on, instead of the value after each."""

@@ -146,7 +146,8 @@ class EpisodicTrainer:
         cost = (self.args.eval_batch_size, self.args.num_workers, self.args.seed)
         self.encoder = VideoEncoder(model, processing_class, self.accelerator, *cost)
         self.optimizer, self.sampler = optimizer, sampler
-        self.episodes_done, self.best, self.results = 0, None, EvaluationResults()
+        self.episodes_done, self.results = 0, EvaluationResults()
+        self.best: dict[str, Any] | None = None
         self.log: TrainingLog | None = None
         self.test_split: VideoSplit | None = None
         self.classes_are_checked = False  # what a program knows and has done already
