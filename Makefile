@@ -71,9 +71,10 @@ newest: $(NEWEST_VENV)/.installed  ## run the tests with the newest versions tha
 benchmark: install  ## measure everything and write benchmarks/results.md (about ten minutes on 2 cores)
 	$(BIN)/python -m benchmarks.run_all
 
-quality: install  ## check style
+quality: install  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/check_types.py
 
 format: install  ## mend style
 	$(BIN)/ruff check --fix .

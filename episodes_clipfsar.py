@@ -8,6 +8,7 @@ inputs of them.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class EpisodeSampler:
 
     def __init__(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int] | np.ndarray,
         n_way: int = 5,
         n_shot: int = 1,
         n_query: int = 5,
@@ -193,7 +194,8 @@ class EpisodeCollator:
         ways = sorted({len(episode["class_names"]) for episode in episodes})
         if len(ways) != 1:
             raise ValueError(f"Episodes of {ways} classes cannot stand in one batch: use one n_way.")
-        batch = {"class_base_labels": torch.tensor([episode["class_base_labels"] for episode in episodes])}
+        base_labels = torch.tensor([episode["class_base_labels"] for episode in episodes])
+        batch: dict[str, Any] = {"class_base_labels": base_labels}
         generators = [torch.Generator().manual_seed(episode["seed"]) for episode in episodes]
         for role in ("support", "query"):
             # All episodes in one call, so that their videos lie in one tensor without being copied there.
@@ -274,7 +276,7 @@ def _by_episode(pixel_values: torch.Tensor, counts: list[int]) -> torch.Tensor:
 
 def _pad(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
     """Stacks tensors whose first dimensions may differ, filling up with `value`."""
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+    return torch.nn.utils.rnn.pad_sequence([*tensors], batch_first=True, padding_value=value)
 
 
 __all__ = ["EpisodeCollator", "EpisodeDataset", "EpisodeRows", "EpisodeSampler"]

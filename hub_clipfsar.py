@@ -1,10 +1,15 @@
 """What a model knows of the folder or repository it came from, and what lets `pipeline` open the folder it saves."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
+# Classes here are parts of `CLIPFSARModel`, which is a PreTrainedModel.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _PartOfModel
+else:
+    _PartOfModel = object
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Settings that the weights of our own layers were trained with; those of the backbone are its whole numbers.
 _STRUCTURE = ("temporal_num_layers", "temporal_num_heads", "temporal_intermediate_size")
@@ -31,7 +36,7 @@ class HubOptions(dict):
         return {name: value for name, value in self.items() if name != "token"}
 
 
-class HubFolder:
+class HubFolder(_PartOfModel):
     """The part of `CLIPFSARModel` that loads from and saves to folders and repositories."""
 
     # Options of the Hub that the model was loaded with: what lies beside it is loaded with the same.
