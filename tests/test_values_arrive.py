@@ -16,15 +16,19 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from golden.formula_model import tiny_model
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_data import random_clip, tiny_model_and_processor
+from transformers import EarlyStoppingCallback
 
+import clipfsar.data.frame_store as frame_store
 import clipfsar.inference.export as exporting
 import clipfsar.training.trainer as training
 import processing_clipfsar
 import support_set_clipfsar
 from clipfsar.checked_files import write_checksums
 from clipfsar.data.arguments import PrepareArguments
-from clipfsar.data.prepare import frame_store_settings
+from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_video
+from clipfsar.data.prepare import Preparation, frame_store_settings
 from clipfsar.data.splits import check_disjoint_classes
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.inference.arguments import ExportArguments
@@ -33,12 +37,17 @@ from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.callbacks import EpisodicFlowCallback, EpisodicProgressCallback
 from clipfsar.training.optimization import make_optimizer
 from clipfsar.training.run_folder import TrainingLog, put_in_place
-from enrolled_clipfsar import _linear_discriminant
+from clipfsar.training.trainable import choose_trainable
+from container_clipfsar import VideoTimes
+from enrolled_clipfsar import _linear_discriminant, _nearest_clip
 from episodes_clipfsar import EpisodeCollator, EpisodeSampler
 from explanation_clipfsar import Explanation, explain_classification
 from fingerprint_clipfsar import model_digest
+from frame_archive_clipfsar import FrameArchive
 from pixels_clipfsar import augment_like_kinetics
+from processing_clipfsar import SampledVideos
 from support_set_clipfsar import SupportSet
+from video_clipfsar import read_video_frames
 
 CLIPS = {
     "walking": [random_clip(40), random_clip(80), random_clip(120)],
@@ -222,6 +231,50 @@ def test_clips_are_encoded_in_evaluation_mode_and_the_mode_comes_back():
         assert torch.equal(now.classes[name].support_embeds, expected.classes[name].support_embeds)
 
 
+def test_a_description_that_another_program_wrote_in_another_order_is_the_same(support_set, tmp_path):
+    support_set.save_pretrained(tmp_path)
+    path = tmp_path / "support_set.json"
+
+    def turned(value):
+        if isinstance(value, dict):
+            return {name: turned(value[name]) for name in reversed(value)}
+        return [turned(one) for one in value] if isinstance(value, list) else value
+
+    path.write_text(json.dumps(turned(json.loads(path.read_text()))))
+    assert SupportSet.from_pretrained(tmp_path).num_clips == support_set.num_clips
+
+
+def test_both_files_are_asked_for_with_all_options(support_set, monkeypatch, tmp_path):
+    support_set.save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        support_set_clipfsar, "cached_file", lambda name, file, **given: asked.append((file, given)) or tmp_path / file
+    )
+    options = {"revision": "v2", "token": "t", "local_files_only": True, "subfolder": "inner"}
+    SupportSet.from_pretrained("me/classes", **options)
+    assert asked == [(file, options) for file in ("support_set.json", "support_set.safetensors")]
+
+
+def test_a_class_may_get_another_spelling_of_its_name(parts):
+    support_set = SupportSet.from_videos(*parts, {"brush_hair": CLIPS["boxing"], "walking": CLIPS["walking"]})
+    support_set.rename_class(*parts, "brush_hair", "brush hair")
+    assert support_set.class_names == ["brush hair", "walking"]
+
+
+def test_enrolling_draws_nothing_whatever_the_processor_does(parts):
+    processor = tiny_model_and_processor()[1]
+    processor.frame_sampling = "segment_random"
+    one, other = (SupportSet.from_videos(parts[0], processor, CLIPS) for _ in range(2))
+    for name in CLIPS:
+        assert torch.equal(one.classes[name].support_embeds, other.classes[name].support_embeds)
+
+
+def test_the_clip_shown_is_like_the_query_in_all_frames_and_not_in_one():
+    query = torch.eye(4, 8)
+    one_frame = torch.cat([query[:1], -query[1:]])  # the same in one frame, the opposite in the others
+    assert _nearest_clip(torch.stack([one_frame, query + 0.3]), query) == 1
+
+
 # --- explanations -----------------------------------------------------------------------------------------------------
 
 
@@ -393,6 +446,40 @@ def test_an_export_says_what_lies_where(saved_model, tmp_path, monkeypatch, caps
         f"{tmp_path / 'out' / 'query_classifier.pt2'}: 2.5 MB; logits of up to 7 deviate by 2e-06.",
         f"{tmp_path / 'out' / 'classes.npz'}: 3 classes.",
     ]
+
+
+def test_names_of_classes_go_out_whole_and_in_their_order(parts, tmp_path):
+    names = ["walking slowly over a bridge in the rain", "a", "jumping over a rope"]
+    support_set = SupportSet.from_videos(*parts, dict.fromkeys(names, CLIPS["boxing"]))
+    exporting.write_classes(parts[0], support_set, tmp_path)
+    assert np.load(tmp_path / "classes.npz")["class_names"].tolist() == names
+
+
+def test_an_export_that_fails_leaves_no_description(saved_model, tmp_path, monkeypatch):
+    def export(*_):
+        raise ValueError("deviates")
+
+    monkeypatch.setattr(exporting, "export", export)
+    with pytest.raises(ValueError, match="deviates"):
+        exporting.main(ExportArguments(model=str(saved_model / "model"), output_dir=str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_are_not_put_beside_a_file_of_nobody_knows_which_model(saved_model, tmp_path):
+    (tmp_path / exporting.DESCRIPTION).write_text("{}")
+    arguments = {"model": str(saved_model / "model"), "support_set": str(saved_model / "classes")}
+    with pytest.raises(ValueError, match="holds another model than"):
+        exporting.main(ExportArguments(**arguments, output_dir=str(tmp_path), only_classes=True))
+    assert [path.name for path in tmp_path.iterdir()] == [exporting.DESCRIPTION]
+
+
+def test_an_export_may_be_made_again_in_its_folder_and_names_classes_in_their_order(saved_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "export", lambda classifier, shapes, folder, formats: {})
+    arguments = {"model": str(saved_model / "model"), "support_set": str(saved_model / "classes")}
+    for _ in range(2):
+        exporting.main(ExportArguments(**arguments, output_dir=str(tmp_path / "out"), formats=["torch"]))
+    described = json.loads((tmp_path / "out" / exporting.DESCRIPTION).read_text())
+    assert described["class_names"] == list(CLIPS)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -603,6 +690,81 @@ def test_settings_of_the_command_line_go_to_the_model_and_the_processor():
     assert asdict(args)["sampling_rate"] == 4
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_new_layers_are_drawn_by_the_seed_of_the_run(trainer, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(type(trainer.model), "add_untrained_layers", lambda self, seed: seeds.append(seed))
+    training.EpisodicTrainer(trainer.model, trainer.args, processing_class=trainer.processing_class)
+    assert seeds == [10]
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_callbacks_of_one_class_get_back_each_what_it_counted(trainer):
+    callbacks = [EarlyStoppingCallback(patience) for patience in (5, 6, 7)]
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    saved = [["EarlyStoppingCallback", {"attributes": {"early_stopping_patience_counter": n}}] for n in (1, 2)]
+    trainer._restore_callbacks([["Other", {"attributes": {"early_stopping_patience_counter": 9}}], *saved])
+    assert [callback.early_stopping_patience_counter for callback in callbacks] == [1, 2, 0]
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_the_adapter_beside_a_model_is_its_own(trainer, tmp_path):
+    pytest.importorskip("peft")
+    trainer.args.lora_rank, trainer.args.keep_adapter = 2, True
+    choose_trainable(trainer.model, trainer.args)
+    adapters = {name: value for name, value in trainer.model.named_parameters() if ".lora_B." in name}
+    for value in (0.25, 0.5):
+        for parameter in adapters.values():
+            parameter.data.fill_(value)
+        trainer._save_run_model("best")
+        kept = load_file(tmp_path / "run" / "best" / "adapter" / "adapter_model.safetensors")
+        assert {float(weight.mean()) for name, weight in kept.items() if ".lora_B." in name} == {value}
+
+
+def test_a_resumed_run_counts_the_episodes_since_its_checkpoint():
+    args = SimpleNamespace(episodes_per_update=4, log_every=8, eval_every=100)
+    state, flow = SimpleNamespace(global_step=3, max_steps=99), EpisodicFlowCallback()
+    flow.on_train_begin(args, state, None)
+    logs = []
+    for state.global_step in (4, 5):
+        logs.append(flow.on_step_end(args, state, SimpleNamespace()).should_log)
+    assert logs == [False, True]
+
+
+MAY_CHANGE = {
+    *("output_dir", "resume", "decoder", "seconds_per_video", "dataset", "benchmark", "features_dir", "keep_adapter"),
+    *("episodes_per_forward", "gradient_checkpointing", "torch_compile", "preprocess_on_device", "mixed_precision"),
+    *("eval_batch_size", "num_workers", "report_to", "project", "run_name", "print_config", "log_every"),
+    *("push_to_hub", "hub_private", "hub_revision", "test_episodes", "inference_modes"),
+}
+
+
+@pytest.mark.parametrize("name", sorted({field.name for field in fields(EpisodicTrainingArguments)} - {"n_shot"}))
+def test_a_run_goes_on_only_with_the_settings_that_shape_it(name):
+    args = EpisodicTrainingArguments()
+    other = asdict(args) | {name: "another"}
+    if name in MAY_CHANGE:
+        args.check_same_run(other)
+    else:
+        with pytest.raises(ValueError, match=f"was started with --{name} another"):
+            args.check_same_run(other)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_adapters_begin_by_the_seed_of_the_run_and_leave_that_of_the_program(trainer, monkeypatch):
+    def choose(model, args):
+        raise InterruptedError(f"seed {torch.initial_seed()}")
+
+    monkeypatch.setattr(training, "choose_trainable", choose)
+    monkeypatch.setattr(trainer, "_check_data", lambda: None)
+    before = torch.initial_seed()
+    assert before != 10
+    with pytest.raises(InterruptedError, match="seed 10"):
+        trainer._prepare(None)
+    assert torch.initial_seed() == before
+
+
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
@@ -717,3 +879,69 @@ def test_augmentation_turns_hues_by_up_to_a_quarter_circle():
     angles = torch.atan2(math.sqrt(3) * (green - blue), 2 * red - green - blue).rad2deg()
     assert -93 < float(angles.min()) < -80
     assert 80 < float(angles.max()) < 93
+
+
+@pytest.mark.parametrize(("frames_per_video", "kept"), [(0, 20), (20, 20), (30, 20), (19, 19), (5, 5)])
+def test_a_frame_store_keeps_as_many_frames_as_asked_for(tmp_path, monkeypatch, frames_per_video, kept):
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # this process has other tests to run
+    for number in range(20):
+        Image.fromarray(np.full((16, 16, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    settings = FrameStoreSettings("raw", 16, frames_per_video=frames_per_video)
+    assert len(FrameArchive(read_video((str(tmp_path), settings)).data).indices) == kept
+
+
+def test_a_frame_store_keeps_the_times_of_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    times = VideoTimes(3, 2.0, np.array([0.0, 0.1, 1.2]), 1.5)
+
+    def read(video, select_indices, *args, **options):
+        indices = select_indices(3, 2.0, times)
+        return torch.zeros(len(indices), 16, 16, 3, dtype=torch.uint8)
+
+    monkeypatch.setattr(frame_store, "read_video_frames", read)
+    archive = FrameArchive(read_video((str(tmp_path), FrameStoreSettings("jpeg", 16))).data)
+    assert (archive.times.seconds.tolist(), archive.times.duration) == ([0.0, 0.1, 1.2], 1.5)
+    assert (archive.num_frames, archive.fps) == (3, 2.0)
+
+
+@pytest.mark.parametrize("address", ["https://a/b.mp4", "hf://datasets/a/b.mp4", "s3://a/b.mp4", "file:///a/b.mp4"])
+def test_an_address_is_not_missing(address):
+    assert not is_missing(address)
+    assert not is_missing({"path": address, "bytes": None})
+
+
+def test_what_is_nowhere_is_missing(tmp_path):
+    assert is_missing(str(tmp_path / "b.mp4"))
+    assert is_missing({"path": None, "bytes": None})
+    assert not is_missing({"path": None, "bytes": b""})
+    assert not is_missing(str(tmp_path))
+
+
+def test_hidden_images_are_no_frames(tmp_path):
+    for name in ("1.png", "2.png", "._1.png", ".hidden.png"):
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / name)
+    told = []
+    read_video_frames(str(tmp_path), lambda num_frames, fps: told.append(num_frames) or [0])
+    assert told == [2]
+
+
+def test_bad_videos_are_counted_in_their_own_split(tmp_path):
+    one = object.__new__(Preparation)
+    one.arguments, one.left_out, one.listed, one.num_duplicates = SimpleNamespace(benchmark=None), "", {}, 0
+    videos = {"train": {"a": 6, "b": 7}, "test": {"c": 8}}
+    one.splits = {
+        split: Dataset.from_dict({"label": [name for name, number in counts.items() for _ in range(number)]})
+        for split, counts in videos.items()
+    }
+    problems = {"train": [MISSING, "cut off", "cut off"], "test": [MISSING]}
+    one.bad = [{"split": split, "class": "a", "problem": what} for split, all_ in problems.items() for what in all_]
+    lines = [line.split() for line in one.summary()]
+    assert lines[1:3] == [
+        ["train", "2", "13", "1", "2", "6", "videos"],
+        ["test", "1", "8", "1", "0", "8", "videos"],
+    ]
+
+
+def test_pinned_videos_keep_their_seeds_and_augmentation():
+    pinned = SampledVideos([SimpleNamespace(pin_memory=lambda: "pinned")], [7], "kinetics").pin_memory()
+    assert (pinned.frames, pinned.seeds, pinned.augmentation) == (["pinned"], [7], "kinetics")
