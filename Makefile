@@ -35,13 +35,13 @@ $(PAGE_VENV)/.installed: demo/requirements.txt
 page: $(PAGE_VENV)/.installed  ## open the demo page, in an environment of its own; other models: demo/README.md
 	$(PAGE_VENV)/bin/python -m demo.page
 
-docs: install  ## run the code blocks of README and docs, and build the documentation into site/; warnings are errors
-	$(BIN)/python -m pytest tests/test_documentation.py
+docs: install  ## run the code blocks of README and docs and the notebooks, and build the documentation into site/; warnings are errors
+	$(BIN)/python -m pytest tests/test_documentation.py tests/test_notebooks.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test: install  ## run the tests, but for whole programs (`make programs`) and code blocks (`make docs`)
+test: install  ## run the tests, but for whole programs (`make programs`) code blocks and notebooks (`make docs`)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		--ignore tests/test_documentation.py -m "not whole_program"
+		--ignore tests/test_documentation.py --ignore tests/test_notebooks.py -m "not whole_program"
 
 programs: install  ## run whole programs as users start them: the wheel's commands, accelerate launch, the demo
 	$(BIN)/python -m pytest -n 2 -m whole_program --dist loadfile tests/test_wheel.py tests/test_demo.py tests/test_training.py
@@ -71,9 +71,10 @@ newest: $(NEWEST_VENV)/.installed  ## run the tests with the newest versions tha
 benchmark: install  ## measure everything and write benchmarks/results.md (about ten minutes on 2 cores)
 	$(BIN)/python -m benchmarks.run_all
 
-quality: install  ## check style
+quality: install  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/check_types.py
 
 format: install  ## mend style
 	$(BIN)/ruff check --fix .

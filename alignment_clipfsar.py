@@ -140,7 +140,8 @@ def otam_distance(frame_distances: torch.Tensor, smoothing: float = 0.5, bidirec
     matrices = frame_distances.flatten(0, -3) if frame_distances.dim() > 2 else frame_distances[None]
     if _is_exporting():
         ways = [matrices, matrices.transpose(-2, -1)] if bidirectional else [matrices]
-        return sum(_otam_for_graphs(way, smoothing) for way in ways).view(frame_distances.shape[:-2])
+        summed = sum(_otam_for_graphs(way, smoothing) for way in ways)
+        return summed.view(frame_distances.shape[:-2])  # type: ignore[union-attr]  # a tensor: there is a way
     is_square = matrices.shape[-2] == matrices.shape[-1]
     # Without gradients, autograd's bookkeeping would take a quarter of the time for a small matrix.
     needs_grad = torch.is_grad_enabled() and matrices.requires_grad

@@ -241,9 +241,11 @@ def pooled_output(outputs: Any, clip_config) -> BaseModelOutputWithPooling:
 def cosine_scale(backbone: torch.nn.Module) -> torch.Tensor | None:
     """The factor on cosines in the backbone's own zero-shot classification; None where it has none."""
     if hasattr(backbone, "logit_scale"):
-        return backbone.logit_scale.detach().exp().reshape(())  # SigLIP has it as a vector of one
+        scale: Any = backbone.logit_scale
+        return scale.detach().exp().reshape(())  # SigLIP has it as a vector of one
     if hasattr(backbone, "temperature"):  # ALIGN's
-        return 1 / backbone.temperature.detach().reshape(())
+        temperature: Any = backbone.temperature
+        return 1 / temperature.detach().reshape(())
     return None
 
 

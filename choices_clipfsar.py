@@ -135,7 +135,7 @@ def _check_template(name: str, value: Any) -> None:
 
 
 def _check_threads(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= 1024:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) <= 1024:
         raise ValueError(f"{name}={value!r} must be a whole number up to 1024; 0 lets the decoder choose.")
 
 

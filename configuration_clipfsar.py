@@ -3,6 +3,8 @@
 import functools
 import inspect
 import numbers
+from collections.abc import Callable
+from typing import Any
 
 from transformers import AutoConfig, CLIPConfig, CLIPTextConfig, PretrainedConfig
 
@@ -160,8 +162,7 @@ _SETTINGS_OF_OTHER_VERSIONS = {
 }
 
 
-@functools.cache
-def _settings_of(made_by: type) -> frozenset[str]:
+def _read_settings(made_by: Any) -> frozenset[str]:
     """Names that a configuration class knows: its fields, arguments and attributes."""
     names = {*made_by.attribute_map}
     for base in made_by.__mro__:
@@ -169,6 +170,10 @@ def _settings_of(made_by: type) -> frozenset[str]:
         if "__init__" in vars(base):
             names |= set(inspect.signature(base.__init__).parameters)
     return frozenset(name for name in names if not name.startswith("_"))
+
+
+# each class is read once
+_settings_of: Callable[[type], frozenset[str]] = functools.cache(_read_settings)
 
 
 def _check_names(clip_config, where: str = "clip_config"):
@@ -201,7 +206,7 @@ def _whole(least: int, most: int):
         limit = "must be 0 or more" if least == 0 else f"must be at least {least}"
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
             raise ValueError(f"{name}={value!r} {limit}, and a whole number.")
-        if value > most:
+        if int(value) > most:
             raise ValueError(f"{name}={value!r} must be at most {most}.")
 
     return check

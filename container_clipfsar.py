@@ -11,8 +11,9 @@ import itertools
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,7 @@ class FrameOrder:
 
     packets: list[int]
     entries: list[int]
-    ranks: list[float | None]
+    ranks: Sequence[float | None]
 
     def entry_of(self, frame: int) -> int:
         """The last packet from which decoding gives a frame. Pictures that lead a key frame need the one before it."""
@@ -195,7 +196,7 @@ def list_packets(container, stream, keep_bytes: int) -> tuple[Packets, list | No
     """
     codec = stream.codec_context.codec.canonical_name
     has_times = not _FORMATS_WITHOUT_TIMES & set(container.format.name.split(","))
-    packets, kept, num_bytes = Packets(has_times=has_times), [], 0
+    packets, kept, num_bytes = Packets(has_times=has_times), list[Any](), 0
     packets.is_odd = not has_times and codec not in _CODECS_WITHOUT_REORDERING | {"mpeg4"}
     # Where a packet may hold one field of a frame: FFmpeg joins those of other codecs and containers.
     packets.is_odd |= codec == "h264" and "mpegts" in container.format.name and _is_interlaced(stream)
@@ -258,7 +259,8 @@ def order_of_packets(packets: Packets, codec: str) -> FrameOrder | None:
 
 def _order_by_type(packets: Packets) -> list[int]:
     """The order in which pictures of MPEG-4 are shown: B-pictures at once, others when the next of them comes."""
-    order, held = [], []
+    order: list[int] = []
+    held: list[int] = []
     for number, is_b_picture in enumerate(packets.is_b_picture):
         if is_b_picture:
             order.append(number)

@@ -8,7 +8,7 @@ import functools
 import importlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -78,14 +78,14 @@ class PyAVReader:
 
     def __init__(self, source: str | bytes, num_threads: int = 1):
         self._source, self._num_threads = source, num_threads
-        self._skips = None
+        self._skips: tuple | None = None
         self._container, self._stream = self._open()
         self.codec = self._stream.codec_context.codec.canonical_name
         width, height = self._stream.codec_context.width, self._stream.codec_context.height
         if width or height:  # a header may leave both to the first frame
             check_frame_size(width, height)
         self.packets, self._kept = list_packets(self._container, self._stream, KEPT_PACKET_BYTES)
-        self._decoded = None  # frames that counting has decoded, as (packet, frame)
+        self._decoded: list | None = None  # frames that counting has decoded, as (packet, frame)
         self.is_counted_by_decoding = self._is_damaged = (
             False  # whether the order is known from decoding, and with errors
         )
@@ -154,9 +154,8 @@ class PyAVReader:
 
     def _open(self):
         av, _ = load_decoder("av")
-        is_path = isinstance(self._source, str)
         # with "file:", or a colon in the name would be taken for a protocol
-        file = "file:" + os.path.abspath(self._source) if is_path else io.BytesIO(self._source)
+        file = f"file:{os.path.abspath(self._source)}" if isinstance(self._source, str) else io.BytesIO(self._source)
         container = av.open(file, metadata_errors="replace")
         stream = container.streams.best("video")
         if stream is not None and _is_cover_art(stream):
@@ -299,7 +298,8 @@ class PyAVReader:
     def _order_by_decoding(self):
         """The order in which frames come out when all are decoded from the beginning."""
         announced, num_damaged, num_bytes = sum(map(bool, self.packets.num_shown)), 0, 0
-        came, kept = [], []
+        came: list = []
+        kept: list = []
         for frame in self._decode_all():
             if frame is None:
                 num_damaged += 1
@@ -378,6 +378,7 @@ class _ForeignReader:
     """What decord and torchcodec have in common: PyAV tells what the file shows, and whether it is safe with them."""
 
     name = ""
+    _open: Callable[[str | bytes, int], int]  # opens the file, returns the number of frames counted
 
     def __init__(self, source: str | bytes, num_threads: int, container: str):
         truth = PyAVReader(source, num_threads)

@@ -70,7 +70,7 @@ def _read_all(file, end: float, seconds: int) -> bytes:
     return b"".join(chunks)
 
 
-def _give_up(seconds: int):
+def _give_up(seconds: float):
     raise UnreadableError(f"it takes more than {seconds} s ({variable_of('download_seconds')} sets another limit)")
 
 

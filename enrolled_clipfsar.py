@@ -79,7 +79,8 @@ class Snapshot:
         with evaluating(model):
             labels = self._labels[None].to(model.device)
             self.prototypes = model.get_prototypes(support_embeds[None], labels, self.class_embeds[None])[0]
-        self._left_out, self._calibrations = None, {}
+        self._left_out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._calibrations: dict = {}
 
     @property
     def _labels(self) -> torch.Tensor:

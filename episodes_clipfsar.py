@@ -7,6 +7,7 @@ order. `EpisodeSampler` sees only labels, `EpisodeDataset` adds the videos, `Epi
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class EpisodeSampler:
 
     def __init__(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int] | np.ndarray,
         n_way: int = 5,
         n_shot: int = 1,
         n_query: int = 5,
@@ -192,7 +193,8 @@ class EpisodeCollator:
         ways = sorted({len(episode["class_names"]) for episode in episodes})
         if len(ways) != 1:
             raise ValueError(f"Episodes of {ways} classes cannot share a batch: use one n_way.")
-        batch = {"class_base_labels": torch.tensor([episode["class_base_labels"] for episode in episodes])}
+        base_labels = torch.tensor([episode["class_base_labels"] for episode in episodes])
+        batch: dict[str, Any] = {"class_base_labels": base_labels}
         generators = [torch.Generator().manual_seed(episode["seed"]) for episode in episodes]
         for role in ("support", "query"):
             # One call for all episodes, so that their videos get into one tensor without another copy.
@@ -273,7 +275,7 @@ def _by_episode(pixel_values: torch.Tensor, counts: list[int]) -> torch.Tensor:
 
 def _pad(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
     """Stacks tensors whose first dimensions may differ, padding with `value`."""
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+    return torch.nn.utils.rnn.pad_sequence([*tensors], batch_first=True, padding_value=value)
 
 
 __all__ = ["EpisodeCollator", "EpisodeDataset", "EpisodeRows", "EpisodeSampler"]

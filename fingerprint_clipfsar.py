@@ -37,7 +37,7 @@ def weights_digest(modules: Iterable[torch.nn.Module], settings: Any = None) -> 
         for name, value in sorted(module.state_dict().items()):
             for tensor in _plain_tensors(value):
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -78,7 +78,8 @@ def preprocessing_settings(processor) -> dict:
     return json.loads(json.dumps(relevant))
 
 
-_digests = weakref.WeakKeyDictionary()  # model -> (state of its weights, digest): hashing costs a second per 2 GB
+# model -> (state of its weights, digest): hashing costs a second per 2 GB
+_digests: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def weights_state(model) -> tuple:
@@ -99,7 +100,7 @@ def model_digest(model) -> str:
 def fingerprint_of(model, processor=None) -> dict:
     """Model, weights, precision and, with a processor, preprocessing of a support set's features, ready for JSON."""
     name = str(getattr(model, "name_or_path", "") or "")
-    fingerprint = {
+    fingerprint: dict[str, Any] = {
         "model": public_name(name) if name else "a model made in memory",
         "weights": model_digest(model),
         "dtype": precision_of(model),

@@ -1,10 +1,15 @@
 """Loading a model from a folder or repository, saving it for `pipeline`, and checks that weights and settings match."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
+# Classes here are parts of `CLIPFSARModel`, which is a PreTrainedModel.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _PartOfModel
+else:
+    _PartOfModel = object
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Settings that must stay as our own layers were trained with them. In the backbone, all whole numbers must stay.
 _STRUCTURE = ("temporal_num_layers", "temporal_num_heads", "temporal_intermediate_size")
@@ -30,7 +35,7 @@ class HubOptions(dict):
         return {name: value for name, value in self.items() if name != "token"}
 
 
-class HubFolder:
+class HubFolder(_PartOfModel):
     """The part of `CLIPFSARModel` that loads from and saves to folders and repositories."""
 
     # Hub options that the model was loaded with; its processor and support set are loaded with the same ones.

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,19 +135,19 @@ class CLIPFSAROutput(ModelOutput):
         query_attentions: On request: the same for queries, (B, Q, heads, T, T).
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    few_shot_loss: torch.FloatTensor | None = None
-    video_text_loss: torch.FloatTensor | None = None
-    video_text_logits: torch.FloatTensor | None = None
-    prototypes: torch.FloatTensor | None = None
-    support_embeds: torch.FloatTensor | None = None
-    query_embeds: torch.FloatTensor | None = None
-    class_embeds: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    prototype_attentions: tuple[torch.FloatTensor, ...] | None = None
-    query_attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    few_shot_loss: torch.Tensor | None = None
+    video_text_loss: torch.Tensor | None = None
+    video_text_logits: torch.Tensor | None = None
+    prototypes: torch.Tensor | None = None
+    support_embeds: torch.Tensor | None = None
+    query_embeds: torch.Tensor | None = None
+    class_embeds: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    prototype_attentions: tuple[torch.Tensor, ...] | None = None
+    query_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class CLIPFSARPreTrainedModel(PreTrainedModel):
@@ -203,7 +204,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         """Keeps in `_no_split_modules` only the classes that occur in the model: accelerate's FSDP policy rejects the
         others."""
         names = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = {*type(self)._no_split_modules, *self._no_split_modules} & names
+        self._no_split_modules: Any = {*type(self)._no_split_modules, *self._no_split_modules} & names
 
     def train(self, mode: bool = True) -> "CLIPFSARModel":
         """Sets the mode as in PyTorch; `train()` also freezes the text tower, as the method does.
@@ -541,6 +542,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             n_way = check_support_labels(support_labels, support_embeds.shape[:2], n_way, compares)
         check_labels("labels", labels, n_way)
         prototypes = distances = text_logits = loss = None
+        prototype_record: dict
+        query_record: dict
         prototype_record, query_record = ({"attentions": []} if output_attentions else {} for _ in range(2))
         if support_embeds is not None:
             prototypes = self.get_prototypes(support_embeds, support_labels, class_embeds, **prototype_record)
@@ -550,7 +553,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         logits = self.get_logits(distances, text_logits, inference_mode)
         if labels is not None:
             loss = _cross_entropy(logits if distances is None else -distances, labels)
-        compared = {"prototypes": prototypes, "logits": logits, "few_shot_loss": loss}
+        compared: dict[str, Any] = {"prototypes": prototypes, "logits": logits, "few_shot_loss": loss}
         if output_attentions:
             compared["prototype_attentions"] = tuple(prototype_record["attentions"]) or None
             compared["query_attentions"] = tuple(query_record["attentions"]) or None

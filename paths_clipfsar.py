@@ -95,7 +95,7 @@ def flush_to_disk(path: str | os.PathLike, deep: bool = True) -> None:
 
     `deep=False` waits for the names in a folder only, of what was renamed there.
     """
-    for folder, _, names in os.walk(path) if deep else ():
+    for folder, _, names in os.walk(os.fspath(path)) if deep else ():
         for name in names:
             _flush(Path(folder, name))
         _flush(Path(folder))
@@ -179,7 +179,8 @@ def class_names_of_folders(folders: Iterable[str], place: str | os.PathLike) -> 
     Raises:
         ValueError: When two folders have the same class name; the message has both.
     """
-    names, folder_of = {}, {}
+    folder_of: dict = {}
+    names: dict = {}
     for folder in folders:
         names[folder] = class_name_of_folder(folder)
         other = folder_of.setdefault(names[folder], folder)

@@ -124,6 +124,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
+    _forward_params: dict
 
     @classmethod
     def in_config(cls) -> dict:
@@ -139,7 +140,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             raise ValueError(_NOT_BOTH)
         super().__init__(model, *args, processor=processor, **kwargs)
         self.model.eval()
-        self._candidate_embeds = (None, None)  # the last candidate labels and their text features
+        self._candidate_embeds: tuple = (None, None)  # the last candidate labels and their text features
         self._forward_params.setdefault("support_set", None)
         if support_set is None and not self._forward_params.get("candidate_labels"):
             support_set = _support_set_beside(model)
@@ -404,7 +405,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         answer = self.processor.post_process_video_classification(logits[None], class_names, top_k)[0]
         if unknown is None:
             return answer
-        entry = {"label": UNKNOWN_LABEL, "score": float(unknown)}
+        entry: dict[str, Any] = {"label": UNKNOWN_LABEL, "score": float(unknown)}
         return [entry, *answer] if entry["score"] >= UNKNOWN_THRESHOLD else [*answer, entry]
 
     def save_pretrained(self, save_directory: str | os.PathLike, thumbnails: bool = False, **kwargs) -> None:

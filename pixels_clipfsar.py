@@ -1,6 +1,7 @@
 """Frames to pixel values: resizing, cropping, augmentation. T frames, H and W pixels."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,7 @@ def resize_and_crop(
     crop, size = list(corner), list(target)
     for axis, length in ((0, height), (1, width)):
         frames, crop[axis], size[axis] = _cut(frames, axis - 2, target[axis], corner[axis], length)
-    frames = _resize_uint8(frames, *size, _mode_of(image_processor))
+    frames = _resize_uint8(frames, size[0], size[1], _mode_of(image_processor))
     frames = frames[..., crop[0] : crop[0] + height, crop[1] : crop[1] + width]
     return crop_frames(frames, height, width)  # pads what is still too small
 
@@ -206,12 +207,12 @@ def _mode_of(image_processor) -> str:
     return mode
 
 
-def _resized_size(frame_size: tuple[int, int], image_processor, preprocessing: str) -> tuple[int, int]:
+def _resized_size(frame_size: Sequence[int], image_processor, preprocessing: str) -> tuple[int, int]:
     """Height and width that frames of a size are resized to before they are cropped."""
     if preprocessing == "official":
         return _official_size(image_processor)
     if not image_processor.do_resize:
-        return tuple(frame_size)
+        return frame_size[0], frame_size[1]
     size = image_processor.size
     if size.get("shortest_edge"):
         target = shortest_edge_size(frame_size, size.get("shortest_edge"))
@@ -222,13 +223,13 @@ def _resized_size(frame_size: tuple[int, int], image_processor, preprocessing: s
     return target
 
 
-def crop_size_of(frame_size: tuple[int, int], image_processor, preprocessing: str) -> tuple[int, int]:
+def crop_size_of(frame_size: Sequence[int], image_processor, preprocessing: str) -> tuple[int, int]:
     """Height and width of the pixel values, from the image processor's settings; `frame_size` if these fix none."""
     if preprocessing == "official":
         return official_crop_size(image_processor)
     size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
     if size is image_processor.size and not image_processor.do_resize:
-        return tuple(frame_size)
+        return frame_size[0], frame_size[1]
     if size.get("shortest_edge"):
         return shortest_edge_size(frame_size, size.get("shortest_edge"))
     return size.get("height"), size.get("width")
@@ -247,7 +248,7 @@ def _official_size(image_processor) -> tuple[int, int]:
     return round(height * 8 / 7), round(width * 8 / 7)
 
 
-def shortest_edge_size(frame_size: tuple[int, int], edge: int) -> tuple[int, int]:
+def shortest_edge_size(frame_size: Sequence[int], edge: int) -> tuple[int, int]:
     height, width = frame_size
     shortest = min(height, width)
     return edge * height // shortest, edge * width // shortest  # rounded down, as transformers does

@@ -1,6 +1,7 @@
 """Models from plain CLIP checkpoints: for inference without untrained layers, which training adds later."""
 
 import logging
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,11 +20,18 @@ except ImportError:
         raise
     from configuration_clipfsar import ADDED_BY_TRAINING, CLIPFSARConfig
 
+# Classes here are parts of `CLIPFSARModel`, which is a PreTrainedModel.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _PartOfModel
+else:
+    _PartOfModel = object
 logger = logging.getLogger(__name__)
 
 
-class StartsFromPlainCLIP:
+class StartsFromPlainCLIP(_PartOfModel):
     """The part of `CLIPFSARModel` that loads plain CLIPs."""
+
+    temporal_transformer: Any
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, for_training: bool = False, **kwargs):
@@ -47,7 +55,7 @@ class StartsFromPlainCLIP:
         return loaded
 
     @classmethod
-    def from_clip(cls, clip: nn.Module, **settings):
+    def from_clip(cls, clip: Any, **settings):
         """Makes the model that `from_pretrained` would load for inference from a plain CLIP in memory.
 
         The weights are shared, not copied. `settings` are settings of the configuration.

@@ -281,7 +281,8 @@ class CLIPFSARProcessor(ProcessorMixin):
         support_videos, support_labels, class_names, query_videos, query_labels = _checked_episode(
             support_videos, support_labels, class_names, query_videos, query_labels
         )
-        options = {"training": training, "generator": generator, "frame_sampling": frame_sampling, "fps": fps}
+        options: dict[str, Any] = {"training": training, "generator": generator, "fps": fps}
+        options["frame_sampling"] = frame_sampling
         data = {}
         if support_videos is not None:
             data["support_pixel_values"] = self.process_videos(support_videos, **options)
@@ -559,7 +560,7 @@ def _draw_seeds(generator: torch.Generator | None) -> tuple[int, int]:
     return tuple(torch.randint(2**62, (2,), generator=generator, device=device).tolist())
 
 
-def _check_class_names(class_names: Sequence[str], unique: bool = True) -> list[str]:
+def _check_class_names(class_names: Iterable[str], unique: bool = True) -> list[str]:
     if isinstance(class_names, str):
         raise ValueError(f"class_names must be a list of names, got the string {class_names!r}: put it in a list.")
     class_names = list(class_names)
@@ -661,7 +662,7 @@ def _label_indices(name: str, labels, class_names: list[str] | None, videos_name
             continue
         if isinstance(label, bool) or not isinstance(label, numbers.Integral):
             raise ValueError(f"{name} holds {label!r}: labels are whole numbers or class names.")
-        if label < 0 or (class_names is not None and label >= len(class_names)):
+        if int(label) < 0 or (class_names is not None and int(label) >= len(class_names)):
             limit = f"0 to {len(class_names) - 1}" if class_names is not None else "0 upwards"
             raise ValueError(f"{name} holds {label}, but labels go from {limit}.")
         indices.append(int(label))

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -206,7 +207,8 @@ class _ReaderProcess:
         if self._buffer.size < size:
             self._buffer = np.empty(size, np.uint8)
         frame = self._buffer[:size]
-        if self._process.stdout.readinto(frame.data) < size:
+        stdout: Any = self._process.stdout
+        if stdout.readinto(frame.data) < size:
             raise EOFError
         return frame.reshape(shape)
 
@@ -264,7 +266,8 @@ class RemoteReader:
         self._process = _take_process()
         self._is_busy = True
         source = os.path.abspath(source) if isinstance(source, str) else source
-        self.times, self.is_archive = None, False
+        self.times: VideoTimes | None = None
+        self.is_archive = False
         try:
             with self._in_time():
                 self._answer(("open", source, decoder, num_threads, set_limits()))

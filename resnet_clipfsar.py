@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, CLIPTextModel, PreTrainedModel
+from transformers import AutoModel, CLIPTextModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
@@ -121,9 +121,9 @@ class CLIPResNetAttentionPool(nn.Module):
 
 
 class CLIPResNetPreTrainedModel(PreTrainedModel):
-    config_class = CLIPResNetConfig
+    config_class: type[PretrainedConfig] = CLIPResNetConfig
     base_model_prefix = "clip"
-    input_modalities = ("image", "text")
+    input_modalities: tuple[str, ...] = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True  # in the text tower; the pooling has only one query

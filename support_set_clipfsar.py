@@ -144,7 +144,7 @@ class SupportSet:
         return {"fingerprint": self.fingerprint, "classes": self.classes}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+        type(self).__init__(self, **state)
 
     @classmethod
     def from_videos(cls, model, processor, videos: Mapping[str, Any], **options) -> "SupportSet":
@@ -205,7 +205,8 @@ class SupportSet:
         check_same_num_frames(model, processor)
         processor.tokenize_classes([*self.classes, *videos])  # rejects names of the same text before encoding
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
-        encoded, errors = {name: [] for name in videos}, []
+        encoded: dict[str, list] = {name: [] for name in videos}
+        errors: list = []
         progress = tqdm(total=len(jobs), desc="enrolling", unit="clip", disable=not show_progress)
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
@@ -525,7 +526,8 @@ def _with_clips(enrolled: EnrolledClass, clips: list[tuple[str | None, torch.Ten
 
 def _with_rows(enrolled: EnrolledClass, rows: list[int]) -> EnrolledClass:
     """A copy of a class with some of its clips."""
-    names, thumbnails = ([values[row] for row in rows] for values in (enrolled.clip_names, enrolled.thumbnails))
+    names = [enrolled.clip_names[row] for row in rows]
+    thumbnails = [enrolled.thumbnails[row] for row in rows]
     return EnrolledClass(enrolled.class_embeds, names, enrolled.support_embeds[rows], thumbnails)
 
 

@@ -569,10 +569,11 @@ def as_video_list(videos: Any) -> list:
         return [videos]
     if not isinstance(videos, Iterable):
         raise ValueError(f"A list of videos is needed, got {type(videos).__name__}.")
+    column: Any = videos
     feature = getattr(videos, "features", None)
     if type(feature).__name__ == "Video" and feature.decode:  # a lazy column of `datasets`, which would decode it all
-        undecoded = videos.source.cast_column(videos.column_name, type(feature)(decode=False))
-        videos = undecoded[videos.column_name]
+        undecoded = column.source.cast_column(column.column_name, type(feature)(decode=False))
+        videos = undecoded[column.column_name]
     return list(videos)
 
 

@@ -106,7 +106,7 @@ def _imported(place: str):
 def _parse(name: str, command_line: list[str]):
     """The options of a subcommand; ends the program for `--help` and usage errors."""
     options, prog = _imported(COMMANDS[name].options), f"clipfsar {name}"
-    if is_dataclass(options):
+    if is_dataclass(options) and isinstance(options, type):
         return parse_options(options, command_line=command_line, prog=prog)
     return options(command_line, prog=prog)
 

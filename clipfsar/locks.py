@@ -19,7 +19,7 @@ LOCK_NAME = ".lock"
 SECONDS_BETWEEN_TRIES = 0.2
 # How a file system says that it has no such locks.
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-_held = weakref.WeakSet()
+_held: weakref.WeakSet = weakref.WeakSet()
 
 
 class FolderInUseError(ValueError):
@@ -42,7 +42,8 @@ class FolderLock:
 
     def __init__(self, folder: str | Path, doing: str, remedy: str, wait_seconds: float | None = 0):
         self.folder, self.doing, self.remedy, self.wait_seconds = Path(folder), doing, remedy, wait_seconds
-        self._depth, self._descriptor, self._made_folder = 0, None, False
+        self._depth, self._made_folder = 0, False
+        self._descriptor: int | None = None
 
     def __enter__(self) -> "FolderLock":
         """Raises `FolderInUseError` when another one holds the lock, after `wait_seconds`."""

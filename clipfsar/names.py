@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from paths_clipfsar import check_path, looks_like_path
 
@@ -73,6 +74,7 @@ def _why_not_on_hub(name: str, kind: str) -> str | None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
+    http_error: Any = HfHubHTTPError.__bases__[0]
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -87,7 +89,7 @@ def _why_not_on_hub(name: str, kind: str) -> str | None:
         return None  # the Hub answers something else, such as "too many requests": loading will report it
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE forbids to look on the Hub; it is not in the cache either"
-    except (OSError, HfHubHTTPError.__bases__[0]) as error:  # that of the HTTP library that huggingface_hub uses
+    except (OSError, http_error) as error:  # that of the HTTP library that huggingface_hub uses
         return f"the Hub cannot be reached ({type(error).__name__}); it is not in the cache either"
     return None
 

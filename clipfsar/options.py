@@ -26,7 +26,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
             return action.help or ""
         if isinstance(action.default, list):
             return f"{action.help} (default: {' '.join(map(str, action.default))})"
-        return super()._get_help_string(action)
+        return super()._get_help_string(action) or ""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         """`--name, --alias VALUE`, as Python does from 3.13 on, instead of the value after each."""
@@ -128,7 +128,7 @@ def _add_option(parser: OptionParser, item: dataclasses.Field, hint: Any, own_de
     names = (item.name, *item.metadata.get("aliases", ()))
     parser.add_argument(*(f"--{name}" for name in names), dest=item.name, **settings)
     if kind is bool and own_default is True:
-        silent = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        silent: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         parser.add_argument(*(f"--no_{name}" for name in names), dest=item.name, action="store_false", **silent)
 
 

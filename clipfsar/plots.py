@@ -1,6 +1,7 @@
 """Pictures of a training and of an episode."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -9,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 # Names of classes, runs and files are shown as they are: "$" begins no formula.
-_PLAIN_TEXT = plt.rc_context({"text.parse_math": False})
+_PLAIN_TEXT: Any = plt.rc_context({"text.parse_math": False})
 
 
 def plot_training(records: list[dict], path: Path):

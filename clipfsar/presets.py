@@ -107,7 +107,7 @@ def learning_rate_at(
     learning_rate: float,
     warmup_learning_rate: float,
     warmup_episodes: int,
-    decay_episodes: tuple[int, int],
+    decay_episodes: Sequence[int],
 ) -> float:
     """Rate at a training episode (from 0): linear warm-up, then 1x, 0.1x, 0.01x of the full rate.
 

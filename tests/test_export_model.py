@@ -237,6 +237,8 @@ def test_the_program_of_the_documentation_reads_a_phones_video_upright_and_decod
 
 def test_files_hold_neither_the_text_tower_nor_paths_of_this_machine(exported):
     folder = exported / "exported"
+    names = ["classes.npz", "query_classifier.json", "query_classifier.onnx", "query_classifier.pt2"]
+    assert sorted(path.name for path in folder.iterdir()) == names  # each whole in itself
     kept = torch.export.load(folder / "query_classifier.pt2").state_dict
     assert any("vision_model" in name for name in kept)
     assert not any("text_model" in name for name in kept)

@@ -52,8 +52,18 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_a_folder_goes_up_complete_and_without_rubbish(folder, hub):
-    (folder / "__pycache__").mkdir()
-    for rubbish in ("__pycache__/modeling_clipfsar.pyc", ".DS_Store", ".model.safetensors.partial", "optimizer.pt"):
+    for rubbish in (
+        *("__pycache__/modeling_clipfsar.pyc", "old.pyc", ".DS_Store", "inner/.hidden", ".model.safetensors.partial"),
+        *(
+            "a.partial",
+            "a.tmp",
+            "state/progress.json",
+            "optimizer.pt",
+            "optimizer_1.safetensors",
+            "random_states_0.bin",
+        ),
+    ):
+        (folder / rubbish).parent.mkdir(exist_ok=True)
         (folder / rubbish).write_text("rubbish")
     assert push_folder(folder, "actions") == "https://hub/commit"
     assert {path.relative_to(hub.folder).as_posix() for path in hub.folder.rglob("*")} == {

@@ -48,6 +48,9 @@ def test_only_linear_layers_of_the_visual_encoder_are_quantised(tiny_model):
     encoder = "clip.vision_model.encoder.layers"
     layers = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
     assert quantised == {f"{encoder}.{number}.{layer}" for number in range(2) for layer in layers}
+    for name in quantised:  # a scale for each output
+        weight = model.get_submodule(name).weight()
+        assert len(weight.q_per_channel_scales()) == len(weight)
 
 
 def test_what_cannot_be_quantised_is_refused_with_the_remedy(tiny_model):

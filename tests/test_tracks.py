@@ -138,20 +138,26 @@ def test_a_difference_is_claimed_only_where_its_interval_leaves_zero_out(spreads
 @pytest.mark.parametrize(
     ("spreads", "sentence"),
     [
-        ({1: GAIN, 5: GAIN}, "Yes at one shot and five shots."),
-        ({1: GAIN, 5: LOSS}, "Yes at one shot; no at five shots."),
-        ({1: UNCLEAR, 5: LOSS}, "No at five shots; undecided at one shot."),
-        ({1: UNCLEAR, 5: UNCLEAR}, "Undecided at one shot and five shots."),
+        ({1: GAIN, 5: GAIN}, "For CLIP-FSAR: yes at one shot and five shots."),
+        ({1: GAIN, 5: LOSS}, "For CLIP-FSAR: yes at one shot; no at five shots."),
+        ({1: UNCLEAR, 5: LOSS}, "For CLIP-FSAR: no at five shots; undecided at one shot."),
+        ({1: UNCLEAR, 5: UNCLEAR}, "For CLIP-FSAR: undecided at one shot and five shots."),
     ],
 )
 def test_whether_training_is_worth_it_follows_from_the_signs(spreads, sentence):
     assert worth_training(spreads) == sentence
 
 
+def test_a_difference_of_nothing_has_no_minus():
+    assert effect_sentence("Nothing", {1: Spread(-0.04, -0.1, 0.1)}) == (
+        "Nothing has no measurable effect at one shot (+0.0 ± 0.1)."
+    )
+
+
 def test_guessing_is_called_guessing():
     unclear, better = Spread(52.0, 48.0, 56.0), Spread(70.0, 66.0, 74.0)
     assert guessing_sentence("The text", unclear, 50) == (
-        "The text cannot be told from guessing (52.0 ± 4.0%; guessing gives 50%)."
+        "The text cannot be told apart from guessing (52.0 ± 4.0%; guessing gives 50%)."
     )
     assert guessing_sentence("OTAM", better, 50) == "OTAM is better than guessing (70.0 ± 4.0%; guessing gives 50%)."
 
@@ -197,13 +203,20 @@ def test_rows_of_different_classes_are_not_compared():
 
 
 def test_exchanged_texts_and_twins_have_their_sentences():
-    shots = {name: {1: GAIN, 5: UNCLEAR} for name in ("alignment", "text", "method", "training_alone", "ensemble")}
+    shots = {
+        name: {1: GAIN, 5: UNCLEAR}
+        for name in ("alignment", "text", "method", "training_alone", "ensemble", "ensemble_over_texts")
+    }
     shots |= {"official_weight": {1: LOSS, 5: LOSS}, "swapped_texts": {1: UNCLEAR, 5: UNCLEAR}}
     twins = {"twins of frozen_mean": Spread(50.5, 49.0, 52.0), "twins of texts_only": Spread(50.0, 47.0, 53.0)}
-    answers = {item["question"]: item["answer"] for item in sentences(shots | twins, {1: 0.5, 5: 0.3})}
-    assert "Between twins, the text alone cannot be told from guessing" in answers["What does the text do?"]
+    answers = {item["question"]: item["answer"] for item in sentences(shots | twins, {1: 0.9, 5: 0.3})}
+    assert answers["What does the ensemble add?"].endswith(
+        "The official weight 0.9 instead of the chosen one costs 2.1 ± 1.0 points at five shots. "
+        "The chosen weight is the official one at one shot."
+    )
+    assert "Between twins, the text alone cannot be told apart from guessing" in answers["What does the text do?"]
     assert "Exchanging the texts of twins has no measurable effect" in answers["What does the text do?"]
-    assert "Between twins, mean pooling cannot be told" in answers["What does alignment do?"]
+    assert "Between twins, mean pooling cannot be told apart" in answers["What does alignment do?"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

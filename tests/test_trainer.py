@@ -227,6 +227,7 @@ def test_early_stopping_stops_and_counts_on_after_a_resume(make):
     trainer = make(SameAccuracy, name="whole", callbacks=[EarlyStoppingCallback(early_stopping_patience=3)], **settings)
     trainer.train()
     assert trainer.episodes_done == 16  # the first is the best, three more do not improve on it
+    assert trainer.best["episode"] == 4
     interrupted = [EarlyStoppingCallback(early_stopping_patience=3), StopAt(3)]
     make(SameAccuracy, callbacks=interrupted, **settings).train()
     trainer = make(SameAccuracy, callbacks=[EarlyStoppingCallback(early_stopping_patience=3)], **settings)
@@ -412,9 +413,9 @@ def test_uploading_saves_first_and_needs_a_name(make, monkeypatch, tmp_path):
         "clipfsar.training.trainer.push_folder",
         lambda folder, *details: uploads.append((Path(folder), details)) or "url",
     )
-    trainer = make(episodes=4, eval_every=4, hub_private=False)
+    trainer = make(episodes=4, eval_every=4, hub_private=False, hub_revision="v2")
     trainer.train()
     with pytest.raises(ValueError, match="no repository to upload to: pass repo_id='USER/NAME'"):
         trainer.push_to_hub()
     assert trainer.push_to_hub("me/actions") == "url"
-    assert uploads == [(tmp_path / "run" / "best", ("me/actions", False, None, "Upload CLIP-FSAR model"))]
+    assert uploads == [(tmp_path / "run" / "best", ("me/actions", False, "v2", "Upload CLIP-FSAR model"))]

@@ -4,6 +4,8 @@ No module, no renaming: each function reads the weights under the names that the
 mistake in the renaming, or in our modules, shows in the features. Only for evaluation, in float32.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -45,18 +47,20 @@ def _transformer(weights: Weights, tokens: torch.Tensor, hidden_act: str, mask=N
     while f"transformer.resblocks.{layer}.ln_1.weight" in weights:
         name = f"transformer.resblocks.{layer}"
         states = _layer_norm(weights, f"{name}.ln_1", tokens).transpose(0, 1)
-        projections = (weights[f"{name}.attn.{part}"] for part in ("in_proj_weight", "in_proj_bias"))
-        output = (weights[f"{name}.attn.out_proj.{part}"] for part in ("weight", "bias"))
         attended, _ = F.multi_head_attention_forward(
-            *(states,) * 3,
+            states,
+            states,
+            states,
             size,
             max(1, size // 64),
-            *projections,
+            weights[f"{name}.attn.in_proj_weight"],
+            weights[f"{name}.attn.in_proj_bias"],
             None,
             None,
             False,
             0.0,
-            *output,
+            weights[f"{name}.attn.out_proj.weight"],
+            weights[f"{name}.attn.out_proj.bias"],
             training=False,
             need_weights=False,
             attn_mask=mask,
@@ -74,7 +78,7 @@ def _resnet(weights: Weights, images: torch.Tensor) -> torch.Tensor:
     def convolve(x, conv: str, norm: str, stride: int = 1):
         kernel = weights[f"{conv}.weight"]
         x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
-        statistics = (weights[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        statistics: Any = (weights[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
         return F.batch_norm(x, *statistics)
 
     x = images
@@ -95,7 +99,7 @@ def _resnet(weights: Weights, images: torch.Tensor) -> torch.Tensor:
 
     tokens = x.flatten(2).permute(2, 0, 1)
     tokens = torch.cat([tokens.mean(0, keepdim=True), tokens]) + weights["attnpool.positional_embedding"][:, None]
-    kernels = {f"{letter}_proj_weight": weights[f"attnpool.{letter}_proj.weight"] for letter in "qkv"}
+    kernels: Any = {f"{letter}_proj_weight": weights[f"attnpool.{letter}_proj.weight"] for letter in "qkv"}
     pooled, _ = F.multi_head_attention_forward(
         tokens[:1],
         tokens,

@@ -305,7 +305,7 @@ def _read_torchscript(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a TorchScript archive under the names that `state_dict` would have."""
 
     def visit(module: _Module, prefix: str) -> dict[str, torch.Tensor]:
-        state = {}
+        state: dict[str, torch.Tensor] = {}
         for name, value in vars(module).items():
             if isinstance(value, _Module):
                 state |= visit(value, f"{prefix}{name}.")

@@ -91,7 +91,7 @@ def _find_clips(folder: str, left_out: LeftOut, above: tuple[str, ...]) -> list[
 
 
 def _visible(folder: str | os.PathLike, left_out: LeftOut) -> Iterable[os.DirEntry]:
-    with os.scandir(folder) as entries:
+    with os.scandir(os.fspath(folder)) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if is_hidden(entry.name):
                 left_out.num_hidden += 1

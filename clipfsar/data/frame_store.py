@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -89,11 +89,11 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
     """Reads a video, a value of a `datasets` video column, as training would, or extracts what is to be kept of it."""
     torch.set_num_threads(1)  # the other cores have videos of their own
     video, settings = job
-    seen = {}
+    seen: dict[str, Any] = {}
 
-    def select_indices(num_frames: int, fps: float | None, times: VideoTimes) -> list[int]:
+    def select_indices(num_frames: int, fps: float | None, times: VideoTimes) -> Sequence[int]:
         wanted = settings.frames_per_video if settings.frame_format in FRAME_FORMATS else 8
-        indices = range(num_frames)
+        indices: Sequence[int] = range(num_frames)
         if 0 < wanted < num_frames:
             indices = sample_frame_indices(num_frames, wanted)
         seen.update(num_frames=num_frames, fps=fps, indices=indices, times=times)
@@ -159,7 +159,8 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
         except BrokenProcessPool:
             return None
 
-    jobs, under_way, pool = iter(jobs), deque(), new_pool(num_workers)
+    under_way: deque = deque()
+    jobs, pool = iter(jobs), new_pool(num_workers)
     try:
         while True:
             while len(under_way) < 4 * num_workers and (job := next(jobs, None)) is not None:

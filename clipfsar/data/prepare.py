@@ -86,7 +86,7 @@ class Preparation:
         check_disjoint_classes(self.splits, remedy="--class_split shares all classes out anew")
         self.listed = {split: (len(set(dataset["label"])), len(dataset)) for split, dataset in self.splits.items()}
         self.num_duplicates = self._leave_out_duplicates()
-        self.bad = []  # {"split", "class", "path", "problem"}
+        self.bad: list[dict[str, str]] = []  # {"split", "class", "path", "problem"}
 
     def run(self):
         """Raises `FolderInUseError` when another preparation works in the same folder."""
@@ -171,7 +171,8 @@ class Preparation:
         Raises:
             ValueError: For a file with two classes.
         """
-        class_of, num_duplicates = {}, 0
+        class_of: dict = {}
+        num_duplicates = 0
         for split, dataset in self.splits.items():
             rows = []
             for row, (video, name) in enumerate(zip(references(dataset), dataset["label"], strict=True)):

@@ -92,7 +92,7 @@ def read_official_class_names(path: Path) -> dict[str, list[str]]:
         settings = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
-    names = {}
+    names: dict = {}
     for split, section in (("train", "TRAIN"), ("test", "TEST")):
         section = settings.get(section) if isinstance(settings, dict) else None
         if isinstance(section, dict) and section.get("CLASS_NAME"):
@@ -167,7 +167,7 @@ class _FolderListings:
         if not root.is_dir():
             raise FileNotFoundError(f"The folder of the videos, {root}, does not exist.")
         self._root = root.absolute()
-        self._listings = {}  # folder -> names in it by what a converted file shares with the listed one, the stem
+        self._listings: dict = {}  # folder -> names in it by what a converted file shares with the listed one, the stem
 
     def find(self, path: str) -> str:
         """The file at `path` below the root, with another suffix if it was converted; where it should be if missing."""
@@ -195,7 +195,7 @@ def _stem(name: str) -> str:
 def _names_of_folders(videos: list[ListedVideo], list_file: Path, split: str) -> dict[int, str]:
     """Class names out of paths such as brush_hair/xyz.avi."""
     option = "--validation_class_names" if split == "validation" else "--class_names_file"
-    names = {}
+    names: dict = {}
     for video in videos:
         folder = os.path.basename(os.path.dirname(video.path))
         if not folder:
@@ -215,18 +215,18 @@ def _names_of_folders(videos: list[ListedVideo], list_file: Path, split: str) ->
 def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, str]:
     """Names by class id from a text file, or from Something-Something's own labels by the ids of the videos."""
     if path.suffix != ".json":
-        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-        if not names:
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        if not lines:
             raise ValueError(f"{path} names no classes; a line per class in the order of their ids is needed.")
-        _check_unique(names, path)
-        return dict(enumerate(names))
+        _check_unique(lines, path)
+        return dict(enumerate(lines))
     try:
         templates = {entry["id"]: entry["template"] for entry in json.loads(read_text(path))}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} is not a label file of Something-Something, [{{"id": ..., "template": ...}}, ...] ({error!r}).'
         ) from None
-    names = {}
+    names: dict[int, str] = {}
     for video in videos:
         video_id = Path(video.path).stem
         if video_id in templates:
@@ -266,7 +266,7 @@ def folder_splits(folder: Path, left_out: LeftOut | None = None) -> dict[str, li
                 f"{folder} has folders of splits and besides {', '.join(map(repr, unknown))}: move classes into train, "
                 "validation and test, or all of them out."
             )
-        result = {}
+        result: dict = {}
         for name in names:  # both val and validation, say
             classes = class_folders(folder / name, left_out)
             result.setdefault(_SPLIT_FOLDERS[name.lower()], []).extend(
@@ -318,7 +318,7 @@ def table_splits(
             another name, with the line.
     """
     root = table.parent if video_root is None else video_root
-    result = {}
+    result: dict = {}
     for line, row in read_rows(table, (path_column, label_column, split_column)):
         for option, column in (("path_column", path_column), ("label_column", label_column)):
             if column not in row:
@@ -422,7 +422,8 @@ def resplit(splits: DatasetDict, shares: Sequence[float], seed: int = 0) -> Data
     A class that is spelled in several ways gets the first of them, or it would be two classes of two splits.
     """
     pooled = concatenate_datasets(list(splits.values()))
-    names, first = list(pooled["label"]), {}
+    first: dict = {}
+    names = list(pooled["label"])
     labels = np.array([first.setdefault(normalized_class_name(name), name) for name in names])
     if labels.tolist() != names:
         pooled = pooled.remove_columns("label").add_column("label", labels.tolist())

@@ -45,7 +45,7 @@ class VideoEncoder:
         # cpu also where several processes have no GPU
         self.accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self._class_embeds = {}  # class names -> (state of the text tower, features)
+        self._class_embeds: dict = {}  # class names -> (state of the text tower, features)
 
     def encode(
         self, split, draw_seed: tuple[int, ...] | None = None, description: str = "encoding videos"

@@ -33,7 +33,7 @@ def predict_episodes(
     """
     model, device = features.model, features.video_embeds.device
     query_labels = torch.arange(sampler.n_way, device=device).repeat_interleave(sampler.n_query)
-    parts = {mode: [] for mode in inference_modes}
+    parts: dict[str, list] = {mode: [] for mode in inference_modes}
     for start in range(0, len(indices), episodes_per_batch):
         episodes = [sampler.sample(index) for index in indices[start : start + episodes_per_batch]]
         classes, support, query = (
@@ -65,7 +65,7 @@ def evaluate_features(features: SplitFeatures, protocol: Protocol, class_names: 
     """Results of a protocol on features that were computed before; `evaluate_episodes` also computes them."""
     results = EvaluationResults(protocol=protocol)
     labels = features.labels.cpu().numpy()
-    for n_shot in protocol.n_shot:
+    for n_shot in protocol.shots:
         sampler = EpisodeSampler(labels, protocol.n_way, n_shot, protocol.n_query, protocol.seed, class_names)
         answers = predict_episodes(features, sampler, range(protocol.n_episodes), protocol.inference_modes)
         results += results_of_answers(answers, sampler, labels, class_names)
@@ -114,7 +114,7 @@ def predict_until_interval(
     Raises:
         ValueError: When even `max_episodes` would not do.
     """
-    parts = []
+    parts: list[dict] = []
     while len(parts) * chunk < max_episodes:
         parts.append(predict(range(len(parts) * chunk, (len(parts) + 1) * chunk)))
         merged = {mode: _concatenate([part[mode] for part in parts]) for mode in parts[0]}

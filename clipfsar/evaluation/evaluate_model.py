@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -113,7 +114,7 @@ class Evaluation:
         self.samplers = protocol.samplers(split) if episodes is None else {episodes.n_shot: episodes}
         if exact and 1 not in self.samplers:
             raise ValueError(f"exact is about 1-shot episodes: add 1 to n_shot={list(self.samplers)}.")
-        self.n_episodes = {}  # per number of shots, once known: a model to compare with answers as many
+        self.n_episodes: dict[int, int] = {}  # per number of shots, once known: a model to compare with answers as many
 
     def run(
         self,
@@ -178,7 +179,8 @@ class Evaluation:
 
 def run(arguments: EvaluateArguments) -> EvaluationResults:
     """`clipfsar evaluate`: prints results and writes them where they are asked for."""
-    for path in [*_output_files(arguments), *filter(None, [arguments.write_episodes])]:
+    paths: list[str | Path] = [*_output_files(arguments)]
+    for path in [*paths, arguments.write_episodes] if arguments.write_episodes else paths:
         check_output_file(path)  # rather than after the work
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() or arguments.dtype == "int8",
@@ -194,13 +196,14 @@ def run(arguments: EvaluateArguments) -> EvaluationResults:
     episodes = read_episodes(arguments.read_episodes, split) if arguments.read_episodes is not None else None
     evaluation = Evaluation(split, protocol, arguments.exact, arguments.until_interval, episodes)
     encoder = _encoder(arguments.model, split, arguments, accelerator)
-    other = arguments.compare_with and _encoder(arguments.compare_with, split, arguments, accelerator)
+    other = _encoder(arguments.compare_with, split, arguments, accelerator) if arguments.compare_with else None
     results = evaluation.run(encoder, other, arguments.compare_with)
     if accelerator.is_main_process:
         if arguments.write_episodes is not None:
             (n_shot,) = arguments.n_shot
             count = evaluation.n_episodes[n_shot]
-            write_episodes(arguments.write_episodes, evaluation.samplers[n_shot], count, split.digest)
+            sampler: Any = evaluation.samplers[n_shot]  # not an EpisodeList: the arguments exclude each other
+            write_episodes(arguments.write_episodes, sampler, count, split.digest)
         _report(results, split, arguments)
     accelerator.end_training()
     return results

@@ -199,7 +199,7 @@ class FeatureStore:
 
     def _other_videos(self, split: VideoSplit) -> str:
         """Which videos are others than those that were encoded, where the store says so and has as many."""
-        known = {}
+        known: dict = {}
         for path in (self._features, *self._parts()):
             if path.is_file():
                 tensors = load_tensors(path, _ENCODE_AGAIN, has_checksum=False)

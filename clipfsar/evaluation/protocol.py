@@ -32,7 +32,7 @@ class Protocol:
     inference_modes: str | Sequence[str] = INFERENCE_MODES
 
     def __post_init__(self):
-        shots = (self.n_shot,) if isinstance(self.n_shot, int) else tuple(self.n_shot)
+        shots = self.shots
         modes = (self.inference_modes,) if isinstance(self.inference_modes, str) else tuple(self.inference_modes)
         if not all(isinstance(number, int) for number in shots):
             raise ValueError(f"n_shot={self.n_shot!r} must be a whole number or a list of them.")
@@ -46,6 +46,10 @@ class Protocol:
         if unknown:
             raise ValueError(f"inference_modes {' '.join(unknown)}: there are {', '.join(INFERENCE_MODES)}.")
 
+    @property
+    def shots(self) -> tuple[int, ...]:
+        return (self.n_shot,) if isinstance(self.n_shot, int) else tuple(self.n_shot)
+
     def samplers(self, split: VideoSplit) -> dict[int, EpisodeSampler]:
         """Per number of shots the sampler of its episodes.
 
@@ -54,7 +58,7 @@ class Protocol:
         """
         return {
             n_shot: EpisodeSampler(split.labels, self.n_way, n_shot, self.n_query, self.seed, split.class_names)
-            for n_shot in self.n_shot
+            for n_shot in self.shots
         }
 
 

@@ -161,7 +161,8 @@ def _largest_deviation(classifier: QueryClassifier, shapes: dict[str, list], pat
         inputs = _random_inputs(shapes, *sizes)
         logits.append(classifier(**inputs).flatten())
         deviations.append(exported(**inputs).flatten() - logits[-1])
-    return tuple(float(torch.cat(values).abs().max()) for values in (deviations, logits))
+    largest, scale = (float(torch.cat(values).abs().max()) for values in (deviations, logits))
+    return largest, scale
 
 
 def write_classes(model: CLIPFSARModel, support_set: SupportSet, folder: Path):

@@ -221,8 +221,8 @@ def as_table(results: list[dict], top_k: int) -> str:
             lines.append(query)
             for window in result["windows"]:
                 times = f"{window['start_seconds']:8.2f} - {window['end_seconds']:8.2f} s"
-                others = sorted(window["scores"].items(), key=lambda item: -item[1])
-                others = [f"{name} {score:.2f}" for name, score in others if name != window["label"]]
+                ranked = sorted(window["scores"].items(), key=lambda item: -item[1])
+                others = [f"{name} {score:.2f}" for name, score in ranked if name != window["label"]]
                 entries = [f"{window['label']} {window['score']:.2f}", *others]
                 lines.append(f"  {times}  {printable('   '.join(entries[:top_k]))}")
         if "picture" in result:

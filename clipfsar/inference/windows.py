@@ -105,7 +105,7 @@ def encode_windows(
         plan.update(_plan(processor, times, num_video_frames, rate, (window_seconds, stride_seconds)))
         return plan["frames"]
 
-    embeds, thumbnails, waiting = [], [], []
+    embeds, thumbnails, waiting = list[Any](), list[Any](), list[Any]()
     progress = None
     for frame in stream_video_frames(video, select_indices, processor.num_threads, processor.seconds_per_video):
         if progress is None:

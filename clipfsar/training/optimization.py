@@ -1,6 +1,7 @@
 """Which weights decay, and with which optimizer."""
 
 import torch
+from torch import nn
 
 
 def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -9,7 +10,8 @@ def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     The official program leaves out of the decay what has "bn" or "norm" in *its* names: batch norms and the norm of
     the temporal transformer. CLIP's own LayerNorms are called `ln_*` there and are decayed, so ours are, too.
     """
-    with_decay, without_decay = [], []
+    with_decay: list[nn.Parameter] = []
+    without_decay: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_exempt = "bn" in name or (name.startswith("temporal_transformer.") and ".norm." in name)

@@ -11,9 +11,10 @@ import logging
 import os
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -145,10 +146,12 @@ class EpisodicTrainer:
         cost = (self.args.eval_batch_size, self.args.num_workers, self.args.seed)
         self.encoder = VideoEncoder(model, processing_class, self.accelerator, *cost)
         self.optimizer, self.sampler = optimizer, sampler
-        self.episodes_done, self.best, self.results = 0, None, EvaluationResults()
-        self.log = None
-        self.test_split, self.classes_are_checked = None, False  # what a program knows and has done already
-        self._lock, self._data = run_lock(self.output_dir), {}
+        self.episodes_done, self.results = 0, EvaluationResults()
+        self.best: dict[str, Any] | None = None
+        self.log: TrainingLog | None = None
+        self.test_split: VideoSplit | None = None
+        self.classes_are_checked = False  # what a program knows and has done already
+        self._lock, self._data = run_lock(self.output_dir), dict[str, Any]()
 
         is_main, is_local_main = self.accelerator.is_main_process, self.accelerator.is_local_main_process
         self.control = TrainerControl()
@@ -181,8 +184,7 @@ class EpisodicTrainer:
 
     def learning_rate(self, episode: int) -> float:
         """Rate of the update whose last episode (from 0) is `episode`."""
-        args = self.args
-        decay = tuple(args.decay_episodes)
+        args, decay = self.args, self.args.decay_episodes
         return learning_rate_at(episode, args.learning_rate, args.warmup_learning_rate, args.warmup_episodes, decay)
 
     def create_sampler(self, split: VideoSplit) -> EpisodeSampler:
@@ -472,7 +474,7 @@ class EpisodicTrainer:
         dataset, video_column = split.dataset, split.video_column
         if args.trains_on_features:
             dataset, video_column = row_dataset(dataset, split.label_column), ROW
-        columns = {"video_column": video_column, "label_column": split.label_column}
+        columns: dict[str, Any] = {"video_column": video_column, "label_column": split.label_column}
         return EpisodeDataset(dataset, n_episodes=args.episodes, sampler=self.sampler, **columns)
 
     def _make_loader(self) -> DataLoader:
@@ -482,7 +484,7 @@ class EpisodicTrainer:
         if args.trains_on_features and len(to_come):
             store = FeatureStore(self._features_dir() / "train", self.encoder)
             collator = FeatureCollator(encode_draws(store, self.train_split, args.feature_draws, args.seed))
-            self._finish_batch = dict  # features are model inputs already
+            self._finish_batch: Callable[[dict], dict] = dict  # features are model inputs already
         else:
             collator = EpisodeCollator(self.processing_class, training=True, only_read=args.preprocess_on_device)
             self._finish_batch = collator.finish
@@ -552,9 +554,9 @@ class EpisodicTrainer:
 
     def _evaluate(self, split: VideoSplit, protocol: Protocol) -> EvaluationResults:
         """A frozen tower gives the same features at every validation, so they are kept."""
-        encoder = self.encoder
+        encoder: VideoEncoder | FeatureStore = self.encoder
         if self.args.trains_on_features:
-            encoder = FeatureStore(self._features_dir() / split.name, encoder)
+            encoder = FeatureStore(self._features_dir() / split.name, self.encoder)
         return Evaluation(split, protocol).run(encoder)
 
     def save_model(self, output_dir: str | Path | None = None):

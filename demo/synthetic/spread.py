@@ -92,20 +92,25 @@ def shots_in_words(shots: int) -> str:
 
 
 def _signed(spread: Spread) -> str:
-    return f"{spread.mean:+.1f} ± {spread.half_width:.1f}"
+    mean = round(spread.mean, 1) or 0.0  # no "-0.0"
+    return f"{mean:+.1f} ± {spread.half_width:.1f}"
 
 
 def guessing_sentence(subject: str, spread: Spread, chance: float) -> str:
     """Whether an accuracy differs from guessing, in one sentence."""
     figure = f"{spread.mean:.1f} ± {spread.half_width:.1f}%"
     if spread.low <= chance <= spread.high:
-        return f"{subject} cannot be told from guessing ({figure}; guessing gives {chance:.0f}%)."
+        return f"{subject} cannot be told apart from guessing ({figure}; guessing gives {chance:.0f}%)."
     side = "better" if spread.mean > chance else "worse"
     return f"{subject} is {side} than guessing ({figure}; guessing gives {chance:.0f}%)."
 
 
 def worth_training(spreads: Mapping[int, Spread]) -> str:
-    """The answer to "is it worth training?" from the gain over frozen features; undecided where zero is possible."""
+    """The answer to "is it worth training?" from the gain over frozen features; undecided where zero is possible.
+
+    >>> worth_training({1: Spread(0.1, -0.4, 0.6), 5: Spread(-2.1, -3.1, -1.1)})
+    'For CLIP-FSAR: no at five shots; undecided at one shot.'
+    """
     kinds = {"gain": [], "loss": [], "none": []}
     for shots, spread in spreads.items():
         kind = "none" if not spread.is_clear else "gain" if spread.mean > 0 else "loss"
@@ -115,7 +120,7 @@ def worth_training(spreads: Mapping[int, Spread]) -> str:
         for kind, word in (("gain", "yes"), ("loss", "no"), ("none", "undecided"))
         if kinds[kind]
     ]
-    return f"{'; '.join(parts).capitalize()}."
+    return f"For CLIP-FSAR: {'; '.join(parts)}."
 
 
 __all__ = [

@@ -15,6 +15,7 @@ COMPARISON_LABELS = {
     "method": "CLIP-FSAR instead of\nfrozen features (OTAM)",
     "swapped_texts": "twins' texts exchanged",
     "ensemble": "ensemble instead of CLIP-FSAR",
+    "ensemble_over_texts": "ensemble instead of texts only",
     "official_weight": "official ensemble weight\ninstead of the chosen one",
 }
 

@@ -2,11 +2,20 @@
 
 import numpy as np
 
-from demo.synthetic.spread import Spread, effect_sentence, guessing_sentence, spread_of, worth_training
+from demo.synthetic.spread import (
+    Spread,
+    effect_sentence,
+    guessing_sentence,
+    shots_in_words,
+    spread_of,
+    worth_training,
+)
 from demo.synthetic.track_classes import Track
 
 # Row -> number of shots (or "twins") -> items, and their accuracies (seeds, items) in %.
 Accuracies = dict[str, dict[int | str, tuple[list[str], np.ndarray]]]
+
+OFFICIAL_TEXT_WEIGHT = 0.9
 
 LABELS = {
     "frozen_mean": "frozen features, mean pooling",
@@ -27,6 +36,7 @@ COMPARISONS = {
     "swapped_texts": ("swapped_texts", "with_text"),
     "over_texts_only": ("with_text", "texts_only"),
     "ensemble": ("ensemble", "with_text"),
+    "ensemble_over_texts": ("ensemble", "texts_only"),
     "official_weight": ("ensemble_official", "ensemble"),
 }
 
@@ -100,7 +110,7 @@ def sentences(spreads: dict, weights: dict[int, float]) -> list[dict[str, str]]:
             effect_sentence("OTAM instead of mean pooling, on frozen features,", spreads["alignment"])
         ],
         "What does the text do?": [
-            effect_sentence("The text (CLIP-FSAR minus the same training without text)", spreads["text"])
+            effect_sentence("Training with text (CLIP-FSAR) instead of without", spreads["text"])
         ],
         "Is it worth training?": [
             worth_training(spreads["method"]),
@@ -109,9 +119,11 @@ def sentences(spreads: dict, weights: dict[int, float]) -> list[dict[str, str]]:
         ],
         "What does the ensemble add?": [
             effect_sentence(
-                f"The ensemble (text weight chosen on validation: {_listed(weights)})", spreads["ensemble"]
+                f"The ensemble (text weight chosen on validation: {_listed(weights)}) instead of CLIP-FSAR alone",
+                spreads["ensemble"],
             ),
-            effect_sentence("The official weight 0.9 instead of the chosen one", spreads["official_weight"]),
+            effect_sentence("The ensemble instead of texts only", spreads["ensemble_over_texts"]),
+            *_official_weight(spreads["official_weight"], weights),
         ],
     }
     twins = {
@@ -126,6 +138,18 @@ def sentences(spreads: dict, weights: dict[int, float]) -> list[dict[str, str]]:
         swapped = effect_sentence("Exchanging the texts of twins", spreads["swapped_texts"])
         answers["What does the text do?"].append(swapped)
     return [{"question": question, "answer": " ".join(parts)} for question, parts in answers.items()]
+
+
+def _official_weight(spreads: dict[int, Spread], weights: dict[int, float]) -> list[str]:
+    """Sentences on the official weight, where it is not the chosen one."""
+    other = {shots: spread for shots, spread in spreads.items() if weights[shots] != OFFICIAL_TEXT_WEIGHT}
+    same = [shots_in_words(shots) for shots in spreads if shots not in other]
+    found = (
+        [effect_sentence(f"The official weight {OFFICIAL_TEXT_WEIGHT} instead of the chosen one", other)]
+        if other
+        else []
+    )
+    return found + ([f"The chosen weight is the official one at {' and '.join(same)}."] if same else [])
 
 
 def _listed(weights: dict[int, float]) -> str:
@@ -167,10 +191,20 @@ def _answers(track: dict) -> str:
 
 def _note(settings: dict) -> str:
     return (
-        f"5-way accuracy in % on novel classes; mean and 95% interval over classes and {settings['num_seeds']} "
-        "training seeds (differences: paired). Every choice was made on validation classes. The visual tower is "
-        "frozen in all rows."
+        "5-way accuracy in % on novel classes; guessing gives 20%. ± is the half width of a 95% interval over classes "
+        f"and {settings['num_seeds']} training seeds. Differences are paired, and rounded after subtraction. An effect "
+        "is measurable where its interval excludes zero. Every choice was made on validation classes. The visual "
+        "tower is frozen in all rows."
     )
 
 
-__all__ = ["COMPARISONS", "LABELS", "Accuracies", "sentences", "table_of", "tables", "track_results"]
+__all__ = [
+    "COMPARISONS",
+    "LABELS",
+    "OFFICIAL_TEXT_WEIGHT",
+    "Accuracies",
+    "sentences",
+    "table_of",
+    "tables",
+    "track_results",
+]

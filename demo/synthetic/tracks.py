@@ -88,11 +88,10 @@ from demo.synthetic.track_heads import (
     twin_accuracies,
 )
 from demo.synthetic.track_jobs import Clock, Progress, check_options, showing_progress, working, write_text
-from demo.synthetic.track_report import Accuracies, tables, track_results
+from demo.synthetic.track_report import OFFICIAL_TEXT_WEIGHT, Accuracies, tables, track_results
 from modeling_clipfsar import CLIPFSARModel
 
 TEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-OFFICIAL_TEXT_WEIGHT = 0.9
 TEXTS_ALONE = 1.0
 
 ENCODING, TRAINING, TESTING = "rendering and encoding clips", "training", "testing"
