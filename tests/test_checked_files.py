@@ -158,7 +158,7 @@ def test_json_of_another_type_is_damaged_and_says_what_to_do(tmp_path, content):
 
 def test_json_in_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.json")
-    with pytest.raises(DamagedFileError, match="it is no regular file"):
+    with pytest.raises(DamagedFileError, match="it is not a regular file"):
         read_json(tmp_path / "x.json", "make it anew")
 
 

@@ -125,7 +125,7 @@ def test_names_alone_may_hold_commas_or_come_from_a_file(folders, capsys, tmp_pa
 def test_names_in_a_pipe_are_not_waited_for(folders, capsys, tmp_path):
     os.mkfifo(tmp_path / "names")
     assert predict(folders, "--labels_file", tmp_path / "names", support=None) == 1
-    assert "names cannot be read as text: it is no regular file. Give a file with lines" in capsys.readouterr().err
+    assert "names cannot be read as text: it is not a regular file. Give a file with lines" in capsys.readouterr().err
 
 
 def test_a_file_of_names_in_another_encoding_is_refused(folders, capsys, tmp_path):

@@ -356,7 +356,7 @@ def unreadable(folder, kind):
         ("text", "cannot open it"),
         ("audio", "no video stream"),
         ("folder", r"it holds no frames \(.bmp, .jpeg"),
-        ("cut off h264.mp4", "the file is cut off, [0-9]+ bytes of at least [0-9]+ are there"),
+        ("cut off h264.mp4", "the file is cut off: it has [0-9]+ bytes, but at least [0-9]+ are needed"),
         ("cut off vp9.webm", "the file is cut off"),
         ("cut off mpeg4.avi", "the file is cut off"),
         ("damaged", "cannot be decoded"),
