@@ -175,5 +175,5 @@ def test_only_the_files_asked_for_are_compared(tmp_path):
     write_checksums(tmp_path)
     (tmp_path / "config.json").write_text("edited")
     assert check_files(tmp_path, "remedy", only="model*.safetensors")
-    with pytest.raises(DamagedFileError, match=r"config\.json is not what was written"):
+    with pytest.raises(DamagedFileError, match=r"config\.json has changed since it was written"):
         check_files(tmp_path, "remedy")

@@ -72,7 +72,7 @@ def test_what_the_hub_has_or_the_cache_holds_passes(hub, tmp_path):
 
 def test_a_name_the_hub_cannot_have_is_not_asked_for(hub):
     asked = hub(not_found())
-    with pytest.raises(FileNotFoundError, match=r"--model my model: .* the Hub has no such names \(OWNER/NAME\)"):
+    with pytest.raises(FileNotFoundError, match=r"--model my model: .* it is not a valid Hub id \(OWNER/NAME\)"):
         check_source("model", "my model")
     assert asked == []
 
@@ -108,7 +108,7 @@ def test_a_training_run_stands_for_its_best_model(tmp_path, capsys):
         find_model("model", str(tmp_path))
     (best / "config.json").write_text("{}")
     assert find_model("model", str(tmp_path)) == str(best)
-    assert f"is a training run: its best model, {best}, is taken." in capsys.readouterr().err
+    assert f"is a training run: using its best model, {best}." in capsys.readouterr().err
     assert find_model("model", str(best)) == str(best)
     assert capsys.readouterr().err == ""
 
@@ -134,10 +134,10 @@ def test_names_of_devices_pass(name):
     ],
 )
 def test_what_is_no_device_is_named(name, hint, capsys):
-    with pytest.raises(ValueError, match=f"--device {name} is no device: .*{hint}"):
+    with pytest.raises(ValueError, match=f"--device {name} is not a device: .*{hint}"):
         check_device(name)
     assert main(["predict", "--model", "m", "--labels", "a, b", "--query", "x.mp4", "--device", name]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --device {name} is no device")
+    assert capsys.readouterr().err.startswith(f"error: --device {name} is not a device")
 
 
 @pytest.mark.parametrize("name", ["mps", "cuda", "cuda:0", "xpu", "npu"])

@@ -143,8 +143,8 @@ def test_files_that_are_no_clips_are_counted(folders, capsys, tmp_path):
         (tmp_path / name).touch()
     assert predict(folders, support=tmp_path / "examples", query=(tmp_path / "queries",)) == 0
     printed = capsys.readouterr().err
-    assert "--support_set left out: 1 file that is no video (.txt 1), 1 hidden\n" in printed
-    assert "--query left out: 1 file that is no video (.xml 1), 1 hidden\n" in printed
+    assert "--support_set left out: 1 file that is not a video (.txt 1), 1 hidden\n" in printed
+    assert "--query left out: 1 file that is not a video (.xml 1), 1 hidden\n" in printed
 
 
 def test_pictures_come_with_the_numbers_behind_them(folders, capsys, tmp_path):

@@ -167,7 +167,7 @@ def test_what_is_left_out_of_a_tree_is_said_at_the_end(video_folder, tmp_path, c
     (source / "train" / "nothing").mkdir()
     prepare(tmp_path / "data", source=source)
     lines = capsys.readouterr().out.splitlines()
-    assert "left out: 1 file that is no video (.txt 1), 1 hidden, class folders without clips: 'nothing'" in lines
+    assert "left out: 1 file that is not a video (.txt 1), 1 hidden, class folders without clips: 'nothing'" in lines
     assert lines[-1].endswith(f"is ready: clipfsar train --dataset {tmp_path / 'data'} ...")
 
 
@@ -251,7 +251,7 @@ def test_an_address_is_no_missing_file_and_stays_as_it_is(tmp_path, capsys):
     (tmp_path / "clips.csv").write_text(f"path,label,split\n{address},run,train\n")
     folder = prepare(tmp_path / "data", source=tmp_path / "clips.csv", skip_reading=True)
     assert rows_of(load_from_disk(folder)) == {"train": [(address, "run")]}
-    message = "note: there are no classes for validation and test; --class_split shares them out."
+    message = "note: there are no classes for validation and test; --class_split makes all splits."
     assert message in capsys.readouterr().out
 
 
@@ -261,7 +261,7 @@ def test_a_file_listed_twice_stays_once(table, tmp_path, capsys):
     folder = prepare(tmp_path / "data", source=table, skip_reading=True)
     names = [(f"{name}{number}.mp4", name) for name in ("green", "red") for number in range(3)]
     assert rows_of(load_from_disk(folder), "name") == {"train": names}
-    assert "note: 2 videos are listed twice; each stays once." in capsys.readouterr().out
+    assert "note: 2 videos are listed twice; each is kept once." in capsys.readouterr().out
 
 
 def test_a_file_with_two_classes_is_an_error(table, tmp_path):
@@ -325,7 +325,7 @@ def test_a_split_whose_classes_nobody_says_is_left_out(tmp_path, monkeypatch):
 
 def test_a_source_whose_classes_nobody_says_is_refused(tmp_path):
     source = save_numbered(tmp_path / "saved", train=[-1, -1, -1])
-    with pytest.raises(ValueError, match="saved has no class of any video in its column 'label'"):
+    with pytest.raises(ValueError, match="saved has no labels in its column 'label'"):
         prepare(tmp_path / "data", source=source)
     assert not (tmp_path / "data").exists()
 
@@ -401,7 +401,7 @@ def test_a_frame_store_takes_size_and_preprocessing_from_the_model(table, tiny_c
     options = {"model": tmp_path / "model", "frame_store": "jpeg", "source": table, "num_workers": 1}
     prepare_dataset.main(parse_arguments(command_line(output_dir=tmp_path / "data", **options)))
     processor.process_videos([load_from_disk(tmp_path / "data")["train"][0]["video"]])
-    with pytest.raises(ValueError, match=r"--frame_size 24 is not that of .*model, which is 16: leave one"):
+    with pytest.raises(ValueError, match=r"--frame_size 24 differs from that of .*model, which is 16: leave one"):
         prepare_dataset.main(parse_arguments(command_line(output_dir=tmp_path / "other", frame_size=24, **options)))
 
 
@@ -445,7 +445,7 @@ def test_folders_of_images_go_into_a_frame_store_and_cannot_be_embedded(tmp_path
     options = {"source": tmp_path / "source", "class_split": [2, 0, 0]}
     folder = prepare(tmp_path / "data", **options, frame_store="raw")
     assert rows_of(load_from_disk(folder), "name") == {"train": [("video0", "clap"), ("video0", "run")]}
-    problem = "video0' is a folder of images, no file to embed: use --frame_store jpeg."
+    problem = "video0' is a folder of images, which cannot be embedded: use --frame_store jpeg."
     with pytest.raises(ValueError, match=f"Not one of the 2 videos can be read; the first is .*{problem}"):
         prepare(tmp_path / "embedded", **options, embed_videos=True)
     assert [bad["problem"].endswith(problem) for bad in bad_videos(tmp_path / "embedded")] == [True, True]
@@ -461,7 +461,7 @@ def test_an_address_cannot_be_embedded(table, tmp_path):
     table.write_text(table.read_text().replace("videos/green0.mp4", file.as_uri()))
     folder = prepare(tmp_path / "data", source=table, embed_videos=True, skip_bad_videos=True)
     (bad,) = bad_videos(folder)
-    assert bad["problem"] == f"'file://{file}' is an address, no file to embed: use --frame_store jpeg."
+    assert bad["problem"] == f"'file://{file}' is an address, which cannot be embedded: use --frame_store jpeg."
     assert len(load_from_disk(folder)["train"]) == 5
 
 
@@ -927,7 +927,7 @@ def test_shards_without_checksums_are_taken_with_a_note(tmp_path, capsys):
         (tmp_path / f"shard-00000{number}").mkdir()
         (tmp_path / f"shard-00000{number}" / "keys.json").write_text("[]")
     assert [shard.keys for shard in frame_store._finished_shards(tmp_path)] == [[], []]
-    expected = f"note: 2 finished pieces in {tmp_path} have no checksums; they are taken as they are.\n"
+    expected = f"note: 2 finished pieces in {tmp_path} have no checksums; they are used unchecked.\n"
     assert capsys.readouterr().out == expected
 
 
@@ -1011,7 +1011,7 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(table, tmp_path):
 def test_a_prepared_data_set_is_not_prepared_over(table, tmp_path):
     folder = prepare(tmp_path / "data", source=table, skip_reading=True)
     before = {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    with pytest.raises(ValueError, match="/data holds a prepared data set already: delete it or name another folder"):
+    with pytest.raises(ValueError, match="/data already holds a prepared data set: delete it or name another folder"):
         prepare(tmp_path / "data", source=table, skip_reading=True)
     assert {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
@@ -1083,7 +1083,7 @@ def test_a_label_column_that_is_not_there_is_named_with_those_that_are(table, vi
 @pytest.mark.parametrize("suffix", ["xlsx", "txt", "mp4"])
 def test_a_file_of_another_kind_is_not_said_to_be_missing(suffix, tmp_path):
     (tmp_path / f"clips.{suffix}").write_text("a.mp4\trun\n")
-    message = rf"--source .*clips\.{suffix} is a file, but no table: these end in \.csv or \.jsonl"
+    message = rf"--source .*clips\.{suffix} is a file, but not a table: tables end in \.csv or \.jsonl"
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "data", source=tmp_path / f"clips.{suffix}")
 
