@@ -140,7 +140,7 @@ def test_unknown_clips_need_a_second_example_and_the_page_says_so(pipe, clips, v
     for name in ("red", "green"):
         visitor.remove(name, f"{name} 2.mp4")
     explanation, note = visitor.answer(pipe, "few_shot", detect_unknown=True)
-    assert note == "To recognise “none of these”, one class at least needs a second clip."
+    assert note == "To recognise “none of these”, at least one class needs a second clip."
     assert explanation.unknown_score is None
     visitor.add(pipe, "red", clips["red"][1:])
     explanation, note = visitor.answer(pipe, "few_shot", detect_unknown=True)

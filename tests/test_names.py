@@ -104,7 +104,7 @@ def test_every_command_names_the_option_of_a_name_that_is_nothing(hub, tmp_path,
 def test_a_training_run_stands_for_its_best_model(tmp_path, capsys):
     best = tmp_path / "best"
     best.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds no model: there is neither a config\.json nor a folder 'best'"):
+    with pytest.raises(FileNotFoundError, match=r"holds no model: it has neither a config\.json nor the folder 'best'"):
         find_model("model", str(tmp_path))
     (best / "config.json").write_text("{}")
     assert find_model("model", str(tmp_path)) == str(best)
@@ -129,8 +129,8 @@ def test_names_of_devices_pass(name):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        *(("cpu:3", "there is one cpu. Give --device cpu"), ("mps:1", "there is one mps"), ("cpu:", "are cpu")),
-        *(("gpu", "did you mean cuda"), ("GPU:0", "did you mean cuda"), ("x", "are cpu")),
+        *(("cpu:3", "only one cpu. Give --device cpu"), ("mps:1", "only one mps"), ("cpu:", "choose from cpu")),
+        *(("gpu", "did you mean cuda"), ("GPU:0", "did you mean cuda"), ("x", "choose from cpu")),
     ],
 )
 def test_what_is_no_device_is_named(name, hint, capsys):
@@ -154,5 +154,5 @@ def test_a_device_that_this_machine_lacks_is_named_in_one_sentence(name, monkeyp
 
 def test_a_file_is_no_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"config\.json is a file: give the folder of a model"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is a file: give a model's folder"):
         find_model("model", str(tmp_path / "config.json"))

@@ -446,7 +446,7 @@ def test_folders_of_images_go_into_a_frame_store_and_cannot_be_embedded(tmp_path
     folder = prepare(tmp_path / "data", **options, frame_store="raw")
     assert rows_of(load_from_disk(folder), "name") == {"train": [("video0", "clap"), ("video0", "run")]}
     problem = "video0' is a folder of images, which cannot be embedded: use --frame_store jpeg."
-    with pytest.raises(ValueError, match=f"Not one of the 2 videos can be read; the first is .*{problem}"):
+    with pytest.raises(ValueError, match=f"None of the 2 videos can be read; the first is .*{problem}"):
         prepare(tmp_path / "embedded", **options, embed_videos=True)
     assert [bad["problem"].endswith(problem) for bad in bad_videos(tmp_path / "embedded")] == [True, True]
     write_video(tmp_path / "source" / "run" / "video1.mp4", (0, 0, 250), seed=0)
@@ -546,7 +546,7 @@ def test_skip_bad_videos_goes_on_without_them_and_says_so(options, table, tmp_pa
     problems = {Path(bad["path"]).name: bad["problem"] for bad in bad_videos(folder)}
     assert problems.keys() == {"red0.mp4", "red1.mp4", "green2.mp4"}
     assert problems["red0.mp4"] == MISSING
-    assert "the file is cut off, 200 bytes of at least" in problems["red1.mp4"]
+    assert "the file is cut off: it has 200 bytes, but at least" in problems["red1.mp4"]
     assert "the file is empty (0 bytes)" in problems["green2.mp4"]
     assert counts_in(capsys.readouterr().out) == {"train": [2, 3, 1, 2, 1]}
     report = json.loads((folder / "preparation.json").read_text())
@@ -583,7 +583,7 @@ def test_not_a_single_readable_video_is_an_error_of_its_own(skip_bad_videos, kin
     for path in (tmp_path / "videos").iterdir():
         cut_off(path)
     message = (
-        r"Not one of the 6 videos can be read; the first is .*/videos/green0\.mp4 \(.*the file is cut off.*\)\. Is"
+        r"None of the 6 videos can be read; the first is .*/videos/green0\.mp4 \(.*the file is cut off.*\)\. Check"
     )
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "data", source=table, skip_bad_videos=skip_bad_videos, **kind)
@@ -607,8 +607,8 @@ def test_a_video_root_without_the_files_is_named(skip_bad_videos, times, table, 
     header, *lines = table.read_text().splitlines()
     table.write_text("\n".join([header, *lines * times]) + "\n")
     message = (
-        r"^Not one of the 6 videos can be read; the first is .*/elsewhere/videos/green0\.mp4 \(missing\)\. Is the "
-        r"folder of the videos the right one\?"
+        r"^None of the 6 videos can be read; the first is .*/elsewhere/videos/green0\.mp4 \(missing\)\. Check "
+        r"the folder of the videos\."
     )
     options = {"video_root": tmp_path / "elsewhere", "skip_bad_videos": skip_bad_videos}
     with pytest.raises(ValueError, match=message):
@@ -994,7 +994,7 @@ def test_an_unfinished_preparation_does_not_go_on_with_other_settings(changed, m
     options = {"source": table, "frame_store": "jpeg"}
     with pytest.raises(ValueError, match="1 video is missing or unreadable"):
         prepare(tmp_path / "data", **options)
-    message = f"An unfinished preparation in .*/data was started with {message} go on with the same settings, delete"
+    message = f"An unfinished preparation in .*/data was started with {message} use the same settings, delete"
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "data", **(options | changed))
     prepare(tmp_path / "data", **options, num_workers=2, skip_bad_videos=True)  # these may change
@@ -1025,7 +1025,7 @@ def test_a_prepared_data_set_is_not_prepared_over(table, tmp_path):
         ({}, "Give either --source or --official_splits with --video_root"),
         ({"source": "a", "official_splits": "b"}, "Give either --source or --official_splits"),
         ({"official_splits": "lists"}, "--official_splits needs --video_root, the folder that the lists' paths"),
-        ({"source": "a", "output_dir": None}, "--output_dir is missing: the folder of the data set"),
+        ({"source": "a", "output_dir": None}, "--output_dir is missing: give a folder for the data set"),
         ({"source": "a", "embed_videos": True, "frame_store": "jpeg"}, "both fill the data set: choose one"),
         ({"source": "a", "num_workers": 0}, "--num_workers 0 must be at least 1"),
         ({"source": "a", "frame_size": 0}, "--frame_size 0 must be at least 1"),
@@ -1053,7 +1053,7 @@ def test_a_benchmark_sets_preprocessing_and_folder_and_the_command_line_both():
 
 def test_a_class_in_two_splits_is_named(table, tmp_path):
     table.write_text(table.read_text() + "videos/red0.mp4,red,test\n")
-    message = "The splits 'train' and 'test' share 1 classes: red. .*; --class_split shares all classes out anew"
+    message = "The splits 'train' and 'test' share 1 classes: red. .*; --class_split splits all classes anew"
     with pytest.raises(ValueError, match=message) as error:
         prepare(tmp_path / "data", source=table)
     assert "--allow_shared_classes" not in str(error.value)  # which this program does not have
@@ -1064,7 +1064,7 @@ def test_a_class_in_two_splits_is_named_whatever_the_spelling_and_class_split_he
     source = tmp_path / "videos"
     for name in ("train/brush_hair", "test/BrushHair", "test/dive"):
         shutil.copytree(video_folder / "train" / "red", source / name)
-    message = "The splits 'train' and 'test' share 1 classes: brush hair. .*; --class_split shares all classes out"
+    message = "The splits 'train' and 'test' share 1 classes: brush hair. .*; --class_split splits all classes"
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "data", source=source)
     folder = prepare(tmp_path / "data", source=source, class_split=[1, 0, 1], skip_reading=True)
@@ -1119,7 +1119,7 @@ def offline(monkeypatch):
         (["--source", "clips.csv", "--frame_size", "0"], "--frame_size 0 must be at least 1"),
         (
             ["--source", "clips.csv", "--video_root", "nowhere"],
-            r"Not one of the 6 videos .*green0\.mp4 \(missing\)\. Is",
+            r"None of the 6 videos .*green0\.mp4 \(missing\)\. Check",
         ),
     ],
 )

@@ -389,7 +389,7 @@ def test_whatever_a_file_object_raises_is_unreadable(error):
 
 
 @pytest.mark.parametrize(
-    "place", ["video_clipfsar._room_for", "video_clipfsar.FrameArchive", "video_clipfsar._upright"]
+    "place", ["video_clipfsar._empty_frames", "video_clipfsar.FrameArchive", "video_clipfsar._upright"]
 )
 def test_no_memory_while_reading_is_unreadable(place, tmp_path, monkeypatch):
     def no_memory(*_):

@@ -620,7 +620,7 @@ def test_the_seed_and_nothing_else_decides_which_classes_go_where():
     [
         ((0.5, 0.2, 0.2), r"--class_split 0.5 0.2 0.2: fractions must add up to 1, but give 0.9"),
         ((10, 5, 5), "--class_split 10 5 5: whole numbers must add up to 25 classes"),
-        ((14.5, 4.5, 6), "--class_split 14.5 4.5 6: there are 25 classes"),
+        ((14.5, 4.5, 6), "--class_split 14.5 4.5 6: whole numbers must add up to 25"),
         ((0.8, 0.2), "--class_split 0.8 0.2: three numbers are needed, for train, validation and test"),
         ((30, -10, 5), "--class_split 30 -10 5: three numbers are needed"),
     ],
