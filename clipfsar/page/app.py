@@ -59,7 +59,7 @@ CSS = """
 .gradio-container .html-container { padding: 0; }
 /* Otherwise a loaded video covers the choice between file and camera below it. */
 #query .video-container .wrap, #query .video-container video { height: 258px !important; margin: 0; top: 0; }
-/* Reset and trim create another file after the first one is deleted. */
+/* Hidden: they replace the file, and the previous one is deleted. */
 #query [aria-label^="Reset"], #query [aria-label^="Trim"] { display: none; }
 .line { align-items: center !important; flex-wrap: nowrap !important; }
 .tight { gap: 8px; }
@@ -127,7 +127,7 @@ def probability_bars(explanation: Explanation) -> str:
     if unknown is not None:
         extra = f'<div class="bars">{_bar(UNKNOWN_LABEL, unknown, "" if is_unknown else "other")}</div>'
         sentences.append(
-            f"“{UNKNOWN_LABEL}” has a separate score and is the answer from 50%"
+            f"“{UNKNOWN_LABEL}” has a separate score and is the answer at 50% or more"
             + (f"; without it the answer would be “{explanation.label}”." if is_unknown else ".")
         )
     return (
