@@ -517,7 +517,7 @@ def test_missing_videos_stop_the_preparation_before_anything_is_read_and_are_lis
     for name in ("red0", "red2", "green1"):
         (tmp_path / "videos" / f"{name}.mp4").unlink()
     cut_off(tmp_path / "videos" / "red1.mp4")
-    with pytest.raises(ValueError, match=r"^3 videos are missing or unreadable, see .*/data/bad_videos.csv\. Mend"):
+    with pytest.raises(ValueError, match=r"^3 videos are missing or unreadable, see .*/data/bad_videos.csv\. Fix"):
         prepare(tmp_path / "data", source=table)
     listed = [
         (bad["split"], bad["class"], Path(bad["path"]).name, bad["problem"]) for bad in bad_videos(tmp_path / "data")
@@ -945,7 +945,7 @@ def test_two_preparations_in_one_folder_are_one_and_a_refusal(table, tmp_path, m
     assert len(load_from_disk(folder)["train"]) == 6
     (error,) = errors
     assert error.startswith(f"{tmp_path / 'data'} is in use: process {os.getpid()} on ")
-    assert error.endswith("Wait until it has ended, stop it, or name another --output_dir.")
+    assert error.endswith("Wait until it ends, stop it, or name another --output_dir.")
     assert not (folder / ".lock").exists()
 
 
