@@ -1,9 +1,9 @@
-"""What a video file shows, read off its packets: which frames, when, and where decoding may begin. Nothing is decoded.
+"""Finds out from a video's packets which frames it shows, when, and where decoding may begin. Nothing is decoded.
 
-A container's own count of frames, its frame rate and its seek table are often wrong about what a player shows. The
-packets are not: FFmpeg marks those that an edit list hides, and each carries the time at which its frame is shown.
+A container's frame count, frame rate and seek table are often wrong about what a player shows. The packets are right:
+FFmpeg marks those that an edit list hides, and each carries the time at which its frame is shown.
 
-This module needs neither torch nor transformers, so that a process that only reads videos starts quickly.
+This module needs neither torch nor transformers. A process that only reads videos therefore starts quickly.
 """
 
 import io
@@ -33,10 +33,10 @@ class VideoTimes:
     """When the frames of a video are shown.
 
     Args:
-        num_frames: Frames that are shown.
-        fps: Their mean rate, None where nothing says it.
-        seconds: When each frame is shown, from the first on, (num_frames); None where frame i is shown at i / fps, up
-            to half a frame.
+        num_frames: Number of frames shown.
+        fps: Mean frame rate, None if unknown.
+        seconds: When each frame is shown, counted from the first, (num_frames). None if frame i is shown at i / fps,
+            within half a frame.
         duration: Seconds from the first frame to the end of the last; None without a rate.
     """
 
@@ -54,9 +54,10 @@ class VideoTimes:
         return self.seconds is None
 
     def as_constant(self) -> tuple[int, float | None]:
-        """Number and rate of frames of a video that shows the same at a constant rate: its own where that is constant.
+        """Frame count and rate of a video that shows the same at a constant rate.
 
-        Otherwise the rate is that of its shortest frames, but at most 120 per second.
+        They are the video's own if its rate is constant. Otherwise the rate is that of its shortest frame, at most 120
+        per second.
         """
         if self.seconds is None:
             return self.num_frames, self.fps
@@ -65,7 +66,7 @@ class VideoTimes:
         return num_frames, num_frames / self.duration
 
     def frames_at(self, indices: list[int]) -> list[int]:
-        """Frames of this video that are shown where `as_constant` shows frames `indices`."""
+        """The frames of this video that are shown when the video of `as_constant` shows frames `indices`."""
         if self.seconds is None:
             return indices
         _, rate = self.as_constant()
@@ -76,7 +77,7 @@ class VideoTimes:
 
 @dataclass
 class Packets:
-    """What the packets of a stream say, in the order in which they are decoded."""
+    """The fields of a stream's packets, one list entry per packet, in decoding order."""
 
     pts: list[int | None] = field(default_factory=list)
     dts: list[int | None] = field(default_factory=list)
@@ -85,19 +86,19 @@ class Packets:
     is_key: list[bool] = field(default_factory=list)
     num_shown: list[int] = field(default_factory=list)  # frames that the packet shows: 0 for a hidden one
     is_cut: bool = False  # an edit list hides packets
-    is_odd: bool = False  # how many frames are shown, or in which order, only decoding tells
-    is_b_picture: list[bool] = field(default_factory=list)  # of MPEG-4, where containers may not know it
-    has_times: bool = True  # or else frames are shown in the order of the packets
+    is_odd: bool = False  # only decoding tells how many frames are shown, or in which order
+    is_b_picture: list[bool] = field(default_factory=list)  # for MPEG-4, whose containers may not say it
+    has_times: bool = True  # False: frames are shown in packet order
 
 
 @dataclass
 class FrameOrder:
-    """Shown frames by the packets that they come out of.
+    """The shown frames, each identified by the packet it is decoded from.
 
     Args:
-        packets: Number of the packet of each shown frame, in the order shown.
+        packets: Packet number of each shown frame, in the order shown.
         entries: Packets at which decoding may begin, rising; the first is 0.
-        ranks: Of each packet, rising with the time at which its frame is shown; None where that is not known.
+        ranks: One value per packet; it rises with the time at which the frame is shown. None if that is unknown.
     """
 
     packets: list[int]
@@ -105,7 +106,7 @@ class FrameOrder:
     ranks: Sequence[float | None]
 
     def entry_of(self, frame: int) -> int:
-        """The last packet from which decoding gives a frame. Pictures that lead a key frame need the one before it."""
+        """The last packet from which decoding gives a frame. Frames that lead a key frame need an earlier one."""
         packet = self.packets[frame]
         position = int(np.searchsorted(self.entries, packet, side="right")) - 1
         while position > 0 and not self._follows(packet, self.entries[position]):
@@ -126,7 +127,7 @@ class FrameOrder:
 
 # --- packets ----------------------------------------------------------------------------------------------------------
 
-# A key frame of these is all that decoding needs. (Of a GIF, only the first frame is whole.)
+# Decoding can begin at any key frame of these codecs. (In a GIF, only the first frame is whole.)
 _CODECS_WITH_KEY_FRAMES = {
     *("h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "h263", "flv1", "mjpeg", "prores"),
     *("dnxhd", "ffv1", "rawvideo", "huffyuv", "theora", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"),
@@ -135,15 +136,15 @@ _CODECS_WITHOUT_REORDERING = {
     *("vp8", "vp9", "h263", "flv1", "mjpeg", "prores", "dnxhd", "ffv1", "rawvideo", "huffyuv", "gif"),
     *("msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"),
 }
-# Containers that do not say when frames are shown: FFmpeg makes the times up. (avi, and streams without a container.)
+# Containers that do not say when frames are shown, so that FFmpeg invents times: avi, and streams without a container.
 _FORMATS_WITHOUT_TIMES = {
     *("avi", "h261", "h263", "h264", "hevc", "m4v", "mpegvideo", "av1", "obu", "rawvideo", "vc1", "mjpeg", "cavsvideo"),
 }
-_SMALLEST_CODED_VOP = 20  # bytes; FFmpeg takes smaller ones for place holders of packed B-frames
+_SMALLEST_CODED_VOP = 20  # bytes; FFmpeg treats smaller ones as placeholders of packed B-frames
 
 
 def count_shown(codec: str, data: memoryview) -> int:
-    """How many frames a packet of VP8 or VP9 shows; of any other codec 1."""
+    """How many frames a packet of VP8 or VP9 shows; 1 for any other codec."""
     if codec == "vp8":
         return data[0] >> 4 & 1  # RFC 6386, 9.1: show_frame
     if codec == "vp9":
@@ -152,7 +153,7 @@ def count_shown(codec: str, data: memoryview) -> int:
 
 
 def _is_shown_by_vp9(head: int) -> bool:
-    """Of the first byte of a frame (VP9 bitstream specification, 6.2)."""
+    """Whether a frame is shown, by its first byte (VP9 bitstream specification, 6.2)."""
     bits = [head >> shift & 1 for shift in range(7, -1, -1)]  # frame_marker (2), profile (2), ...
     position = 5 if bits[2] and bits[3] else 4  # profile 3 has a reserved bit
     show_existing_frame, _, show_frame = bits[position : position + 3]
@@ -160,7 +161,7 @@ def _is_shown_by_vp9(head: int) -> bool:
 
 
 def _vp9_frames(data: memoryview) -> list[int]:
-    """Where the frames of a packet begin: a superframe holds several (VP9 bitstream specification, annex B)."""
+    """Start of each frame in a packet; a superframe holds several (VP9 bitstream specification, annex B)."""
     marker = data[-1]
     num_frames, size_bytes = (marker & 7) + 1, (marker >> 3 & 3) + 1
     index_size = 2 + num_frames * size_bytes
@@ -173,7 +174,7 @@ def _vp9_frames(data: memoryview) -> list[int]:
 
 
 def _mpeg4_picture(data: memoryview) -> int | None:
-    """The type of the only coded picture of a packet, 2 for a B-picture; None for any other contents."""
+    """Type of the only coded picture in a packet, 2 for a B-picture; None if the packet holds anything else."""
     if len(data) < _SMALLEST_CODED_VOP:
         return None
     data = bytes(data)
@@ -184,21 +185,21 @@ def _mpeg4_picture(data: memoryview) -> int | None:
 
 def _is_gradual_refresh(data: bytes) -> bool:
     """Whether an H.264 packet says that pictures are whole only some frames after it (ITU-T H.264, D.1.8)."""
-    # The message stands before the picture: the head of a NAL unit, payload type 6, its size, recovery_frame_cnt.
+    # The message precedes the picture: head of a NAL unit, payload type 6, payload size, recovery_frame_cnt.
     match = re.search(rb"[\0\1].?\x06\x06[\1\2\3](.)", data, re.DOTALL)
     return match is not None and not match[1][0] & 0x80
 
 
 def list_packets(container, stream, keep_bytes: int) -> tuple[Packets, list | None]:
-    """Demuxes a stream. Returns what its packets say and, if they have no more than `keep_bytes`, the packets.
+    """Demuxes a stream. Returns the fields of its packets, and the packets if they take at most `keep_bytes`.
 
-    Packets that are kept have their number in place of their time: the decoder hands it on to the frame.
+    The returned packets carry their number instead of their time. The decoder passes it on to the frame.
     """
     codec = stream.codec_context.codec.canonical_name
     has_times = not _FORMATS_WITHOUT_TIMES & set(container.format.name.split(","))
     packets, kept, num_bytes = Packets(has_times=has_times), list[Any](), 0
     packets.is_odd = not has_times and codec not in _CODECS_WITHOUT_REORDERING | {"mpeg4"}
-    # Where a packet may hold one field of a frame: FFmpeg joins those of other codecs and containers.
+    # Here a packet may hold half a frame (one field). For other codecs and containers FFmpeg joins the fields.
     packets.is_odd |= codec == "h264" and "mpegts" in container.format.name and _is_interlaced(stream)
     max_packets = limit("frames")
     for packet in container.demux(stream):
@@ -234,7 +235,7 @@ def _is_interlaced(stream) -> bool:
 
 
 def order_of_packets(packets: Packets, codec: str) -> FrameOrder | None:
-    """The order in which frames are shown, by their times. None where only decoding tells it."""
+    """The order in which frames are shown, by their times. None if only decoding tells."""
     shown = [number for number, count in enumerate(packets.num_shown) if count]
     ranks = packets.pts if packets.has_times else list(range(len(packets.pts)))
     times = [ranks[number] for number in shown]
@@ -250,7 +251,7 @@ def order_of_packets(packets: Packets, codec: str) -> FrameOrder | None:
         return None
     order = sorted(shown, key=ranks.__getitem__)
     if codec == "mpeg4" and order != [number for number in _order_by_type(packets) if packets.num_shown[number]]:
-        return None  # copied from an avi, which knows no times
+        return None  # copied from an avi, which stores no times
     entries = [0]
     if codec in _CODECS_WITH_KEY_FRAMES:
         entries += [number for number, is_key in enumerate(packets.is_key) if is_key and number]
@@ -258,7 +259,7 @@ def order_of_packets(packets: Packets, codec: str) -> FrameOrder | None:
 
 
 def _order_by_type(packets: Packets) -> list[int]:
-    """The order in which pictures of MPEG-4 are shown: B-pictures at once, others when the next of them comes."""
+    """Display order of MPEG-4 pictures: B-pictures at once, each other picture when the next other one comes."""
     order: list[int] = []
     held: list[int] = []
     for number, is_b_picture in enumerate(packets.is_b_picture):
@@ -271,7 +272,7 @@ def _order_by_type(packets: Packets) -> list[int]:
 
 
 def unsettled_start(order: FrameOrder, packets: Packets) -> int | None:
-    """The first key frame, where the file shows frames before it in vain or not: decoding tells. Otherwise None."""
+    """The first key frame, if frames are shown before it. Only decoding tells whether those decode. Otherwise None."""
     if not order.packets:
         return None
     first_key = packets.is_key.index(True) if True in packets.is_key else len(packets.is_key) - 1
@@ -280,12 +281,12 @@ def unsettled_start(order: FrameOrder, packets: Packets) -> int | None:
 
 
 def exact_seconds(order: FrameOrder, packets: Packets, container, stream) -> np.ndarray | None:
-    """When each frame is shown, (num_frames), from the first on; None where nothing says it."""
+    """When each frame is shown, in seconds after the first, (num_frames); None if unknown."""
     ticks = [packets.pts[number] for number in order.packets]
     if not ticks or None in ticks or stream.time_base is None:
         return None
     first = ticks[0]
-    if container.format.name == "avi":  # it numbers frames from the beginning of the file on, in the order shown
+    if container.format.name == "avi":  # it numbers frames from the beginning of the file, in the order shown
         ticks = sorted(ticks)
         first = min(stream.start_time or 0, ticks[0])
     if min(np.diff(ticks), default=1) <= 0:
@@ -294,7 +295,7 @@ def exact_seconds(order: FrameOrder, packets: Packets, container, stream) -> np.
 
 
 def times_of(order: FrameOrder, packets: Packets, container, stream) -> VideoTimes:
-    """When the frames are shown, and their rate: that of the container where the times agree with it."""
+    """When the frames are shown, and their rate. The container's rate is used if the times agree with it."""
     num_frames, seconds = len(order.packets), exact_seconds(order, packets, container, stream)
     rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
     if seconds is None or num_frames == 1:
@@ -306,7 +307,7 @@ def times_of(order: FrameOrder, packets: Packets, container, stream) -> VideoTim
             return VideoTimes.at_rate(num_frames, rate)
     last = seconds[-1] - seconds[-2]
     if "mp4" in container.format.name and packets.duration[order.packets[-1]]:
-        last = packets.duration[order.packets[-1]] * tick  # (other containers state none, and FFmpeg guesses)
+        last = packets.duration[order.packets[-1]] * tick  # (other containers state none; FFmpeg guesses there)
     duration = float(seconds[-1] - seconds[0] + last)
     return VideoTimes(num_frames, num_frames / duration, seconds, duration)
 
@@ -315,8 +316,8 @@ def times_of(order: FrameOrder, packets: Packets, container, stream) -> VideoTim
 
 
 def turns_of_matrix(matrix: bytes | None) -> tuple[bool, bool, bool]:
-    """How a picture is shown by a display matrix (nine numbers, ISO/IEC 14496-12, 8.3.2): whether rows and columns are
-    exchanged, and then left and right, and top and bottom. A matrix that is none is ignored."""
+    """How a display matrix (nine numbers, ISO/IEC 14496-12, 8.3.2) turns a picture: whether to swap rows and columns,
+    then left and right, then top and bottom. A matrix that is not valid is ignored."""
     if matrix is None or len(matrix) != 36:
         return False, False, False
     a, b, _, c, d = struct.unpack("=9i", matrix)[:5]
@@ -328,7 +329,7 @@ def turns_of_matrix(matrix: bytes | None) -> tuple[bool, bool, bool]:
 
 
 def turn(image: np.ndarray, turns: tuple[bool, bool, bool]) -> np.ndarray:
-    """A picture (H, W, 3) as it is shown; a view."""
+    """A picture (H, W, 3), turned as it is shown; a view."""
     is_transposed, flip_columns, flip_rows = turns
     image = image.swapaxes(0, 1) if is_transposed else image
     return image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
@@ -338,9 +339,9 @@ def turn(image: np.ndarray, turns: tuple[bool, bool, bool]) -> np.ndarray:
 
 
 def check_container(source: str | bytes) -> str:
-    """The kind of container by its first bytes. Raises `UnreadableError` for no file, an empty one, one that ends
-    before its own header says (decoders silently take what is left of a cut-off webm or avi for all of it), and one
-    whose header states more than the file can hold."""
+    """The kind of container, by its first bytes. Raises `UnreadableError` if the file is missing or empty, if it is
+    shorter than its header states (decoders silently accept a cut-off webm or avi), or if its header states more
+    samples than it can hold."""
     try:
         num_bytes = len(source) if isinstance(source, bytes) else check_regular_file(source)
         if not num_bytes:
@@ -352,7 +353,7 @@ def check_container(source: str | bytes) -> str:
     except (OSError, ValueError) as error:  # (a path with a zero byte is a ValueError)
         raise UnreadableError(getattr(error, "strerror", None) or str(error)) from error
     if end > num_bytes:
-        raise UnreadableError(f"the file is cut off, {num_bytes} bytes of at least {end} are there")
+        raise UnreadableError(f"the file is cut off: it has {num_bytes} bytes, but at least {end} are needed")
     return kind
 
 
@@ -380,7 +381,7 @@ def _mp4_end(file, num_bytes: int) -> int:
     """Where the last top-level box of an mp4 or mov ends (ISO/IEC 14496-12, 4.2)."""
     position = 0
     for kind, _, end in _mp4_boxes(file, 0, num_bytes):
-        if kind not in _MP4_BOXES:  # bytes behind the last box
+        if kind not in _MP4_BOXES:  # bytes after the last box
             break
         position = end
     return position
@@ -394,7 +395,7 @@ def _mp4_boxes(file, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         size, content = int.from_bytes(header[:4], "big"), start + 8
         if size == 1:
             size, content = int.from_bytes(header[8:16], "big"), start + 16
-        elif size == 0:  # up to the end
+        elif size == 0:  # the box extends to the end
             size = end - start
         if size < 8:
             return
@@ -403,7 +404,7 @@ def _mp4_boxes(file, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _check_mp4_counts(file, num_bytes: int):
-    """Refuses numbers of samples that the file has no room for: FFmpeg allocates them when it opens the file."""
+    """Refuses sample counts too large for the file: FFmpeg allocates memory for them when it opens the file."""
 
     def number(position: int) -> int:
         file.seek(position)
@@ -429,7 +430,7 @@ def _check_mp4_counts(file, num_bytes: int):
 
 
 def _matroska_end(file) -> int:
-    """Where the segment of a webm or mkv ends, 0 if it does not say (RFC 8794, sections 4 to 6)."""
+    """Where the segment of a webm or mkv ends, 0 if the file does not say (RFC 8794, sections 4 to 6)."""
 
     def read_size():
         first = file.read(1)
@@ -449,7 +450,7 @@ def _matroska_end(file) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """A decoder's complaint without its stack trace, source positions and issue-tracker links."""
+    """A decoder's error message without stack trace, source positions and issue-tracker links."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     lines = [line.strip() for line in text.strip().splitlines()] or [type(error).__name__]
     line = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |^\w+, \S+\.cpp:\d+, ", "", lines[0])

@@ -1,7 +1,7 @@
-"""Readers of video files: PyAV by default, decord and torchcodec where they are proven to give the same frames.
+"""Readers of video files: PyAV by default; decord and torchcodec for files where they give the same frames.
 
-A reader has `times` (`VideoTimes`) and `read(frames)`, which yields the frames of rising numbers, uint8 (H, W, 3).
-Nothing here needs torch.
+A reader has `times` (`VideoTimes`) and `read(frames)`, which takes rising frame numbers and yields uint8 frames
+(H, W, 3). This module does not need torch.
 """
 
 import functools
@@ -48,25 +48,25 @@ except ImportError:
         raise
     from limits_clipfsar import check_frame_size, limit
 
-KEPT_PACKET_BYTES = 2**25  # of a video that was looked through, until its frames are read
-# Whose decoders leave out frames on which no other depends, from one packet to the next. (That of AV1 decides once.)
+KEPT_PACKET_BYTES = 2**25  # packets kept in memory after listing them, until the frames are read
+# Codecs whose decoders can start and stop skipping unreferenced frames at any packet. (AV1's decoder decides once.)
 CODECS_THAT_SKIP = {"h264", "hevc", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4"}
-KEPT_FRAME_BYTES = 2**26  # of a video that had to be decoded to count its frames
+KEPT_FRAME_BYTES = 2**26  # frames kept in memory if counting them required decoding
 
 
 class RecountError(UnreadableError):
-    """The packets announced other frames than come out; `reader.times` now counts those that come out."""
+    """Raised if decoding gives other frames than the packets announced. `reader.times` then counts the decoded ones."""
 
 
 @functools.cache
 def load_decoder(name: str):
-    """The decoder's module and None, or None and why it does not import (a broken installation raises anything)."""
+    """The decoder's module and None, or None and the reason why the import fails (of whatever exception type)."""
     try:
         module = importlib.import_module({"torchcodec": "torchcodec.decoders"}.get(name, name))
     except Exception as error:
         return None, one_line(error)
     if name == "decord":
-        module.logging.set_level(module.logging.QUIET)  # its FFmpeg otherwise writes to stderr on every damaged file
+        module.logging.set_level(module.logging.QUIET)  # otherwise its FFmpeg writes to stderr for every damaged file
     return module, None
 
 
@@ -74,7 +74,7 @@ def load_decoder(name: str):
 
 
 class PyAVReader:
-    """Decodes from the key frame before a wanted frame, and knows each frame by the packet that it came out of."""
+    """Decodes from the key frame before a wanted frame. Each frame is identified by the packet it is decoded from."""
 
     def __init__(self, source: str | bytes, num_threads: int = 1):
         self._source, self._num_threads = source, num_threads
@@ -82,12 +82,12 @@ class PyAVReader:
         self._container, self._stream = self._open()
         self.codec = self._stream.codec_context.codec.canonical_name
         width, height = self._stream.codec_context.width, self._stream.codec_context.height
-        if width or height:  # a header may leave both to the first frame
+        if width or height:  # some headers leave both 0; the first frame then says them
             check_frame_size(width, height)
         self.packets, self._kept = list_packets(self._container, self._stream, KEPT_PACKET_BYTES)
-        self._decoded: list | None = None  # frames that counting has decoded, as (packet, frame)
+        self._decoded: list | None = None  # the frames, if counting them required decoding
         self.is_counted_by_decoding = self._is_damaged = (
-            False  # whether the order is known from decoding, and with errors
+            False  # whether decoding determined the order, and whether it met damaged packets
         )
         self.order = order_of_packets(self.packets, self.codec)
         if self.order is None:
@@ -107,7 +107,7 @@ class PyAVReader:
 
     @property
     def sample_aspect_ratio(self) -> float:
-        """Width of a pixel by its height, 1 where nothing says it. Frames are given as they are stored."""
+        """Width of a pixel divided by its height, 1 if unknown. `read` does not correct for it."""
         ratio = self._stream.sample_aspect_ratio
         return float(ratio) if ratio else 1.0
 
@@ -117,7 +117,7 @@ class PyAVReader:
 
     @property
     def is_reordered(self) -> bool:
-        """Whether frames are decoded in another order than shown: B-frames."""
+        """Whether frames are decoded in another order than shown (B-frames)."""
         return self.order.packets != sorted(self.order.packets)
 
     @property
@@ -125,12 +125,12 @@ class PyAVReader:
         return "mpegts" in self._container.format.name
 
     def turns(self) -> tuple[bool, bool, bool]:
-        """How the first frame is turned (`turns_of_matrix`); decodes it."""
+        """How the first frame is turned (see `turns_of_matrix`). Decodes that frame."""
         frame = next(self._wanted([0]))
         return turns_of_matrix(_matrix_of(frame))
 
     def oddities(self) -> dict[str, bool]:
-        """What makes other readers give other frames than the file shows, and whether it is so."""
+        """Reasons why other readers may return wrong frames, each with whether it applies to this file."""
         is_transposed, flips_columns, flips_rows = self.turns()
         return {
             "its edit list hides frames": self.packets.is_cut,
@@ -145,7 +145,7 @@ class PyAVReader:
         self._container.close()
 
     def read(self, frames: list[int]) -> Iterator[np.ndarray]:
-        """Raises `UnreadableError` for a frame that cannot be decoded; `RecountError` also after some frames."""
+        """Yields frames. Raises `UnreadableError` if one cannot be decoded; `RecountError` even after some frames."""
         convert = _Converter()
         for frame in self._wanted(frames):
             yield convert(frame)
@@ -154,7 +154,7 @@ class PyAVReader:
 
     def _open(self):
         av, _ = load_decoder("av")
-        # with "file:", or a colon in the name would be taken for a protocol
+        # "file:" in front, or FFmpeg would read a colon in the name as the end of a protocol
         file = f"file:{os.path.abspath(self._source)}" if isinstance(self._source, str) else io.BytesIO(self._source)
         container = av.open(file, metadata_errors="replace")
         stream = container.streams.best("video")
@@ -166,7 +166,7 @@ class PyAVReader:
         stream.codec_context.options = {"max_pixels": str(limit("frame_pixels"))}
         return container, stream
 
-    # Packets in the order of decoding, each with its number for its time
+    # Packets in decoding order; each carries its number instead of its time
 
     def _packets_from(self, entry: int) -> Iterator:
         if self._kept is not None:
@@ -174,7 +174,7 @@ class PyAVReader:
         return self._packets_again(entry)
 
     def _packets_again(self, entry: int) -> Iterator:
-        """Of a large file, demuxed once more: from where its seek table leads if that is a packet we know."""
+        """Packets of a large file, demuxed again: from where a seek leads if it is known there, else from the start."""
         if entry and self.packets.has_times and self.packets.pts[entry] is not None:
             self._container.seek(self.packets.pts[entry], stream=self._stream)
             number, is_there = None, False
@@ -184,7 +184,7 @@ class PyAVReader:
                 identity = packet.pts, packet.dts, packet.size
                 number = self._numbers.get(identity, entry + 1) if number is None else number + 1
                 if number > entry and not is_there:
-                    break  # the seek led too far, or nobody knows where
+                    break  # the seek led too far, or to an unknown place
                 if self._identities[number] != identity:
                     raise UnreadableError("its packets come in another order after a seek")
                 is_there = number >= entry
@@ -212,7 +212,7 @@ class PyAVReader:
     # Decoding
 
     def _wanted(self, frames: list[int]) -> Iterator:
-        """Decoded frames of rising numbers."""
+        """Decoded frames; `frames` are their numbers, rising."""
         num_done = 0
         if not self.is_counted_by_decoding:
             try:
@@ -221,13 +221,13 @@ class PyAVReader:
                     num_done += 1
                 return
             except Exception as error:
-                # From the beginning then: what comes out is what the file shows.
+                # Decode from the beginning then: the frames that decode are those that the file shows.
                 before, reason = self.order.packets, error
             self._order_by_decoding()
             if self.order.packets != before:
                 num_frames = len(self.order.packets)
                 self._set_times()
-                message = f"frames cannot be decoded: {num_frames} come out, {len(before)} were announced"
+                message = f"frames cannot be decoded: {len(before)} are announced, {num_frames} decode"
                 raise (RecountError if num_frames else UnreadableError)(message) from reason
         yield from self._wanted_in_turn(frames[num_done:])
 
@@ -235,7 +235,7 @@ class PyAVReader:
         packet_of, entries = self.order.packets, [self.order.entry_of(frame) for frame in frames]
         start = 0
         while start < len(frames):
-            # Frames whose entry lies before the end of what is decoded for those before them come with these.
+            # Group frames: a frame joins the group if decoding the earlier frames already passes its entry.
             end, last = start + 1, packet_of[frames[start]]
             while end < len(frames) and entries[end] <= last:
                 last = max(last, packet_of[frames[end]])
@@ -245,7 +245,7 @@ class PyAVReader:
             start = end
 
     def _decode_group(self, entry: int, last: int, wanted: list[int]) -> Iterator:
-        """The frames of the packets `wanted`, in the order shown, decoded from packet `entry` on."""
+        """The frames of the packets `wanted`, in the order shown. Decodes from packet `entry` to packet `last`."""
         pending, is_wanted, rank = iter(wanted), set(wanted), float("-inf")
         expected = next(pending)
         for frame in self._decode(entry, last, is_wanted):
@@ -259,10 +259,10 @@ class PyAVReader:
             yield frame
             expected = next(pending, None)
         if expected is not None:
-            raise UnreadableError("a frame did not come")
+            raise UnreadableError("a frame is missing")
 
     def _decode(self, entry: int, last: int, is_wanted: set[int]) -> Iterator:
-        """Frames of the packets from `entry` to `last`, without some that nobody wants."""
+        """Frames of the packets from `entry` to `last`. Some unwanted frames are skipped."""
         self._flush()
         for packet in self._packets_from(entry):
             number = packet.pts
@@ -279,12 +279,12 @@ class PyAVReader:
         self._skip("DEFAULT")
 
     def _skip(self, frames: str):
-        if self._skips != (self._stream, frames):  # it costs some microseconds
+        if self._skips != (self._stream, frames):  # setting it costs some microseconds
             self._stream.codec_context.skip_frame = frames
             self._skips = self._stream, frames
 
     def _settle_start(self, first_key: int):
-        """Takes out frames that do not come out before the first key frame does, or what comes first after it."""
+        """Removes frames that are announced before the first key frame but do not decode."""
         rank, came = self.order.ranks[first_key], set()
         for frame in self._decode_all():
             if frame is not None and frame.pts is not None:
@@ -296,7 +296,7 @@ class PyAVReader:
         self.order.packets = [n for n in self.order.packets if n in came or (rank is not None and ranks[n] >= rank)]
 
     def _order_by_decoding(self):
-        """The order in which frames come out when all are decoded from the beginning."""
+        """Decodes all frames from the beginning and sets the order in which they come out."""
         announced, num_damaged, num_bytes = sum(map(bool, self.packets.num_shown)), 0, 0
         came: list = []
         kept: list = []
@@ -310,13 +310,13 @@ class PyAVReader:
                 num_bytes += sum(plane.buffer_size for plane in frame.planes)
                 kept = kept if num_bytes <= KEPT_FRAME_BYTES else None
         if num_damaged and announced - len(came) > max(2, announced // 50):
-            raise UnreadableError(f"frames cannot be decoded: {len(came)} come out, {announced} were announced")
-        # Each frame is then counted on the way from the beginning; nothing else is known of it for sure.
+            raise UnreadableError(f"frames cannot be decoded: {announced} are announced, {len(came)} decode")
+        # Frames are then counted from the beginning: nothing else identifies them reliably.
         self.order = FrameOrder(came, [0], list(range(len(self.packets.pts))))
         self._decoded, self.is_counted_by_decoding, self._is_damaged = kept, True, bool(num_damaged)
 
     def _decode_all(self) -> Iterator:
-        """All frames from the beginning; None for a packet that cannot be decoded."""
+        """All frames from the beginning, with None in place of a packet that cannot be decoded."""
         av, _ = load_decoder("av")
         self._flush()
         for packet in self._packets_from(0):
@@ -338,7 +338,7 @@ class PyAVReader:
             if expected is None:
                 return
             if frame is None or (number == expected and frame.is_corrupt):
-                raise UnreadableError(f"frame {number} cannot be decoded, its data are damaged")
+                raise UnreadableError(f"frame {number} cannot be decoded: its data are damaged")
             if number == expected:
                 yield frame
                 expected = next(wanted, None)
@@ -348,7 +348,7 @@ class PyAVReader:
 
 
 class _Converter:
-    """Decoded frames to RGB as they are shown, all of the size of the first: it may change within a stream."""
+    """Converts decoded frames to RGB, turned as they are shown. All get the first one's size: it may change midway."""
 
     def __init__(self):
         self._reformatter = importlib.import_module("av.video.reformatter").VideoReformatter()
@@ -366,16 +366,16 @@ def _matrix_of(frame) -> bytes | None:
 
 
 def _is_cover_art(stream) -> bool:
-    """Whether a PyAV stream is the picture in a music file, which counts as a video of one frame."""
-    flags = getattr(stream, "disposition", 0)  # since PyAV 14.1; a Flag there, an IntFlag later
+    """Whether a PyAV stream is the cover picture of a music file, which FFmpeg treats as a video of one frame."""
+    flags = getattr(stream, "disposition", 0)  # exists since PyAV 14.1, as Flag; later versions have IntFlag
     return bool(getattr(flags, "value", flags) & 0x400)  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 
 
-# --- the others -------------------------------------------------------------------------------------------------------
+# --- decord and torchcodec --------------------------------------------------------------------------------------------
 
 
 class _ForeignReader:
-    """What decord and torchcodec have in common: PyAV tells what the file shows, and whether it is safe with them."""
+    """Common part of decord and torchcodec. PyAV tells what the file shows and whether they read it correctly."""
 
     name = ""
     _open: Callable[[str | bytes, int], int]  # opens the file, returns the number of frames counted
@@ -393,9 +393,9 @@ class _ForeignReader:
             raise UnreadableError(f"{self.name} counts {num_frames} frames, but it shows {shown} (use 'av' or 'auto')")
 
     def _refusal(self, truth: PyAVReader, states_times: bool) -> str | None:
-        """Why a decoder may give other frames than the file shows. `states_times`: as mp4 and matroska do."""
+        """Why the decoder may return wrong frames. `states_times`: the file states times, as mp4 and matroska do."""
         reasons = truth.oddities()
-        if not states_times:  # the decoder is then not trusted to seek
+        if not states_times:  # the decoder does not seek there
             reasons.pop("its groups of pictures are open")
             reasons.pop("only decoding tells how many frames it shows")
         reasons["it has several video streams"] = truth.num_streams > 1
@@ -418,7 +418,7 @@ class DecordReader(_ForeignReader):
     def _open(self, source, num_threads: int) -> int:
         decord, _ = load_decoder("decord")
         source = io.BytesIO(source) if isinstance(source, bytes) else source
-        # Without fault_tol, decord replaces frames it cannot decode by their neighbours and says nothing.
+        # Without fault_tol, decord silently replaces frames it cannot decode by their neighbours.
         self._reader = decord.VideoReader(source, num_threads=num_threads, fault_tol=1e-9)
         return len(self._reader)
 
@@ -428,12 +428,12 @@ class DecordReader(_ForeignReader):
         return super()._refusal(truth, states_times)
 
     def read(self, frames: list[int]) -> Iterator[np.ndarray]:
-        # asnumpy, because decord's torch bridge is a setting of the whole process
+        # asnumpy, because decord's torch bridge is a global setting of the process
         if self._can_seek:
             yield from self._reader.get_batch(frames).asnumpy()
             return
         wanted = set(frames)
-        for number in range(frames[-1] + 1):  # one after the other it never seeks
+        for number in range(frames[-1] + 1):  # frame by frame, it never seeks
             image = self._reader.get_batch([number]).asnumpy()[0]
             if number in wanted:
                 yield image
@@ -459,7 +459,7 @@ class TorchcodecReader(_ForeignReader):
         batch = self._reader.get_frames_at(indices=frames)
         shown = batch.pts_seconds.numpy() - self._reader.metadata.begin_stream_seconds
         if np.abs(shown - self._seconds[frames]).max() > 0.002:
-            raise UnreadableError("torchcodec gives frames of other times than those asked for (use 'av' or 'auto')")
+            raise UnreadableError("torchcodec returned frames of other times than requested (use 'av' or 'auto')")
         yield from batch.data.numpy()
 
 
@@ -467,19 +467,19 @@ READERS = {"decord": DecordReader, "torchcodec": TorchcodecReader}
 
 
 def open_reader(source: str | bytes, decoder: str, num_threads: int, container: str):
-    """The reader of a file. `"auto"` is PyAV: no other decoder is faster where it is known to be right."""
+    """The reader of a file. `"auto"` is PyAV: no other decoder is faster on files where it is known to be correct."""
     if decoder in ("auto", "av"):
         return PyAVReader(source, num_threads)
     return READERS[decoder](source, num_threads, container)
 
 
 def installed_decoder(decoder: str) -> str:
-    """The decoder that reads; raises `ImportError` where it cannot be imported."""
+    """The name of the decoder that will be used. Raises `ImportError` if it cannot be imported."""
     name = "av" if decoder == "auto" else decoder
     for needed in (name, "av"):
         _, failure = load_decoder(needed)
         if failure is not None and decoder == "auto":
-            raise ImportError(f"No video decoder can be imported, install one: `pip install av`. {failure}")
+            raise ImportError(f"No video decoder can be imported ({failure}): `pip install av`.")
         if failure is not None:
             raise ImportError(
                 f"decoder={decoder!r} cannot be imported ({failure}): `pip install {needed}`, or use decoder='auto'."
@@ -491,7 +491,7 @@ def reason_of(error: Exception, what_failed: str) -> str:
     if isinstance(error, UnreadableError):
         return str(error)
     text = one_line(error)
-    # decord and torchcodec, in many more words
+    # decord and torchcodec say this in many more words
     return "it has no video stream that can be decoded" if "video stream" in text else f"{what_failed}: {text}"
 
 

@@ -1,6 +1,6 @@
-"""Videos from addresses, within limits: of the bytes kept in memory, and of the seconds that a download takes.
+"""Downloads videos within two limits: bytes in memory and seconds.
 
-Nothing here needs torch.
+This module does not need torch.
 """
 
 import importlib
@@ -24,16 +24,16 @@ except ImportError:
         raise
     from paths_clipfsar import encoded_url
 
-SECONDS_BETWEEN_BYTES = 60  # a server that says nothing for longer has gone
+SECONDS_BETWEEN_BYTES = 60  # a server that is silent for longer has gone
 _CHUNK_BYTES = 2**20
 
 
 def download(url: str) -> bytes:
-    """The bytes behind an address: HTTP, or whatever the user's fsspec knows (hf://, s3://, zip://...::).
+    """Returns the bytes at a URL: HTTP, or any protocol of the installed fsspec (hf://, s3://, zip://...::).
 
     Raises:
-        UnreadableError: When it has more bytes, or takes longer, than the limits allow.
-        Exception: Whatever urllib or fsspec raise.
+        UnreadableError: If the file is larger, or the download takes longer, than the limits allow.
+        Exception: Any error of urllib or fsspec.
     """
     seconds = limit("download_seconds")
     end = time.monotonic() + seconds
@@ -42,7 +42,7 @@ def download(url: str) -> bytes:
         with _open(url) as file:
             return _read_all(file, end, seconds)
 
-    # A thread, because no library bounds the whole: a server may send its headers byte by byte.
+    # In a thread, because no library limits the total time: a server may send its headers byte by byte.
     return _in_seconds(seconds, fetch)
 
 
@@ -55,7 +55,7 @@ def _open(url: str):
 
 
 def _read_all(file, end: float, seconds: int) -> bytes:
-    """Until there is no more; fails soon after `end`, when nobody waits any longer."""
+    """The whole content. Fails soon after `end`: by then nobody waits for it."""
     read = getattr(file, "read1", file.read)  # `read` waits for a full chunk
     chunks, num_bytes = [], 0
     while chunk := read(_CHUNK_BYTES):
@@ -64,18 +64,18 @@ def _read_all(file, end: float, seconds: int) -> bytes:
         chunks.append(chunk)
         num_bytes += len(chunk)
         check_limit("file_bytes", num_bytes, f"it has {num_bytes} bytes or more")
-    left = getattr(file, "length", None)  # of HTTP: what the server has announced and not sent
+    left = getattr(file, "length", None)  # HTTP: bytes that the server announced but did not send
     if left:
         raise UnreadableError(f"the connection closed with {left} bytes still to come")
     return b"".join(chunks)
 
 
 def _give_up(seconds: float):
-    raise UnreadableError(f"it takes more than {seconds} s ({variable_of('download_seconds')} sets another limit)")
+    raise UnreadableError(f"it takes more than {seconds} s (set {variable_of('download_seconds')} to change the limit)")
 
 
 def _in_seconds(seconds: float, function: Callable[[], Any]) -> Any:
-    """The result of a function. After `seconds` raises `UnreadableError`; the function then ends by itself."""
+    """The result of a function. Raises `UnreadableError` after `seconds`; the function then runs on until it fails."""
     outcome = {}
 
     def run():

@@ -1,8 +1,8 @@
-"""A video's frames in one file, resized already: what training reads instead of decoding the video again and again.
+"""Resized frames of a video in one file. Training reads it instead of decoding the video again and again.
 
-A frame archive is a zip with a member per kept frame, named by its number in the video (`000012.jpg`, or `.npy` for
-uncompressed ones), and `frames.json`, which says of what video they are and what they were resized for. Any zip program
-opens it. As the `bytes` of a `datasets` video column it is read wherever a video is.
+A frame archive is a zip file. It has a member per kept frame, named by the frame number (`000012.jpg`, or `.npy` for
+uncompressed frames), and `frames.json`, which describes the video and the resizing. Any zip program opens it. You can
+use it as the `bytes` of a `datasets` video column wherever a video is read.
 """
 
 import io
@@ -45,17 +45,17 @@ def pack_frames(
     jpeg_quality: int = 90,
     times: VideoTimes | None = None,
 ) -> bytes:
-    """The archive of a video.
+    """Returns the bytes of a frame archive.
 
     Args:
         frames: The frames to keep, uint8 (M, H, W, 3).
         indices: Their numbers in the video, rising, (M).
-        num_video_frames: Frames of the video, kept or not.
+        num_video_frames: Number of frames in the video, kept or not.
         fps: Frames per second of the video, if known.
-        resized_for: What the frames were resized for, of `resize_settings`.
+        resized_for: The settings that the frames were resized with, from `resize_settings`.
         frame_format: `"jpeg"`, or `"raw"`, which loses nothing and takes about 14 times the space.
         jpeg_quality: 1 to 95.
-        times: When the frames of the video are shown, if `num_video_frames` and `fps` do not say it all.
+        times: When the frames of the video are shown. Needed only if the frame rate varies.
     """
     manifest = {
         "format": _FORMAT,
@@ -82,19 +82,19 @@ def pack_frames(
 
 
 class FrameArchive:
-    """Reads an archive of `pack_frames`. Nothing in it is trusted: what it announces is checked before it is read.
+    """Reads an archive written by `pack_frames`. Its content is not trusted: sizes are checked before data are read.
 
     Raises:
-        ValueError: For bytes that are no such archive, or a damaged one.
-        UnreadableError: For an archive that exceeds a limit.
+        ValueError: If the bytes are not a frame archive, or a damaged one.
+        UnreadableError: If the archive exceeds a limit.
 
     Attributes:
-        num_frames: Frames of the *video*. Frames are asked for by their numbers in the video.
+        num_frames: Number of frames in the *video*. `read` takes frame numbers of the video.
         fps: Its frames per second, or None.
-        indices: The frames that were kept; the nearest of them stands for one that was not.
-        resized_for: What they were resized for.
+        indices: Numbers of the kept frames. `read` returns the nearest kept frame for one that was not kept.
+        resized_for: The settings that the frames were resized with.
         times: When the frames of the video are shown.
-        reader: Version of the reader that the frames come from; version 0.1 of the library had reader 1.
+        reader: Version of the reader that read the frames. Version 0.1 of the library had reader 1.
     """
 
     def __init__(self, data: bytes):
@@ -103,7 +103,7 @@ class FrameArchive:
             self._members = {member.filename: member for member in self._file.infolist()}
             manifest = json.loads(self._content("frames.json"))
         except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(f"it is a zip file, but no frame archive ({one_line(error)})") from error
+            raise ValueError(f"it is a zip file, but not a frame archive ({one_line(error)})") from error
         if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
             found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
             raise ValueError(f"it is a frame archive of another format, {found!r}, not {_FORMAT!r}")
@@ -125,13 +125,13 @@ class FrameArchive:
         return len(self.indices) == self.num_frames
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
-        """Frames of the video by their numbers, uint8 (len(indices), H, W, 3)."""
+        """The frames with these numbers in the video, uint8 (len(indices), H, W, 3)."""
         wanted = [self._nearest(index) for index in indices]
         rows = {index: row for row, index in enumerate(dict.fromkeys(wanted))}
         frames = None
         for index, row in rows.items():
             height, width, pixels = self._open_frame(index)
-            if frames is None:  # one bound for all before any of them is decoded
+            if frames is None:  # check the size of all frames before decoding any
                 check_clip_size(len(wanted), width, height)
                 frames = np.empty((len(rows), height, width, 3), np.uint8)
             if frames.shape[1:3] != (height, width):
@@ -146,10 +146,10 @@ class FrameArchive:
         return min(self.indices[max(position - 1, 0) : position + 1], key=lambda kept: abs(kept - index))
 
     def _content(self, name: str) -> bytes:
-        """A member's bytes, which lie in the archive as they are: nothing that grows when it is read."""
+        """A member's bytes. Compressed members are refused, so that no member grows when it is read."""
         member = self._members[name]
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise UnreadableError(f"its member {name!r} is compressed; frame archives store members as they are")
+            raise UnreadableError(f"its member {name!r} is compressed; frame archives store members uncompressed")
         if name == "frames.json":
             check_limit("json_bytes", member.file_size, f"its frames.json has {member.file_size} bytes")
         return self._file.read(member)
@@ -172,7 +172,7 @@ class FrameArchive:
         return height, width, lambda: np.asarray(image.convert("RGB"))
 
     def _check_announced(self, height: int, width: int, name: str):
-        """Compares the size of a frame with the one that the archive says its frames were resized to."""
+        """Checks that a frame has the size that the archive announces."""
         size = self.resized_for.get("size") or {}
         edge = size.get("shortest_edge")
         expected = (size.get("height", height), size.get("width", width)) if edge is None else edge
@@ -181,7 +181,7 @@ class FrameArchive:
 
 
 def _check_manifest(manifest: dict):
-    """Raises `ValueError` for a description that `pack_frames` would not write, with the name of what is wrong."""
+    """Raises `ValueError` if `pack_frames` would not write this manifest; the message names the wrong entry."""
     num_frames, indices, seconds = (manifest.get(name) for name in ("num_video_frames", "indices", "seconds"))
     checks = {
         "num_video_frames": lambda: _is_count(num_frames) and num_frames > 0,
@@ -226,11 +226,11 @@ def _is_count(value) -> bool:
 
 def _is_finite(value) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) < 1e18  # not for NaN, nor for whole numbers that no float holds
+    return is_number and abs(value) < 1e18  # False for NaN, and for integers too large for a float
 
 
 def _is_resize_settings(value) -> bool:
-    """Whether a value may be of `resize_settings`; `{}` announces nothing."""
+    """Whether a value has the form of `resize_settings`; `{}` announces no size."""
     if not isinstance(value, dict):
         return False
     size = value.get("size")
@@ -238,14 +238,14 @@ def _is_resize_settings(value) -> bool:
 
 
 def _size_of_array(content: io.BytesIO, name: str) -> tuple[int, int]:
-    """Height and width of a frame in NumPy's format, whose bytes come next; no array is made."""
+    """Height and width of a frame in NumPy's format. `content` is then at its first pixel; no array is created."""
     try:
         version = np.lib.format.read_magic(content)
         if version != (1, 0):
             raise ValueError(f"version {version}")
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(content)
     except Exception as error:  # NumPy's parser raises anything
-        raise UnreadableError(f"its member {name!r} is no array of NumPy: {one_line(error)}") from error
+        raise UnreadableError(f"its member {name!r} is not a NumPy array: {one_line(error)}") from error
     num_left = len(content.getbuffer()) - content.tell()
     if dtype != np.uint8 or is_fortran or len(shape) != 3 or shape[-1] != 3 or math.prod(shape) != num_left:
         found = f"{dtype} of shape {shape} in {num_left} bytes"
@@ -258,7 +258,7 @@ def _member_name(index: int, frame_format: str) -> str:
 
 
 def _write(file: zipfile.ZipFile, name: str, data: bytes):
-    file.writestr(zipfile.ZipInfo(name), data)  # a fixed date, so that equal frames make equal archives
+    file.writestr(zipfile.ZipInfo(name), data)  # ZipInfo has a fixed date, so equal frames give equal archives
 
 
 __all__ = ["FRAME_FORMATS", "FrameArchive", "pack_frames"]

@@ -1,6 +1,7 @@
-"""Processes that end with the one that started them, however that ends, and leave Ctrl-C to it.
+"""Child processes that end when their parent ends, even if it is killed, and that leave Ctrl-C to the parent.
 
-A killed program cannot end its helpers, and a helper that waits for work would wait for ever. Needs nothing but Python.
+A killed program cannot end its children, and a child that waits for work would wait forever. This module imports only
+the standard library.
 """
 
 import contextlib
@@ -18,15 +19,15 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def end_with_parent(stop=None) -> None:
-    """Ends this process as soon as its parent has ended, also while it computes; Ctrl-C is then for the parent alone.
+    """Ends this process as soon as its parent has ended, even while it computes. From now on it ignores Ctrl-C.
 
     Args:
-        stop: The reading end of a pipe whose other end the parent alone holds: it ends this process by closing it.
+        stop: The reading end of a pipe. The parent holds the other end; closing that end ends this process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     handles = [stop] if stop is not None else []
-    if parent is not None:  # not that of the operating system where a server forks for the parent
+    if parent is not None:  # it differs from the process of getppid where a fork server starts this one
         handles.append(parent.sentinel)
     threading.Thread(target=_end_after, args=(os.getppid(), handles), daemon=True).start()
 
@@ -42,15 +43,15 @@ def _end_after(parent: int, handles: list):
 
 @contextlib.contextmanager
 def shielding_children(is_for_multiprocessing: bool = True) -> Iterator[None]:
-    """Processes that are started in this block never hear of Ctrl-C; this one hears of it when the block ends.
+    """Processes started in this block do not receive Ctrl-C. This process receives it when the block ends.
 
-    `end_with_parent` does the same once it runs: this is for the seconds in which they import what they need.
-    `is_for_multiprocessing`: whether that module starts them.
+    `end_with_parent` does the same once it runs; this block covers the seconds before, while the children import.
+    `is_for_multiprocessing`: whether the module `multiprocessing` starts them.
     """
     if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    # Started in the block, the tracker of multiprocessing would let the signal through again.
+    # If multiprocessing started its resource tracker inside the block, it would unblock the signal.
     if is_for_multiprocessing:
         importlib.import_module("multiprocessing.resource_tracker").ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -62,16 +63,16 @@ def shielding_children(is_for_multiprocessing: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_pool(num_workers: int, context) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes that end with this one, and at once when the block fails or is interrupted.
+    """A pool of processes that end with this one, or at once if the block fails or is interrupted.
 
-    Jobs are to be submitted under `shielding_children`.
+    Submit jobs under `shielding_children`.
     """
     stop, stopper = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(num_workers, context, end_with_parent, (stop,))
     try:
         yield pool
     except BaseException:
-        stopper.close()  # nobody waits for what is under way
+        stopper.close()  # nobody waits for the running jobs
         raise
     finally:
         pool.shutdown(cancel_futures=True)

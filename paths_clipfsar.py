@@ -1,7 +1,7 @@
-"""Rules for names of files and folders, each spelled once. Needs nothing but Python.
+"""Rules for names: paths, files, URLs and classes. This module imports only the standard library.
 
-What looks like a path, which name of it may be shown to others, how a file is replaced, how an address is written,
-which class a folder of clips stands for, and which class names differ.
+It decides what looks like a path, which name is public, how a file is replaced, how a URL is encoded, which class a
+folder of clips belongs to, and which class names differ.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ except ImportError:
         raise
     from choices_clipfsar import VIDEO_SUFFIXES
 
-MAX_NAME_BYTES = 255  # of a file, on the file systems in use
+MAX_NAME_BYTES = 255  # of a file name on common file systems
 _FILE_SUFFIXES = (
     *(".bin", ".ckpt", ".csv", ".json", ".jsonl", ".onnx", ".parquet", ".pt", ".pt2", ".pth", ".pyth"),
     *(".safetensors", ".tsv", ".txt", ".yaml", ".yml", *VIDEO_SUFFIXES),
 )
 
 
-# What some file systems answer instead of flushing; a failed disk answers otherwise.
+# Errors of file systems that cannot flush. A failed disk gives other errors.
 _CANNOT_FLUSH = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
 
@@ -51,13 +51,13 @@ def check_path(option: str, name: str | os.PathLike | None, remedy: str = "", is
     """Checks that a local path exists; a name that may be a Hub id passes.
 
     Args:
-        option: Option that the path was given to, for the message.
+        option: Name of the option with this path, for the message.
         name: The path; None passes.
         remedy: Sentence that ends the message.
-        is_local: Whether the name is a path in any case.
+        is_local: Whether the name is always a path, never a Hub id.
 
     Raises:
-        FileNotFoundError: When nothing is there.
+        FileNotFoundError: If the path does not exist.
     """
     if name is None or not (is_local or looks_like_path(name)) or Path(name).expanduser().exists():
         return
@@ -65,18 +65,18 @@ def check_path(option: str, name: str | os.PathLike | None, remedy: str = "", is
 
 
 def public_name(name: str | os.PathLike) -> str:
-    """A Hub id as it is, or the last part of a path: the folders of a machine are nobody's business."""
+    """Returns a Hub id unchanged, and only the last part of a path, so that no local folders are published."""
     path = os.path.abspath(os.path.expanduser(name))
     return os.path.basename(path) if looks_like_path(name) or os.path.exists(path) else os.fspath(name)
 
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a hidden path in the same folder to write to, and renames it to `path` when the block ends.
+    """Yields a hidden path in the same folder for you to write to, and renames it to `path` when the block ends.
 
-    `path` is complete at every moment: the old file, then the new one. After an error the old one stays. The new one is
-    on the disk before it is renamed, so that a power cut leaves one of the two as well. A folder can be written this
-    way too, where none is at `path` yet.
+    `path` always holds a complete file: first the old one, then the new one. After an error the old one stays. The new
+    file is flushed to the disk before the rename, so a power cut cannot leave a partial file. You can also write a
+    folder this way, if `path` does not exist yet.
     """
     path = Path(path)
     partial = path.with_name(file_name_of(f".{path.name}", ".partial"))
@@ -91,9 +91,9 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def flush_to_disk(path: str | os.PathLike, deep: bool = True) -> None:
-    """Waits until a file, or a folder with all that is in it, is on the disk, and not only on its way there.
+    """Waits until a file, or a folder with all its content, is on the disk.
 
-    `deep=False` waits for the names in a folder only, of what was renamed there.
+    `deep=False` waits only for the list of names in a folder, for example after a rename.
     """
     for folder, _, names in os.walk(os.fspath(path)) if deep else ():
         for name in names:
@@ -106,7 +106,7 @@ def flush_to_disk(path: str | os.PathLike, deep: bool = True) -> None:
 def _flush(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
+    except PermissionError:  # Windows cannot open folders
         return
     try:
         os.fsync(descriptor)
@@ -118,15 +118,15 @@ def _flush(path: Path) -> None:
 
 
 def check_output_file(path: str | os.PathLike) -> None:
-    """Checks that a file can be written, before the work whose result it is to hold; makes its folder.
+    """Checks before long work that its output file can be written. Creates the folder of the file.
 
     Raises:
-        OSError: When it cannot, as for a name that is too long, a folder, or a place without the right to write.
+        OSError: If it cannot be written: the name is too long, it is a folder, or you have no write permission.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file() and not path.is_dir():
-        return  # a pipe: who reads it would take this for its end
+        return  # a pipe: its reader would take closing it for the end
     is_new = not path.exists()
     with open(path, "ab"):
         pass
@@ -135,10 +135,10 @@ def check_output_file(path: str | os.PathLike) -> None:
 
 
 def file_name_of(text: str, suffix: str, used: Collection[str] = ()) -> str:
-    """A file name out of any text: no separators or control characters, at most 255 bytes, none of those used.
+    """Makes a file name from any text: no separators or control characters, at most 255 bytes, not in `used`.
 
     Args:
-        used: Names that are taken, in whatever case: some file systems do not tell cases apart.
+        used: Names that are taken. Case is ignored, because some file systems ignore it.
     """
     clean = "".join(letter if letter.isprintable() and letter not in "/\\" else "_" for letter in text) or "_"
     taken = {name.casefold() for name in used}
@@ -152,7 +152,7 @@ def file_name_of(text: str, suffix: str, used: Collection[str] = ()) -> str:
 
 
 def printable(text: str) -> str:
-    """Text for a terminal or a table: line ends and control characters as escapes."""
+    """Text for a terminal or a table: line ends and control characters become escapes."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -164,7 +164,7 @@ def _remove(path: Path) -> None:
 
 
 def class_name_of_folder(folder: str) -> str:
-    """Words as a text tower wants them: brush_hair -> brush hair, ApplyEyeMakeup -> Apply Eye Makeup."""
+    """Splits a folder name into words, for prompts: brush_hair -> brush hair, ApplyEyeMakeup -> Apply Eye Makeup."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder.replace("_", " "))
     return " ".join(words.split())
 
@@ -174,10 +174,10 @@ def class_names_of_folders(folders: Iterable[str], place: str | os.PathLike) -> 
 
     Args:
         folders: Names of the folders.
-        place: Where they lie, for the message.
+        place: The folder that contains them, for the message.
 
     Raises:
-        ValueError: When two folders have the same class name; the message has both.
+        ValueError: If two folders have the same class name; the message names both.
     """
     folder_of: dict = {}
     names: dict = {}
@@ -193,20 +193,20 @@ def class_names_of_folders(folders: Iterable[str], place: str | os.PathLike) -> 
 
 
 def normalized_class_name(class_name: str) -> str:
-    """The same for brush_hair, brush-hair and Brush Hair, to tell whether two names mean one class."""
+    """A form for comparing names; it is the same for brush_hair, brush-hair and Brush Hair."""
     return re.sub(r"[\s_-]", "", class_name.casefold())
 
 
 def check_class_texts(class_names: Sequence[str], token_ids: Sequence[Sequence[int]], n_way: int | None = None) -> None:
-    """Checks that different class names have different tokens: a text tower cannot tell them apart otherwise.
+    """Checks that different class names have different tokens. Otherwise a text tower cannot tell them apart.
 
     Args:
         class_names: N names; the same name may appear more than once.
         token_ids: Tokens of each name's prompt, all of one length.
-        n_way: The names are those of several episodes, `n_way` each, and are compared within each episode only.
+        n_way: Number of names per episode, if there are several episodes. Names are compared within an episode only.
 
     Raises:
-        ValueError: For two names with the same tokens; the message has both.
+        ValueError: If two names have the same tokens; the message names both.
     """
     n_way = n_way or len(class_names)
     name_of: dict[tuple, str] = {}
@@ -220,9 +220,9 @@ def check_class_texts(class_names: Sequence[str], token_ids: Sequence[Sequence[i
 
 
 def encoded_url(url: str) -> str:
-    """An address as HTTP wants it: blanks and letters such as ü percent-encoded, a host in IDNA.
+    """A URL encoded for HTTP: spaces and letters such as ü are percent-encoded, and the host is in IDNA.
 
-    What is percent-encoded already stays: the result for a result is the same.
+    Parts that are already percent-encoded stay, so encoding twice changes nothing.
     """
     parts = urllib.parse.urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")

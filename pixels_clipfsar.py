@@ -1,4 +1,4 @@
-"""Frames to pixel values: resizing, cropping, augmentation. T frames, H and W pixels."""
+"""From frames to pixel values: resizing, cropping, augmentation. Shapes: T frames, H x W pixels."""
 
 import functools
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ except ImportError:
         raise
     from limits_clipfsar import UnreadableError, check_clip_size
 
-# Frames longer than so many times their width are cut before they are enlarged; a panorama has a ratio of 4.
+# Frames with a larger aspect ratio are cut before they are enlarged. (A panorama has a ratio of 4.)
 LARGEST_ASPECT_RATIO = 8
 MAX_JPEG_SIDE = 65_500
 
 
 def _resize_uint8(frames: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
-    """Antialiased resize of uint8 frames (T, 3, H, W) as PIL does it, all frames at once."""
+    """Antialiased resize of uint8 frames (T, 3, H, W), as in PIL but for all frames at once."""
     if frames.device.type == "cpu":
         return F.interpolate(frames, size=(height, width), mode=mode, antialias=True)
     return _resize_through_float(frames, height, width, mode)
 
 
 def _resize_through_float(frames: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
-    """The same, up to a grey level, where bytes cannot be resized, as on GPUs: rows, then columns, bytes in between."""
+    """The same within one grey level, for devices that cannot resize uint8 (GPUs). It rounds after each axis."""
     frames = frames.float()
     for size in ((frames.shape[-2], width), (height, width)):
-        # bicubic overshoots 0 and 255; halves go up
+        # bicubic overshoots 0 and 255; halves are rounded up
         frames = F.interpolate(frames, size=size, mode=mode, antialias=True).add_(0.5).floor_().clamp_(0, 255)
     return frames.to(torch.uint8)
 
@@ -37,7 +37,7 @@ def _resize_through_float(frames: torch.Tensor, height: int, width: int, mode: s
 def crop_frames(
     frames: torch.Tensor, height: int, width: int, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """The same crop of all frames (T, 3, H, W): random, x and y drawn apart, or central without `generator`."""
+    """Crops all frames (T, 3, H, W) alike: at a random x and a random y, or centrally without `generator`."""
     missing_height, missing_width = max(height - frames.shape[-2], 0), max(width - frames.shape[-1], 0)
     if missing_height or missing_width:
         # as transformers' center_crop: zeros around frames that are too small
@@ -48,7 +48,7 @@ def crop_frames(
 
 
 def _draw_corner(slack_height: int, slack_width: int, generator: torch.Generator | None) -> tuple[int, int]:
-    """Top and left of a crop, where so many rows and columns are left over."""
+    """Top and left of a crop; `slack_*` are the rows and columns left over."""
     if generator is None:
         return slack_height // 2, slack_width // 2
     top = int(torch.randint(slack_height + 1, (), generator=generator))
@@ -58,12 +58,12 @@ def _draw_corner(slack_height: int, slack_width: int, generator: torch.Generator
 def resize_and_crop(
     frames: torch.Tensor, image_processor, preprocessing: str, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """`resize_for_crop`, then `crop_frames`. Of very long frames only what lies in the crop is enlarged.
+    """Applies `resize_for_crop`, then `crop_frames`. For very long frames, it enlarges only the part in the crop.
 
-    Frames of 2 x 40,000 pixels would have a billion pixels with a shortest side of 224.
+    (A frame of 2 x 40,000 pixels, resized to a shortest side of 224, would have a billion pixels.)
 
     Raises:
-        UnreadableError: When the result exceeds the limit of a clip.
+        UnreadableError: If the result exceeds the limit of a clip.
     """
     height, width = crop_size_of(frames.shape[-2:], image_processor, preprocessing)
     check_clip_size(len(frames), width, height)
@@ -78,23 +78,23 @@ def resize_and_crop(
         frames, crop[axis], size[axis] = _cut(frames, axis - 2, target[axis], corner[axis], length)
     frames = _resize_uint8(frames, size[0], size[1], _mode_of(image_processor))
     frames = frames[..., crop[0] : crop[0] + height, crop[1] : crop[1] + width]
-    return crop_frames(frames, height, width)  # pads what is still too small
+    return crop_frames(frames, height, width)  # pads frames that are still too small
 
 
 def _cut(frames: torch.Tensor, axis: int, resized: int, start: int, length: int) -> tuple[torch.Tensor, int, int]:
-    """The part of an axis that a crop needs, where in it the crop starts when it is resized, and its resized length.
+    """The part of an axis that a crop needs, and where the crop starts and how long that part is after resizing.
 
     Args:
-        resized: Length of the whole axis when it is resized.
-        start, length: Of the crop in it.
+        resized: Length of the whole axis after resizing.
+        start, length: Start and length of the crop in the resized axis.
     """
     full = frames.shape[axis]
-    margin = 4 * max(1, -(-full // resized))  # more than the bicubic filter sees
+    margin = 4 * max(1, -(-full // resized))  # wider than the bicubic filter
     first = start * full // resized - margin
     last = -(-(start + length) * full // resized) + margin
 
     def offset(position: int) -> float:
-        """How far a pixel lies from one of the resized axis, where resizing may begin or end without a shift."""
+        """Distance of a pixel from the grid of the resized axis. A cut on that grid causes no shift."""
         return abs(position * resized / full - round(position * resized / full))
 
     first = min(range(max(first, 0), max(first - 32, -1), -1), key=offset)
@@ -104,7 +104,7 @@ def _cut(frames: torch.Tensor, axis: int, resized: int, start: int, length: int)
 
 
 def _gray(pixels: torch.Tensor) -> torch.Tensor:
-    """Luma (ITU-R BT.601) of pixels (T, 3, H, W), (T, 1, H, W)."""
+    """Luma (ITU-R BT.601) of pixels: (T, 3, H, W) -> (T, 1, H, W)."""
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
     return (pixels * weights).sum(dim=-3, keepdim=True)
 
@@ -113,7 +113,7 @@ def _shift_hue(pixels: torch.Tensor, turns: float) -> torch.Tensor:
     """Turns the hue of pixels (T, 3, H, W) in [0, 1] around the colour circle; value and saturation stay."""
     value, chroma = pixels.amax(dim=-3), pixels.amax(dim=-3) - pixels.amin(dim=-3)
     red, green, blue = pixels.unbind(dim=-3)
-    divisor = chroma.clamp_min(1e-12)  # gray has no hue, and its chroma of 0 undoes whatever comes out here
+    divisor = chroma.clamp_min(1e-12)  # gray has no hue; its chroma of 0 cancels the value computed here
     hue = torch.where(
         value == red,
         (green - blue) / divisor,
@@ -125,11 +125,11 @@ def _shift_hue(pixels: torch.Tensor, turns: float) -> torch.Tensor:
 
 
 def augment_like_kinetics(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """What the official program does to Kinetics-100's query videos in training.
+    """Augments a video as the official program does for query videos of Kinetics-100 in training.
 
     Horizontal flip (p = 0.5); colour jitter in random order: brightness, contrast and saturation times a factor from
-    [0.5, 1.5], hue turned by up to a quarter circle either way; grayscale (p = 0.3). One draw serves all frames.
-    `pixels`: float (T, 3, H, W) in [0, 1], and so is the result. The order of the draws is ours.
+    [0.5, 1.5], hue turned by up to a quarter circle either way; grayscale (p = 0.3). All frames share one draw.
+    `pixels` and the result are float (T, 3, H, W) in [0, 1]. The order of the draws differs from the official program.
     """
     brightness, contrast, saturation = torch.empty(3).uniform_(0.5, 1.5, generator=generator).tolist()
     turns = torch.empty(()).uniform_(-0.25, 0.25, generator=generator).item()
@@ -153,12 +153,12 @@ def augment_like_kinetics(pixels: torch.Tensor, generator: torch.Generator) -> t
 
 @functools.lru_cache(maxsize=16)
 def per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    # kept, because copying it to a GPU each time would make the program wait
+    # cached, because copying it to a GPU each time would make the program wait
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 def resize_settings(image_processor, preprocessing: str) -> dict:
-    """What `resize_frames` does, as plain values: frames resized for equal settings can stand for each other."""
+    """The settings of `resize_frames` as plain values. Frames resized with equal settings are interchangeable."""
     if preprocessing == "official":
         height, width = _official_size(image_processor)
         return {"preprocessing": "official", "size": {"height": height, "width": width}}
@@ -169,12 +169,12 @@ def resize_settings(image_processor, preprocessing: str) -> dict:
 
 
 def resize_frames(frames: torch.Tensor, image_processor, preprocessing: str = "clip") -> torch.Tensor:
-    """The resizing alone that `process_videos` does before it crops: uint8 (T, H, W, 3) -> uint8 (T, H', W', 3).
+    """Resizes frames as `process_videos` does before it crops: uint8 (T, H, W, 3) -> uint8 (T, H', W', 3).
 
-    For `"official"` the result is rounded, which `process_videos` does not do.
+    For `"official"` the result is rounded; `process_videos` does not round.
 
     Raises:
-        UnreadableError: When the result exceeds the limit of a clip, or a side is longer than JPEG allows.
+        UnreadableError: If the result exceeds the limit of a clip, or a side is longer than JPEG allows.
     """
     frames = frames.permute(0, 3, 1, 2)
     height, width = _resized_size(frames.shape[-2:], image_processor, preprocessing)
@@ -191,7 +191,7 @@ def resize_frames(frames: torch.Tensor, image_processor, preprocessing: str = "c
 
 
 def resize_for_crop(frames: torch.Tensor, image_processor, preprocessing: str) -> torch.Tensor:
-    """uint8 (T, 3, H, W) to the size that is cropped from; float for the official preprocessing, from 0 to 255."""
+    """Resizes uint8 (T, 3, H, W) for the crop. Returns uint8, or float from 0 to 255 for official preprocessing."""
     size = _resized_size(frames.shape[-2:], image_processor, preprocessing)
     is_same = tuple(frames.shape[-2:]) == size
     if preprocessing == "official":
@@ -208,7 +208,7 @@ def _mode_of(image_processor) -> str:
 
 
 def _resized_size(frame_size: Sequence[int], image_processor, preprocessing: str) -> tuple[int, int]:
-    """Height and width that frames of a size are resized to before they are cropped."""
+    """Height and width that frames of `frame_size` are resized to before they are cropped."""
     if preprocessing == "official":
         return _official_size(image_processor)
     if not image_processor.do_resize:
@@ -224,7 +224,7 @@ def _resized_size(frame_size: Sequence[int], image_processor, preprocessing: str
 
 
 def crop_size_of(frame_size: Sequence[int], image_processor, preprocessing: str) -> tuple[int, int]:
-    """Height and width of the pixel values, from the image processor's settings; `frame_size` if these fix none."""
+    """Height and width of the pixel values, from the image processor's settings; `frame_size` if they set none."""
     if preprocessing == "official":
         return official_crop_size(image_processor)
     size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
@@ -243,7 +243,7 @@ def official_crop_size(image_processor) -> tuple[int, int]:
 
 
 def _official_size(image_processor) -> tuple[int, int]:
-    """Officially frames are squashed to 256 x 256 for a crop of 224 x 224."""
+    """Height and width before the crop. The official program squashes to 256 x 256 for a crop of 224 x 224."""
     height, width = official_crop_size(image_processor)
     return round(height * 8 / 7), round(width * 8 / 7)
 

@@ -1,7 +1,7 @@
-"""Videos and class names to the inputs of a CLIP-FSAR model: `CLIPFSARProcessor`.
+"""`CLIPFSARProcessor` turns videos and class names into inputs of a CLIP-FSAR model.
 
-`video_clipfsar` chooses and reads frames, `pixels_clipfsar` resizes and crops them; the processor ties these and the
-tokenizer together. Letters in shapes: V videos, S support videos, Q query videos, T frames per video, N classes,
+`video_clipfsar` chooses and reads frames. `pixels_clipfsar` resizes and crops them. The processor combines both with
+the tokenizer. Letters in shapes: V videos, S support videos, Q query videos, T frames per video, N classes,
 L tokens, C = 3 channels, H and W pixels.
 """
 
@@ -121,15 +121,15 @@ except ImportError:
 
 
 class SampledVideos:
-    """Videos whose frames were chosen and read, but not yet resized, cropped and normalised.
+    """Videos whose frames are chosen and read, but not yet resized, cropped and normalised.
 
-    What a data loader hands over where a GPU is to do the rest, `CLIPFSARProcessor.make_pixel_values`: bytes instead of
-    floats cross over to it. Moves as a tensor does.
+    A data loader returns it if the GPU is to do the rest (`CLIPFSARProcessor.make_pixel_values`): the frames then go to
+    the GPU as bytes, not as floats. It has `to` and `pin_memory` like a tensor.
 
     Args:
-        frames: Of each video, uint8 (T, H, W, 3); sizes may differ.
-        seeds: Of each video, for its crop and augmentation; None where nothing is random.
-        augmentation: As the processor's `query_augmentation`.
+        frames: One tensor per video, uint8 (T, H, W, 3); sizes may differ.
+        seeds: One seed per video, for its crop and augmentation; None if nothing is random.
+        augmentation: Like the processor's `query_augmentation`.
     """
 
     def __init__(self, frames: list[torch.Tensor], seeds: list[int | None], augmentation: str = "none"):
@@ -150,26 +150,26 @@ class SampledVideos:
 
 
 class CLIPFSARProcessor(ProcessorMixin):
-    """CLIP's image processor and tokenizer, plus everything that makes an episode out of videos and class names.
+    """Makes an episode from videos and class names, with CLIP's image processor and tokenizer.
 
     - `num_frames`: T, frames per video.
     - `prompt_template`: the sentence around a class name, with `{}` for the name. Underscores in names become spaces.
     - `frame_sampling`, `sampling_rate`, `target_fps`: see `sample_frame_indices`.
     - `preprocessing`: `"clip"` follows the settings of `image_processor` (shortest side, antialiased bicubic, crop);
-      `"official"` is what the published numbers were made with: squash to 8/7 of the crop size (256 for 224), aspect
-      ratio not kept, bilinear without antialiasing, crop. In training both crop at random, once per video.
+      `"official"` is the preprocessing of the published numbers: squash to 8/7 of the crop size (256 for 224) without
+      keeping the aspect ratio, bilinear without antialiasing, crop. In training both crop at random, once per video.
     - `decoder`, `num_threads`, `seconds_per_video`: see `read_video_frames`.
-    - `prompt_length`: tokens of every prompt, cut or padded; `None` pads to the longest of a call. SigLIP's texts must
-      have the length that they had in its training, 64.
-    - `query_augmentation`: `"kinetics"` applies `augment_like_kinetics` to query videos in training (left and right are
-      swapped half of the time: not for data such as Something-Something, where they matter).
+    - `prompt_length`: number of tokens to cut or pad every prompt to. `None` pads to the longest prompt of a call.
+      SigLIP needs the length that it was trained with, 64.
+    - `query_augmentation`: `"kinetics"` applies `augment_like_kinetics` to query videos in training. It mirrors half of
+      the videos. Do not use it for data where left and right matter, such as Something-Something.
 
-    `from_pretrained` also takes the plain checkpoint of any backbone (CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ALIGN, ...);
-    settings can be given there as keyword arguments.
+    `from_pretrained` also takes the plain checkpoint of any backbone (CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ALIGN, ...).
+    You can pass it settings as keyword arguments.
     """
 
-    # What this processor raises. The files of a saved folder are loaded as packages of their own, so a neighbour's
-    # `VideoReadError` may be another class of the same name.
+    # The class that this processor raises. Code loaded from a saved folder lies in a separate package, so other modules
+    # may have another class named `VideoReadError`.
     unreadable_error = VideoReadError
 
     def __init__(
@@ -203,7 +203,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
 
     def __setattr__(self, name, value):
-        """Checks settings wherever they come from. Raises `ValueError` with name, value and what it may be."""
+        """Checks every setting, however it is set. Raises `ValueError` with name, value and allowed values."""
         if name in PROCESSOR_CHECKS:
             PROCESSOR_CHECKS[name](name, value)
         elif not hasattr(type(self), name):
@@ -212,15 +212,15 @@ class CLIPFSARProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers. A plain CLIP checkpoint gives its parts, with our default settings.
+        """Loads a processor, as in transformers. A plain CLIP checkpoint gets our default settings.
 
-        Our settings among the keyword arguments (`num_frames=16`) override the saved ones. A `TypeError` names an
-        unknown keyword and the nearest known one.
+        Keyword arguments that are our settings (`num_frames=16`) override the saved ones. An unknown keyword raises a
+        `TypeError` that names it and the nearest known one.
         """
-        if "_from_pipeline" not in kwargs:  # a pipeline hands the model's settings to its processor, too
+        if "_from_pipeline" not in kwargs:  # a pipeline also passes the model's settings to its processor
             names = [name for name in kwargs if not name.startswith("_")]
             check_known("CLIPFSARProcessor.from_pretrained", names, {*_SETTINGS, *_LOADING})
-        # Taken out first: the mixin hands keyword arguments to the tokenizer too, which would save them as its own.
+        # Remove them first: the mixin also passes keyword arguments to the tokenizer, which would save them as its own.
         settings = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         settings = fit_to_plain_checkpoint(processor, pretrained_model_name_or_path, kwargs) | settings
@@ -231,7 +231,7 @@ class CLIPFSARProcessor(ProcessorMixin):
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict, **kwargs):
-        if processor_dict.get("processor_class") == cls.__name__:  # not of a plain checkpoint
+        if processor_dict.get("processor_class") == cls.__name__:  # not for a plain checkpoint
             check_saved_processor(processor_dict, ImagesKwargs.__annotations__)
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
@@ -260,19 +260,19 @@ class CLIPFSARProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **unknown,
     ) -> BatchFeature:
-        """Model inputs of one episode. Each part is made only if what it needs was given.
+        """Makes the model inputs of one episode. Each output is present only if its inputs are given.
 
-        Support videos come as `{"boxing": [video, ...], ...}`, the order of the dict being that of the classes, or as a
-        flat list with `support_labels`: ints into `class_names`, or the names themselves (then `class_names`, if not
-        given, are in order of first appearance). Classes may have unequal numbers of videos. `class_names` alone with
-        `query_videos` is zero-shot. A single video where a list of videos is expected is a list of one. What counts as
-        a video: `read_video_frames`; `training`, `generator`, `frame_sampling`, `fps`: `process_videos`.
+        Pass support videos as `{"boxing": [video, ...], ...}`, in the order of the classes, or as a flat list with
+        `support_labels`. These are indices into `class_names`, or class names; `class_names` then defaults to their
+        order of first appearance. Classes may have unequal numbers of videos. `class_names` with `query_videos` alone
+        is zero-shot. A single video counts as a list of one. See `read_video_frames` for what counts as a video, and
+        `process_videos` for `training`, `generator`, `frame_sampling` and `fps`.
 
-        Returns a `BatchFeature`, every tensor with a leading batch dimension of 1: `support_pixel_values` (1, S, T, C,
+        Returns a `BatchFeature`. Every tensor has a leading batch dimension of 1: `support_pixel_values` (1, S, T, C,
         H, W), `support_labels` (1, S), `query_pixel_values` (1, Q, T, C, H, W), `class_input_ids` (1, N, L),
         `class_attention_mask` (1, N, L), and with `query_labels` also `labels` (1, Q).
 
-        Raises `ValueError` for an inconsistent episode, `VideoReadError` (one, too) for an unreadable video, and
+        Raises `ValueError` for an inconsistent episode, `VideoReadError` (a subclass) for an unreadable video, and
         `TypeError` for an unknown keyword.
         """
         check_known("CLIPFSARProcessor", unknown, _CALL)
@@ -312,11 +312,11 @@ class CLIPFSARProcessor(ProcessorMixin):
         """Pixel values of videos, float32 (V, T, C, H, W).
 
         `training` draws random frames (`"segment_random"` for both segment samplings, a random start for `"interval"`)
-        and a random crop; otherwise only `"segment_random"` draws. All draws come from `generator` (or from a list, one
-        per video), torch's global one if None, and each video takes the same number of draws from it however long it
-        is and whichever decoder reads it. `role="query"` in training applies the processor's `query_augmentation`.
-        `frame_sampling` overrides the processor's. `fps`: frames per second of videos that do not say (frames in
-        memory or in folders), needed for `"interval"` only.
+        and a random crop. Without it only `"segment_random"` is random. `generator` is one generator, a list of one per
+        video, or None for torch's global one. Every video takes the same number of draws, whatever its length and
+        decoder. `role="query"` in training applies the processor's `query_augmentation`. `frame_sampling` overrides the
+        processor's. `fps`: frames per second of videos that do not state it (frames in memory or in folders). Only
+        `"interval"` needs it.
         """
         videos = as_video_list(videos)
         sampled = self._read_videos(videos, training, generator, frame_sampling, fps)
@@ -332,17 +332,17 @@ class CLIPFSARProcessor(ProcessorMixin):
         role: str = "support",
         fps: float | None = None,
     ) -> SampledVideos:
-        """The first half of `process_videos`, for the same arguments: chooses frames and reads them."""
+        """The first half of `process_videos`, with the same arguments: chooses and reads frames."""
         frames, seeds = zip(
             *self._read_videos(as_video_list(videos), training, generator, frame_sampling, fps), strict=True
         )
         return SampledVideos(list(frames), list(seeds), self._augmentation(role, training))
 
     def make_pixel_values(self, sampled: SampledVideos) -> torch.Tensor:
-        """The second half of `process_videos`: resizes, crops and normalises on the device where the frames lie.
+        """The second half of `process_videos`: resizes, crops and normalises on the device of the frames.
 
-        Returns float32 (V, T, C, H, W). On a GPU one resized pixel in a hundred may differ by a grey level from the
-        CPU's, which resizes bytes; frames that have their size already (of a frame store) come out the same.
+        Returns float32 (V, T, C, H, W). The CPU resizes bytes, a GPU floats: one resized pixel in a hundred may differ
+        by a grey level. Frames that already have the right size (from a frame store) give equal results.
         """
         return self._finish_videos(zip(sampled.frames, sampled.seeds, strict=True), len(sampled), sampled.augmentation)
 
@@ -353,7 +353,7 @@ class CLIPFSARProcessor(ProcessorMixin):
     def _read_videos(
         self, videos: list, training: bool, generator, frame_sampling: str | None, fps: float | None
     ) -> Iterator[tuple[torch.Tensor, int | None]]:
-        """Sampled frames (T, H, W, 3) of one video after the other, and the seed of its crop, None for the centre."""
+        """Yields for each video its sampled frames (T, H, W, 3) and the seed of its crop (None for a central crop)."""
         sampling = self.frame_sampling if frame_sampling is None else frame_sampling
         check_choice("frame_sampling", sampling, FRAME_SAMPLINGS)
         if training and sampling == "segment_center":
@@ -387,13 +387,13 @@ class CLIPFSARProcessor(ProcessorMixin):
         return pixel_values
 
     def process_frames(self, frames: torch.Tensor) -> torch.Tensor:
-        """Pixel values (T, C, H, W) of frames already chosen, uint8 (T, H, W, 3)."""
+        """Pixel values (T, C, H, W) of frames that are already chosen, uint8 (T, H, W, 3)."""
         pixels = self._resize_and_crop(frames, None).float()
         self._normalize_(pixels, "none", None)
         return pixels
 
     def to_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The frames as the model sees them, resized and cropped: pixel values (..., C, H, W), uint8 (..., H, W, C)."""
+        """The resized and cropped frames that the model sees: pixel values (..., C, H, W) -> uint8 (..., H, W, C)."""
         settings, is_official = self.image_processor, self.preprocessing == "official"
         pixels = pixel_values.float()
         if is_official or settings.do_normalize:
@@ -406,15 +406,15 @@ class CLIPFSARProcessor(ProcessorMixin):
         return pixels.clamp(0, 255).round().to(torch.uint8).movedim(-3, -1)
 
     def tokenize_classes(self, class_names: Sequence[str], n_way: int | None = None) -> dict[str, torch.Tensor]:
-        """`{"input_ids": (N, L), "attention_mask": (N, L)}`, int64, of the prompts of class names.
+        """Tokens of the prompts of class names: `{"input_ids": (N, L), "attention_mask": (N, L)}`, int64.
 
-        Underscores become spaces ("brush_hair" -> "a photo of brush hair"). Padded to the longest prompt and cut at the
-        tokenizer's `model_max_length`, or all of `prompt_length` tokens. A name may appear twice. Different names with
-        the same tokens are a `ValueError`; names of several episodes, `n_way` each, are compared within an episode.
+        Underscores become spaces ("brush_hair" -> "a photo of brush hair"). Prompts are padded to the longest and cut
+        at the tokenizer's `model_max_length`, or have `prompt_length` tokens. A name may appear twice. Different names
+        with the same tokens raise a `ValueError`. `n_way`: names per episode; only names of one episode are compared.
         """
         names = _check_class_names(class_names, unique=False)
         prompts = [self.prompt_template.replace("{}", name.replace("_", " ")) for name in names]
-        # a tokenizer that knows no limit holds 1e30 there and warns when asked to truncate
+        # a tokenizer without a limit has 1e30 here, and warns if it is told to truncate
         has_limit = self.prompt_length is not None or self.tokenizer.model_max_length < 1_000_000
         tokens = self.tokenizer(
             prompts,
@@ -430,10 +430,10 @@ class CLIPFSARProcessor(ProcessorMixin):
     def post_process_video_classification(
         self, outputs: Any, class_names: Sequence[str], top_k: int | None = None
     ) -> list[list[dict[str, Any]]]:
-        """For each query video of one episode its classes, most probable first: `[{"label", "score"}, ...]`.
+        """Returns for each query video of one episode its classes, best first: `[{"label", "score"}, ...]`.
 
-        `outputs` is the model's output, or its logits, (1, Q, N) or (Q, N); the scores are their softmax. `top_k` keeps
-        the best so many. Raises `ValueError` if the classes do not fit, or if there are several episodes.
+        `outputs` is the model's output, or its logits, (1, Q, N) or (Q, N). Scores are the softmax of the logits.
+        `top_k` keeps the best k. Raises `ValueError` for a wrong number of classes or for several episodes.
         """
         class_names = _check_class_names(class_names)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
@@ -442,8 +442,8 @@ class CLIPFSARProcessor(ProcessorMixin):
             logits = logits[0]
         if logits.ndim != 2:
             raise ValueError(
-                f"The logits have shape {tuple(logits.shape)}; those of one episode, (1, Q, N) or (Q, N), are needed: "
-                "pass logits[i] of several."
+                f"The logits have shape {tuple(logits.shape)}, but one episode, (1, Q, N) or (Q, N), is needed: "
+                "for several episodes pass logits[i]."
             )
         if logits.shape[-1] != len(class_names):
             raise ValueError(f"The logits have {logits.shape[-1]} classes, but class_names has {len(class_names)}.")
@@ -468,7 +468,7 @@ class CLIPFSARProcessor(ProcessorMixin):
                 fps=video_fps or fps,
                 sampling_rate=self.sampling_rate,
                 target_fps=self.target_fps,
-                # A fresh generator each time: the draw must not depend on how often frames are chosen.
+                # A new generator each time, so that choosing frames again gives the same draw.
                 generator=torch.Generator().manual_seed(seed) if draws else None,
             )
             return times.frames_at(indices) if sampling == "interval" else indices
@@ -485,11 +485,11 @@ class CLIPFSARProcessor(ProcessorMixin):
             frames = resize_and_crop(frames, self.image_processor, self.preprocessing, crop_generator)
         except UnreadableError as error:
             raise VideoReadError(f"Cannot read video: {error}.") from error
-        # contiguous here, because permuting bytes is cheaper than permuting the floats they become
+        # contiguous here: permuting bytes is cheaper than permuting floats later
         return frames.contiguous()
 
     def _normalize_(self, pixels: torch.Tensor, augmentation: str, generator: torch.Generator | None) -> None:
-        """0 to 255 -> what the model wants, in place, by way of the augmentation on [0, 1]."""
+        """Augments, rescales and normalises pixels from 0 to 255, in place."""
         settings = self.image_processor
         is_official = self.preprocessing == "official"
         if augmentation == "kinetics":
@@ -506,7 +506,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         return crop_size_of(frame_size, self.image_processor, self.preprocessing)
 
     def _check_archive(self, archive: FrameArchive, draws: bool) -> None:
-        """Raises `ValueError` for a frame archive that was made for something else than this processor does."""
+        """Raises `ValueError` if a frame archive does not fit the settings of this processor."""
         wanted = resize_settings(self.image_processor, self.preprocessing)
         if archive.resized_for != wanted:
             raise ValueError(
@@ -538,7 +538,7 @@ _SETTINGS = (
     "seconds_per_video",
 )
 _CALL = set(inspect.signature(CLIPFSARProcessor.__call__).parameters) - {"self", "unknown"}
-# What `from_pretrained` knows besides: transformers' own names, and settings of the two parts.
+# Other keywords of `from_pretrained`: those of transformers, and settings of image processor and tokenizer.
 _LOADING = {
     *LOADING_OPTIONS,
     *ImagesKwargs.__annotations__,
@@ -555,7 +555,7 @@ def _in_words(settings: dict) -> str:
 
 
 def _draw_seeds(generator: torch.Generator | None) -> tuple[int, int]:
-    """One seed for the choice of frames and one for crop and augmentation."""
+    """Two seeds: one for the choice of frames, one for crop and augmentation."""
     device = "cpu" if generator is None else generator.device
     return tuple(torch.randint(2**62, (2,), generator=generator, device=device).tolist())
 
@@ -577,7 +577,7 @@ def _check_class_names(class_names: Iterable[str], unique: bool = True) -> list[
 
 
 def _checked_episode(support_videos, support_labels, class_names, query_videos, query_labels) -> tuple:
-    """The same five of an episode, in one form and checked against each other: lists of videos, labels as ints."""
+    """The same five values, checked against each other and in one form: lists of videos, labels as ints."""
     if class_names is not None:
         class_names = _check_class_names(class_names)
     if isinstance(support_videos, Mapping) and not is_one_video(support_videos):
@@ -599,7 +599,7 @@ def _checked_episode(support_videos, support_labels, class_names, query_videos, 
 
 
 def _flatten_classes(support_videos: Mapping[str, Any], class_names: list[str] | None):
-    """`{name: videos}` to a flat list of videos, their labels, and the class names in order."""
+    """Turns `{name: videos}` into a flat list of videos, their labels, and the class names in order."""
     names = _check_class_names(support_videos)
     if class_names is not None:
         if set(class_names) != set(names):
@@ -624,8 +624,8 @@ def _check_support(support_videos, support_labels, class_names):
         return None, class_names
     if support_labels is None:
         raise ValueError(
-            "support_videos is a list, so support_labels are needed to say which video is of which class (or pass a "
-            "dict of class name to videos)."
+            "support_videos is a list, so support_labels are needed to say the class of each video (or pass a dict of "
+            "class name to videos)."
         )
     support_labels = _flat_labels(support_labels)
     if class_names is None and any(isinstance(label, str) for label in support_labels):
@@ -646,7 +646,7 @@ def _flat_labels(labels) -> list:
 
 
 def _label_indices(name: str, labels, class_names: list[str] | None, videos_name: str, videos: list | None):
-    """Labels given as ints or names to ints from 0 to N - 1."""
+    """Turns labels, ints or class names, into ints from 0 to N - 1."""
     labels = _flat_labels([labels] if isinstance(labels, str) else labels)
     num_videos = 0 if videos is None else len(videos)
     if len(labels) != num_videos:
@@ -672,8 +672,8 @@ def _label_indices(name: str, labels, class_names: list[str] | None, videos_name
 CLIPFSARProcessor.register_for_auto_class()
 
 if not __package__:
-    # In a checkout or an installation, so that AutoProcessor finds the class without trust_remote_code. Code that came
-    # with a checkpoint leaves the registry alone: there, the auto_map in its files leads to it.
+    # Only in a checkout or an installation: AutoProcessor then finds the class without trust_remote_code. Code saved
+    # with a checkpoint does not register itself: the auto_map of the checkpoint names it.
     try:
         from configuration_clipfsar import CLIPFSARConfig
     except ImportError:

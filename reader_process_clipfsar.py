@@ -1,7 +1,7 @@
-"""Reading video files in a process that can be killed: a decoder that is stuck in C heeds neither signals nor threads.
+"""Reading video files in a process that can be killed. Signals and threads cannot stop a decoder that hangs in C.
 
-One such process serves one thread, and is started when the first file is read. It imports only PyAV and numpy, which
-takes a third of a second; then a request costs a message each way and the copy of the frames through a pipe.
+One such process serves one thread. It starts when the first file is read and imports only PyAV and numpy, which takes a
+third of a second. A request then costs one message each way and a copy of the frames through a pipe.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ _ERRORS = {"unreadable": UnreadableError, "import": ImportError}
 
 
 class TimedOutError(UnreadableError):
-    """The time for a video was up."""
+    """Raised when the time limit of a video is reached."""
 
 
 # --- in the process ---------------------------------------------------------------------------------------------------
@@ -61,8 +61,8 @@ class TimedOutError(UnreadableError):
 def serve():
     """Answers requests from standard input until there are no more."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get between the answers
-    # Also while a decoder is stuck, and while a sibling holds the other end of the pipe open.
+    os.dup2(2, 1)  # output that a library prints must not mix with the answers
+    # This also works while a decoder hangs, and while a sibling holds the other end of the pipe open.
     end_with_parent()
     _limit_memory()
     reader = None
@@ -74,7 +74,7 @@ def serve():
             else:
                 _read(answers, reader, *arguments)
             answers.flush()
-    except BrokenPipeError:  # the parent has ended, and `answers` would complain once more
+    except BrokenPipeError:  # the parent has ended; closing `answers` would fail again
         os._exit(1)
 
 
@@ -111,7 +111,7 @@ def _read(answers, reader, frames: list[int]):
 
 
 def _plain(times: VideoTimes) -> tuple:
-    # No object of ours: the parent may know this module by another name.
+    # Plain values, not our classes: this module may have another name in the parent.
     return times.num_frames, times.fps, times.seconds, times.duration
 
 
@@ -172,7 +172,7 @@ class _ReaderProcess:
 
     @contextlib.contextmanager
     def limited(self, seconds: float):
-        """Kills the process when time is up. Raises `TimedOutError` then, `UnreadableError` if it died by itself."""
+        """Kills the process when the time is up and raises `TimedOutError`. Raises `UnreadableError` if it crashed."""
         is_late = threading.Event()
 
         def stop():
@@ -202,7 +202,7 @@ class _ReaderProcess:
         return message
 
     def receive_frame(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A frame that is there until the next is received: fresh memory for each costs as much as the pipe."""
+        """A frame, valid until the next is received. New memory for each frame would cost as much as the pipe."""
         size = int(np.prod(shape))
         if self._buffer.size < size:
             self._buffer = np.empty(size, np.uint8)
@@ -216,7 +216,7 @@ class _ReaderProcess:
 _idle: list[_ReaderProcess] = []
 _lock = threading.Lock()
 _is_registered = False
-_of_parent: list[_ReaderProcess] = []  # kept, so that a forked child neither uses nor closes them
+_processes_of_parent: list[_ReaderProcess] = []  # a forked child neither uses nor closes its parent's readers
 
 
 def _take_process() -> _ReaderProcess:
@@ -230,7 +230,7 @@ def _take_process() -> _ReaderProcess:
 
 
 def _register_end():
-    """At the end of this process its readers end; `atexit` is not heeded by the processes of multiprocessing."""
+    """Ends the readers when this process ends. (The processes of multiprocessing do not run `atexit` functions.)"""
     global _is_registered
     if not _is_registered:
         _is_registered = True
@@ -240,7 +240,7 @@ def _register_end():
 def _forget_processes():
     global _lock, _is_registered
     _is_registered = False
-    _of_parent.extend(_idle)
+    _processes_of_parent.extend(_idle)
     _idle.clear()
     _lock = threading.Lock()
 
@@ -255,10 +255,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class RemoteReader:
-    """A reader (see `decoding_clipfsar`) whose work is done by another process, within a number of seconds.
+    """A reader (see `decoding_clipfsar`) that works in another process and has a time limit. Use it in a `with` block.
 
-    `is_archive`: the file is a frame archive, which is not read here. Use it in a `with` block. Raises what readers
-    raise, and `TimedOutError`.
+    If `is_archive`, the file is a frame archive, which this reader does not read. Raises the errors of readers, and
+    `TimedOutError`.
     """
 
     def __init__(self, source: str | bytes, decoder: str, num_threads: int, seconds: float):
@@ -289,7 +289,7 @@ class RemoteReader:
                 _idle.append(process)
 
     def read(self, frames: list[int]) -> Iterator[np.ndarray]:
-        """Frames of rising numbers, all within the time that opening the file has left."""
+        """Yields frames; `frames` are their numbers, rising. Opening the file and all frames share one time limit."""
         with self._in_time():
             kind, *values = self._answer(("read", frames))
             while kind == "frame":
@@ -297,7 +297,7 @@ class RemoteReader:
                 kind, *values = self._answer()
 
     def stream(self, frames: list[int]) -> Iterator[np.ndarray]:
-        """The same, with the full time for each frame: a long video may be watched to its end."""
+        """Like `read`, but the full time limit applies to each frame, so that a long video can be read to its end."""
         message = ("read", frames)
         while True:
             self._left = self._seconds
@@ -310,7 +310,7 @@ class RemoteReader:
             message = None
 
     def _answer(self, message: tuple | None = None) -> tuple:
-        """Sends a message, if there is one, and returns the next answer."""
+        """Sends `message`, unless it is None, and returns the next answer."""
         self._is_busy = True
         if message is not None:
             self._process.send(message)
@@ -332,12 +332,12 @@ class RemoteReader:
             with self._process.limited(max(self._left, 0.001)):
                 yield
         except TimedOutError:
-            raise TimedOutError(f"timed out after {self._seconds:g} s; seconds_per_video is the limit") from None
+            raise TimedOutError(f"timed out after {self._seconds:g} s (raise seconds_per_video)") from None
         self._left -= time.monotonic() - start
 
 
 def can_start_processes() -> bool:
-    """Whether there is a Python to start and a file of this module to start it on."""
+    """Whether the Python executable and the file of this module are known, which a reader process needs."""
     return bool(sys.executable) and Path(__file__).is_file()
 
 

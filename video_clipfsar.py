@@ -1,4 +1,4 @@
-"""Which frames of a video (pure index arithmetic), and reading them: files, folders of images, arrays."""
+"""Choosing frames of a video (pure index arithmetic), and reading them from files, folders of images and arrays."""
 
 import contextlib
 import importlib
@@ -80,7 +80,7 @@ except ImportError:
         raise
     from reader_process_clipfsar import RemoteReader, can_start_processes
 
-# What a file with the suffix of an image may be. Pillow knows 40 more formats, one of which starts a program.
+# Formats accepted for image files. Pillow knows 40 more; one of them starts a program.
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _EXIF_ORIENTATION = 0x0112
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
@@ -96,17 +96,17 @@ def sample_frame_indices(
     target_fps: float = 12,
     generator: torch.Generator | None = None,
 ) -> list[int]:
-    """The `num_frames` frames to take out of a video of `num_video_frames`, in rising order.
+    """Returns the indices of `num_frames` frames of a video that has `num_video_frames`, in rising order.
 
     - `"segment_center"`: the middle frame of each of `num_frames` equal segments; deterministic.
-    - `"segment_random"`: one uniformly random frame out of each segment of `num_video_frames // num_frames` frames,
-      drawn from `generator` (official for SSv2, HMDB51 and UCF101, in training and in test).
+    - `"segment_random"`: one uniformly random frame from each segment of `num_video_frames // num_frames` frames,
+      drawn from `generator` (official for SSv2, HMDB51 and UCF101, in training and testing).
     - `"interval"`: evenly spaced frames of a clip of `num_frames * sampling_rate` frames at `target_fps` (official for
-      Kinetics-100). With a `generator` the clip starts at random (training), without one it is centred (test). `fps`,
-      the video's frames per second, is needed.
+      Kinetics-100). With a `generator` the clip starts at random (training); without one it is centred (testing).
+      `fps`, the video's frames per second, is required.
 
-    A video of fewer frames than `num_frames` gives all of them, some repeated, in order; one of exactly `num_frames`
-    gives each once. (The official program breaks on shorter ones.)
+    If the video has fewer frames than `num_frames`, all are returned and some repeat. If it has exactly `num_frames`,
+    each is returned once. (The official program breaks on shorter videos.)
 
     Raises `ValueError` for counts or rates below their limits, for an unknown `sampling`, and for `"interval"` without
     `fps`.
@@ -138,7 +138,7 @@ def _interval_indices(
     if fps is None or not math.isfinite(fps) or fps <= 0:
         raise ValueError(
             f"sampling='interval' needs the video's frames per second, got fps={fps}: pass fps=, or choose "
-            "'segment_center' or 'segment_random', which do not depend on it."
+            "'segment_center' or 'segment_random', which do not need it."
         )
     if sampling_rate <= 0 or target_fps <= 0:
         raise ValueError(f"sampling_rate={sampling_rate} and target_fps={target_fps} must be greater than 0.")
@@ -146,13 +146,13 @@ def _interval_indices(
     if clip_length > num_video_frames:
         clip_length = num_video_frames // num_frames * num_frames
     latest_start = num_video_frames - clip_length
-    # float64: in float32 a start within half a rounding step of the next whole frame could tip over
+    # float64: float32 could round a start that lies just below the next whole frame up to it
     position = 0.5 if generator is None else torch.rand((), generator=generator, dtype=torch.float64).item()
     start = position * latest_start
-    # The official program takes off sampling_rate unscaled by the frame rate, and so do we: parity is exact.
+    # As in the official program, for exact parity: sampling_rate is not scaled by the frame rate here.
     end = start + clip_length - sampling_rate
     if end < start:
-        # Deviation: for clips shorter than sampling_rate the official program runs backwards. Spread over the clip.
+        # Deviation: for clips shorter than sampling_rate the official program runs backwards; we do not.
         end = start + clip_length - 1
     step = (end - start) / max(num_frames - 1, 1)
     indices = [math.floor(start + i * step + 0.5) for i in range(num_frames)]
@@ -160,7 +160,7 @@ def _interval_indices(
 
 
 class VideoReadError(ValueError):
-    """A video that cannot be read, whatever the reason; `path` says which (None for one given as bytes or frames)."""
+    """Raised for a video that cannot be read. `path` names it (None for videos given as bytes or frames)."""
 
     def __init__(self, message: str, path: str | None = None):
         # One required argument: DataLoader workers rebuild an exception from its message alone.
@@ -168,7 +168,8 @@ class VideoReadError(ValueError):
         self.path = path
 
 
-# A reader opens one video, has its `times` (`VideoTimes`), and yields the frames of rising numbers, uint8 (H, W, 3).
+# A reader opens one video. It has `times` (`VideoTimes`) and `read`, which takes rising frame numbers and yields uint8
+# frames (H, W, 3).
 
 
 class _OpenDecoderReader:
@@ -228,7 +229,7 @@ class _FramesInMemory:
         return isinstance(self._frames, (np.ndarray, torch.Tensor))
 
     def read_array(self, frames: list[int]) -> torch.Tensor:
-        # Indexed before it becomes a tensor: the copy is writable and has positive strides, the array may not.
+        # Index first, then make a tensor: the array may be read-only or have negative strides, its copy is neither.
         chosen = self._frames[frames]
         chosen = torch.from_numpy(chosen) if isinstance(chosen, np.ndarray) else chosen  # a CUDA tensor stays there
         return chosen if chosen.shape[-1] == 3 else chosen.permute(0, 2, 3, 1)
@@ -254,7 +255,7 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> np.ndarray:
-    """RGB pixels of an image, turned as its EXIF data asks for; data that make no sense are ignored."""
+    """RGB pixels of an image, turned as its EXIF data say. EXIF data that make no sense are ignored."""
     check_frame_size(*image.size)  # before it is decoded
     with contextlib.suppress(Exception):
         if _is_turned(image):
@@ -283,31 +284,31 @@ def read_video_frames(
     check_archive: Callable[[FrameArchive], None] | None = None,
     seconds_per_video: float | None = None,
 ) -> torch.Tensor:
-    """Reads the chosen frames of one video, and decodes no others where the format allows it.
+    """Reads the chosen frames of one video. Other frames are decoded only where the format requires it.
 
     Args:
         video: A path or URL, the bytes of a file, a file object, uint8 frames (numpy or torch, (T, H, W, 3) or
             (T, 3, H, W)), a list of PIL images, a folder of image files, a frame archive (`frame_archive_clipfsar`;
-            where that left frames out, the nearest kept one stands for a wanted one), or a value of a `datasets` video
-            column (a `{"path", "bytes"}` dict or a torchcodec decoder).
-        select_indices: The frame indices, or a function that makes them from `(num_video_frames, fps)`; `fps` is the
-            mean rate, None where nothing says it. A function with a parameter `times` is also given the `VideoTimes`.
-        decoder: `"auto"` is PyAV, which is right for every file and as fast as the others. `"decord"` and
-            `"torchcodec"` refuse files of which they might give other frames than a player shows.
-        num_threads: The decoder's (0: as many as it likes).
-        check_archive: Called with a frame archive before it is read; raises to refuse it.
-        seconds_per_video: Time limit for a file, kept by reading it in another process, which is killed when the time
-            is up. None reads here, without a limit.
+            it returns the nearest stored frame for one that it left out), or a value of a `datasets` video column (a
+            `{"path", "bytes"}` dict or a torchcodec decoder).
+        select_indices: The frame indices, or a function that computes them from `(num_video_frames, fps)`. `fps` is
+            the mean rate, None if unknown. If the function has a parameter `times`, it also gets the `VideoTimes`.
+        decoder: `"auto"` is PyAV, which is correct for every file and as fast as the others. `"decord"` and
+            `"torchcodec"` refuse a file if their frames might differ from those a player shows.
+        num_threads: Threads of the decoder (0: the decoder decides).
+        check_archive: Called with a frame archive before it is read. It raises an error to refuse the archive.
+        seconds_per_video: Time limit for a file. Another process reads the file and is killed when the time is up.
+            None reads in this process, without a limit.
 
     Returns:
-        uint8 RGB frames, (number of indices, H, W, 3), in the order of the indices, turned and mirrored as the file or
-        the images' EXIF data ask for.
+        uint8 RGB frames, (number of indices, H, W, 3), in the order of the indices. They are turned and mirrored as
+        the file or the images' EXIF data say.
 
     Raises:
-        VideoReadError: With the path, for anything unreadable: missing, empty, cut off, not a video, without a video
-            stream, without frames, or with a wanted frame that cannot be decoded (never replaced by another); also
-            when the time is up. A file that ends before the length its own header states is refused whole, since its
-            true number of frames, and so the choice among them, is unknown.
+        VideoReadError: With the path, for anything unreadable: a file that is missing, empty, cut off or not a video,
+            one without a video stream or frames, a wanted frame that cannot be decoded (another never replaces it), or
+            the end of the time limit. A file shorter than its own header states is refused whole: its true number of
+            frames is unknown, so frames cannot be chosen correctly.
         ImportError: When the decoder is not installed.
     """
     check_choice("decoder", decoder, ("auto", *DECODERS))
@@ -315,14 +316,14 @@ def read_video_frames(
     with _open_video(path, source, decoder, num_threads, seconds_per_video) as reader:
         if check_archive is not None and isinstance(reader, _ArchiveReader):
             check_archive(reader.archive)
-        # Outside of the blocks that catch errors: what is wrong with the choice of frames is not the file's fault.
+        # Outside the blocks that catch errors: a wrong choice of frames is not the file's fault.
         indices = _choose(select_indices, reader.times, path)
         with _naming(path, "a wanted frame cannot be decoded"):
             try:
                 return _read_in_order(reader, indices)
             except RecountError:
                 pass
-        # Codecs that pack or hide frames announce more packets than frames come out: those are sampled.
+        # Codecs that pack or hide frames announce more frames than they decode to. Choose among the decoded ones.
         indices = _choose(select_indices, reader.times, path)
         with _naming(path, "a wanted frame cannot be decoded"):
             return _read_in_order(reader, indices)
@@ -334,12 +335,12 @@ def stream_video_frames(
     num_threads: int = 1,
     seconds_per_video: float | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The chosen frames of a video of any length one by one, uint8 (H, W, 3), each decoded once, none kept.
+    """Yields the chosen frames of a video one by one, uint8 (H, W, 3). Memory use does not grow with the video.
 
-    As `read_video_frames`, but the indices must rise, PyAV reads all files, and `seconds_per_video` is the limit for
-    opening the video and for each frame.
+    Like `read_video_frames`, with three differences: the indices must rise, PyAV reads all files, and
+    `seconds_per_video` limits opening the video and each single frame.
 
-    Raises `VideoReadError`, also after some frames, and `ImportError` without PyAV.
+    Raises `VideoReadError`, possibly after some frames, and `ImportError` without PyAV.
     """
     path, source = _locate(video)
     with _open_video(path, source, "av", num_threads, seconds_per_video) as reader:
@@ -362,7 +363,7 @@ def stream_video_frames(
 
 @contextlib.contextmanager
 def _naming(path: str | None, what_failed: str) -> Iterator[None]:
-    """Whatever goes wrong becomes a `VideoReadError` that names the file."""
+    """Turns any error in the block into a `VideoReadError` that names the file."""
     try:
         yield
     except (VideoReadError, ImportError):
@@ -403,11 +404,11 @@ def _open_here(source: str | bytes, decoder: str, num_threads: int):
 
 
 def frames_differ_from_0_1(video: Any, sampling: str = "segment_center") -> str | None:
-    """Why version 0.1 of this library read other frames of a video than this one does, as far as its packets tell.
+    """Why version 0.1 of this library read other frames of a video than this version, judged by its packets.
 
-    None where it read the same, and where nobody can tell: for a video that cannot be read or is not there, and for a
-    web address, which is not downloaded for this. It takes a few milliseconds. `sampling`: with `"interval"`, version
-    0.1 took numbers of frames for times.
+    Returns None if both read the same frames, or if that is unknown: for a video that is missing or cannot be read, and
+    for a web address, which is not downloaded for this. The check takes a few milliseconds. `sampling`: with
+    `"interval"`, version 0.1 assumed a constant frame rate.
     """
     if is_address(video):
         return None
@@ -427,11 +428,11 @@ def frames_differ_from_0_1(video: Any, sampling: str = "segment_center") -> str 
 def _oddity_for_0_1(reader, container: str, sampling: str) -> str | None:
     oddities = reader.oddities()
     oddities.pop("only decoding tells how many frames it shows")
-    if container not in ("mp4", "matroska"):  # those it read from the beginning
+    if container not in ("mp4", "matroska"):  # version 0.1 read the others from the beginning
         oddities.pop("its groups of pictures are open")
     if min((time for time in reader.packets.pts if time is not None), default=0) < 0:
-        oddities.pop("its edit list hides frames")  # at the beginning: those it saw
-    oddities["it is a transport stream, of which the first frames were missed"] = reader.is_transport_stream
+        oddities.pop("its edit list hides frames")  # at the beginning: version 0.1 noticed these
+    oddities["it is a transport stream, whose first frames were missed"] = reader.is_transport_stream
     oddities["it is a matroska file with B-frames"] = container == "matroska" and reader.is_reordered
     if sampling == "interval":
         oddities["its frame rate varies"] = not reader.times.is_constant
@@ -445,25 +446,25 @@ def _choose(select_indices, times: VideoTimes, path: str | None) -> list[int]:
         indices = select_indices(times.num_frames, times.fps, **({"times": times} if takes_times else {}))
     indices = [int(index) for index in indices]
     if not indices:
-        raise ValueError(f"No frames of video {_quoted(path)} were asked for: give at least one index.")
+        raise ValueError(f"No frames of video {_quoted(path)} were requested: give at least one index.")
     for index in indices:
         if not 0 <= index < times.num_frames:
             raise ValueError(
-                f"Frame {index} of video {_quoted(path)} was asked for, but it has {times.num_frames} frames "
+                f"Frame {index} of video {_quoted(path)} was requested, but it has {times.num_frames} frames "
                 f"(0 to {times.num_frames - 1})."
             )
     return indices
 
 
 def _read_in_order(reader, indices: list[int]) -> torch.Tensor:
-    """Each frame is decoded once, in rising order, and then put where, and as often as, it was asked for."""
+    """Frames in the order of the indices. Each frame is decoded once, in rising order, then placed and repeated."""
     if isinstance(reader, _FramesInMemory) and reader.is_array:
         return reader.read_array(indices)
     rising = sorted(set(indices))
     frames, num_read = None, 0
     for image in reader.read(rising):
         if frames is None:
-            frames = _room_for(len(rising), image)
+            frames = _empty_frames(len(rising), image)
         if image.shape != frames.shape[1:]:
             raise UnreadableError(f"its frames differ in size: {sorted({image.shape, frames.shape[1:]})}")
         frames[num_read] = image
@@ -477,7 +478,7 @@ def _read_in_order(reader, indices: list[int]) -> torch.Tensor:
     return frames[[position[index] for index in indices]]
 
 
-def _room_for(num_frames: int, image: np.ndarray) -> np.ndarray:
+def _empty_frames(num_frames: int, image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UnreadableError(f"its frames are {image.dtype} of shape {image.shape}; uint8 (H, W, 3) is needed")
     height, width = image.shape[:2]
@@ -496,7 +497,7 @@ def _locate(video: Any) -> tuple[str | None, Any]:
             raise VideoReadError("Cannot read video: the dict has neither 'path' nor 'bytes'.")
     if isinstance(video, (str, os.PathLike)):
         path = os.fsdecode(video)
-        with _naming(path, "it is no path"):
+        with _naming(path, "it is not a path"):
             return path, _source_of(path)
     path = path if isinstance(path, str) else None
     if isinstance(video, (bytes, bytearray, memoryview)):
@@ -544,7 +545,7 @@ def _quoted(path: str | None) -> str:
 
 
 def is_address(video: Any) -> bool:
-    """Whether nothing of a video lies on this machine: it is an address (http://, hf://, s3://, ...) without bytes."""
+    """Whether a video is only an address (http://, hf://, s3://, ...), without bytes on this machine."""
     if isinstance(video, Mapping):
         video = None if video.get("bytes") is not None else video.get("path")
     return isinstance(video, str) and not video.startswith("file://") and bool(_ADDRESS.match(video))
@@ -571,7 +572,7 @@ def as_video_list(videos: Any) -> list:
         raise ValueError(f"A list of videos is needed, got {type(videos).__name__}.")
     column: Any = videos
     feature = getattr(videos, "features", None)
-    if type(feature).__name__ == "Video" and feature.decode:  # a lazy column of `datasets`, which would decode it all
+    if type(feature).__name__ == "Video" and feature.decode:  # lazy column of `datasets`: iterating would decode all
         undecoded = column.source.cast_column(column.column_name, type(feature)(decode=False))
         videos = undecoded[column.column_name]
     return list(videos)

@@ -1,4 +1,4 @@
-"""CLIP-FSAR: few-shot recognition of actions in video. Every public name is imported when it is first used."""
+"""CLIP-FSAR: few-shot action recognition in videos. Every public name is imported when it is first used."""
 
 import importlib
 import os
@@ -44,7 +44,7 @@ _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULES.items() f
 def __getattr__(name: str):
     if name in _MODULE_OF_NAME:
         value = getattr(importlib.import_module(_MODULE_OF_NAME[name]), name)
-        globals()[name] = value  # so that this function is asked once per name
+        globals()[name] = value  # Python then calls this function only once per name
         if "transformers" in sys.modules:  # `pipeline("few-shot-video-classification", model=...)` comes next
             importlib.import_module("pipeline_clipfsar")  # registers the task
         return value

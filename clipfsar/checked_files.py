@@ -1,7 +1,7 @@
-"""Files that are whole or not there, and whose damage is found: checksums of folders and of tensors.
+"""Files that are complete or absent, and checksums that find damage in folders and tensors.
 
-Whatever is written beside its place and then renamed is on the disk before the rename: after a power cut, too, there is
-the old one or the new one.
+A new file is written under another name, flushed to the disk, and then renamed. After a power cut there is either the
+old file or the new one.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 
 
 class DamagedFileError(ValueError):
-    """A file is not what was written; the message names it and what can be done."""
+    """Raised if a file has changed since it was written. The message names the file and the remedy."""
 
 
 def write_checksums(folder: Path, leave_out: Sequence[str] = ()) -> None:
-    """Writes `SHA256SUMS` of all files below a folder, as `sha256sum` does; `sha256sum --check` reads it, too."""
+    """Writes `SHA256SUMS` for all files below a folder, in the format of `sha256sum --check`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     lines = [f"{_sha256(path)}  {name}\n" for name, path in names.items() if name not in {CHECKSUMS, *leave_out}]
@@ -35,16 +35,16 @@ def write_checksums(folder: Path, leave_out: Sequence[str] = ()) -> None:
 
 
 def check_files(folder: Path, remedy: str, only: str = "*", must_be_listed: str | None = None) -> bool:
-    """Compares the files of a folder with its checksums; False where it has none, as folders of version 0.1.
+    """Compares the files of a folder with its checksums. Returns False if it has none, like folders of version 0.1.
 
     Args:
-        remedy: Ends the message.
-        only: Pattern of the names of files that are compared.
-        must_be_listed: Pattern of the names of files that need a checksum: a list may have lost a line. Other files
-            without one were put there later by others.
+        remedy: Last part of the error message.
+        only: Name pattern of the files to compare.
+        must_be_listed: Name pattern of files that need a checksum, because the list may have lost a line. Other files
+            without a checksum are ignored: somebody may have added them later.
 
     Raises:
-        DamagedFileError: For a file that is missing, different, or without the checksum it needs.
+        DamagedFileError: If a file is missing, has changed, or lacks a checksum that it needs.
     """
     path = folder / CHECKSUMS
     if not path.is_file():
@@ -61,12 +61,12 @@ def check_files(folder: Path, remedy: str, only: str = "*", must_be_listed: str 
         if not file.is_file():
             raise DamagedFileError(f"{file} is missing, or the list {path} is damaged: {remedy}.")
         if _sha256(file) != checksum:
-            raise DamagedFileError(f"{file} is not what was written (its checksum in {path} is another): {remedy}.")
+            raise DamagedFileError(f"{file} has changed since it was written (checksum differs from {path}): {remedy}.")
     return True
 
 
 def listed_files(folder: Path) -> set[str]:
-    """Names of the files that `write_checksums` was given; none where the list is missing or damaged."""
+    """Names of the files in the list of checksums, and of the list. Empty if the list is missing or damaged."""
     try:
         return set(_read_checksums(folder / CHECKSUMS, "")) | {CHECKSUMS}
     except (DamagedFileError, OSError):
@@ -87,14 +87,14 @@ def _sha256(path: Path) -> str:
 
 
 def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
-    """The content of a JSON file of the project's own, an object or what `kind` says.
+    """The content of a JSON file that this library wrote: an object, or a value of type `kind`.
 
     Args:
-        remedy: Ends the message.
+        remedy: Last part of the error message.
 
     Raises:
-        DamagedFileError: When it is no JSON, something else than `kind`, no regular file, or too large.
-        OSError: When it cannot be read.
+        DamagedFileError: If it is not JSON, not of type `kind`, not a regular file, or too large.
+        OSError: If it cannot be read.
     """
     try:
         value = json.loads(read_file(path, "json_bytes").decode("utf-8"))
@@ -106,7 +106,7 @@ def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes a safetensors file with a checksum of its tensors in it; it appears under its name when it is complete."""
+    """Writes a safetensors file that contains a checksum of its tensors. It gets its name when it is complete."""
     with replace_file(path) as partial:
         save_file(tensors, partial, metadata={"sha256": _sha256_of_tensors(tensors)})
 
@@ -115,11 +115,11 @@ def load_tensors(path: Path, remedy: str, has_checksum: bool = True) -> dict[str
     """Reads what `save_tensors` wrote.
 
     Args:
-        remedy: Ends the message about a damaged file.
-        has_checksum: False for a file of an older version, which need not have one.
+        remedy: Last part of the message about a damaged file.
+        has_checksum: False for files of older versions, which may have none.
 
     Raises:
-        DamagedFileError: When a byte is another one than was written.
+        DamagedFileError: If any byte has changed since it was written.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -128,7 +128,7 @@ def load_tensors(path: Path, remedy: str, has_checksum: bool = True) -> dict[str
     except SafetensorError as error:
         raise DamagedFileError(f"{path} is damaged ({error}): {remedy}.") from error
     if (written is not None or has_checksum) and written != _sha256_of_tensors(tensors):
-        raise DamagedFileError(f"{path} is damaged (its checksum is another): {remedy}.")
+        raise DamagedFileError(f"{path} is damaged (its checksum differs): {remedy}.")
     return tensors
 
 

@@ -1,7 +1,7 @@
-"""The command `clipfsar`. What takes seconds to import is imported once the options and the local paths are known.
+"""The command `clipfsar`. Slow imports happen after the options and the local paths are checked.
 
-Exit codes: 0 done, 1 an error told in one sentence, 2 a usage error, 3 `predict` could not read some queries,
-130 interrupted, 141 the reader of the output has gone.
+Exit codes: 0 done, 1 an error with a message of one line, 2 a usage error, 3 `predict` could not read some queries,
+130 interrupted, 141 the reader of the output has closed it.
 """
 
 import importlib
@@ -27,8 +27,8 @@ class Command:
     Args:
         summary: One line for `clipfsar --help`.
         options: "module:name" of a dataclass of options, or of a function that parses a command line.
-        program: "module:name" of the function that gets the options; it returns an exit code, or anything else.
-        after_interrupt: What the user can do once the command was interrupted.
+        program: "module:name" of the function that gets the options. If it returns an int, that is the exit code.
+        after_interrupt: Sentence on what the user can do after an interruption.
     """
 
     summary: str
@@ -39,16 +39,16 @@ class Command:
 
 COMMANDS = {
     "train": Command(
-        "train a model by episodes",
+        "train a model on few-shot episodes",
         "clipfsar.training.arguments:parse_arguments",
         "clipfsar.training.program:main",
-        "The same command with --resume goes on from the last checkpoint.",
+        "Run the same command with --resume to continue from the last checkpoint.",
     ),
     "prepare": Command(
-        "make a data set out of video files, and find what is wrong with them",
+        "make a data set from video files, and list bad ones",
         "clipfsar.data.arguments:parse_arguments",
         "clipfsar.data.prepare:main",
-        "The same command goes on where this one stopped.",
+        "Run the same command again to continue where it stopped.",
     ),
     "evaluate": Command(
         "measure few-shot accuracy on a split",
@@ -66,7 +66,7 @@ COMMANDS = {
         "clipfsar.inference.export:main",
     ),
     "convert": Command(
-        "convert official checkpoints and OpenAI's weights, and back",
+        "convert official checkpoints and OpenAI's weights, in both directions",
         "clipfsar.checkpoints.arguments:ConvertArguments",
         "clipfsar.checkpoints.convert:main",
     ),
@@ -89,11 +89,11 @@ def usage() -> str:
         [
             "usage: clipfsar COMMAND [OPTIONS]",
             "",
-            "Few-shot recognition of actions in video: a few clips per class, and the model recognises the next one.",
+            "Few-shot action recognition: you give a few clips per class, and the model classifies new clips.",
             "",
             *lines,
             "",
-            "clipfsar COMMAND --help explains a command; clipfsar --version prints the version.",
+            "clipfsar COMMAND --help explains a command. clipfsar --version prints the version.",
         ]
     )
 
@@ -104,7 +104,7 @@ def _imported(place: str):
 
 
 def _parse(name: str, command_line: list[str]):
-    """The options of a subcommand; ends the program for `--help` and usage errors."""
+    """The options of a subcommand. `--help` and usage errors end the program."""
     options, prog = _imported(COMMANDS[name].options), f"clipfsar {name}"
     if is_dataclass(options) and isinstance(options, type):
         return parse_options(options, command_line=command_line, prog=prog)
@@ -152,12 +152,12 @@ def _dispatch(command_line: list[str]) -> int:
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}."  # without the number
+        return f"{error.filename}: {error.strerror}."  # without the error number
     return str(error) or type(error).__name__
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Runs a command line, by default that of this process, and returns the exit code."""
+    """Runs a command line (by default that of this process) and returns the exit code."""
     command_line = list(sys.argv[1:] if command_line is None else command_line)
     command = COMMANDS.get(command_line[0] if command_line else "")
     interrupted = " ".join(filter(None, ("Interrupted.", command and command.after_interrupt)))
@@ -173,12 +173,12 @@ def main(command_line: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
-    except SystemExit as end:  # of the parser: help was printed, or a usage error
+    except SystemExit as end:  # from the parser, after --help or a usage error
         if not isinstance(end.code, (int, type(None))):
             raise
         return end.code or DONE
     except BrokenPipeError:
-        # The interpreter flushes once more at its end, which must not fail again.
+        # The interpreter flushes stdout again when it ends; that must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OUTPUT_CLOSED
     finally:

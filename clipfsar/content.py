@@ -1,8 +1,8 @@
-"""What a video is known by: a digest of its name, its length, and its first and last bytes.
+"""Identifies a video by a digest of its name, its length, and its first and last bytes.
 
-A digest costs two short reads, whatever the length of the video. It notices a file that was replaced by another one, of
-the same size too, unless the two have the same first and last 4 KB. Of a web address nothing is downloaded: it is known
-by the address alone, so that another video under the same address goes unnoticed.
+A digest takes two short reads, however long the video is. It changes when another file replaces the video, unless both
+have the same length and the same first and last 4 KB. Videos at web addresses are not downloaded: their digest depends
+on the address only, so it does not change when the video there does.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from video_clipfsar import is_address
 
 DIGEST_BYTES = 16
 BYTES_AT_ENDS = 4096
-IMAGES_LOOKED_INTO = 16  # of a folder of frames; of the others, name and size
+IMAGES_LOOKED_INTO = 16  # images of a folder whose bytes are read; the others count by name and size
 ROWS_AT_ONCE = 100
 
 
 def framed_digest(parts: Iterable[bytes]) -> bytes:
-    """Digest of a list of parts; the length before each part keeps ("ab", "c") and ("a", "bc") apart."""
+    """Digest of a list of parts. Each part is preceded by its length, so ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -38,10 +38,10 @@ def framed_digest(parts: Iterable[bytes]) -> bytes:
 def digest_of_video(video: Any) -> bytes:
     """Digest of a value of a video column: a path, an address, bytes, or a dict of path and bytes.
 
-    - A file: CLASS/FILE, length, first and last 4 KB. A data set that was moved is still the same.
+    - A file: CLASS/FILE, length, first and last 4 KB. Moving a data set does not change it.
     - A folder of frames: CLASS/FOLDER, name and size of every image, and the ends of at most 16 of them.
-    - Bytes: as a file.
-    - An address, a path where nothing is: the name alone.
+    - Bytes: like a file.
+    - An address, or a path that does not exist: the name only.
     """
     path, data = (video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None)
     if isinstance(video, bytes):
@@ -67,7 +67,7 @@ def _digest_of_path(path: str) -> bytes:
             return _digest("images", name, *_images(path))
         if stat.S_ISREG(mode):
             return _digest("file", name, *_ends_of_file(path))
-    except (OSError, ValueError):  # gone, a name with a zero byte, or not to be read: whoever wants its frames says so
+    except (OSError, ValueError):  # missing, unreadable, or an invalid name: reading its frames will report it
         pass
     return _digest("unreadable", name)
 
@@ -107,13 +107,13 @@ def _images(folder: str) -> Iterator[str | bytes | int]:
 
 
 def digests_of_videos(dataset, video_column: str = "video") -> np.ndarray:
-    """Digest of each video of a `datasets.Dataset`, uint8 (V, 16). Of bytes in the data set only the ends are read."""
+    """Digest of each video of a `datasets.Dataset`, uint8 (V, 16). Only the ends of bytes in the data set are read."""
     digests = [digest_of_video(video) for video in _references(dataset, video_column)]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _references(dataset, video_column: str) -> Iterator[Any]:
-    """Paths, addresses and, without a copy of them, bytes of a video column."""
+    """Paths, addresses and bytes of a video column. Bytes are not copied."""
     for batch in dataset.select_columns([video_column]).with_format("arrow").iter(ROWS_AT_ONCE):
         videos = batch[video_column]
         if not pyarrow.types.is_struct(videos.type):
@@ -130,7 +130,7 @@ def _plain(value: pyarrow.Scalar) -> Any:
 
 
 def joint_digest(digests: np.ndarray) -> str:
-    """Of videos in their order, out of their digests (V, 16)."""
+    """One digest for several videos in this order, from their digests (V, 16)."""
     return "content " + framed_digest([digests.tobytes()]).hex()
 
 

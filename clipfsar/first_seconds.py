@@ -1,21 +1,21 @@
-"""Ctrl-C while the command `clipfsar` starts: one sentence, as later. Imports as little as can be: it comes first."""
+"""Makes Ctrl-C print one sentence while the command `clipfsar` starts. Imports very little, because it runs first."""
 
 import os
 import signal
 import sys
 
-INTERRUPTED = 130  # exit code, as shells have it
+INTERRUPTED = 130  # exit code, as in shells
 
 
 def end_by_sentence(*_) -> None:
-    """Handler of SIGINT for a program that has begun nothing yet."""
+    """Handler of SIGINT for a program that has not begun its work."""
     os.write(2, b"Interrupted.\n")
     os._exit(INTERRUPTED)
 
 
 def _is_our_program() -> bool:
-    """Whether this process was started as `clipfsar` or `python -m clipfsar`; not where the package is imported, and
-    not in its worker processes."""
+    """Whether this process was started as `clipfsar` or `python -m clipfsar`. False if another program imports the
+    package, and in worker processes."""
     words = sys.orig_argv[1:]
     if "-m" in words:
         return words[words.index("-m") + 1 :][:1] == ["clipfsar"]

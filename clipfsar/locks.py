@@ -1,4 +1,4 @@
-"""One writer at a time in a folder: a lock that the kernel keeps and that ends with its process, however that ends."""
+"""Allows one writer at a time in a folder. The kernel keeps the lock and releases it when its process ends or dies."""
 
 import contextlib
 import errno
@@ -17,27 +17,27 @@ except ImportError:  # Windows
 
 LOCK_NAME = ".lock"
 SECONDS_BETWEEN_TRIES = 0.2
-# How a file system says that it has no such locks.
+# Errors of file systems that do not support locks.
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _held: weakref.WeakSet = weakref.WeakSet()
 
 
 class FolderInUseError(ValueError):
-    """Another process writes to a folder; the message says which, and what can be done."""
+    """Raised if another process writes to a folder. The message names the process and the remedy."""
 
 
 class FolderLock:
-    """`with FolderLock(...):` nobody else who asks for the lock of this folder writes there.
+    """Holds the lock of a folder in a `with` block. Others who ask for the same lock have to wait.
 
-    The lock is `flock` on the file `.lock` in the folder, which is removed at the end. A process that is killed leaves
-    the file behind, but not the lock. It holds across machines where the network file system passes `flock` on; where
-    it is not supported at all, a warning says so and nothing is locked. The same object can be entered again.
+    The lock is `flock` on the file `.lock` in the folder; the file is removed at the end. A killed process leaves the
+    file behind, but not the lock. The lock works across machines if the network file system supports that. If `flock`
+    is not supported at all, a warning says so and nothing is locked. You can enter the same object again.
 
     Args:
-        folder: Made if need be.
-        doing: What the holder does, for the message of the other: "trains", "encodes videos".
-        remedy: What the other one can do, for the message.
-        wait_seconds: How long to wait for another holder; None waits as long as it takes.
+        folder: The folder; it is created if it does not exist.
+        doing: What the holder does, for the error message of other processes: "trains", "encodes videos".
+        remedy: What other processes can do, for their error message.
+        wait_seconds: How long to wait for another holder; None waits without a limit.
     """
 
     def __init__(self, folder: str | Path, doing: str, remedy: str, wait_seconds: float | None = 0):
@@ -46,7 +46,7 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> "FolderLock":
-        """Raises `FolderInUseError` when another one holds the lock, after `wait_seconds`."""
+        """Raises `FolderInUseError` if another holder keeps the lock longer than `wait_seconds`."""
         if not self._depth:
             self._acquire()
         self._depth += 1
@@ -65,7 +65,7 @@ class FolderLock:
         self._made_folder = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         if fcntl is None:
-            self._warn_that_nothing_is_locked("this system has no flock")
+            self._warn_not_locked("this system has no flock")
             return
         start, is_waiting = time.monotonic(), False
         while not self._try():
@@ -77,7 +77,7 @@ class FolderLock:
             time.sleep(SECONDS_BETWEEN_TRIES)
 
     def _try(self) -> bool:
-        """Whether the lock is held now, or cannot be had on this file system."""
+        """Tries to take the lock. Returns True if it is held now, or if this file system has no locks."""
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -92,9 +92,9 @@ class FolderLock:
                 if error.errno not in _UNSUPPORTED:
                     raise
                 self._path.unlink(missing_ok=True)
-                self._warn_that_nothing_is_locked(error.strerror)
+                self._warn_not_locked(error.strerror)
                 return True
-            os.close(descriptor)  # the holder before removed this file: the next one is the lock
+            os.close(descriptor)  # the last holder removed this file: lock the new one
         holder = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -109,28 +109,28 @@ class FolderLock:
 
     def _release(self):
         if self._descriptor is not None:
-            self._path.unlink(missing_ok=True)  # before the lock goes, or it would be another one's file
+            self._path.unlink(missing_ok=True)  # before unlocking: afterwards it could be the file of the next holder
             os.close(self._descriptor)
             self._descriptor = None
         if self._made_folder:
-            with contextlib.suppress(OSError):  # something was written
+            with contextlib.suppress(OSError):  # it is not empty: something was written
                 self.folder.rmdir()
 
     def _holder(self) -> str:
         try:
             holder = json.loads(self._path.read_text())
             return "process {pid} on {host} {doing} there since {since}".format(**holder)
-        except (OSError, ValueError, KeyError, TypeError):  # it is just being written, or another system hides it
+        except (OSError, ValueError, KeyError, TypeError):  # it is being written, or another machine hides it
             return "another process writes there"
 
-    def _warn_that_nothing_is_locked(self, reason: str):
+    def _warn_not_locked(self, reason: str):
         warnings.warn(
-            f"{self.folder} cannot be locked ({reason}): see to it yourself that one process at a time writes there.",
+            f"{self.folder} cannot be locked ({reason}): make sure that only one process writes there.",
             stacklevel=5,
         )
 
     def _forget(self):
-        """In a forked child, which would keep the lock when its parent is killed."""
+        """Drops the lock in a forked child, which would otherwise keep it after its parent is killed."""
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._depth, self._descriptor = 0, None

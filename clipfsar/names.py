@@ -1,7 +1,7 @@
-"""Names of models, data sets and support sets on a command line: missing ones are reported before anything is loaded.
+"""Checks names of models, data sets and support sets on a command line before anything is loaded.
 
-Such a name is a local folder or an id of the Hub. Loading code of a library asks the Hub for one file after the other
-and tries each again and again; here it is asked once.
+Such a name is a local folder or a Hub id. Libraries would ask the Hub for one file after another, with retries. The
+check here asks once.
 """
 
 import os
@@ -14,20 +14,20 @@ from paths_clipfsar import check_path, looks_like_path
 
 HUB_TIMEOUT_SECONDS = 5.0
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu")
-_ALONE = ("cpu", "mps")  # of which a machine has one
+_SINGLE_DEVICES = ("cpu", "mps")  # a machine has only one of each
 
 
 def find_model(option: str, name: str | None) -> str | None:
-    """The name of a model, or the folder `best` in it if it is the folder of a training run.
+    """The name of a model. For the folder of a training run, its subfolder `best`.
 
     Raises:
-        FileNotFoundError: When there is no such model; see `check_source`.
+        FileNotFoundError: If there is no such model; see `check_source`.
     """
     if name is None:
         return None
     folder = Path(name).expanduser()
     if folder.is_file():
-        raise FileNotFoundError(f"--{option} {name} is a file: give the folder of a model, which holds a config.json.")
+        raise FileNotFoundError(f"--{option} {name} is a file: give a model's folder, which has a config.json.")
     if folder.is_dir() and not (folder / "config.json").is_file():
         best, last = folder / "best", folder / "last"
         if not (best / "config.json").is_file() and (last / "config.json").is_file():
@@ -36,26 +36,26 @@ def find_model(option: str, name: str | None) -> str | None:
             )
         if not (best / "config.json").is_file():
             raise FileNotFoundError(
-                f"--{option} {name} holds no model: there is neither a config.json nor a folder 'best' of a training "
-                "run in it."
+                f"--{option} {name} holds no model: it has neither a config.json nor the folder 'best' of a training "
+                "run."
             )
-        print(f"--{option} {name} is a training run: its best model, {best}, is taken.", file=sys.stderr)
+        print(f"--{option} {name} is a training run: using its best model, {best}.", file=sys.stderr)
         return str(best)
     check_source(option, name, kind="model")
     return name
 
 
 def check_source(option: str, name: str | None, kind: str = "model", remedy: str = "") -> None:
-    """Checks that something has a name: a local path, a repository in the cache, or one of the Hub.
+    """Checks that a name exists: as a local path, as a repository in the cache, or on the Hub.
 
     Args:
-        option: Option that the name was given to, for the message.
+        option: Name of the option with this name, for the message.
         name: None passes.
         kind: `"model"` or `"dataset"`, as the Hub calls its repositories.
         remedy: Sentence that ends the message.
 
     Raises:
-        FileNotFoundError: When nothing has it, or when the Hub cannot be asked.
+        FileNotFoundError: If it does not exist, or if the Hub cannot be reached.
     """
     check_path(option, name, remedy)
     if name is None or looks_like_path(name) or Path(name).exists():
@@ -68,8 +68,8 @@ def check_source(option: str, name: str | None, kind: str = "model", remedy: str
 
 
 def _why_not_on_hub(name: str, kind: str) -> str | None:
-    """Half a sentence, or None for a repository that is there, or may be."""
-    # Half a second, and only for names that are no local path.
+    """Half a sentence for the message. None if the repository exists, or may exist."""
+    # This import takes half a second. Only names that are not local paths need it.
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
@@ -78,7 +78,7 @@ def _why_not_on_hub(name: str, kind: str) -> str | None:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        return "the Hub has no such names (OWNER/NAME)"
+        return "it is not a valid Hub id (OWNER/NAME)"
     if _is_in_cache(name, kind, Path(constants.HF_HUB_CACHE)):
         return None
     try:
@@ -88,8 +88,8 @@ def _why_not_on_hub(name: str, kind: str) -> str | None:
     except HfHubHTTPError:
         return None  # the Hub answers something else, such as "too many requests": loading will report it
     except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE forbids to look on the Hub; it is not in the cache either"
-    except (OSError, http_error) as error:  # that of the HTTP library that huggingface_hub uses
+        return "HF_HUB_OFFLINE is set, so the Hub is not asked; it is not in the cache either"
+    except (OSError, http_error) as error:  # base class of the HTTP library's errors
         return f"the Hub cannot be reached ({type(error).__name__}); it is not in the cache either"
     return None
 
@@ -97,7 +97,7 @@ def _why_not_on_hub(name: str, kind: str) -> str | None:
 def _is_in_cache(name: str, kind: str, hub_cache: Path) -> bool:
     folder = f"{kind}s--{name.replace('/', '--')}"
     places = [hub_cache / folder]
-    if kind == "dataset":  # `datasets` keeps what it has prepared in a cache of its own
+    if kind == "dataset":  # `datasets` keeps prepared data sets in another cache
         home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
         cache = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser()
         places.append(cache / name.replace("/", "___"))
@@ -105,14 +105,14 @@ def _is_in_cache(name: str, kind: str, hub_cache: Path) -> bool:
 
 
 def check_device(name: str | None) -> None:
-    """Raises `ValueError` for what is no device of PyTorch. Whether this machine has it is seen once torch is there."""
+    """Raises `ValueError` for a name that is not a PyTorch device. Does not check whether this machine has it."""
     found = re.fullmatch(rf"({'|'.join(_DEVICES)})(?::(\d+))?", name or "cpu")
-    if found and found[1] in _ALONE and int(found[2] or 0):
-        raise ValueError(f"--device {name} is no device: there is one {found[1]}. Give --device {found[1]}.")
+    if found and found[1] in _SINGLE_DEVICES and int(found[2] or 0):
+        raise ValueError(f"--device {name} is not a device: there is only one {found[1]}. Give --device {found[1]}.")
     if found:
         return
-    hint = "did you mean cuda?" if name.lower().startswith(("gpu", "nvidia")) else f"there are {', '.join(_DEVICES)}."
-    raise ValueError(f"--device {name} is no device: {hint}")
+    hint = "did you mean cuda?" if name.lower().startswith(("gpu", "nvidia")) else f"choose from {', '.join(_DEVICES)}."
+    raise ValueError(f"--device {name} is not a device: {hint}")
 
 
 __all__ = ["check_device", "check_source", "find_model"]

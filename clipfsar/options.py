@@ -1,4 +1,4 @@
-"""Dataclasses of options as command lines. Needs nothing but Python: `--help` and usage errors answer at once."""
+"""Turns dataclasses of options into command lines. Imports only the standard library, so that `--help` is fast."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ REQUIRED = MISSING  # default of an option that must be given
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, where there are any, and keeps the lines of the description."""
+    """Shows defaults that are set, and keeps the line breaks of the description."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.required or action.default in (None, []):
@@ -29,7 +29,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return super()._get_help_string(action) or ""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        """`--name, --alias VALUE`, as Python does from 3.13 on, instead of the value after each."""
+        """`--name, --alias VALUE`, as in Python 3.13. Earlier versions repeat the value after each name."""
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
         value = self._format_args(action, self._get_default_metavar_for_optional(action))
@@ -37,9 +37,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def option(default: Any, text: str, choices: Iterable[str] | None = None, aliases: Sequence[str] = ()):
-    """A field of a dataclass of options, with its help. A list as default is copied; `REQUIRED` means none.
+    """A field of a dataclass of options, with its help. A list as default is copied. `REQUIRED` means no default.
 
-    `aliases` are other names that the command line takes for it, such as an earlier one.
+    `aliases` are other names of the option on the command line, such as an earlier name.
     """
     metadata = {"help": text, "aliases": tuple(aliases)} | ({"choices": list(choices)} if choices else {})
     if isinstance(default, list):
@@ -48,23 +48,23 @@ def option(default: Any, text: str, choices: Iterable[str] | None = None, aliase
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant, or None if no one is close."""
+    """The name that was probably meant, or None if none is close."""
     return next(iter(difflib.get_close_matches(name, list(names), n=1)), None)
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Prints a usage error as one line, `error: ...`, and exits with 2. Takes `-` for `_` in names of options."""
+    """Prints a usage error as one line, `error: ...`, and exits with 2. Accepts `-` for `_` in option names."""
 
     def error(self, message: str):
         message = message.removeprefix("argument ")
         self.exit(2, f"error: {message}{'' if message.endswith(('.', '?')) else '.'}\n")
 
     def parse_options(self, command_line: Sequence[str]) -> dict[str, Any]:
-        """The values by their names."""
+        """The values of the options, by name."""
         command_line = [_with_underscores(part) for part in command_line]
         known = [name for action in self._actions for name in action.option_strings]
         given = [part.partition("=")[0] for part in command_line if part.startswith("--")]
-        for name in given:  # before a required option that is missing because it is misspelt
+        for name in given:  # first, because a misspelt required option would be reported as missing
             if name not in known:
                 meant = nearest(name, known)
                 self.error(f"Unknown option {name!r}: {f'did you mean {meant!r}?' if meant else 'see --help.'}")
@@ -89,13 +89,13 @@ def make_parser(
 ) -> OptionParser:
     """A parser with an option for each field of a dataclass.
 
-    Types of fields: `str`, `int`, `float`, `bool`, each also `| None`, and lists of them. A flag is `--flag`,
-    `--flag true` or `--flag false`; one that is true by default also has `--no_flag`.
+    Fields can be `str`, `int`, `float` or `bool`, each also `| None`, or lists of them. A flag is `--flag`,
+    `--flag true` or `--flag false`. A flag that is true by default also has `--no_flag`.
 
     Args:
         description: Shown by `--help`; by default the docstring of the class.
         prog: Name of the program in the usage.
-        defaults: Values that take the place of the fields' own defaults.
+        defaults: Values that replace the defaults of the fields.
     """
     if description is None:
         description = inspect.getdoc(options_class)
@@ -141,7 +141,7 @@ def _value_type(hint: Any, name: str) -> tuple[type, bool]:
     if is_list:
         (hint,) = typing.get_args(hint)
     if hint not in (str, int, float, bool):
-        raise TypeError(f"Option {name!r} has the type {hint}; str, int, float, bool and lists of them are possible.")
+        raise TypeError(f"Option {name!r} has the type {hint}; use str, int, float, bool or lists of them.")
     return hint, is_list
 
 
@@ -164,7 +164,7 @@ def _chooser(kind: type, choices: list) -> Callable[[str], Any]:
             )
         return value
 
-    choose.__name__ = kind.__name__  # argparse names it where `kind` refuses a value
+    choose.__name__ = kind.__name__  # argparse shows it if `kind` refuses a value
     return choose
 
 
@@ -175,10 +175,10 @@ def parse_options(
     prog: str | None = None,
     defaults: dict[str, Any] | None = None,
 ):
-    """A command line as an instance of a dataclass of options; the arguments are those of `make_parser`.
+    """Parses a command line into an instance of a dataclass of options. See `make_parser` for the arguments.
 
-    A usage error ends the program with code 2 and one line on stderr. It may come from the dataclass itself, as a
-    `ValueError` of its `__post_init__`.
+    A usage error ends the program with code 2 and one line on stderr. A `ValueError` in `__post_init__` of the
+    dataclass is a usage error as well.
     """
     parser = make_parser(options_class, description, prog, defaults)
     values = parser.parse_options(sys.argv[1:] if command_line is None else command_line)
@@ -189,9 +189,9 @@ def parse_options(
 
 
 def interruption_handler(sentence: str = "Interrupted.") -> Callable:
-    """Handler of SIGINT that raises `KeyboardInterrupt`, but during an import ends the program with a sentence.
+    """Handler of SIGINT that raises `KeyboardInterrupt`. During an import it prints the sentence and ends the program.
 
-    Libraries that are being imported turn the exception into others, or swallow it.
+    Libraries that are being imported may swallow the exception or turn it into another one.
     """
 
     def handle(_, frame):
@@ -206,11 +206,11 @@ def interruption_handler(sentence: str = "Interrupted.") -> Callable:
 
 
 def end_quietly_when_interrupted() -> None:
-    """Makes Ctrl-C one sentence and exit code 130 in a program that is run as `python -m PACKAGE.PROGRAM`.
+    """Makes Ctrl-C print one sentence and exit with 130 in a program that runs as `python -m PACKAGE.PROGRAM`.
 
-    Called by the package, before the program imports what takes seconds. Does nothing where the package is imported.
+    The package calls it before the slow imports of the program. It does nothing if another program imports the package.
     """
-    if sys.argv[:1] != ["-m"]:  # runpy holds it there until it has found the program
+    if sys.argv[:1] != ["-m"]:  # runpy keeps it there until it has found the program
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interruption_handler())
@@ -221,7 +221,7 @@ def end_quietly_when_interrupted() -> None:
             show(kind, error, traceback)
             return
         print("Interrupted.", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)  # or Python would kill itself by the signal, with other words
+        os._exit(INTERRUPTED)  # otherwise Python would print a traceback and end by the signal
 
     sys.excepthook = show_or_end
 

@@ -1,4 +1,4 @@
-"""Pictures of a training and of an episode."""
+"""Plots of training runs, episodes and results."""
 
 from pathlib import Path
 from typing import Any
@@ -9,21 +9,21 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-# Names of classes, runs and files are shown as they are: "$" begins no formula.
+# Names of classes, runs and files are plain text: "$" does not begin a formula.
 _PLAIN_TEXT: Any = plt.rc_context({"text.parse_math": False})
 
 
 def plot_training(records: list[dict], path: Path):
-    """Losses and accuracies over episodes, out of the lines of `training_log.jsonl`; nothing without any."""
+    """Plots losses and accuracies over episodes, from the lines of `training_log.jsonl`, if there are any."""
     train = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation"]
     if not train:
         return
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4))
-    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.12, top=0.97, wspace=0.16)  # a layout takes half the time
+    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.12, top=0.97, wspace=0.16)  # layouts are slow
     episodes = [record["episode"] for record in train]
     for name, label in (("few_shot_loss", "few-shot"), ("video_text_loss", "video-text")):
-        if name in train[0]:  # a trainer's own loss may leave one out
+        if name in train[0]:  # a custom loss may leave one out
             losses.plot(episodes, [record[name] for record in train], label=label)
     losses.set(xlabel="training episodes", ylabel="cross-entropy", ylim=(0, None))
     accuracies.plot(episodes, [record["accuracy"] for record in train], label="base classes (training)", alpha=0.5)
@@ -46,7 +46,7 @@ def plot_training(records: list[dict], path: Path):
 
 @_PLAIN_TEXT
 def plot_training_comparison(runs: dict[str, list[dict]], path: Path):
-    """Validation accuracy over training episodes of several runs: name -> lines of its `training_log.jsonl`."""
+    """Plots validation accuracy over training episodes. `runs`: name -> lines of its `training_log.jsonl`."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name, records in runs.items():
         validation = [record for record in records if record["kind"] == "validation"]
@@ -71,7 +71,7 @@ def plot_episode(
     path: Path,
     title: str,
 ):
-    """One episode: a support video per class above, query videos below with bars of their class probabilities.
+    """Plots an episode: one support video per class at the top; below them query videos with their class probabilities.
 
     Args:
         class_names: N names.
@@ -85,7 +85,7 @@ def plot_episode(
         n_rows, 2, figsize=(12, 0.95 * n_rows + 0.6), width_ratios=(3, 1), layout="constrained", squeeze=False
     )
     true_names = [class_names[true_class] for true_class in true_classes]
-    labels = [f"support\n{name}" for name in class_names] + [f"query, in truth\n{name}" for name in true_names]
+    labels = [f"support\n{name}" for name in class_names] + [f"query, true class\n{name}" for name in true_names]
     for (strip, side), frames, label in zip(axes, [*support_frames, *query_frames], labels, strict=True):
         strip.imshow(np.concatenate(list(frames), axis=1), aspect="equal")
         strip.set(xticks=[], yticks=[])
@@ -101,13 +101,13 @@ def plot_episode(
         verdict = "right" if int(scores.argmax()) == true_class else "wrong"
         side.set_title(f"{verdict}, probability of the true class {scores[true_class]:.2f}", fontsize=7, pad=2)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120, bbox_inches="tight")  # an image's fixed aspect escapes the layout
+    figure.savefig(path, dpi=120, bbox_inches="tight")  # the layout ignores the fixed aspect of images
     plt.close(figure)
 
 
 @_PLAIN_TEXT
 def plot_confusion(rates: np.ndarray, class_names: list[str], path: Path, title: str):
-    """(C, C) rates in 0..1 of taking the row's class for the column's, when both are in the episode."""
+    """Plots a confusion matrix. `rates`: (C, C), 0..1, how often the row's class is taken for the column's class."""
     size = 3 + 0.28 * len(class_names)
     figure, axes = plt.subplots(figsize=(size + 1.5, size), layout="constrained")
     image = axes.imshow(100 * rates, vmin=0, vmax=100, cmap="viridis")
@@ -123,7 +123,7 @@ def plot_confusion(rates: np.ndarray, class_names: list[str], path: Path, title:
 
 @_PLAIN_TEXT
 def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
-    """Bars of the accuracy (%) of each class, the hardest at the top."""
+    """Plots the accuracy (%) of each class as a bar, the hardest class at the top."""
     names = sorted(accuracies, key=accuracies.get)
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.24 * len(names)), layout="constrained")
     axes.barh(names, [accuracies[name] for name in names], color="tab:blue")
@@ -147,13 +147,13 @@ def plot_timeline(
     title: str,
     thumbnails: np.ndarray,
 ):
-    """What happens when: frames above, the answer of each window as a coloured strip, class scores over time below.
+    """Plots a long video over time: frames at the top, a coloured strip of answers, and class scores below.
 
     Args:
         seconds: (W, 2), start and end of windows.
         scores: (W, N).
-        class_names: N names; the nine that score highest anywhere are drawn.
-        labels: Answers of the W windows; another name than the classes' is drawn in grey.
+        class_names: N names; only the nine with the highest peak scores are drawn.
+        labels: Answers of the W windows; a name that is not a class is drawn in grey.
         thumbnails: (n, H, W, 3), uint8, spread evenly over the video.
     """
     colours = {name: plt.cm.tab10(i) for i, name in enumerate([class_names[n] for n in np.argsort(-scores.max(0))[:9]])}
@@ -187,7 +187,7 @@ def plot_timeline(
 
 
 def _in_legend(name: str) -> str:
-    """Matplotlib leaves names with an underscore in front out."""
+    """The name for a legend. Matplotlib would leave out names that begin with an underscore."""
     return f" {name}" if name.startswith("_") else name
 
 

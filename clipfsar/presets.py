@@ -1,4 +1,4 @@
-"""Training settings per benchmark, in one place. `defaults < preset < command line`."""
+"""Training settings per benchmark. The command line overrides the preset, and the preset the defaults."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ from dataclasses import dataclass, fields
 class Preset:
     """The official settings of a benchmark (Section 4.1 of the paper, and the official program).
 
-    The official program was only ever set up for CLIP's ResNet-50; no ViT settings were published. These are its
-    values with the paper's other backbone, ViT-B/16, in its place: this combination is ours and was not tuned.
+    The official program has settings for CLIP's ResNet-50 only; no ViT settings were published. The presets combine
+    these settings with ViT-B/16, the paper's other backbone. This combination is ours and was not tuned.
 
     Args:
-        learning_rate, warmup_learning_rate: Full rate, and the one that the linear warm-up starts from.
-        warmup_episodes: Length of the warm-up: P, which the official program calls iterations per epoch.
+        learning_rate, warmup_learning_rate: Full learning rate, and start of the linear warm-up.
+        warmup_episodes: Length of the warm-up. (The official program calls it iterations per epoch.)
         decay_episodes: Episodes at which the rate falls to a tenth, and to a hundredth.
-        episodes: Training episodes. Officially this many *per process* in four processes, which all draw the same
-            episodes: as many different ones as here.
+        episodes: Training episodes. The official program runs as many in each of four processes, but all four draw the
+            same episodes, so the number of different episodes is equal.
         video_text_loss_weight: Weight of the video-text contrast.
         eval_every: Episodes between validations.
-        sizes: Published numbers of classes and videos of each split, which preparation checks; no setting of training.
+        sizes: Published numbers of classes and videos of each split. Only `clipfsar prepare` checks them.
         seed: Seed of the episodes and the new layers.
-        frame_sampling: One frame out of each of T segments (random in training, central in evaluation; officially
-            random in both), or `"interval"`, T frames at a fixed rate.
-        query_augmentation: Kinetics' query videos are flipped and colour-jittered in training, no others.
-        preprocessing: The official squash to a square and crop.
+        frame_sampling: One frame from each of T segments (random in training, central in evaluation; officially random
+            in both), or `"interval"`, T frames at a fixed rate.
+        query_augmentation: Flip and colour jitter of query videos in training, for Kinetics only.
+        preprocessing: The official preprocessing: squash to a square, then crop.
         model: The CLIP to start from.
     """
 
@@ -44,7 +44,7 @@ class Preset:
     model: str = "openai/clip-vit-base-patch16"
 
     def as_defaults(self) -> dict:
-        """Command-line defaults; lists where the parser wants lists."""
+        """The settings as command-line defaults, with lists instead of tuples."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "sizes"}
         return values | {"decay_episodes": list(self.decay_episodes)}
 
@@ -90,12 +90,12 @@ PRESETS = {
 
 
 def dataset_folder(benchmark: str) -> str:
-    """Where `clipfsar prepare` puts a benchmark's data and `train/train.py` looks for them."""
-    return f"./data/{benchmark}"  # with the dot it is no id on the Hub
+    """The folder where `clipfsar prepare` writes the data of a benchmark and `train/train.py` looks for them."""
+    return f"./data/{benchmark}"  # the dot shows that it is not a Hub id
 
 
 def benchmark_on(command_line: Sequence[str]) -> str | None:
-    """The benchmark that a command line names, whose preset sets the defaults of the other options; None if none."""
+    """The benchmark named on a command line, or None. Its preset sets the defaults of the other options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--benchmark", nargs="?")
     benchmark = parser.parse_known_args(command_line)[0].benchmark
@@ -109,7 +109,7 @@ def learning_rate_at(
     warmup_episodes: int,
     decay_episodes: Sequence[int],
 ) -> float:
-    """Rate at a training episode (from 0): linear warm-up, then 1x, 0.1x, 0.01x of the full rate.
+    """Learning rate at a training episode (from 0): linear warm-up, then 1x, 0.1x, 0.01x of the full rate.
 
     The official program's "iteration" is one episode of one process.
     """

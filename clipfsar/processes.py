@@ -1,4 +1,4 @@
-"""What one of several processes does for all of them."""
+"""Functions for programs that run in several processes."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,11 +10,11 @@ Result = TypeVar("Result")
 
 
 def first_process_decides(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
-    """Result of a function that the main process alone calls, the same on all processes.
+    """Calls a function on the main process only and returns its result on all processes.
 
     Raises:
-        ValueError, OSError: What the function raised, on the main process; the others get a `ValueError` with the same
-            message, instead of waiting for a process that has ended.
+        ValueError, OSError: The error of the function, on the main process. The others raise a `ValueError` with the
+            same message, so that they do not wait for a process that has ended.
     """
     if accelerator.num_processes == 1:
         return function()
@@ -31,7 +31,7 @@ def first_process_decides(accelerator: Accelerator, function: Callable[[], Resul
 
 
 def holds_everywhere(accelerator: Accelerator, condition: bool) -> bool:
-    """Whether a condition holds on every process; the same answer on all."""
+    """Whether a condition holds on every process. All processes get the same answer."""
     return condition if accelerator.num_processes == 1 else all(gather_object([condition]))
 
 

@@ -125,7 +125,7 @@ class Check:
         expect(page.locator("#answer")).to_contain_text("So far there is only")
         enrol(page, SECOND, clips.classes[SECOND][:1])
         expect(page.locator(".class-title")).to_have_text([FIRST, SECOND])
-        expect(page.locator("#answer")).to_contain_text("Now show a clip")
+        expect(page.locator("#answer")).to_contain_text("Now add the clip")
         ask(page, clips.queries[SECOND])
         expect(page.locator(".verdict")).to_have_text(SECOND)
         expect(page.get_by_alt_text(f"alignment with {SECOND}")).to_be_visible()
@@ -135,7 +135,7 @@ class Check:
     def change_mode(self):
         page = self.page
         page.get_by_label("both").check()
-        expect(page.locator("#answer")).to_contain_text("their names had")
+        expect(page.locator("#answer")).to_contain_text("the class names count")
         page.get_by_label("class names").check()
         expect(page.locator("#answer")).to_contain_text("Decided by the class names alone")
         expect(page.locator(".why")).to_have_count(0)
@@ -150,7 +150,7 @@ class Check:
         self.picture("4_none_of_these")
         ask(page, self.broken)
         expect(page.locator(".problem")).to_contain_text("Cannot read video 'broken.mp4'")
-        expect(page.locator("#answer")).to_contain_text("Now show a clip")
+        expect(page.locator("#answer")).to_contain_text("Now add the clip")
         expect(page.locator(".verdict")).to_have_count(0)
 
     def remove(self):

@@ -158,7 +158,7 @@ def test_json_of_another_type_is_damaged_and_says_what_to_do(tmp_path, content):
 
 def test_json_in_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.json")
-    with pytest.raises(DamagedFileError, match="it is no regular file"):
+    with pytest.raises(DamagedFileError, match="it is not a regular file"):
         read_json(tmp_path / "x.json", "make it anew")
 
 
@@ -175,5 +175,5 @@ def test_only_the_files_asked_for_are_compared(tmp_path):
     write_checksums(tmp_path)
     (tmp_path / "config.json").write_text("edited")
     assert check_files(tmp_path, "remedy", only="model*.safetensors")
-    with pytest.raises(DamagedFileError, match=r"config\.json is not what was written"):
+    with pytest.raises(DamagedFileError, match=r"config\.json has changed since it was written"):
         check_files(tmp_path, "remedy")

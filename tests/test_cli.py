@@ -177,7 +177,7 @@ sys.exit(cli.main(["prepare"]))
     ("name", "program", "code", "message"),
     [
         ("clipfsar", INTERRUPTED_AT_ONCE, 130, r"Interrupted\.\n"),
-        ("clipfsar", INTERRUPTED_IN_MAIN, 130, r"Interrupted\. The same command goes on where this one stopped\.\n"),
+        ("clipfsar", INTERRUPTED_IN_MAIN, 130, r"Interrupted\. Run the same command again to continue .*\n"),
         # where the package is imported, Ctrl-C stays as it is
         ("other", INTERRUPTED_AT_ONCE, -signal.SIGINT, r"(?s)Traceback.*KeyboardInterrupt\n"),
     ],

@@ -96,7 +96,7 @@ def test_bad_input_is_a_sentence_and_changes_nothing(pipe, clips, visitor, name,
 
 def test_there_is_a_limit_of_clips(pipe, clips, visitor, monkeypatch):
     monkeypatch.setattr(visitor_module, "MAX_CLIPS", 5)
-    with pytest.raises(ValueError, match="You have 4 clips, and 2 more would pass the limit of 5: remove some"):
+    with pytest.raises(ValueError, match="You have 4 clips, and 2 more would exceed the limit of 5: remove some"):
         visitor.add(pipe, "blue", clips["dark_blue"])
 
 
@@ -109,15 +109,15 @@ def test_there_is_a_limit_of_clips_and_of_seconds_for_a_request(pipe, clips, vis
     monkeypatch.setattr(visitor_module.time, "monotonic", lambda: next(times, 121.0))
     monkeypatch.setattr(pipe.processor, "seconds_per_video", None)
     done = visitor.add(pipe, "blue", clips["dark_blue"])
-    assert done == "Added 1 clip to “blue”. “dark_blue 2.mp4” was left out: the 120 s for a request were up."
+    assert done == "Added 1 clip to “blue”. “dark_blue 2.mp4” was left out: a request may take 120 s."
 
 
 def test_frame_archives_of_visitors_are_refused(pipe, visitor, tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(pack_frames(torch.zeros(4, 16, 16, 3, dtype=torch.uint8), range(4), 4, None, {}))
-    with pytest.raises(ValueError, match=r"^Cannot read video 'a\.mp4': it is an archive; video files are wanted"):
+    with pytest.raises(ValueError, match=r"^Cannot read video 'a\.mp4': it is an archive, but a video file is needed"):
         visitor.set_query(pipe, str(path))
-    with pytest.raises(ValueError, match=r"^Cannot read video 'a\.mp4': it is an archive; video files are wanted"):
+    with pytest.raises(ValueError, match=r"^Cannot read video 'a\.mp4': it is an archive, but a video file is needed"):
         visitor.add(pipe, "blue", [str(path)])
 
 
@@ -127,20 +127,20 @@ def test_without_two_classes_or_a_clip_the_page_says_what_is_missing(pipe, clips
     visitor.add(pipe, "red", clips["red"])
     assert visitor.answer(pipe, "few_shot", False)[1].startswith("So far there is only “red”. Name at least two")
     visitor.add(pipe, "green", clips["green"])
-    assert visitor.answer(pipe, "few_shot", False) == (None, "Now show a clip that is in question.")
+    assert visitor.answer(pipe, "few_shot", False) == (None, "Now add the clip to classify.")
 
 
 def test_an_unreadable_clip_in_question_takes_the_old_answer_away(pipe, clips, visitor):
     with pytest.raises(ValueError, match=r"^Cannot read video 'broken\.mp4'"):
         visitor.set_query(pipe, clips["broken"][0])
-    assert visitor.answer(pipe, "few_shot", False) == (None, "Now show a clip that is in question.")
+    assert visitor.answer(pipe, "few_shot", False) == (None, "Now add the clip to classify.")
 
 
 def test_unknown_clips_need_a_second_example_and_the_page_says_so(pipe, clips, visitor):
     for name in ("red", "green"):
         visitor.remove(name, f"{name} 2.mp4")
     explanation, note = visitor.answer(pipe, "few_shot", detect_unknown=True)
-    assert note == "To recognise “none of these”, one class at least needs a second clip."
+    assert note == "To recognise “none of these”, at least one class needs a second clip."
     assert explanation.unknown_score is None
     visitor.add(pipe, "red", clips["red"][1:])
     explanation, note = visitor.answer(pipe, "few_shot", detect_unknown=True)
@@ -165,14 +165,14 @@ def test_examples_are_added_once_and_beside_what_is_there(pipe, clips, tmp_path,
     examples = Examples.from_folder(render_examples(tmp_path))
     assert list(examples.queries) == list(EXAMPLE_QUERIES)
     assert examples.add_to(visitor, pipe) == "Added 3 example classes."
-    assert examples.add_to(visitor, pipe) == "The example classes are here already."
+    assert examples.add_to(visitor, pipe) == "You already have the example classes."
     assert list(visitor.support_set.num_clips.values()) == [2, 2, 2, 2, 2]
 
 
 def test_the_note_on_the_queries_says_which_one_is_of_no_class():
     classes = {"a": ["a.mp4"], "b": ["b.mp4"]}
     strange = Examples(classes, {"a": "1.mp4", "c": "2.mp4"})
-    assert strange.note_on_queries == "Or an example; the last one is of none of the example classes:"
+    assert strange.note_on_queries == "Or an example (the last one belongs to none of the example classes):"
     assert Examples(classes, {"a": "1.mp4"}).note_on_queries == "Or an example:"
     assert Examples(classes, {"c": "1.mp4", "a": "2.mp4"}).note_on_queries == "Or an example:"
 
@@ -236,7 +236,7 @@ def test_names_are_shown_as_they_are_and_never_run(app, pipe, clips):
 def test_the_answer_says_what_decided_it(app, pipe, visitor, mode):
     explanation, _ = visitor.answer(pipe, mode, False)
     bars = app.probability_bars(explanation)
-    words = {"few_shot": "by the example clips", "zero_shot": "class names alone", "ensemble": "% of the say"}
+    words = {"few_shot": "by the example clips", "zero_shot": "class names alone", "ensemble": "class names count"}
     assert words[mode] in bars
     assert bars.count('class="track"') == 2
 
@@ -289,7 +289,7 @@ def test_whoever_asks_twice_at_a_time_is_told_to_wait_and_others_are_not(app, pi
     monkeypatch.setattr(app, "SECONDS_TO_WAIT", 0.05)
     page, one, other = app._Page(pipe, Examples()), Visitor(), Visitor()
     again = page.turn_of(one)
-    with page.turn_of(one), page.turn_of(other), pytest.raises(Exception, match="Your last request is still under way"):
+    with page.turn_of(one), page.turn_of(other), pytest.raises(Exception, match="Your last request is still running"):
         again.__enter__()
     with page.turn_of(one):
         pass

@@ -151,7 +151,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_encoded(model, proce
     ("wrong", "message"),
     [
         (lambda split: {"test": split}, r"This is a DatasetDict: pass one of its splits, such as splits\['test'\]"),
-        (lambda split: "data/test", "A datasets.Dataset is needed, not str: load_video_splits makes them of folders"),
+        (lambda split: "data/test", "A datasets.Dataset is needed, not str: load folders with load_video_splits"),
     ],
 )
 def test_what_is_no_data_set_is_named(model, processor, split, wrong, message):

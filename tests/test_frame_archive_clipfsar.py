@@ -175,10 +175,10 @@ def zip_of(**members: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (zip_of(picture_jpg=b""), "it is a zip file, but no frame archive"),
-        (zip_of(frames_json=b"{]"), "it is a zip file, but no frame archive"),
+        (zip_of(picture_jpg=b""), "it is a zip file, but not a frame archive"),
+        (zip_of(frames_json=b"{]"), "it is a zip file, but not a frame archive"),
         (zip_of(frames_json=b'{"format": "clipfsar frames 9"}'), "another format, 'clipfsar frames 9'"),
-        (pack_frames(smooth_video(4), range(4), 4, None, {}, "raw")[:-30], "it is a zip file, but no frame archive"),
+        (pack_frames(smooth_video(4), range(4), 4, None, {}, "raw")[:-30], "it is a zip file, but not a frame archive"),
     ],
 )
 def test_other_and_cut_off_zip_files_are_refused_with_the_path(tmp_path, data, message):

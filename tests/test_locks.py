@@ -150,7 +150,7 @@ def test_a_file_system_without_locks_is_told_and_written_to(code, tmp_path, monk
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    expected = "cannot be locked .*: see to it yourself that one process"
+    expected = "cannot be locked .*: make sure that only one process"
     with pytest.warns(UserWarning, match=expected) as notices, lock(tmp_path):
         assert list(tmp_path.iterdir()) == []
     assert len(notices) == 1

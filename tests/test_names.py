@@ -72,7 +72,7 @@ def test_what_the_hub_has_or_the_cache_holds_passes(hub, tmp_path):
 
 def test_a_name_the_hub_cannot_have_is_not_asked_for(hub):
     asked = hub(not_found())
-    with pytest.raises(FileNotFoundError, match=r"--model my model: .* the Hub has no such names \(OWNER/NAME\)"):
+    with pytest.raises(FileNotFoundError, match=r"--model my model: .* it is not a valid Hub id \(OWNER/NAME\)"):
         check_source("model", "my model")
     assert asked == []
 
@@ -104,11 +104,11 @@ def test_every_command_names_the_option_of_a_name_that_is_nothing(hub, tmp_path,
 def test_a_training_run_stands_for_its_best_model(tmp_path, capsys):
     best = tmp_path / "best"
     best.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds no model: there is neither a config\.json nor a folder 'best'"):
+    with pytest.raises(FileNotFoundError, match=r"holds no model: it has neither a config\.json nor the folder 'best'"):
         find_model("model", str(tmp_path))
     (best / "config.json").write_text("{}")
     assert find_model("model", str(tmp_path)) == str(best)
-    assert f"is a training run: its best model, {best}, is taken." in capsys.readouterr().err
+    assert f"is a training run: using its best model, {best}." in capsys.readouterr().err
     assert find_model("model", str(best)) == str(best)
     assert capsys.readouterr().err == ""
 
@@ -129,15 +129,15 @@ def test_names_of_devices_pass(name):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        *(("cpu:3", "there is one cpu. Give --device cpu"), ("mps:1", "there is one mps"), ("cpu:", "are cpu")),
-        *(("gpu", "did you mean cuda"), ("GPU:0", "did you mean cuda"), ("x", "are cpu")),
+        *(("cpu:3", "only one cpu. Give --device cpu"), ("mps:1", "only one mps"), ("cpu:", "choose from cpu")),
+        *(("gpu", "did you mean cuda"), ("GPU:0", "did you mean cuda"), ("x", "choose from cpu")),
     ],
 )
 def test_what_is_no_device_is_named(name, hint, capsys):
-    with pytest.raises(ValueError, match=f"--device {name} is no device: .*{hint}"):
+    with pytest.raises(ValueError, match=f"--device {name} is not a device: .*{hint}"):
         check_device(name)
     assert main(["predict", "--model", "m", "--labels", "a, b", "--query", "x.mp4", "--device", name]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --device {name} is no device")
+    assert capsys.readouterr().err.startswith(f"error: --device {name} is not a device")
 
 
 @pytest.mark.parametrize("name", ["mps", "cuda", "cuda:0", "xpu", "npu"])
@@ -154,5 +154,5 @@ def test_a_device_that_this_machine_lacks_is_named_in_one_sentence(name, monkeyp
 
 def test_a_file_is_no_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"config\.json is a file: give the folder of a model"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is a file: give a model's folder"):
         find_model("model", str(tmp_path / "config.json"))

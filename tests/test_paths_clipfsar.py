@@ -175,7 +175,7 @@ def test_videos_that_load_dataset_leaves_out_are_said(tree, tmp_path):
     folder = shutil.copytree(tree, tmp_path / "videos")
     (folder / "brush_hair" / "0.mp4").rename(folder / "brush_hair" / "0.webm")
     with pytest.warns(
-        UserWarning, match=r"holds 4 videos, but load_dataset takes 3 of them.*clipfsar prepare --source"
+        UserWarning, match=r"holds 4 videos, but load_dataset reads 3 of them.*clipfsar prepare --source"
     ):
         load_video_splits(str(folder))
 

@@ -125,7 +125,7 @@ def test_names_alone_may_hold_commas_or_come_from_a_file(folders, capsys, tmp_pa
 def test_names_in_a_pipe_are_not_waited_for(folders, capsys, tmp_path):
     os.mkfifo(tmp_path / "names")
     assert predict(folders, "--labels_file", tmp_path / "names", support=None) == 1
-    assert "names cannot be read as text: it is no regular file. Give a file with lines" in capsys.readouterr().err
+    assert "names cannot be read as text: it is not a regular file. Give a file with lines" in capsys.readouterr().err
 
 
 def test_a_file_of_names_in_another_encoding_is_refused(folders, capsys, tmp_path):
@@ -143,8 +143,8 @@ def test_files_that_are_no_clips_are_counted(folders, capsys, tmp_path):
         (tmp_path / name).touch()
     assert predict(folders, support=tmp_path / "examples", query=(tmp_path / "queries",)) == 0
     printed = capsys.readouterr().err
-    assert "--support_set left out: 1 file that is no video (.txt 1), 1 hidden\n" in printed
-    assert "--query left out: 1 file that is no video (.xml 1), 1 hidden\n" in printed
+    assert "--support_set left out: 1 file that is not a video (.txt 1), 1 hidden\n" in printed
+    assert "--query left out: 1 file that is not a video (.xml 1), 1 hidden\n" in printed
 
 
 def test_pictures_come_with_the_numbers_behind_them(folders, capsys, tmp_path):

@@ -167,7 +167,7 @@ def test_what_is_left_out_of_a_tree_is_said_at_the_end(video_folder, tmp_path, c
     (source / "train" / "nothing").mkdir()
     prepare(tmp_path / "data", source=source)
     lines = capsys.readouterr().out.splitlines()
-    assert "left out: 1 file that is no video (.txt 1), 1 hidden, class folders without clips: 'nothing'" in lines
+    assert "left out: 1 file that is not a video (.txt 1), 1 hidden, class folders without clips: 'nothing'" in lines
     assert lines[-1].endswith(f"is ready: clipfsar train --dataset {tmp_path / 'data'} ...")
 
 
@@ -251,7 +251,7 @@ def test_an_address_is_no_missing_file_and_stays_as_it_is(tmp_path, capsys):
     (tmp_path / "clips.csv").write_text(f"path,label,split\n{address},run,train\n")
     folder = prepare(tmp_path / "data", source=tmp_path / "clips.csv", skip_reading=True)
     assert rows_of(load_from_disk(folder)) == {"train": [(address, "run")]}
-    message = "note: there are no classes for validation and test; --class_split shares them out."
+    message = "note: there are no classes for validation and test; --class_split makes all splits."
     assert message in capsys.readouterr().out
 
 
@@ -261,7 +261,7 @@ def test_a_file_listed_twice_stays_once(table, tmp_path, capsys):
     folder = prepare(tmp_path / "data", source=table, skip_reading=True)
     names = [(f"{name}{number}.mp4", name) for name in ("green", "red") for number in range(3)]
     assert rows_of(load_from_disk(folder), "name") == {"train": names}
-    assert "note: 2 videos are listed twice; each stays once." in capsys.readouterr().out
+    assert "note: 2 videos are listed twice; each is kept once." in capsys.readouterr().out
 
 
 def test_a_file_with_two_classes_is_an_error(table, tmp_path):
@@ -325,7 +325,7 @@ def test_a_split_whose_classes_nobody_says_is_left_out(tmp_path, monkeypatch):
 
 def test_a_source_whose_classes_nobody_says_is_refused(tmp_path):
     source = save_numbered(tmp_path / "saved", train=[-1, -1, -1])
-    with pytest.raises(ValueError, match="saved has no class of any video in its column 'label'"):
+    with pytest.raises(ValueError, match="saved has no labels in its column 'label'"):
         prepare(tmp_path / "data", source=source)
     assert not (tmp_path / "data").exists()
 
@@ -401,7 +401,7 @@ def test_a_frame_store_takes_size_and_preprocessing_from_the_model(table, tiny_c
     options = {"model": tmp_path / "model", "frame_store": "jpeg", "source": table, "num_workers": 1}
     prepare_dataset.main(parse_arguments(command_line(output_dir=tmp_path / "data", **options)))
     processor.process_videos([load_from_disk(tmp_path / "data")["train"][0]["video"]])
-    with pytest.raises(ValueError, match=r"--frame_size 24 is not that of .*model, which is 16: leave one"):
+    with pytest.raises(ValueError, match=r"--frame_size 24 differs from that of .*model, which is 16: leave one"):
         prepare_dataset.main(parse_arguments(command_line(output_dir=tmp_path / "other", frame_size=24, **options)))
 
 
@@ -445,8 +445,8 @@ def test_folders_of_images_go_into_a_frame_store_and_cannot_be_embedded(tmp_path
     options = {"source": tmp_path / "source", "class_split": [2, 0, 0]}
     folder = prepare(tmp_path / "data", **options, frame_store="raw")
     assert rows_of(load_from_disk(folder), "name") == {"train": [("video0", "clap"), ("video0", "run")]}
-    problem = "video0' is a folder of images, no file to embed: use --frame_store jpeg."
-    with pytest.raises(ValueError, match=f"Not one of the 2 videos can be read; the first is .*{problem}"):
+    problem = "video0' is a folder of images, which cannot be embedded: use --frame_store jpeg."
+    with pytest.raises(ValueError, match=f"None of the 2 videos can be read; the first is .*{problem}"):
         prepare(tmp_path / "embedded", **options, embed_videos=True)
     assert [bad["problem"].endswith(problem) for bad in bad_videos(tmp_path / "embedded")] == [True, True]
     write_video(tmp_path / "source" / "run" / "video1.mp4", (0, 0, 250), seed=0)
@@ -461,7 +461,7 @@ def test_an_address_cannot_be_embedded(table, tmp_path):
     table.write_text(table.read_text().replace("videos/green0.mp4", file.as_uri()))
     folder = prepare(tmp_path / "data", source=table, embed_videos=True, skip_bad_videos=True)
     (bad,) = bad_videos(folder)
-    assert bad["problem"] == f"'file://{file}' is an address, no file to embed: use --frame_store jpeg."
+    assert bad["problem"] == f"'file://{file}' is an address, which cannot be embedded: use --frame_store jpeg."
     assert len(load_from_disk(folder)["train"]) == 5
 
 
@@ -517,7 +517,7 @@ def test_missing_videos_stop_the_preparation_before_anything_is_read_and_are_lis
     for name in ("red0", "red2", "green1"):
         (tmp_path / "videos" / f"{name}.mp4").unlink()
     cut_off(tmp_path / "videos" / "red1.mp4")
-    with pytest.raises(ValueError, match=r"^3 videos are missing or unreadable, see .*/data/bad_videos.csv\. Mend"):
+    with pytest.raises(ValueError, match=r"^3 videos are missing or unreadable, see .*/data/bad_videos.csv\. Fix"):
         prepare(tmp_path / "data", source=table)
     listed = [
         (bad["split"], bad["class"], Path(bad["path"]).name, bad["problem"]) for bad in bad_videos(tmp_path / "data")
@@ -546,7 +546,7 @@ def test_skip_bad_videos_goes_on_without_them_and_says_so(options, table, tmp_pa
     problems = {Path(bad["path"]).name: bad["problem"] for bad in bad_videos(folder)}
     assert problems.keys() == {"red0.mp4", "red1.mp4", "green2.mp4"}
     assert problems["red0.mp4"] == MISSING
-    assert "the file is cut off, 200 bytes of at least" in problems["red1.mp4"]
+    assert "the file is cut off: it has 200 bytes, but at least" in problems["red1.mp4"]
     assert "the file is empty (0 bytes)" in problems["green2.mp4"]
     assert counts_in(capsys.readouterr().out) == {"train": [2, 3, 1, 2, 1]}
     report = json.loads((folder / "preparation.json").read_text())
@@ -583,7 +583,7 @@ def test_not_a_single_readable_video_is_an_error_of_its_own(skip_bad_videos, kin
     for path in (tmp_path / "videos").iterdir():
         cut_off(path)
     message = (
-        r"Not one of the 6 videos can be read; the first is .*/videos/green0\.mp4 \(.*the file is cut off.*\)\. Is"
+        r"None of the 6 videos can be read; the first is .*/videos/green0\.mp4 \(.*the file is cut off.*\)\. Check"
     )
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "data", source=table, skip_bad_videos=skip_bad_videos, **kind)
@@ -607,8 +607,8 @@ def test_a_video_root_without_the_files_is_named(skip_bad_videos, times, table, 
     header, *lines = table.read_text().splitlines()
     table.write_text("\n".join([header, *lines * times]) + "\n")
     message = (
-        r"^Not one of the 6 videos can be read; the first is .*/elsewhere/videos/green0\.mp4 \(missing\)\. Is the "
-        r"folder of the videos the right one\?"
+        r"^None of the 6 videos can be read; the first is .*/elsewhere/videos/green0\.mp4 \(missing\)\. Check "
+        r"the folder of the videos\."
     )
     options = {"video_root": tmp_path / "elsewhere", "skip_bad_videos": skip_bad_videos}
     with pytest.raises(ValueError, match=message):
@@ -927,7 +927,7 @@ def test_shards_without_checksums_are_taken_with_a_note(tmp_path, capsys):
         (tmp_path / f"shard-00000{number}").mkdir()
         (tmp_path / f"shard-00000{number}" / "keys.json").write_text("[]")
     assert [shard.keys for shard in frame_store._finished_shards(tmp_path)] == [[], []]
-    expected = f"note: 2 finished pieces in {tmp_path} have no checksums; they are taken as they are.\n"
+    expected = f"note: 2 finished pieces in {tmp_path} have no checksums; they are used unchecked.\n"
     assert capsys.readouterr().out == expected
 
 
@@ -945,7 +945,7 @@ def test_two_preparations_in_one_folder_are_one_and_a_refusal(table, tmp_path, m
     assert len(load_from_disk(folder)["train"]) == 6
     (error,) = errors
     assert error.startswith(f"{tmp_path / 'data'} is in use: process {os.getpid()} on ")
-    assert error.endswith("Wait until it has ended, stop it, or name another --output_dir.")
+    assert error.endswith("Wait until it ends, stop it, or name another --output_dir.")
     assert not (folder / ".lock").exists()
 
 
@@ -994,7 +994,7 @@ def test_an_unfinished_preparation_does_not_go_on_with_other_settings(changed, m
     options = {"source": table, "frame_store": "jpeg"}
     with pytest.raises(ValueError, match="1 video is missing or unreadable"):
         prepare(tmp_path / "data", **options)
-    message = f"An unfinished preparation in .*/data was started with {message} go on with the same settings, delete"
+    message = f"An unfinished preparation in .*/data was started with {message} use the same settings, delete"
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "data", **(options | changed))
     prepare(tmp_path / "data", **options, num_workers=2, skip_bad_videos=True)  # these may change
@@ -1011,7 +1011,7 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(table, tmp_path):
 def test_a_prepared_data_set_is_not_prepared_over(table, tmp_path):
     folder = prepare(tmp_path / "data", source=table, skip_reading=True)
     before = {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    with pytest.raises(ValueError, match="/data holds a prepared data set already: delete it or name another folder"):
+    with pytest.raises(ValueError, match="/data already holds a prepared data set: delete it or name another folder"):
         prepare(tmp_path / "data", source=table, skip_reading=True)
     assert {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
@@ -1025,7 +1025,7 @@ def test_a_prepared_data_set_is_not_prepared_over(table, tmp_path):
         ({}, "Give either --source or --official_splits with --video_root"),
         ({"source": "a", "official_splits": "b"}, "Give either --source or --official_splits"),
         ({"official_splits": "lists"}, "--official_splits needs --video_root, the folder that the lists' paths"),
-        ({"source": "a", "output_dir": None}, "--output_dir is missing: the folder of the data set"),
+        ({"source": "a", "output_dir": None}, "--output_dir is missing: give a folder for the data set"),
         ({"source": "a", "embed_videos": True, "frame_store": "jpeg"}, "both fill the data set: choose one"),
         ({"source": "a", "num_workers": 0}, "--num_workers 0 must be at least 1"),
         ({"source": "a", "frame_size": 0}, "--frame_size 0 must be at least 1"),
@@ -1053,7 +1053,7 @@ def test_a_benchmark_sets_preprocessing_and_folder_and_the_command_line_both():
 
 def test_a_class_in_two_splits_is_named(table, tmp_path):
     table.write_text(table.read_text() + "videos/red0.mp4,red,test\n")
-    message = "The splits 'train' and 'test' share 1 classes: red. .*; --class_split shares all classes out anew"
+    message = "The splits 'train' and 'test' share 1 classes: red. .*; --class_split splits all classes anew"
     with pytest.raises(ValueError, match=message) as error:
         prepare(tmp_path / "data", source=table)
     assert "--allow_shared_classes" not in str(error.value)  # which this program does not have
@@ -1064,7 +1064,7 @@ def test_a_class_in_two_splits_is_named_whatever_the_spelling_and_class_split_he
     source = tmp_path / "videos"
     for name in ("train/brush_hair", "test/BrushHair", "test/dive"):
         shutil.copytree(video_folder / "train" / "red", source / name)
-    message = "The splits 'train' and 'test' share 1 classes: brush hair. .*; --class_split shares all classes out"
+    message = "The splits 'train' and 'test' share 1 classes: brush hair. .*; --class_split splits all classes"
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "data", source=source)
     folder = prepare(tmp_path / "data", source=source, class_split=[1, 0, 1], skip_reading=True)
@@ -1083,7 +1083,7 @@ def test_a_label_column_that_is_not_there_is_named_with_those_that_are(table, vi
 @pytest.mark.parametrize("suffix", ["xlsx", "txt", "mp4"])
 def test_a_file_of_another_kind_is_not_said_to_be_missing(suffix, tmp_path):
     (tmp_path / f"clips.{suffix}").write_text("a.mp4\trun\n")
-    message = rf"--source .*clips\.{suffix} is a file, but no table: these end in \.csv or \.jsonl"
+    message = rf"--source .*clips\.{suffix} is a file, but not a table: tables end in \.csv or \.jsonl"
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "data", source=tmp_path / f"clips.{suffix}")
 
@@ -1119,7 +1119,7 @@ def offline(monkeypatch):
         (["--source", "clips.csv", "--frame_size", "0"], "--frame_size 0 must be at least 1"),
         (
             ["--source", "clips.csv", "--video_root", "nowhere"],
-            r"Not one of the 6 videos .*green0\.mp4 \(missing\)\. Is",
+            r"None of the 6 videos .*green0\.mp4 \(missing\)\. Check",
         ),
     ],
 )

@@ -356,7 +356,7 @@ def unreadable(folder, kind):
         ("text", "cannot open it"),
         ("audio", "no video stream"),
         ("folder", r"it holds no frames \(.bmp, .jpeg"),
-        ("cut off h264.mp4", "the file is cut off, [0-9]+ bytes of at least [0-9]+ are there"),
+        ("cut off h264.mp4", "the file is cut off: it has [0-9]+ bytes, but at least [0-9]+ are needed"),
         ("cut off vp9.webm", "the file is cut off"),
         ("cut off mpeg4.avi", "the file is cut off"),
         ("damaged", "cannot be decoded"),
@@ -741,7 +741,7 @@ def test_logits_become_labels_and_scores(processor):
 def test_logits_that_do_not_fit_are_refused(processor):
     with pytest.raises(ValueError, match="logits have 3 classes, but class_names has 2"):
         processor.post_process_video_classification(torch.zeros(1, 2, 3), ["a", "b"])
-    with pytest.raises(ValueError, match=r"those of one episode, \(1, Q, N\)"):
+    with pytest.raises(ValueError, match=r"but one episode, \(1, Q, N\)"):
         processor.post_process_video_classification(torch.zeros(2, 2, 3), ["a", "b", "c"])
 
 

@@ -92,7 +92,7 @@ def test_damage_stops_a_resumed_run_before_it_trains(folder, tiny_clip, run):
     path = run / "best" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     trainer = trainer_of(video_splits(folder), tiny_clip, run)
-    with pytest.raises(DamagedFileError, match=r"best/model\.safetensors is not what was written"):
+    with pytest.raises(DamagedFileError, match=r"best/model\.safetensors has changed since it was written"):
         trainer.train(resume_from_checkpoint=True)
     assert trainer.episodes_done == 0
     assert not (run / LOCK_NAME).exists()
@@ -346,7 +346,7 @@ def test_weights_that_are_not_what_was_written_are_not_loaded(run):
     data = bytearray(path.read_bytes())
     data[-40] ^= 64
     path.write_bytes(data)
-    with pytest.raises(DamagedFileError, match=r"model\.safetensors is not what was written .* delete .*SHA256SUMS"):
+    with pytest.raises(DamagedFileError, match=r"model\.safetensors has changed since .* delete .*SHA256SUMS"):
         load_model(str(run / "best"))
     (run / "best" / CHECKSUMS).unlink()
     assert load_model(str(run / "best"))[0].config.num_frames == 4

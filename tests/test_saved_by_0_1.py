@@ -140,7 +140,7 @@ def test_kept_frames_of_files_that_were_read_wrongly_are_refused(tmp_path, monke
         older_reader, "frames_differ_from_0_1", lambda file: "it is mirrored" if "swim/1" in file else None
     )
     with pytest.raises(
-        ValueError, match=r"keeps frames that version 0\.1 read from 1 files .*swim/1\.mp4 \(it is mirrored"
+        ValueError, match=r"keeps frames of 1 files that version 0\.1 read wrongly: .*swim/1\.mp4 \(it is mirrored"
     ):
         load_video_splits(str(tmp_path / "data"))
     monkeypatch.setattr(older_reader, "frames_differ_from_0_1", lambda file: None)

@@ -76,7 +76,7 @@ def test_a_limit_that_is_none_is_named(value, monkeypatch):
 def test_frames_of_too_many_pixels_are_refused_with_value_limit_and_remedy(seconds, tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mkv", 64, 48)
     monkeypatch.setenv("CLIPFSAR_MAX_FRAME_PIXELS", "3071")
-    message = "64 x 48 have 3072 pixels, more than the limit of 3071 .CLIPFSAR_MAX_FRAME_PIXELS sets another"
+    message = "64 x 48 have 3072 pixels, more than the limit of 3071 .set CLIPFSAR_MAX_FRAME_PIXELS to change"
     with pytest.raises(VideoReadError, match=message):
         read_video_frames(path, [0], seconds_per_video=seconds)
     monkeypatch.delenv("CLIPFSAR_MAX_FRAME_PIXELS")
@@ -191,7 +191,7 @@ def test_a_member_that_is_compressed_is_refused():
     members = members_of(pack_frames(torch.zeros(1, 900, 900, 3, dtype=torch.uint8), [0], 1, None, {}, "raw"))
     data = zipped(members, zipfile.ZIP_DEFLATED)
     assert len(data) < 20_000
-    with pytest.raises(VideoReadError, match="is compressed; frame archives store members as they are"):
+    with pytest.raises(VideoReadError, match="is compressed; frame archives store members uncompressed"):
         read_video_frames(data, [0])
 
 
@@ -299,7 +299,7 @@ def test_a_store_that_was_resized_in_a_way_nobody_knows_is_refused_in_words():
         processor.process_videos([archive()])
 
 
-# --- what is no regular file, and images ------------------------------------------------------------------------------
+# --- special files, and images ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -311,7 +311,7 @@ def fifo(tmp_path):
 @pytest.mark.parametrize("seconds", [None, 5])
 def test_a_pipe_and_a_device_are_never_opened(fifo, seconds):
     for path in (fifo, "/dev/zero", "/dev/stdin", fifo.parent / "folder"):
-        with pytest.raises(VideoReadError, match=r"no regular file|no frames|No such file"):
+        with pytest.raises(VideoReadError, match=r"not a regular file|no frames|No such file"):
             read_video_frames(path, [0], seconds_per_video=seconds)
 
 
@@ -321,7 +321,7 @@ def test_pipes_and_devices_among_the_images_of_a_folder_are_never_opened(tmp_pat
     os.symlink("/dev/zero", tmp_path / "3.png")
     assert read_video_frames(tmp_path, [0]).shape == (1, 4, 4, 3)
     for number in (1, 2):
-        with pytest.raises(VideoReadError, match=f"frame file '{number + 1}.png': it is no regular file"):
+        with pytest.raises(VideoReadError, match=f"frame file '{number + 1}.png': it is not a regular file"):
             read_video_frames(tmp_path, [number])
 
 
@@ -389,7 +389,7 @@ def test_whatever_a_file_object_raises_is_unreadable(error):
 
 
 @pytest.mark.parametrize(
-    "place", ["video_clipfsar._room_for", "video_clipfsar.FrameArchive", "video_clipfsar._upright"]
+    "place", ["video_clipfsar._empty_frames", "video_clipfsar.FrameArchive", "video_clipfsar._upright"]
 )
 def test_no_memory_while_reading_is_unreadable(place, tmp_path, monkeypatch):
     def no_memory(*_):
@@ -449,7 +449,7 @@ def server(monkeypatch):
 def test_a_download_ends_when_its_time_is_up(server, path, monkeypatch):
     monkeypatch.setenv("CLIPFSAR_MAX_DOWNLOAD_SECONDS", "1")
     start = time.monotonic()
-    with pytest.raises(VideoReadError, match=r"it takes more than 1 s \(CLIPFSAR_MAX_DOWNLOAD_SECONDS sets another"):
+    with pytest.raises(VideoReadError, match=r"it takes more than 1 s \(set CLIPFSAR_MAX_DOWNLOAD_SECONDS to change"):
         read_video_frames(f"{server}/{path}", [0])
     assert time.monotonic() - start < 3
 

@@ -529,7 +529,7 @@ def test_reading_within_a_time_limit_gives_the_same(tmp_path):
 
 def test_a_pipe_is_no_video(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
-    with pytest.raises(VideoReadError, match="it is no regular file"):
+    with pytest.raises(VideoReadError, match="it is not a regular file"):
         read_video_frames(tmp_path / "pipe.mp4", [0])
 
 

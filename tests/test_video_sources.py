@@ -302,7 +302,7 @@ def test_a_text_file_with_a_name_twice_or_too_few_is_refused(tmp_path):
 
 def test_an_empty_text_file_of_names_is_refused(tmp_path):
     (tmp_path / "names.txt").write_text("\n")
-    with pytest.raises(ValueError, match=r"names\.txt names no classes; a line per class in the order of"):
+    with pytest.raises(ValueError, match=r"names\.txt names no classes: write one line per class, in the order of"):
         validation_clips(tmp_path, ["val0/5"], tmp_path / "names.txt")
 
 
@@ -383,8 +383,8 @@ def test_what_is_left_out_is_counted(tmp_path):
     left_out = LeftOut()
     assert folder_splits(tmp_path, left_out) == {"all": [Clip(str(tmp_path / "run/a.mp4"), "run")]}
     assert str(left_out) == (
-        "left out: 4 files that are no videos (.txt 2, .xml 1, no suffix 1), 1 image file beside clips, "
-        "1 file in no class folder, 3 hidden, class folders without clips: 'clap', 'jump'"
+        "left out: 4 files that are not videos (.txt 2, .xml 1, no suffix 1), 1 image file next to clips, "
+        "1 file outside class folders, 3 hidden, class folders without clips: 'clap', 'jump'"
     )
     assert str(LeftOut()) == ""
 
@@ -437,14 +437,14 @@ def test_a_relative_folder_gives_absolute_paths(tmp_path, monkeypatch):
 
 def test_classes_beside_splits_are_refused(tmp_path):
     touch(tmp_path, "train/run/a.mp4", "clap/b.mp4")
-    with pytest.raises(ValueError, match="has folders of splits and besides 'clap': move classes into train"):
+    with pytest.raises(ValueError, match="has split folders and also 'clap': move all classes into train"):
         folder_splits(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["a.mp4", "train/a.mp4", "run/notes.txt"])
 def test_a_folder_without_videos_says_what_was_expected(path, tmp_path):
     touch(tmp_path, path)
-    with pytest.raises(ValueError, match=r"holds no videos. Expected is SPLIT/CLASS/VIDEO or CLASS/VIDEO"):
+    with pytest.raises(ValueError, match=r"holds no videos. Use SPLIT/CLASS/VIDEO or CLASS/VIDEO"):
         folder_splits(tmp_path)
 
 
@@ -619,8 +619,8 @@ def test_the_seed_and_nothing_else_decides_which_classes_go_where():
     ("shares", "message"),
     [
         ((0.5, 0.2, 0.2), r"--class_split 0.5 0.2 0.2: fractions must add up to 1, but give 0.9"),
-        ((10, 5, 5), "--class_split 10 5 5: there are 25 classes to be shared out"),
-        ((14.5, 4.5, 6), "--class_split 14.5 4.5 6: there are 25 classes"),
+        ((10, 5, 5), "--class_split 10 5 5: whole numbers must add up to 25 classes"),
+        ((14.5, 4.5, 6), "--class_split 14.5 4.5 6: whole numbers must add up to 25"),
         ((0.8, 0.2), "--class_split 0.8 0.2: three numbers are needed, for train, validation and test"),
         ((30, -10, 5), "--class_split 30 -10 5: three numbers are needed"),
     ],

@@ -1,1 +1,1 @@
-"""Video files to data sets."""
+"""Makes data sets from video files."""

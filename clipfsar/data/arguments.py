@@ -1,4 +1,4 @@
-"""Options of `clipfsar prepare`. Imports nothing heavy, so that `--help` and usage errors answer at once."""
+"""Options of `clipfsar prepare`. Imports only light modules, so that `--help` and usage errors are fast."""
 
 import os
 import sys
@@ -12,24 +12,24 @@ from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
 from paths_clipfsar import check_path
 
 SPLITS = ("train", "validation", "test")
-DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # that of Kinetics-100 and SSv2
+DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # as in Kinetics-100 and SSv2
 FRAME_SIZE = 224  # input size of the models of the presets
 TABLE_SUFFIXES = (".csv", ".jsonl", ".tsv")
 
 
 @dataclass
 class PrepareArguments:
-    """Makes a data set for training out of videos as people have them, and finds what is wrong before training does.
+    """Makes a data set for training from your videos, and finds bad videos before training does.
 
         clipfsar prepare --benchmark hmdb51 --official_splits LISTS --video_root VIDEOS --frame_store jpeg
         clipfsar prepare --source FOLDER --frame_store jpeg --model openai/clip-vit-base-patch16
-        clipfsar prepare --source FOLDER          # SPLIT/CLASS/VIDEO, or CLASS/VIDEO shared out by classes
-        clipfsar prepare --source clips.csv       # columns path, label and, if there are splits, split
+        clipfsar prepare --source FOLDER          # SPLIT/CLASS/VIDEO; or CLASS/VIDEO, split by classes
+        clipfsar prepare --source clips.csv       # columns path, label and, optionally, split
         clipfsar prepare --source HUB_ID --class_split 64 12 24
 
     Every video is read once, in parallel. Videos that cannot be read are listed in bad_videos.csv. With --frame_store
-    the data set keeps the resized frames; training reads them many times faster than the video files. Start an
-    interrupted preparation again, and it resumes.
+    the data set keeps the resized frames; training reads them many times faster than the video files. To resume an
+    interrupted preparation, run the same command again.
     """
 
     # From where
@@ -38,60 +38,60 @@ class PrepareArguments:
         "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .tsv, .jsonl), saved data set, or Hub id.",
     )
     official_splits: str | None = option(None, "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt.")
-    video_root: str | None = option(None, "Folder that the paths of the official lists, or of a table, start from.")
+    video_root: str | None = option(None, "Folder that paths in the official lists or a table are relative to.")
     class_names_file: str | None = option(
-        None, "YAML file of the official program with the class names; else they are read off the videos' folders."
+        None, "YAML file of the official program with the class names. Default: names of the videos' folders."
     )
     validation_class_names: str | None = option(
         None,
-        "Validation class names, a line each in the order of the ids, or Something-Something's JSON file of labels; "
-        "else they are read off the videos' folders.",
+        "File of validation class names, one per line in the order of the ids, or Something-Something's JSON file of "
+        "labels. Default: names of the videos' folders.",
     )
     splits: list[str] = option(list(SPLITS), "Official lists to read.", SPLITS)
     benchmark: str | None = option(
         None,
-        "Checks the numbers of classes and videos against the published ones; sets preprocessing and output_dir.",
+        "Compare the numbers of classes and videos with the published ones. Also sets preprocessing and output_dir.",
         PRESETS,
     )
-    path_column: str = option("path", "Column of a table with the paths.")
-    split_column: str = option("split", "Column of a table with the splits, if it has one.")
-    label_column: str = option("label", "Column with the classes.")
-    video_column: str = option("video", "Column of a data set with the videos.")
+    path_column: str = option("path", "Column of the paths in a table.")
+    split_column: str = option("split", "Column of the splits in a table (optional).")
+    label_column: str = option("label", "Column of the classes.")
+    video_column: str = option("video", "Column of the videos in a data set.")
     class_split: list[float] = option(
         [],
-        "Share the classes out anew: fractions or numbers of classes for train, validation and test. Data without "
-        f"splits are shared out as {' '.join(map(str, DEFAULT_CLASS_SPLIT))}.",
+        "Split the classes anew: fractions or numbers of classes for train, validation and test. Default for data "
+        f"without splits: {' '.join(map(str, DEFAULT_CLASS_SPLIT))}.",
     )
-    seed: int = option(0, "Of --class_split.")
+    seed: int = option(0, "Random seed of --class_split.")
 
     # What to do
     skip_reading: bool = option(
-        False, "Do not try to read every video, only look whether the files are there. A frame store reads them anyway."
+        False, "Only check that the files exist; do not read every video. A frame store reads them anyway."
     )
     skip_bad_videos: bool = option(
-        False, "Go on without missing and unreadable videos, instead of stopping once all are listed."
+        False, "Leave out missing and unreadable videos. Without this option they are listed and the program stops."
     )
     frame_store: str = option(
         "none",
-        "Keep resized frames in the data set: jpeg is small and near enough, raw is exact and about 14 times larger.",
+        "Keep resized frames in the data set: jpeg is small and slightly lossy; raw is exact and 14 times larger.",
         FRAME_STORES,
     )
     model: str | None = option(
-        None, "Model that the frame store is for (folder or Hub id): the two values below are taken from its processor."
+        None, "Model that the frame store is for (folder or Hub id). Its processor sets the next two options."
     )
-    frame_size: int | None = option(None, "Input size of the model that the frame store is for; a benchmark's is 224.")
-    preprocessing: str | None = option(None, "Preprocessing that the frame store is for; else clip.", PREPROCESSINGS)
+    frame_size: int | None = option(None, "Input size of the model that the frame store is for; 224 for benchmarks.")
+    preprocessing: str | None = option(None, "Preprocessing of the frame store. Default: clip.", PREPROCESSINGS)
     frames_per_video: int = option(
-        72, "Evenly spaced frames to keep of longer videos: 9 candidates for each of 8 segments. 0 keeps all frames."
+        72, "Number of evenly spaced frames to keep of longer videos: 9 candidates for each of 8 segments. 0 keeps all."
     )
-    jpeg_quality: int = option(90, "1 to 95.")
-    embed_videos: bool = option(False, "Put the video files themselves into the data set, to move or upload it.")
+    jpeg_quality: int = option(90, "Quality of the JPEG frames, 1 to 95.")
+    embed_videos: bool = option(False, "Store the video files inside the data set, so that you can move or upload it.")
     decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
-    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
-    num_workers: int = option(os.cpu_count() or 1, "Processes that read videos.")
+    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; slower ones are unreadable.")
+    num_workers: int = option(os.cpu_count() or 1, "Number of processes that read videos.")
 
     # Where to
-    output_dir: str | None = option(None, "Folder of the data set; with --benchmark NAME it is data/NAME.")
+    output_dir: str | None = option(None, "Folder of the data set. Default with --benchmark NAME: data/NAME.")
     format: str = option(
         "disk",
         "disk is for load_from_disk, parquet for load_dataset and the Hub; training takes both.",
@@ -104,9 +104,9 @@ class PrepareArguments:
         if (self.source is None) == (self.official_splits is None):
             raise ValueError("Give either --source or --official_splits with --video_root.")
         if self.official_splits is not None and self.video_root is None:
-            raise ValueError("--official_splits needs --video_root, the folder that the lists' paths start from.")
+            raise ValueError("--official_splits needs --video_root, the folder that the lists' paths are relative to.")
         if self.output_dir is None:
-            raise ValueError("--output_dir is missing: the folder of the data set.")
+            raise ValueError("--output_dir is missing: give a folder for the data set.")
         if self.embed_videos and self.frame_store != "none":
             raise ValueError("--embed_videos and --frame_store both fill the data set: choose one.")
         if self.frame_store != "none" and (self.model, self.benchmark, self.frame_size) == (None, None, None):
@@ -126,21 +126,21 @@ class PrepareArguments:
             raise ValueError(f"--jpeg_quality {self.jpeg_quality} must be at most 95.")
 
     def fill_in(self, frame_size: int, preprocessing: str):
-        """Values for what was not given."""
+        """Sets frame size and preprocessing where they are not given."""
         self.frame_size = frame_size if self.frame_size is None else self.frame_size
         self.preprocessing = self.preprocessing or preprocessing
 
     def settings(self) -> dict:
-        """The options that determine the data set: an interrupted preparation resumes only with the same ones."""
+        """The options that determine the data set. Only a preparation with the same ones can be resumed."""
         others = {"output_dir", "num_workers", "seconds_per_video", "skip_bad_videos", "push_to_hub", "hub_private"}
-        others |= {"model"}  # which settled frame_size and preprocessing
+        others |= {"model"}  # it only sets frame_size and preprocessing
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def check_files(self):
-        """Raises `FileNotFoundError` for what is not there."""
+        """Raises `FileNotFoundError` if a given file or folder does not exist."""
         remedy = (
-            "Give a folder with videos or the Hub id of a data set (OWNER/NAME); clipfsar prepare makes a data set of "
-            "videos in other forms."
+            "Give a folder with videos or the Hub id of a data set (OWNER/NAME); clipfsar prepare converts videos in "
+            "other forms."
         )
         is_table = self.source is not None and self.source.lower().endswith(TABLE_SUFFIXES)
         check_source("source", self.source, "dataset", "" if is_table else remedy)
@@ -151,7 +151,7 @@ class PrepareArguments:
 
 
 def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None = None) -> PrepareArguments:
-    """The command line over the benchmark's settings over the defaults."""
+    """Parses a command line. It overrides the settings of the benchmark, and these override the defaults."""
     command_line = sys.argv[1:] if command_line is None else command_line
     benchmark, defaults = benchmark_on(command_line), {}
     if benchmark:

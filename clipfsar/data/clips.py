@@ -1,4 +1,4 @@
-"""Which files below a folder are clips, and what is left out: one rule for preparation, prediction and the page."""
+"""Finds the clips below a folder and counts what is left out. Preparation, prediction and the page share this rule."""
 
 import os
 from collections import Counter
@@ -13,14 +13,14 @@ _SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini")
 
 @dataclass
 class LeftOut:
-    """What no clip was made of.
+    """Counts files and folders that are not used as clips.
 
     Args:
         suffixes: Files of other kinds, by suffix.
-        num_hidden: Dot files and what operating systems leave behind (`__MACOSX`, `Thumbs.db`).
-        num_images: Image files beside clips, such as posters.
-        num_outside: Clips in no class folder.
-        empty_classes: Folders of classes without clips.
+        num_hidden: Dot files and files that operating systems create (`__MACOSX`, `Thumbs.db`).
+        num_images: Image files next to clips, such as posters.
+        num_outside: Clips outside class folders.
+        empty_classes: Class folders without clips.
     """
 
     suffixes: Counter = field(default_factory=Counter)
@@ -30,17 +30,17 @@ class LeftOut:
     empty_classes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """In words, empty if nothing was left out."""
+        """The counts as a sentence, empty if nothing was left out."""
         parts = []
         if self.suffixes:
             counts = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))
             kinds = ", ".join(f"{suffix} {number:,}" for suffix, number in counts[:10])
             kinds += ", ..." if len(self.suffixes) > 10 else ""
-            parts.append(f"{_files(self.suffixes.total(), 'that is no video', 'that are no videos')} ({kinds})")
+            parts.append(f"{_files(self.suffixes.total(), 'that is not a video', 'that are not videos')} ({kinds})")
         if self.num_images:
-            parts.append(f"{self.num_images:,} image {'file' if self.num_images == 1 else 'files'} beside clips")
+            parts.append(f"{self.num_images:,} image {'file' if self.num_images == 1 else 'files'} next to clips")
         if self.num_outside:
-            parts.append(f"{_files(self.num_outside, 'in no class folder', 'in no class folder')}")
+            parts.append(f"{_files(self.num_outside, 'outside class folders', 'outside class folders')}")
         if self.num_hidden:
             parts.append(f"{self.num_hidden:,} hidden")
         if self.empty_classes:
@@ -54,17 +54,17 @@ def _files(number: int, one: str, several: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is that of a dot file, or of a file that operating systems leave behind."""
+    """Whether a name belongs to a dot file, or to a file that operating systems create."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def find_clips(folder: str | os.PathLike, left_out: LeftOut | None = None) -> list[Path]:
     """Video files and folders of image files, at any depth, in order of their names.
 
-    A folder that holds image files is one clip, unless there are clips beside or below these.
+    A folder of image files is one clip, unless it also contains clips.
 
     Args:
-        left_out: Counts what is no clip.
+        left_out: Counts what is not a clip.
     """
     left_out = LeftOut() if left_out is None else left_out
     return [Path(path) for path in _find_clips(os.fspath(folder), left_out, (os.path.realpath(folder),))]
@@ -100,7 +100,7 @@ def _visible(folder: str | os.PathLike, left_out: LeftOut) -> Iterable[os.DirEnt
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """A link that leads nowhere, such as to itself, is none; as a file, it is then one that cannot be read."""
+    """Whether an entry is a folder. A broken link, such as one to itself, counts as an unreadable file."""
     try:
         return entry.is_dir()
     except OSError:
@@ -108,7 +108,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def class_folders(folder: str | os.PathLike, left_out: LeftOut | None = None) -> list[str]:
-    """Names of the folders in a folder, in order; files beside them are left out."""
+    """Names of the folders in a folder, in order. Files next to them are left out."""
     left_out = LeftOut() if left_out is None else left_out
     names = []
     for entry in _visible(folder, left_out):

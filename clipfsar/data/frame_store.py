@@ -1,6 +1,6 @@
-"""Every video of a data set read once, in parallel: those that cannot be read are found, and frames kept if asked.
+"""Reads every video of a data set once, in parallel. Finds unreadable videos and, if you want, keeps frames.
 
-Done work lies in shards on the disk, so that an interrupted run loses a shard at most and the next one goes on.
+Finished work is stored in shards on the disk. An interrupted run loses at most one shard, and the next run continues.
 """
 
 import json
@@ -44,19 +44,18 @@ BYTES_PER_SHARD = 256 * 2**20
 
 @dataclass(frozen=True)
 class FrameStoreSettings:
-    """What is kept of a video.
+    """Settings for what is kept of a video.
 
     Args:
-        frame_format: `"none"` (it is only tried whether training could read it), `"jpeg"`, `"raw"`, or `"file"`: the
-            file as it is.
+        frame_format: `"none"` (only checks that training could read it), `"jpeg"`, `"raw"`, or `"file"` (the file
+            itself).
         frame_size: Input size of the model that the frames are for.
         preprocessing: `"clip"` keeps the aspect ratio, shortest side `frame_size`; `"official"` squashes to 8/7 of it.
-        frames_per_video: As many frames, each the middle one of an equal part of the video; all of a shorter one; 0
-            keeps all of every video. With an odd multiple of the number of frames that a model sees, segment centres
-            are exactly those of the file; the default is 9 x 8.
+        frames_per_video: Number of frames to keep, each the middle one of an equal part of the video. Shorter videos
+            keep all frames; 0 keeps all frames of every video. If it is an odd multiple of the number of frames that a
+            model sees, segment centres are exactly those of the file. The default is 9 x 8.
         jpeg_quality: 1 to 95.
-        decoder: Of `read_video_frames`.
-        seconds_per_video: Of `read_video_frames`.
+        decoder, seconds_per_video: See `read_video_frames`.
     """
 
     frame_format: str = "none"
@@ -72,22 +71,22 @@ class FrameStoreSettings:
         return self.frame_format != "none"
 
     def image_processor(self) -> SimpleNamespace:
-        """As much of CLIP's as resizing looks at."""
+        """The settings of CLIP's image processor that resizing uses."""
         size = {"height": self.frame_size, "width": self.frame_size}
         return SimpleNamespace(do_resize=True, size={"shortest_edge": self.frame_size}, crop_size=size, resample=3)
 
 
 @dataclass(frozen=True)
 class ReadVideo:
-    """What came of a video: what is to be kept of it (None if nothing), or why it cannot be read."""
+    """Result of reading a video: the data to keep (None if nothing is kept), or the reason why it cannot be read."""
 
     data: bytes | None = None
     error: str | None = None
 
 
 def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
-    """Reads a video, a value of a `datasets` video column, as training would, or extracts what is to be kept of it."""
-    torch.set_num_threads(1)  # the other cores have videos of their own
+    """Reads a video (a value of a `datasets` video column) as training would, and extracts the data to keep."""
+    torch.set_num_threads(1)  # the other cores read other videos
     video, settings = job
     seen: dict[str, Any] = {}
 
@@ -103,7 +102,7 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
         return ReadVideo(error=MISSING)
     if settings.frame_format == "file" and not _has_bytes(video) and not os.path.isfile(_path_of(video)):
         kind = "an address" if "://" in _path_of(video) else "a folder of images"
-        return ReadVideo(error=f"{_path_of(video)!r} is {kind}, no file to embed: use --frame_store jpeg.")
+        return ReadVideo(error=f"{_path_of(video)!r} is {kind}, which cannot be embedded: use --frame_store jpeg.")
     try:
         frames = read_video_frames(
             video, select_indices, settings.decoder, seconds_per_video=settings.seconds_per_video
@@ -135,19 +134,19 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
 
 
 def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterator:
-    """`function(job)` of each job, in order, from several processes.
+    """Yields `function(job)` for each job, in order, computed in several processes.
 
-    A job that takes its process down with it, as a damaged video can do with a decoder, gives the `BrokenProcessPool`
-    instead of a result; the jobs that were under way beside it are done again.
+    If a job crashes its process, as a damaged video can crash a decoder, its result is the `BrokenProcessPool` error.
+    Jobs that ran at the same time are repeated.
     """
 
-    # Not forked from here, where torch's threads would be inherited half-alive, but from a server that has imported
-    # everything once and run nothing.
+    # A fork of this process would inherit torch's threads in a broken state. The fork server has imported everything
+    # but run nothing.
     context = multiprocessing.get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
         _start_server(context)
 
-    stop, stopper = context.Pipe(duplex=False)  # closing the second ends all processes, whatever they do
+    stop, stopper = context.Pipe(duplex=False)  # closing the stopper ends all processes at once
 
     def new_pool(size: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(size, context, end_with_parent, (stop,))
@@ -159,15 +158,15 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
         except BrokenProcessPool:
             return None
 
-    under_way: deque = deque()
+    running: deque = deque()
     jobs, pool = iter(jobs), new_pool(num_workers)
     try:
         while True:
-            while len(under_way) < 4 * num_workers and (job := next(jobs, None)) is not None:
-                under_way.append((job, submit(job)))
-            if not under_way:
+            while len(running) < 4 * num_workers and (job := next(jobs, None)) is not None:
+                running.append((job, submit(job)))
+            if not running:
                 return
-            job, future = under_way.popleft()
+            job, future = running.popleft()
             try:
                 result = _result(future, pool) if future is not None else None
                 is_broken = future is None
@@ -175,12 +174,12 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
                 is_broken = True
             if is_broken:
                 pool.shutdown()
-                result = _run_in_own_process(function, job, new_pool)
+                result = _run_in_separate_process(function, job, new_pool)
                 pool = new_pool(num_workers)
-                under_way = deque((job, submit(job)) for job, _ in under_way)
+                running = deque((job, submit(job)) for job, _ in running)
             yield result
     except BaseException:
-        stopper.close()  # nobody waits for what is under way
+        stopper.close()  # nobody waits for the running jobs
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -189,22 +188,22 @@ def in_processes(function: Callable, jobs: Iterable, num_workers: int) -> Iterat
 
 
 def _result(future: Future, pool: ProcessPoolExecutor, seconds: float = 1.0):
-    """`future.result()` that hears of every process's death.
+    """Like `future.result()`, but always notices if a process dies.
 
-    The pool's manager looks after the processes that there are when it begins to wait, but a process may be started
-    just after (Python 3.11): if that one dies, nobody notices before something else happens. So something does.
+    The pool's manager watches the processes that exist when it begins to wait. A process may start just afterwards
+    (Python 3.11); if it dies, the manager does not notice until it wakes up. Submitting a dummy job wakes it up.
     """
     while True:
         try:
             return future.result(timeout=seconds)
         except TimeoutError:
-            if future.done():  # the job's own
+            if future.done():  # the job itself raised TimeoutError
                 return future.result()
             pool.submit(int)
 
 
 def _start_server(context):
-    """The server searches PYTHONPATH for its imports (Python 3.11), so for this moment it holds `sys.path`."""
+    """Starts the fork server. PYTHONPATH holds `sys.path` meanwhile: the server imports from there (Python 3.11)."""
     from multiprocessing import forkserver  # not on Windows
 
     context.set_forkserver_preload([__name__])
@@ -218,8 +217,8 @@ def _start_server(context):
         os.environ["PYTHONPATH"] = before
 
 
-def _run_in_own_process(function: Callable, job, new_pool: Callable[[int], ProcessPoolExecutor]):
-    """The result of one job in a process of its own: was it this one that took the others down?"""
+def _run_in_separate_process(function: Callable, job, new_pool: Callable[[int], ProcessPoolExecutor]):
+    """The result of one job, run in a separate process. Shows whether this job crashed the pool."""
     with new_pool(1) as pool:
         try:
             with shielding_children():
@@ -232,23 +231,23 @@ def _run_in_own_process(function: Callable, job, new_pool: Callable[[int], Proce
 def read_split(
     dataset: Dataset, folder: Path, settings: FrameStoreSettings, num_workers: int, description: str = "reading videos"
 ) -> tuple[Dataset, dict[int, str]]:
-    """Reads every video of a split, going on with what `folder` holds of an earlier run of the same settings.
+    """Reads every video of a split. Continues an earlier run with the same settings in `folder`.
 
-    Done work is known by file, size, time of change and class, so that a bad video may be mended, and videos removed or
-    added, between two runs. What could not be read is tried again. Finished shards are compared with their checksums.
+    Finished videos are identified by file, size, modification time and class. You may therefore repair, remove or add
+    videos between two runs. Unreadable videos are tried again. Finished shards are checked against their checksums.
 
     Args:
         dataset: Columns `video` (paths, or dicts of path and bytes) and `label` (class names).
 
     Returns:
-        The rows whose videos can be read, in order, what is to be kept of them in place of the videos; and why the
-        others cannot be read, by row.
+        The rows with readable videos, in order, with the kept data in place of the videos; and for each other row the
+        reason why it cannot be read.
 
     Raises:
-        FolderInUseError: When another process works in the folder.
-        DamagedFileError: When a file of a finished shard is not what was written.
+        FolderInUseError: If another process works in the folder.
+        DamagedFileError: If a file of a finished shard has changed since it was written.
     """
-    with FolderLock(folder, "keeps frames of videos", "Wait until it has ended, or name another folder"):
+    with FolderLock(folder, "keeps frames of videos", "Wait until it ends, or name another folder"):
         return _read_split(dataset, folder, settings, num_workers, description)
 
 
@@ -291,7 +290,7 @@ def _read_split(
 
 @dataclass(frozen=True)
 class _Shard:
-    """A finished piece of the work: the keys of the videos in it and, if something of them is kept, `videos`."""
+    """A finished shard: a folder, and the keys of its videos. The folder `videos` in it has the kept data, if any."""
 
     path: Path
     keys: list[str]
@@ -302,7 +301,7 @@ def _finished_shards(folder: Path) -> list[_Shard]:
     remedies = {path: f"delete {path}, and its videos are read again" for path in paths}
     unchecked = [path for path, remedy in remedies.items() if not check_files(path, remedy, must_be_listed="*")]
     if unchecked:
-        print(f"note: {len(unchecked)} finished pieces in {folder} have no checksums; they are taken as they are.")
+        print(f"note: {len(unchecked)} finished pieces in {folder} have no checksums; they are used unchecked.")
     return [_Shard(path, read_json(path / "keys.json", remedies[path], list)) for path in paths]
 
 
@@ -314,7 +313,7 @@ def _write_shard(
     keys: list[str],
     settings: FrameStoreSettings,
 ) -> _Shard:
-    """A shard appears under its name only when it is complete."""
+    """Writes a shard. It gets its name only when it is complete."""
     path = folder / f"shard-{number:06d}"
     with replace_file(path) as partial:
         partial.mkdir()
@@ -326,18 +325,18 @@ def _write_shard(
 
 
 def _kept_videos(part: Dataset, kept: list[bytes | None]) -> Dataset:
-    """Rows with what is kept of their videos in place of the videos."""
+    """The rows with the kept data in place of the videos."""
     videos = [
         {"path": os.path.basename(video["path"] or "") or None, "bytes": data}
         for video, data in zip(references(part), kept, strict=True)
     ]
-    # A plain struct: `datasets` would take frames for a video, and throw bytes away where the path is a file.
+    # A plain struct: with a video column, `datasets` would decode frames as a video and drop bytes if the path exists.
     features = Features({"video": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("string")})
     return Dataset.from_dict({"video": videos, "label": part["label"]}, features=features)
 
 
 def references(dataset: Dataset) -> Iterator[dict]:
-    """The videos of a column `video` without what lies in the data set: paths, and `b""` in place of bytes."""
+    """Yields the values of the column `video` with their paths, but with `b""` in place of stored bytes."""
     for batch in dataset.select_columns(["video"]).with_format("arrow").iter(1000):
         videos = batch["video"]
         if pyarrow.types.is_struct(videos.type):
@@ -351,7 +350,7 @@ def references(dataset: Dataset) -> Iterator[dict]:
 
 
 def _keys(dataset: Dataset) -> list[str]:
-    """What each video and its class are known by: see `_key`."""
+    """A key for each video and its class: see `_key`."""
     rows = list(zip(references(dataset), dataset["label"], strict=True))
     others = [row for row, (video, _) in enumerate(rows) if video["bytes"] is not None or _is_folder(video["path"])]
     digests = dict(zip(others, digests_of_videos(dataset.select(others)), strict=True)) if others else {}
@@ -359,16 +358,16 @@ def _keys(dataset: Dataset) -> list[str]:
 
 
 def _key(video: dict, label: str, digest: np.ndarray | None) -> str:
-    """The file as it is now, or a digest of the bytes that lie in the data set or of a folder of frames.
+    """Identifies a video: size and time of its file, or a digest of stored bytes or of a folder of frames.
 
-    Version 0.1 wrote no version of its reader: what it read before it was interrupted is read again.
+    Keys of version 0.1 have no reader version, so videos from its interrupted runs are read again.
     """
     reader = f"reader {READER_VERSION}"
     if digest is not None:
         return json.dumps([video["path"], digest.tobytes().hex(), label, reader])
     try:
         status = os.stat(video["path"] or "")
-    except (OSError, ValueError):  # a path that no file can have
+    except (OSError, ValueError):  # no such file, or an invalid path
         return json.dumps([video["path"], label, reader])
     return json.dumps([video["path"], status.st_size, status.st_mtime_ns, label, reader])
 
@@ -386,7 +385,7 @@ def _save_quietly(dataset: Dataset, folder: Path):
 
 
 def is_missing(video: Any) -> bool:
-    """Whether a value of a video column is empty, or the path of a file that is not there."""
+    """Whether a value of a video column is empty, or the path of a file that does not exist."""
     if _has_bytes(video):
         return False
     path = _path_of(video)

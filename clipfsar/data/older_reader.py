@@ -1,4 +1,4 @@
-"""Frames that version 0.1 kept in a data set: refused where it read other frames of a file than a player shows."""
+"""Refuses data sets of version 0.1 whose kept frames differ from those that a player shows."""
 
 import json
 from pathlib import Path
@@ -14,17 +14,17 @@ REPORT = "preparation.json"
 
 
 def check_kept_frames(folder: Path):
-    """Compares a prepared data set, which says what it was made from, with its source, where that is still there.
+    """Checks a prepared data set for frames that version 0.1 read wrongly, if its source files still exist.
 
-    A data set that passes notes so in its report and is not looked at again.
+    A data set that passes the check gets a note in its report and is not checked again.
 
     Raises:
-        ValueError: When frames were kept of files that version 0.1 read wrongly; the message names them.
+        ValueError: If it keeps frames of files that version 0.1 read wrongly; the message names them.
     """
     path = folder / REPORT
     if not path.is_file():
         return
-    remedy = "prepare the data again, or delete this file if you made the data set otherwise"
+    remedy = "prepare the data again, or delete this file if you made the data set in another way"
     report = read_json(path, remedy)
     if not isinstance(report.get("settings"), dict):
         raise DamagedFileError(f"{path} is damaged (it has no settings): {remedy}.")
@@ -34,18 +34,18 @@ def check_kept_frames(folder: Path):
     if different:
         more = f" and {len(different) - 5} more" if len(different) > 5 else ""
         raise ValueError(
-            f"{folder} keeps frames that version 0.1 read from {len(different)} files otherwise than a player shows "
-            f"them: {', '.join(different[:5])}{more}. Prepare the data again with clipfsar prepare."
+            f"{folder} keeps frames of {len(different)} files that version 0.1 read wrongly: "
+            f"{', '.join(different[:5])}{more}. Prepare the data again with clipfsar prepare."
         )
     try:
         with replace_file(path) as partial:
             partial.write_text(json.dumps(report | {"reader": READER_VERSION}, indent=2) + "\n")
     except OSError:
-        pass  # a read-only folder is looked at each time
+        pass  # a read-only folder is checked each time
 
 
 def _files_of(report: dict) -> list[str]:
-    """The files that a data set was prepared from; none where its lists or folders are gone."""
+    """The files that a data set was prepared from. Empty if its lists or folders no longer exist."""
     try:
         splits = listed_clips(PrepareArguments(**report["settings"]))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Makes a data set for training out of videos as people have them: the work behind `clipfsar prepare`."""
+"""Makes a data set for training from video files. Implements `clipfsar prepare`."""
 
 import json
 import math
@@ -42,9 +42,9 @@ def frame_store_settings(arguments: PrepareArguments) -> FrameStoreSettings:
 
 
 def read_source(arguments: PrepareArguments, left_out: LeftOut | None = None) -> DatasetDict:
-    """The data set as it is named, with the columns video (paths or bytes) and label (names); nothing is decoded.
+    """Reads the source as a data set with the columns video (paths or bytes) and label (names). Decodes nothing.
 
-    `left_out` counts the files of a folder that no clip was made of.
+    `left_out` counts the files of a folder that are not used as clips.
     """
     listed = listed_clips(arguments, left_out)
     if listed is not None:
@@ -55,27 +55,27 @@ def read_source(arguments: PrepareArguments, left_out: LeftOut | None = None) ->
         labelled = {split: with_class_names(dataset, *columns) for split, dataset in splits.items()}
         splits = DatasetDict({split: dataset for split, dataset in labelled.items() if len(dataset)})
         if not splits:
-            raise ValueError(f"{arguments.source} has no class of any video in its column {arguments.label_column!r}.")
+            raise ValueError(f"{arguments.source} has no labels in its column {arguments.label_column!r}.")
     if arguments.official_splits is None and (arguments.class_split or set(splits) == {"all"}):
         splits = resplit(splits, arguments.class_split or DEFAULT_CLASS_SPLIT, arguments.seed)
     return DatasetDict({split: splits[split] for split in sorted(splits, key=[*SPLITS, *splits].index)})
 
 
 def with_class_names(dataset: Dataset, video_column: str, label_column: str) -> Dataset:
-    """The columns video and label alone, labels as names, which mean the same in every split; unlabelled rows go."""
+    """Keeps only the columns video and label. Labels become names, which agree across splits. Drops unlabelled rows."""
     labels, names = read_labels(dataset, label_column)
     labelled = dataset.select(np.flatnonzero(labels >= 0)) if (labels < 0).any() else dataset
     videos = labelled.select_columns([video_column])
     if video_column != "video":
         videos = videos.rename_column(video_column, "video")
     if all(video["bytes"] is None for video in references(videos)):
-        # Plain paths: `datasets` would put the files of a video column into whatever it saves.
+        # Plain paths: with a video column, `datasets` would save the files as well.
         videos = Dataset.from_dict({"video": [video["path"] for video in references(videos)]})
     return videos.add_column("label", [names[label] for label in labels[labels >= 0]])
 
 
 class Preparation:
-    """One data set under way from its source to the output folder."""
+    """The preparation of one data set, from its source to the output folder."""
 
     def __init__(self, arguments: PrepareArguments):
         self.arguments = arguments
@@ -83,14 +83,14 @@ class Preparation:
         self.work_dir = self.output_dir / WORK_FOLDER
         self.left_out = LeftOut()
         self.splits = read_source(arguments, self.left_out)
-        check_disjoint_classes(self.splits, remedy="--class_split shares all classes out anew")
+        check_disjoint_classes(self.splits, remedy="--class_split splits all classes anew")
         self.listed = {split: (len(set(dataset["label"])), len(dataset)) for split, dataset in self.splits.items()}
         self.num_duplicates = self._leave_out_duplicates()
         self.bad: list[dict[str, str]] = []  # {"split", "class", "path", "problem"}
 
     def run(self):
-        """Raises `FolderInUseError` when another preparation works in the same folder."""
-        remedy = "Wait until it has ended, stop it, or name another --output_dir"
+        """Prepares the data set. Raises `FolderInUseError` if another preparation works in the same folder."""
+        remedy = "Wait until it ends, stop it, or name another --output_dir"
         with FolderLock(self.output_dir, "prepares a data set", remedy):
             self._run()
 
@@ -99,7 +99,7 @@ class Preparation:
         self._open_output_dir()
         missing = self._missing_rows()
         reads = not arguments.skip_reading or frame_store_settings(arguments).keeps_something
-        # Missing files are known in seconds; nobody shall wait for the reading of all others to hear of them.
+        # Missing files are known in seconds: report them before all other files are read.
         if not reads or (any(missing.values()) and not arguments.skip_bad_videos):
             for split, rows in missing.items():
                 self._leave_out(split, dict.fromkeys(rows, MISSING))
@@ -110,28 +110,28 @@ class Preparation:
         if not any(len(dataset) for dataset in self.splits.values()):
             first = self.bad[0]
             raise ValueError(
-                f"Not one of the {len(self.bad)} videos can be read; the first is {first['path']} "
-                f"({first['problem']}). Is the folder of the videos the right one?"
+                f"None of the {len(self.bad)} videos can be read; the first is {first['path']} ({first['problem']}). "
+                "Check the folder of the videos."
             )
         if self.bad and not arguments.skip_bad_videos:
             raise ValueError(
-                f"{_videos(len(self.bad))} missing or unreadable, see {self.output_dir / 'bad_videos.csv'}. Mend them "
-                "and start again (what is done stays), or go on without them with --skip_bad_videos."
+                f"{_videos(len(self.bad))} missing or unreadable, see {self.output_dir / 'bad_videos.csv'}. Fix them "
+                "and run the command again (finished work is kept), or leave them out with --skip_bad_videos."
             )
         self._save()
 
     def _open_output_dir(self):
-        """Goes on with an interrupted preparation of the same settings; refuses to touch anything else."""
+        """Resumes an interrupted preparation with the same settings. Refuses a folder with any other content."""
         settings, path = self.arguments.settings(), self.work_dir / "settings.json"
         if (self.output_dir / REPORT).is_file():
-            raise ValueError(f"{self.output_dir} holds a prepared data set already: delete it or name another folder.")
+            raise ValueError(f"{self.output_dir} already holds a prepared data set: delete it or name another folder.")
         if path.is_file():
             earlier = read_json(path, f"delete {self.work_dir}, and all videos are read again")
             different = [f"--{name} {earlier.get(name)}" for name in settings if earlier.get(name) != settings[name]]
             if different:
                 raise ValueError(
-                    f"An unfinished preparation in {self.output_dir} was started with {', '.join(different)}: go on "
-                    "with the same settings, delete the folder, or name another one."
+                    f"An unfinished preparation in {self.output_dir} was started with {', '.join(different)}: use "
+                    "the same settings, delete the folder, or name another one."
                 )
         elif any(path.name != LOCK_NAME for path in self.output_dir.iterdir()):
             raise ValueError(f"{self.output_dir} is not empty: name another folder for the data set.")
@@ -156,7 +156,7 @@ class Preparation:
             self.splits[split] = read
 
     def _leave_out(self, split: str, problems: dict[int, str]):
-        """Takes rows out of a split and notes what is wrong with them."""
+        """Removes rows from a split and records their problems."""
         if not problems:
             return
         dataset = self.splits[split]
@@ -166,10 +166,10 @@ class Preparation:
         self.splits[split] = dataset.select([row for row in range(len(dataset)) if row not in problems])
 
     def _leave_out_duplicates(self) -> int:
-        """A file listed twice could be support and query of one episode: one stays.
+        """Removes duplicates: a file listed twice could be support and query of one episode.
 
         Raises:
-            ValueError: For a file with two classes.
+            ValueError: If a file has two classes.
         """
         class_of: dict = {}
         num_duplicates = 0
@@ -194,7 +194,7 @@ class Preparation:
             path.write_text(csv_text(list(self.bad[0]), self.bad), encoding="utf-8", errors="backslashreplace")
 
     def summary(self) -> list[str]:
-        """What there is, split by split, beside the published numbers, and which classes miss most."""
+        """Describes each split, differences from the published numbers, and the classes with the most bad videos."""
         published = PRESETS[self.arguments.benchmark].sizes if self.arguments.benchmark else {}
         lines = [f"{'split':<12}{'classes':>8}{'videos':>9}{'missing':>9}{'unreadable':>12}{'smallest class':>20}"]
         for split, dataset in self.splits.items():
@@ -214,26 +214,26 @@ class Preparation:
                     f"{self.arguments.benchmark} has {published[split][1]:,} of {published[split][0]}."
                 )
         if self.num_duplicates:
-            lines.append(f"note: {_videos(self.num_duplicates)} listed twice; each stays once.")
+            lines.append(f"note: {_videos(self.num_duplicates)} listed twice; each is kept once.")
         for split, dataset in self.splits.items():
             sizes = Counter(dataset["label"])
             if sizes and (len(sizes) < 5 or min(sizes.values()) < 6):
                 lines.append(
-                    f"note: {split} has {len(sizes)} classes of {min(sizes.values())} or more videos; 5-way 1-shot "
-                    "episodes with 5 queries per class, the defaults of training, need 5 of 6. Lower --n_way and the "
-                    "numbers of queries, or share the classes out otherwise with --class_split."
+                    f"note: {split} has {len(sizes)} classes with at least {min(sizes.values())} videos; the default "
+                    "5-way 1-shot episodes with 5 queries per class need 5 classes with 6 videos. Lower --n_way and "
+                    "the numbers of queries, or split the classes differently with --class_split."
                 )
         absent = [split for split in SPLITS if split not in self.splits]
         if absent:
-            lines.append(f"note: there are no classes for {' and '.join(absent)}; --class_split shares them out.")
+            lines.append(f"note: there are no classes for {' and '.join(absent)}; --class_split makes all splits.")
         worst = Counter((bad["split"], bad["class"]) for bad in self.bad).most_common(5)
         lines += [f"bad videos of {split} class {name!r}: {count}" for (split, name), count in worst]
         return [*lines, str(self.left_out)] if str(self.left_out) else lines
 
     def _save(self):
-        """The data set first, the report last: a folder with `preparation.json` is complete.
+        """Saves the data set first and the report last: a folder with `preparation.json` is complete.
 
-        The data set is written beside its place: nobody sees half of it.
+        The data set is written to the work folder and then moved, so nobody sees half of it.
         """
         arguments = self.arguments
         empty = [split for split, dataset in self.splits.items() if not len(dataset)]
@@ -251,12 +251,12 @@ class Preparation:
         }
         with replace_file(self.output_dir / REPORT) as partial:
             partial.write_text(json.dumps(report, indent=2) + "\n")
-        self.splits = None  # before the files go that it reads from
+        self.splits = None  # release the files before they are deleted
         shutil.rmtree(self.work_dir)
         print(self._what_next(classes))
 
     def _write(self) -> Path:
-        """The folder of the whole data set, in the work folder."""
+        """Writes the whole data set to a folder in the work folder, and returns it."""
         folder = self.work_dir / "result"
         shutil.rmtree(folder, ignore_errors=True)
         if self.arguments.format == "disk":
@@ -273,25 +273,25 @@ class Preparation:
 
     def _put_in_place(self, folder: Path):
         flush_to_disk(folder)
-        for path in sorted(folder.iterdir(), key=Path.is_file):  # the list of splits last
-            target = self.output_dir / path.name  # what lies there is of this preparation, before it was interrupted
+        for path in sorted(folder.iterdir(), key=Path.is_file):  # files, such as the list of splits, come last
+            target = self.output_dir / path.name  # left there by this preparation before an interruption
             if target.is_dir():
                 shutil.rmtree(target)
             path.replace(target)
 
     def _what_next(self, classes: dict[str, dict[str, int]]) -> str:
-        """Training needs episodes of two classes, each with a support and a query clip; enrolling needs none."""
+        """The next command. Training needs two classes with two clips each (support and query); enrolling does not."""
         enough = [name for name, size in classes.get("train", {}).items() if size >= 2]
         if len(enough) >= 2:
             return f"{self.output_dir} is ready: clipfsar train --dataset {self.output_dir} ..."
         return (
             f"{self.output_dir} is ready, but too small to train on: its split 'train' has {len(enough)} classes of 2 "
-            "or more videos, and training needs 2. Use the clips as examples instead: clipfsar predict --support_set "
-            "EXAMPLES --query VIDEOS, where EXAMPLES is the folder CLASS/VIDEO."
+            "or more videos, and training needs 2 of them. Use the clips as examples instead: clipfsar predict "
+            "--support_set EXAMPLES --query VIDEOS, where EXAMPLES is the folder CLASS/VIDEO."
         )
 
     def _upload(self):
-        """With the videos: files become bytes on the way, which `datasets` does for its own kind of column."""
+        """Uploads the data set with its videos: `datasets` embeds the files of a column of its `Video` type."""
         splits = self.splits
         if next(iter(splits.values())).features["video"] == Value("string"):
             splits = splits.cast_column("video", Video(decode=False))
@@ -303,27 +303,27 @@ def _videos(number: int) -> str:
 
 
 def take_from_model(arguments: PrepareArguments):
-    """Frame size and preprocessing of the model that the frame store is for, where they were not given.
+    """Sets frame size and preprocessing from the model that the frame store is for, unless they are given.
 
     Raises:
-        ValueError: For another frame size than the model's, and for a model that resizes frames in a way that no
-            frame store has.
+        ValueError: If the given frame size differs from the model's, or if the model resizes frames in a way that no
+            frame store supports.
     """
     processor = CLIPFSARProcessor.from_pretrained(arguments.model)
     size = dict(getattr(processor.image_processor, "crop_size", None) or processor.image_processor.size)
     size_of_model = int(size.get("height", FRAME_SIZE))
     if arguments.frame_size not in (None, size_of_model):
         raise ValueError(
-            f"--frame_size {arguments.frame_size} is not that of {arguments.model}, which is {size_of_model}: leave "
-            "one of the two options out."
+            f"--frame_size {arguments.frame_size} differs from that of {arguments.model}, which is {size_of_model}: "
+            "leave one of the two options out."
         )
     arguments.fill_in(size_of_model, processor.preprocessing)
     kept = frame_store_settings(arguments).image_processor()
     wanted, kept = (resize_settings(one, arguments.preprocessing) for one in (processor.image_processor, kept))
     if arguments.frame_store != "none" and wanted != kept:
         raise ValueError(
-            f"{arguments.model} resizes frames by {wanted}, a frame store by {kept}: leave --frame_store out, and "
-            "training reads the video files; or prepare for a CLIP."
+            f"{arguments.model} resizes frames by {wanted}, but a frame store by {kept}: leave --frame_store out "
+            "(training then reads the video files), or prepare for a CLIP model."
         )
 
 

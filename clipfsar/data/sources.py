@@ -1,6 +1,6 @@
-"""Lists of videos with their classes and splits, from the forms in which people have them, as a Hugging Face dataset.
+"""Reads lists of videos with classes and splits from common forms into a Hugging Face dataset.
 
-Nothing is decoded here: a list of a hundred thousand videos takes seconds.
+Nothing is decoded here, so a list of a hundred thousand videos takes seconds.
 """
 
 import json
@@ -33,7 +33,7 @@ _LIST_FILES = {"train": "train_few_shot.txt", "validation": "val_few_shot.txt", 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video file, there or not, and its class."""
+    """A video file, which may not exist, and its class."""
 
     path: str
     class_name: str
@@ -46,7 +46,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class ListedVideo:
-    """A line of an official list: class id within its split, path in the folder of the videos, number of the line."""
+    """A line of an official list: class id within its split, path in the folder of the videos, line number."""
 
     class_id: int
     path: str
@@ -54,13 +54,13 @@ class ListedVideo:
 
 
 def read_official_list(path: Path) -> list[ListedVideo]:
-    """The videos of `train_few_shot.txt` and its neighbours (method: the official program's data files).
+    """The videos of an official list, such as `train_few_shot.txt` (from the official program's data files).
 
-    SSv2 has lines such as `train8/78687`, the others such as `train0//brush_hair/xyz.avi`: a split's name with a class
-    id, a slash or two, and the video.
+    Lines of SSv2 look like `train8/78687`, those of other benchmarks like `train0//brush_hair/xyz.avi`: name of the
+    split and class id, one or two slashes, and the video.
 
     Raises:
-        ValueError: For a line of another form; the message has file, number and what was expected.
+        ValueError: For a line of another form; the message has file, line number and the expected form.
     """
     videos = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
@@ -83,10 +83,10 @@ def read_official_class_names(path: Path) -> dict[str, list[str]]:
     """Class names of base and test classes in the order of their ids, from a benchmark's official YAML file.
 
     Returns:
-        `{"train": [...], "test": [...]}`, with those lists that the file has.
+        `{"train": [...], "test": [...]}`, or only one of them if the file has one.
 
     Raises:
-        ValueError: When it is no YAML, or has neither list.
+        ValueError: If it is not YAML, or has neither list.
     """
     try:
         settings = yaml.safe_load(read_text(path))
@@ -120,17 +120,17 @@ def official_splits(
 
     Args:
         list_folder: Folder of `train_few_shot.txt`, `val_few_shot.txt`, `test_few_shot.txt`.
-        video_root: Folder that the lists' paths start from.
-        class_names_file: A YAML file of the official program, for the names of base and test classes; without it they
-            are read off the folders in the paths.
-        validation_class_names_file: Names of the validation classes, which no official file has: a line per class in
-            the order of their ids, or Something-Something's own JSON file of labels. Without it they are read off the
+        video_root: Folder that the paths in the lists are relative to.
+        class_names_file: A YAML file of the official program with the names of base and test classes. Without it, the
+            names come from the folders in the paths.
+        validation_class_names_file: Names of the validation classes (no official file has them): one line per class in
+            the order of the ids, or Something-Something's own JSON file of labels. Without it, the names come from the
             folders in the paths.
-        splits: Those to read.
+        splits: The splits to read.
 
     Raises:
-        FileNotFoundError: For a list that is not there.
-        ValueError: For a line in the wrong form, a class id without a name, or names that can be had nowhere.
+        FileNotFoundError: If a list does not exist.
+        ValueError: For a line in the wrong form, a class id without a name, or a split without class names.
     """
     official_names = read_official_class_names(class_names_file) if class_names_file else {}
     folders = _FolderListings(video_root)
@@ -161,16 +161,16 @@ def official_splits(
 
 
 class _FolderListings:
-    """Finds videos below a root. Each folder is listed once: asking for 70,000 files singly is slow on a network."""
+    """Finds videos below a root. Lists each folder once: checking 70,000 files one by one is slow on a network."""
 
     def __init__(self, root: Path):
         if not root.is_dir():
             raise FileNotFoundError(f"The folder of the videos, {root}, does not exist.")
         self._root = root.absolute()
-        self._listings: dict = {}  # folder -> names in it by what a converted file shares with the listed one, the stem
+        self._listings: dict = {}  # folder -> stem -> file names; a converted file has the stem of the listed one
 
     def find(self, path: str) -> str:
-        """The file at `path` below the root, with another suffix if it was converted; where it should be if missing."""
+        """The file at `path` below the root, or a converted one with another suffix. If missing, the expected path."""
         expected = self._root / path
         folder, stem = expected.parent, _stem(expected.name)
         if folder not in self._listings:
@@ -187,13 +187,13 @@ class _FolderListings:
 
 
 def _stem(name: str) -> str:
-    """A video id may contain dots, so a suffix is one only if it is known as such."""
+    """The name without its suffix. Only known suffixes are removed, because video ids may contain dots."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in VIDEO_SUFFIXES else name
 
 
 def _names_of_folders(videos: list[ListedVideo], list_file: Path, split: str) -> dict[int, str]:
-    """Class names out of paths such as brush_hair/xyz.avi."""
+    """Class names from paths such as brush_hair/xyz.avi."""
     option = "--validation_class_names" if split == "validation" else "--class_names_file"
     names: dict = {}
     for video in videos:
@@ -213,11 +213,11 @@ def _names_of_folders(videos: list[ListedVideo], list_file: Path, split: str) ->
 
 
 def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, str]:
-    """Names by class id from a text file, or from Something-Something's own labels by the ids of the videos."""
+    """Class names by class id, from a text file or, through the video ids, from Something-Something's labels."""
     if path.suffix != ".json":
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not lines:
-            raise ValueError(f"{path} names no classes; a line per class in the order of their ids is needed.")
+            raise ValueError(f"{path} names no classes: write one line per class, in the order of the ids.")
         _check_unique(lines, path)
         return dict(enumerate(lines))
     try:
@@ -247,15 +247,15 @@ def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, s
 
 
 def folder_splits(folder: Path, left_out: LeftOut | None = None) -> dict[str, list[Clip]]:
-    """A tree SPLIT/CLASS/VIDEO, or CLASS/VIDEO, which comes back as one split "all".
+    """The clips of a tree SPLIT/CLASS/VIDEO, or of CLASS/VIDEO, which gives one split "all".
 
-    Videos may lie in folders of a class folder, at any depth: see `find_clips`.
+    Videos may be in subfolders of a class folder, at any depth: see `find_clips`.
 
     Args:
-        left_out: Counts what no clip was made of.
+        left_out: Counts what is not used as a clip.
 
     Raises:
-        ValueError: When there are no videos, with what was expected, or when two folders stand for one class.
+        ValueError: If there are no videos (the message has the expected form), or if two folders have one class name.
     """
     left_out = LeftOut() if left_out is None else left_out
     names = class_folders(folder, left_out)
@@ -263,11 +263,11 @@ def folder_splits(folder: Path, left_out: LeftOut | None = None) -> dict[str, li
         unknown = [name for name in names if name.lower() not in _SPLIT_FOLDERS]
         if unknown:
             raise ValueError(
-                f"{folder} has folders of splits and besides {', '.join(map(repr, unknown))}: move classes into train, "
-                "validation and test, or all of them out."
+                f"{folder} has split folders and also {', '.join(map(repr, unknown))}: move all classes into train, "
+                "validation and test, or none."
             )
         result: dict = {}
-        for name in names:  # both val and validation, say
+        for name in names:  # there may be both val and validation
             classes = class_folders(folder / name, left_out)
             result.setdefault(_SPLIT_FOLDERS[name.lower()], []).extend(
                 _clips_of_classes(folder / name, classes, left_out)
@@ -277,15 +277,15 @@ def folder_splits(folder: Path, left_out: LeftOut | None = None) -> dict[str, li
         result = {"all": _clips_of_classes(folder, names, left_out)}
     if not any(result.values()):
         raise ValueError(
-            f"{folder} holds no videos. Expected is SPLIT/CLASS/VIDEO or CLASS/VIDEO, a video being a file "
+            f"{folder} holds no videos. Use SPLIT/CLASS/VIDEO or CLASS/VIDEO, where a video is a file "
             f"({', '.join(VIDEO_SUFFIXES)}) or a folder of images."
-            f"{f' What is there: {left_out}.' if str(left_out) else ''}"
+            f"{f' Other content was {left_out}.' if str(left_out) else ''}"
         )
     return {split: clips for split, clips in result.items() if clips}
 
 
 def _check_depth(folder: Path, names: list[str]):
-    """A folder around the data set would be its one class."""
+    """Refuses a folder around the data set: it would make the data set one class."""
     inner = class_folders(folder / names[0]) if len(names) == 1 else []
     if len({_SPLIT_FOLDERS.get(name.lower()) for name in inner} - {None}) > 1:
         raise ValueError(f"The splits are one folder further down: give {folder / names[0]}.")
@@ -308,14 +308,14 @@ def table_splits(
     label_column: str = "label",
     split_column: str = "split",
 ) -> dict[str, list[Clip]]:
-    """A CSV, TSV or JSON Lines file with the path and the class of each video and, if it has that column, its split.
+    """The clips of a CSV, TSV or JSON Lines file with columns for path, class and (optional) split.
 
-    Without a column of splits all come back as one split "all". Relative paths start from `video_root`, or from the
-    folder of the table.
+    Without a column of splits, all videos are in one split "all". Paths are relative to `video_root`, or to the folder
+    of the table.
 
     Raises:
-        ValueError: For a column that is not there (the message lists those there are), an empty value or a split of
-            another name, with the line.
+        ValueError: For a missing column (the message lists the columns), an empty value or an unknown split. The
+            message has the line.
     """
     root = table.parent if video_root is None else video_root
     result: dict = {}
@@ -349,7 +349,7 @@ def _nearest_column(column: str, row: dict) -> str | None:
 
 
 def _local_path(root: Path, path: str) -> str:
-    """Absolute; `~` is the home folder, and a path as Windows writes it is read elsewhere, too."""
+    """An absolute path. `~` is the home folder. Windows paths work on other systems as well."""
     absolute = (root.expanduser() / Path(path).expanduser()).absolute()
     if "\\" in path and os.sep == "/" and not absolute.exists():
         absolute = (root.expanduser() / Path(path.replace("\\", "/")).expanduser()).absolute()
@@ -357,7 +357,7 @@ def _local_path(root: Path, path: str) -> str:
 
 
 def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -> dict[str, list[Clip]] | None:
-    """The clips of official lists, of a table or below a folder, split by split; None for a data set or a Hub id."""
+    """The clips of official lists, a table or a folder, by split. None for a saved data set or a Hub id."""
     if arguments.official_splits is not None:
         return official_splits(
             Path(arguments.official_splits),
@@ -368,7 +368,7 @@ def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -
         )
     source = Path(arguments.source)
     if source.is_file() and source.suffix.lower() not in TABLE_SUFFIXES:
-        raise ValueError(f"--source {source} is a file, but no table: these end in {' or '.join(TABLE_SUFFIXES)}.")
+        raise ValueError(f"--source {source} is a file, but not a table: tables end in {' or '.join(TABLE_SUFFIXES)}.")
     if source.suffix.lower() in TABLE_SUFFIXES and not source.is_file():
         raise FileNotFoundError(f"--source {source} does not exist.")
     if source.is_file():
@@ -390,13 +390,13 @@ def _path_or_none(path: str | None) -> Path | None:
 
 
 def split_classes(class_names: Sequence[str], shares: Sequence[float], seed: int = 0) -> dict[str, list[str]]:
-    """Disjoint class sets for train, validation and test, drawn by a seed; the order of `class_names` does not matter.
+    """Draws disjoint class sets for train, validation and test from a seed. The order of `class_names` has no effect.
 
     Args:
         shares: Three fractions that add up to 1, or three numbers of classes.
 
     Raises:
-        ValueError: When the shares do not fit the number of classes.
+        ValueError: If the shares do not fit the number of classes.
     """
     names = sorted(set(class_names))
     if len(shares) != 3 or min(shares) < 0:
@@ -409,7 +409,7 @@ def split_classes(class_names: Sequence[str], shares: Sequence[float], seed: int
     else:
         counts = tuple(int(share) for share in shares)
         if sum(counts) != len(names) or counts != tuple(shares):
-            raise ValueError(f"--class_split {_joined(shares)}: there are {len(names)} classes to be shared out.")
+            raise ValueError(f"--class_split {_joined(shares)}: whole numbers must add up to {len(names)} classes.")
     order = np.random.default_rng(seed).permutation(len(names))
     ends = np.cumsum(counts)
     parts = np.split(order, ends[:-1])
@@ -417,9 +417,9 @@ def split_classes(class_names: Sequence[str], shares: Sequence[float], seed: int
 
 
 def resplit(splits: DatasetDict, shares: Sequence[float], seed: int = 0) -> DatasetDict:
-    """All videos of a data set with class names for labels, shared out anew by `split_classes`.
+    """Splits the classes of a data set anew by `split_classes`. Its labels are class names.
 
-    A class that is spelled in several ways gets the first of them, or it would be two classes of two splits.
+    A class with several spellings gets the first one. Otherwise it could be two classes in two splits.
     """
     pooled = concatenate_datasets(list(splits.values()))
     first: dict = {}
@@ -451,10 +451,10 @@ def _check_utf8(names: Iterable[str]):
 
 
 def to_dataset(splits: dict[str, list[Clip]]) -> DatasetDict:
-    """Paths and class names as a data set with the columns `video` and `label`.
+    """Makes a data set with the columns `video` (paths) and `label` (class names).
 
     Raises:
-        ValueError: For a name that is not UTF-8, which no data set can hold.
+        ValueError: For a name that is not UTF-8; a data set cannot store it.
     """
     _check_utf8(text for clips in splits.values() for clip in clips for text in (clip.class_name, clip.path))
     features = Features({"video": Value("string"), "label": Value("string")})

@@ -1,4 +1,4 @@
-"""Reads a video data set with class-disjoint splits from wherever it is."""
+"""Reads a video data set with class-disjoint splits from a folder or the Hub."""
 
 import warnings
 from pathlib import Path
@@ -11,28 +11,28 @@ from clipfsar.data.older_reader import REPORT, check_kept_frames
 from episodes_clipfsar import read_labels, undecoded_videos
 from paths_clipfsar import class_names_of_folders, looks_like_path, normalized_class_name
 
-WORK_FOLDER = ".preparing"  # in the folder of a data set as long as it is being prepared
+WORK_FOLDER = ".preparing"  # exists in the folder of a data set during its preparation
 
 
 def load_video_splits(source: str, video_column: str = "video", label_column: str = "label") -> DatasetDict:
-    """The splits of a video data set, videos not decoded.
+    """Loads the splits of a video data set. Videos are not decoded.
 
-    The class names of a `videofolder` tree are those of its folders in words, as everywhere: brush_hair and
-    ApplyEyeMakeup become "brush hair" and "Apply Eye Makeup".
+    For a `videofolder` tree, folder names become class names in words: brush_hair and ApplyEyeMakeup become "brush
+    hair" and "Apply Eye Makeup".
 
     Args:
         source: A folder written by `save_to_disk`, a folder of Parquet files, a `videofolder` tree
             (`train/CLASS/*.mp4`, `validation/...`, `test/...`), or the id of a data set on the Hub.
-        video_column, label_column: Their names.
+        video_column, label_column: Names of the two columns.
 
     Raises:
-        FileNotFoundError: Where nothing is at a path.
-        ValueError: When a column is missing (the message lists those there are), two folders stand for one class, or
-            the preparation of the data set has not ended.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If a column is missing (the message lists the columns), two folders have one class name, or the
+            preparation of the data set is unfinished.
     """
     path = Path(source)
     if path.is_file():
-        raise ValueError(f"{source} is a file: clipfsar prepare --source {source} makes a data set of it.")
+        raise ValueError(f"{source} is a file: clipfsar prepare --source {source} makes a data set from it.")
     if path.is_dir() and not any(path.iterdir()):
         raise FileNotFoundError(f"{source} is an empty folder; a data set with videos is needed.")
     if (path / WORK_FOLDER).is_dir() and not (path / REPORT).is_file():
@@ -50,7 +50,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
     else:
         raise FileNotFoundError(
             f"{source} does not exist. Give a folder with videos or the Hub id of a data set (OWNER/NAME); "
-            "clipfsar prepare makes one of videos in other forms."
+            "clipfsar prepare converts videos in other forms."
         )
     if isinstance(splits, Dataset):
         splits = DatasetDict(train=splits)
@@ -66,21 +66,21 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
 
 
 def _warn_of_files_left_out(folder: Path, splits: DatasetDict):
-    """`load_dataset` knows few suffixes of videos, and leaves the other files of a tree out without a word."""
+    """Warns of videos that `load_dataset` ignores: it knows few suffixes and silently leaves out other files."""
     if not folder.is_dir() or any(split.info.builder_name != "videofolder" for split in splits.values()):
         return
     num_videos = sum(clip.is_file() for clip in find_clips(folder))
     num_rows = sum(len(split) for split in splits.values())
     if num_rows < num_videos:
         warnings.warn(
-            f"{folder} holds {num_videos} videos, but load_dataset takes {num_rows} of them: it knows few file types. "
+            f"{folder} holds {num_videos} videos, but load_dataset reads {num_rows} of them: it knows few file types. "
             f"clipfsar prepare --source {folder} reads them all.",
             stacklevel=3,
         )
 
 
 def _check_class_names_of_files(folder: Path, label_column: str):
-    """`load_dataset` reads the numbers of all Parquet files by the class names of the first, without a word."""
+    """Refuses Parquet files with different class names: `load_dataset` silently uses those of the first file."""
     names = {}
     for file in sorted(folder.rglob("*.parquet")) if folder.is_dir() else ():
         feature = Features.from_arrow_schema(read_schema(file)).get(label_column)
@@ -93,7 +93,7 @@ def _check_class_names_of_files(folder: Path, label_column: str):
 
 
 def _with_class_names_in_words(split: Dataset, label_column: str) -> Dataset:
-    """A split whose class names come from folders gets the names in words; others stay as they are."""
+    """Splits class names that come from folders into words. Other class names do not change."""
     label = split.features[label_column]
     if split.info.builder_name != "videofolder" or not isinstance(label, ClassLabel):
         return split
@@ -101,19 +101,21 @@ def _with_class_names_in_words(split: Dataset, label_column: str) -> Dataset:
     if names == label.names:
         return split
     info = split.info.copy()
-    info.features[label_column] = ClassLabel(names=names)  # the numbers in the table stay
+    info.features[label_column] = ClassLabel(names=names)  # the label numbers in the table do not change
     return Dataset(split.data.cast(info.features.arrow_schema), info, split.split)
 
 
 def check_disjoint_classes(
     splits: DatasetDict,
     label_column: str = "label",
-    remedy: str = "if you mean it, --allow_shared_classes goes on and says so in the results",
+    remedy: str = "to continue anyway, give --allow_shared_classes; the results will say so",
 ):
-    """Few-shot accuracy is about classes never trained on. brush_hair and Brush Hair are one class.
+    """Checks that splits share no classes: few-shot accuracy is measured on classes that training never saw.
+
+    Spelling variants such as brush_hair and Brush Hair count as one class.
 
     Raises:
-        ValueError: When two splits share classes; the message names them.
+        ValueError: If two splits share classes; the message names them.
     """
     names = {
         split: {normalized_class_name(name): name for name in read_labels(dataset, label_column)[1]}

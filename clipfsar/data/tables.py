@@ -1,4 +1,4 @@
-"""Text files and tables as people have them: rows of CSV, TSV and JSON Lines, and what is wrong with a file."""
+"""Reads text files and tables (CSV, TSV and JSON Lines) and reports errors in them. Writes CSV."""
 
 import csv
 import io
@@ -14,11 +14,11 @@ _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark.
+    """The content of a text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: For another encoding, with the file, the line and the remedy; for a pipe or device, which may never
-            end; for a file above the limit of bytes.
+        ValueError: For another encoding (the message has file, line and remedy), for a pipe or device, which may never
+            end, and for a file above the size limit.
     """
     try:
         data = read_file(path)
@@ -42,10 +42,10 @@ def read_text(path: Path) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """CSV with a header. All CSV of this project is written here.
+    """CSV text with a header. All CSV files of this library are written with it.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe in front, which spreadsheets do not show:
-    names of files and classes come from anybody. Columns that a row does not have are empty.
+    A text that a spreadsheet would run as a formula gets an apostrophe in front, which spreadsheets do not show: names
+    of files and classes are not trusted. Columns missing from a row stay empty.
     """
     lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
     return "".join(f"{_csv_line(map(_without_formula, line))}\n" for line in lines)
@@ -53,7 +53,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _csv_line(cells: Iterable[Any]) -> str:
     text = io.StringIO()
-    csv.writer(text).writerow(cells)  # which quotes a carriage return only where lines end in one
+    csv.writer(text).writerow(cells)  # line ends stay \r\n here, so that it quotes carriage returns
     return text.getvalue().removesuffix("\r\n")
 
 
@@ -63,16 +63,16 @@ def _without_formula(value: Any) -> Any:
 
 
 def read_rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
-    """Number of the line and `{column: value}` of each row of a .csv, .tsv or .jsonl file.
+    """Yields line number and `{column: value}` for each row of a .csv, .tsv or .jsonl file.
 
-    Commas, semicolons or tabs separate the columns of a .csv or .tsv file; the header line decides. Blanks around
-    values are dropped.
+    The header line of a .csv or .tsv file decides whether commas, semicolons or tabs separate its columns. Blanks
+    around values are removed.
 
     Args:
-        columns: Those that are needed, by which the separator is recognised.
+        columns: Names of the required columns; they help to recognise the separator.
 
     Raises:
-        ValueError: For a file that is no such table; the message has the line.
+        ValueError: If the file is not such a table; the message has the line.
     """
     text = read_text(table)
     yield from _rows_of_json_lines(table, text) if table.suffix.lower() == ".jsonl" else _rows(table, text, columns)

@@ -1,4 +1,4 @@
-"""A split as training and evaluation see it: videos, labels and class names, read once."""
+"""A split of a data set for training and evaluation: videos, labels and class names."""
 
 import hashlib
 import os
@@ -18,14 +18,14 @@ class VideoSplit:
     Args:
         dataset: A column of videos (`Video()`, `Video(decode=False)`, paths) and one of labels (`ClassLabel` or names).
         video_column, label_column: Names of the two columns.
-        name: What messages and feature stores call it, "test" say; by default as the dataset calls itself.
+        name: Name of the split in messages and feature stores, such as "test". Default: the dataset's own name.
 
     Raises:
-        ValueError: When the column of videos is missing; when labels are asked for that are missing or have no names.
+        ValueError: If the column of videos is missing. On access to labels, if they are missing or have no names.
 
     Attributes:
-        dataset: The same, with videos that are not decoded when a row is read.
-        labels: Class of each video, (V,), 0..C-1; -1 where a video has none.
+        dataset: The dataset; reading a row does not decode its video.
+        labels: Class of each video, (V,), 0..C-1; -1 for a video without a class.
         class_names: C names.
     """
 
@@ -34,8 +34,8 @@ class VideoSplit:
             raise ValueError(f"This is a DatasetDict: pass one of its splits, such as splits[{next(iter(dataset))!r}].")
         if not hasattr(dataset, "column_names"):
             raise ValueError(
-                f"A datasets.Dataset is needed, not {type(dataset).__name__}: load_video_splits makes them of folders, "
-                "Dataset.from_dict of lists."
+                f"A datasets.Dataset is needed, not {type(dataset).__name__}: load folders with "
+                "load_video_splits, or pass lists to Dataset.from_dict."
             )
         self.dataset = undecoded_videos(dataset, video_column)
         self.video_column, self.label_column = video_column, label_column
@@ -45,7 +45,7 @@ class VideoSplit:
     def of(
         cls, dataset, video_column: str = "video", label_column: str = "label", name: str | None = None
     ) -> "VideoSplit":
-        """`dataset` itself if it is a split already, else a split of it."""
+        """Returns `dataset` if it is already a `VideoSplit`; otherwise makes one from it."""
         return dataset if isinstance(dataset, cls) else cls(dataset, video_column, label_column, name)
 
     @cached_property
@@ -73,16 +73,16 @@ class VideoSplit:
 
     @cached_property
     def digests(self) -> np.ndarray:
-        """Digest of each video, (V, 16); see `clipfsar.content`. Made once, where it is first asked for."""
+        """Digest of each video, (V, 16); see `clipfsar.content`. Computed once, at the first access."""
         return digests_of_videos(self.dataset, self.video_column)
 
     @cached_property
     def digest(self) -> str:
-        """Of the videos, in order: names, lengths, first and last bytes."""
+        """Digest of all videos in order: names, lengths, first and last bytes."""
         return joint_digest(self.digests)
 
     def is_known_by(self, digest: str) -> bool:
-        """Whether a digest is that of these videos; older versions took names and sizes of files, or all bytes."""
+        """Whether a digest belongs to these videos. Digests of version 0.1 are recognised as well."""
         return digest == (self.digest if digest.startswith("content ") else self._digest_of_0_1)
 
     @cached_property
@@ -90,13 +90,13 @@ class VideoSplit:
         return _digest_of_0_1(self.dataset, self.video_column)
 
     def record(self) -> dict:
-        """Class names, and what the videos of each class are known by, ready for JSON; see `changes_since`."""
+        """Class names, and digests of the videos of each class, ready for JSON; see `changes_since`."""
         rows_of = {name: self.rows_of(name) for name in self.class_names}
         classes = [[name, len(rows), joint_digest(self.digests[rows])] for name, rows in rows_of.items()]
         return {"classes": classes, "videos": self.digest}
 
     def changes_since(self, record: dict) -> list[str]:
-        """What is different now from what a `record` says, in words; empty if nothing is."""
+        """Describes the differences between a `record` and this split, one sentence each. Empty if there are none."""
         now = self.record()
         if now == record:
             return []
@@ -120,15 +120,15 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def digest_of_videos(dataset, video_column: str) -> str:
-    """Of the order, names, lengths, first and last bytes of videos.
+    """Digest of the order, names, lengths, first and last bytes of videos.
 
-    The name is CLASS/FILE: a data set that was moved is still the same.
+    A name is CLASS/FILE, so moving a data set does not change the digest.
     """
     return joint_digest(digests_of_videos(dataset, video_column))
 
 
 def _digest_of_0_1(dataset, video_column: str) -> str:
-    """Of the order, names and sizes of files, or of the bytes of videos that lie in the dataset."""
+    """Digest as in version 0.1: order, names and sizes of files, or all bytes of videos stored in the dataset."""
     digest = hashlib.sha256()
     for video in dataset[video_column]:
         path, data = (video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None)

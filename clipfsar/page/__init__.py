@@ -1,1 +1,1 @@
-"""A page to try a model on: name classes, show a few clips of each, ask about another clip, see why."""
+"""A web page for trying a model: name classes, show a few clips of each, classify another clip, see why."""

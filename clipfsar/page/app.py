@@ -1,4 +1,4 @@
-"""The page behind `clipfsar demo-page`: what it looks like, and what happens when a visitor does something."""
+"""The page of `clipfsar demo-page`: its layout, and its reactions to visitors."""
 
 import base64
 import contextlib
@@ -37,8 +37,8 @@ from pipeline_clipfsar import FewShotVideoClassificationPipeline
 
 MAX_FILE_SIZE = "100mb"
 MAX_BARS = 8
-SECONDS_TO_WAIT = 5  # for the request before
-# Of visitors' clips; whoever starts the page may set others (see `limits_clipfsar`).
+SECONDS_TO_WAIT = 5  # for the previous request of the same visitor
+# Limits for visitors' clips. Environment variables change them (see `limits_clipfsar`).
 LIMITS = {"frame_pixels": 2**25, "clip_bytes": 2**30, "reader_bytes": 2**31}
 MODES = {"few_shot": "example clips", "zero_shot": "class names", "ensemble": "both"}
 CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}, "audio": False}
@@ -57,9 +57,9 @@ CSS = """
 .hint { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 14px 16px; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 12px; gap: 8px; }
 .gradio-container .html-container { padding: 0; }
-/* Else a loaded video lies over the choice between file and camera below it. */
+/* Otherwise a loaded video covers the choice between file and camera below it. */
 #query .video-container .wrap, #query .video-container video { height: 258px !important; margin: 0; top: 0; }
-/* What is reset or trimmed there is another file, and the one before is deleted. */
+/* Hidden: they replace the file, and the previous one is deleted. */
 #query [aria-label^="Reset"], #query [aria-label^="Trim"] { display: none; }
 .line { align-items: center !important; flex-wrap: nowrap !important; }
 .tight { gap: 8px; }
@@ -81,7 +81,7 @@ CSS = """
 
 
 def message(text: str, kind: str = "problem") -> str:
-    """HTML of a sentence: a `problem`, what was `done`, or a `hint` of what to do."""
+    """HTML of a message to the visitor. `kind`: "problem", "done" (success) or "hint"."""
     return f'<div class="{kind}" role="status">{html.escape(text)}</div>' if text else ""
 
 
@@ -106,7 +106,7 @@ def clip_strip(thumbnail: bytes, clip_name: str) -> str:
 
 
 def probability_bars(explanation: Explanation) -> str:
-    """HTML of the answer: the class, a bar per class, and what decided."""
+    """HTML of the answer: the class, a bar per class, and what the decision is based on."""
     unknown = explanation.unknown_score
     is_unknown = unknown is not None and unknown >= 0.5
     order = explanation.probabilities.argsort(descending=True)[:MAX_BARS].tolist()
@@ -115,10 +115,10 @@ def probability_bars(explanation: Explanation) -> str:
     verdict = UNKNOWN_LABEL if is_unknown else explanation.label
     sentences = {
         "few_shot": ["Decided by the example clips."],
-        "zero_shot": ["Decided by the class names alone; the clips play no part."],
+        "zero_shot": ["Decided by the class names alone; the clips are not used."],
         "ensemble": [
-            f"Between the first two classes, their names had {100 * explanation.text_share:.0f}% of the say"
-            f"{'' if explanation.text_agrees else ' and disagreed with the clips'}."
+            f"Between the top two classes, the class names count {100 * explanation.text_share:.0f}%"
+            f"{'' if explanation.text_agrees else ' and disagree with the clips'}."
         ],
     }[explanation.inference_mode]
     if len(explanation.class_names) > MAX_BARS:
@@ -127,8 +127,8 @@ def probability_bars(explanation: Explanation) -> str:
     if unknown is not None:
         extra = f'<div class="bars">{_bar(UNKNOWN_LABEL, unknown, "" if is_unknown else "other")}</div>'
         sentences.append(
-            f"“{UNKNOWN_LABEL}” is scored apart, and given from 50% on"
-            + (f"; of the classes alone it would be “{explanation.label}”." if is_unknown else ".")
+            f"“{UNKNOWN_LABEL}” has a separate score and is the answer at 50% or more"
+            + (f"; without it the answer would be “{explanation.label}”." if is_unknown else ".")
         )
     return (
         f'<div class="verdict">{html.escape(verdict)}</div><div class="bars">{"".join(bars)}</div>{extra}'
@@ -145,7 +145,7 @@ def _bar(name: str, score: float, kind: str) -> str:
 
 
 def alignment_picture(explanation: Explanation, class_name: str) -> str:
-    """HTML of the picture of how the clip was matched with a class."""
+    """HTML of a picture that shows how the frames of the clip match a class."""
     data = io.BytesIO()
     explanation.plot(label=class_name, probabilities=False).savefig(data, format="png", dpi=150)
     alt = f"alignment with {html.escape(class_name)}"
@@ -153,9 +153,9 @@ def alignment_picture(explanation: Explanation, class_name: str) -> str:
 
 
 class Uploads:
-    """Which visitor holds which uploaded files, so that they go when used, replaced, or when their visitor leaves.
+    """Records which visitor uses which upload. Files are deleted when used, replaced, or when their visitor leaves.
 
-    Equal files of two visitors are one file: it goes with the last of them.
+    Equal files of two visitors are one file. It is deleted when neither uses it.
     """
 
     def __init__(self):
@@ -167,7 +167,7 @@ class Uploads:
             self.paths.setdefault(visitor_id, set()).update(paths)
 
     def release(self, visitor_id: str, *paths: str):
-        """Deletes files that nobody else holds."""
+        """Releases files of a visitor, and deletes those that nobody else uses."""
         with self._lock:
             held = self.paths.get(visitor_id, set())
             for path in paths:
@@ -178,16 +178,16 @@ class Uploads:
                 self.paths.pop(visitor_id, None)
 
     def forget(self, visitor_id: str):
-        """Releases all that a visitor holds."""
+        """Releases all files of a visitor."""
         self.release(visitor_id, *self.paths.get(visitor_id, ()))
 
     def remove_unclaimed(self, folder: Path):
-        """Deletes files that came minutes ago and that nobody holds: uploads that nothing was done with."""
+        """Deletes files that were uploaded minutes ago and that nobody uses."""
         with self._lock:
             remove_unclaimed(folder, set().union(*self.paths.values()))
 
     def watch(self, folder: Path, seconds: float = 60):
-        """Looks for such files from now on, in a thread."""
+        """Starts a thread that calls `remove_unclaimed` regularly."""
 
         def look():
             while True:
@@ -199,7 +199,7 @@ class Uploads:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-# Several visitors at a time, so that a clip that takes long to read holds up nobody else; each of them one by one.
+# Several visitors are served at a time, so a slow clip holds up nobody else. Each visitor has one request at a time.
 NUM_WORKERS = 4
 MAX_WAITING = 64
 _IN_WORKERS = {"concurrency_limit": NUM_WORKERS, "concurrency_id": "model", "api_visibility": "private"}
@@ -209,7 +209,7 @@ _AT_ONCE = {"show_progress": "hidden", "api_visibility": "private"}
 def build_page(
     pipeline: FewShotVideoClassificationPipeline, examples: Examples | None = None, note: str = ""
 ) -> gr.Blocks:
-    """The page, ready to be launched; `note` says of the model what visitors should know."""
+    """Builds the page, ready to launch. `note`: what visitors should know about the model."""
     return _Page(pipeline, examples or Examples()).build(note)
 
 
@@ -218,19 +218,19 @@ def _camera() -> gr.WebcamOptions:
 
 
 class _Page:
-    """Components of the page as attributes, so that each part and what follows from it has a method of its own."""
+    """The page. Its components are attributes, so that each part and its reactions can have separate methods."""
 
     def __init__(self, pipeline: FewShotVideoClassificationPipeline, examples: Examples):
         self.pipeline, self.examples, self.uploads = pipeline, examples, Uploads()
-        self.drawing = threading.Lock()  # matplotlib knows one at a time
+        self.drawing = threading.Lock()  # matplotlib is not thread-safe
         self.turns: weakref.WeakKeyDictionary[Visitor, threading.Lock] = weakref.WeakKeyDictionary()
 
     @contextlib.contextmanager
     def turn_of(self, here: Visitor):
-        """One request of a visitor at a time; whoever asks for more is told to wait rather than keep a worker."""
+        """Allows one request of a visitor at a time. After a short wait, another one is refused, to free its worker."""
         turn = self.turns.setdefault(here, threading.Lock())
         if not turn.acquire(timeout=SECONDS_TO_WAIT):
-            raise gr.Error("Your last request is still under way: try again when it is done.", print_exception=False)
+            raise gr.Error("Your last request is still running: try again when it is done.", print_exception=False)
         try:
             yield
         finally:
@@ -244,7 +244,7 @@ class _Page:
             gr.Markdown("# Few-shot video classification\nShow a few clips of each class, then ask about a new one.")
             gr.HTML(
                 f'<div class="quiet">{html.escape(note)} Clips stay on the machine that serves this page and are '
-                f"deleted after use; up to {MAX_FILE_SIZE.upper().replace('MB', ' MB')} each.</div>"
+                f"deleted after use. Limit per clip: {MAX_FILE_SIZE.upper().replace('MB', ' MB')}.</div>"
             )
             with gr.Row():
                 with gr.Column(min_width=320):
@@ -257,13 +257,13 @@ class _Page:
             self.connect_classes()
             self.connect_query()
             self.page.unload(self.forget)
-        for function in self.page.fns.values():  # also those that gradio adds
+        for function in self.page.fns.values():  # includes those that gradio adds
             function.api_visibility = "private"
         self.page.run_history = False
         self.page.uploads = self.uploads
         return self.page.queue(max_size=MAX_WAITING, api_open=False)
 
-    # What it looks like
+    # Layout
 
     def add_classes(self):
         gr.Markdown("## 1. Classes")
@@ -271,7 +271,7 @@ class _Page:
         gr.render([self.visitor, self.revision], changes, show_progress="hidden")(self.show_classes)
         gr.Markdown("### Add clips")
         self.class_name = gr.Textbox(
-            label="Class", placeholder="opening a door", info="A new one, or one from above.", max_lines=1
+            label="Class", placeholder="opening a door", info="A new class, or one from above.", max_lines=1
         )
         self.files = gr.File(
             label="Clips",
@@ -286,7 +286,7 @@ class _Page:
                 show_label=False,
                 height=300,
                 elem_id="recording",
-                # Without sound, and as recorded: gradio would need ffmpeg to mute or mirror it afterwards.
+                # Not muted and not mirrored: gradio would need ffmpeg for either.
                 include_audio=True,
                 webcam_options=_camera(),
             )
@@ -307,7 +307,7 @@ class _Page:
                 for clip, thumbnail in zip(enrolled.clip_names, enrolled.thumbnails, strict=True):
                     with gr.Row(elem_classes="line"):
                         gr.HTML(clip_strip(thumbnail, clip))
-                        if len(enrolled.clip_names) > 1:  # an only clip goes with its class
+                        if len(enrolled.clip_names) > 1:  # the only clip of a class cannot be removed alone
                             self.add_removal(gr.Button("✕", size="sm", min_width=36, scale=0), name, clip)
 
     def add_removal(self, button: gr.Button, class_name: str, clip: str | None = None):
@@ -319,7 +319,7 @@ class _Page:
         button.click(remove, self.visitor, [self.classes_message, self.revision], **_AT_ONCE)
 
     def add_query(self):
-        gr.Markdown("## 2. Clip in question")
+        gr.Markdown("## 2. Clip to classify")
         self.query = gr.Video(
             sources=["upload", "webcam"],
             label="Clip",
@@ -352,7 +352,7 @@ class _Page:
             self.why_class = gr.Dropdown(label="Matched with", interactive=True)
             self.why_html = gr.HTML()
 
-    # What follows from classes, clip and settings
+    # Reactions to classes, clip and settings
 
     def connect_answer(self):
         gr.on(
@@ -361,7 +361,7 @@ class _Page:
             [self.visitor, self.mode, self.detect_unknown],
             [self.answer_html, self.frames_html, self.why_class, self.why_html, self.why_part],
             **_IN_WORKERS,
-            trigger_mode="always_last",  # or what is asked while an answer is under way would be dropped
+            trigger_mode="always_last",  # otherwise requests during an answer would be dropped
             show_progress="minimal",
             show_progress_on=self.answer_html,
         )
@@ -389,14 +389,14 @@ class _Page:
         label = explanation.label
         return (
             message(note) + probability_bars(explanation),
-            "<div class='quiet'>The frames of the clip that the model saw, first to last:</div>"
+            "<div class='quiet'>The frames of the clip that the model sees, in order:</div>"
             + frames_row(explanation.query_frames),
             gr.Dropdown(choices=explanation.class_names, value=label, visible=mode != "zero_shot"),
             self.draw(explanation, label) if mode != "zero_shot" else "",
             gr.Column(visible=True),
         )
 
-    # What visitors do
+    # Actions of visitors
 
     def connect_uploads(self):
         for component, event in ((self.files, self.files.upload), (self.recording, self.recording.change)):
@@ -469,8 +469,8 @@ class _Page:
 
 
 def main(arguments: PageArguments, note: str | None = None):
-    """Serves the page until it is interrupted; `note` says something else of the model than its name."""
-    # One core is left for reading clips and serving the page; more threads than free cores are very slow.
+    """Serves the page until it is interrupted. `note` describes the model; by default it is the model's name."""
+    # Leaves one core for reading clips and serving the page. More threads than free cores are very slow.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
     examples = Examples.from_folder(arguments.examples) if arguments.examples else Examples()
     model, processor = load_model(arguments.model)
@@ -480,7 +480,7 @@ def main(arguments: PageArguments, note: str | None = None):
     )
     for name, value in LIMITS.items():
         os.environ.setdefault(variable_of(name), str(value))
-    # SIGTERM would leave the folder behind.
+    # By default SIGTERM would leave the temporary folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="clipfsar_page_") as folder:
         uploads = Path(folder, "uploads")
@@ -506,7 +506,7 @@ def main(arguments: PageArguments, note: str | None = None):
         )
         print(f"The page is at {page.local_url} (Ctrl+C ends it).", flush=True)
         try:
-            threading.Event().wait()  # gradio's own waiting would take Ctrl-C for a regular end
+            threading.Event().wait()  # gradio's own loop would treat Ctrl-C as a regular end
         finally:
             page.close(verbose=False)
 

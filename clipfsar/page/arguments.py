@@ -1,4 +1,4 @@
-"""Options of `clipfsar demo-page`. Imports nothing heavy, so that `--help` answers at once."""
+"""Options of `clipfsar demo-page`. Imports only light modules, so that `--help` is fast."""
 
 import os
 from dataclasses import dataclass
@@ -11,46 +11,48 @@ from paths_clipfsar import check_path
 
 @dataclass
 class PageArguments:
-    """Starts a page to try a model on: name classes, show a few clips of each, ask about another clip, see why.
+    """Starts a web page for trying a model: name classes, show a few clips of each, classify another clip, see why.
 
-        clipfsar demo-page --model runs/mine/best                       # a folder or Hub id: CLIP-FSAR, or a plain CLIP
-        clipfsar demo-page --model runs/mine/best --examples EXAMPLES   # with example classes at a click
+        clipfsar demo-page --model runs/mine/best                       # folder or Hub id: CLIP-FSAR or plain CLIP
+        clipfsar demo-page --model runs/mine/best --examples EXAMPLES   # adds a button for example classes
 
-    EXAMPLES holds a folder of clips for every class, and may hold a folder `queries` of clips to ask about. Clips of
-    visitors go to the machine that serves the page and nowhere else: no analytics, no public link, nothing loaded from
-    other hosts (the browser is told to refuse it). A clip is deleted once its frames are encoded, the one in question
-    when it is replaced or its visitor leaves. Nobody sees the classes of others. Requests of other sites, under other
-    names than this machine's and those of --hosts, and for anything that the page does not use, are refused.
+    EXAMPLES holds a folder of clips for every class, and optionally a folder `queries` of clips to classify.
+
+    Clips of visitors go only to the machine that serves the page. There are no analytics and no public link, and the
+    browser is told to load nothing from other hosts. A clip is deleted once its frames are encoded; the clip to
+    classify is deleted when it is replaced or its visitor leaves. Visitors do not see each other's classes. The page
+    refuses requests from other sites, under host names other than this machine's and those of --hosts, and for
+    endpoints that it does not use.
     """
 
     model: str | None = option(
         os.environ.get("CLIPFSAR_MODEL"),
-        "Folder or Hub id of a CLIP-FSAR model or a plain CLIP. Default: the environment's CLIPFSAR_MODEL.",
+        "Folder or Hub id of a CLIP-FSAR model or a plain CLIP. Default: the environment variable CLIPFSAR_MODEL.",
     )
     examples: str | None = option(None, "Folder of example clips: EXAMPLES/CLASS/clips and EXAMPLES/queries/clips.")
-    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a clip; then it is unreadable.")
-    device: str | None = option(None, "cpu, cuda, ...; default: a GPU if there is one.")
-    host: str | None = option(None, "Address to listen on; default: this machine alone (127.0.0.1).")
-    hosts: list[str] = option([], "Names under which others reach the page, such as that of a proxy before it.")
-    port: int | None = option(None, "Default: the first free one from 7860 on.")
+    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a clip; slower ones are unreadable.")
+    device: str | None = option(None, "Device, such as cpu or cuda. Default: a GPU if there is one.")
+    host: str | None = option(None, "Address to listen on. Default: 127.0.0.1, which only this machine can reach.")
+    hosts: list[str] = option([], "Host names under which others reach the page, such as the name of a proxy.")
+    port: int | None = option(None, "Port to listen on. Default: the first free port from 7860.")
 
     def __post_init__(self):
         check_device(self.device)
         if self.model is None:
             raise ValueError(
-                "--model is missing: give a folder or Hub id, here or in the environment as CLIPFSAR_MODEL."
+                "--model is missing: give a folder or Hub id, here or in the environment variable CLIPFSAR_MODEL."
             )
         if not self.seconds_per_video > 0:
             raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
 
     @property
     def served_as(self) -> list[str]:
-        """Names that requests may be addressed to; a Space has its own in the environment."""
+        """Host names that requests may use. A Space has its own in the environment."""
         names = ["localhost", self.host, os.environ.get("SPACE_HOST"), *self.hosts]
         return [name for name in names if name]
 
     def check_files(self):
-        """Raises `FileNotFoundError` for what is not there."""
+        """Raises `FileNotFoundError` if a given folder or model does not exist."""
         check_path("examples", self.examples, is_local=True)
         self.model = find_model("model", self.model)
 

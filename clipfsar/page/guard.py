@@ -1,6 +1,6 @@
-"""What stands between visitors and the page: which requests are let in, from where, how large and for how long.
+"""Protects the page: limits the origin, endpoint, size and duration of requests.
 
-Plain ASGI middleware; needs neither gradio nor starlette.
+This is plain ASGI middleware. It needs neither gradio nor starlette.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 MEGABYTE = 10**6
-MAX_UPLOAD_BYTES = 500 * MEGABYTE  # of one request, which may bring several files
-MAX_STORED_BYTES = 5000 * MEGABYTE  # of all uploads that are there at a time
-MAX_MESSAGE_BYTES = MEGABYTE  # of any other request
+MAX_UPLOAD_BYTES = 500 * MEGABYTE  # per request, which may contain several files
+MAX_STORED_BYTES = 5000 * MEGABYTE  # all stored uploads together
+MAX_MESSAGE_BYTES = MEGABYTE  # any other request
 SECONDS_PER_BODY = 300
 MAX_UNCLAIMED_SECONDS = 600
 
-# What the page in the browser asks for; all other endpoints that gradio brings along do not exist here.
+# The endpoints that the page in the browser uses. All other endpoints of gradio are refused.
 _API = "/gradio_api"
 READ = re.compile(
     r"/|/config/?|/(assets|static|svelte)/.+|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/pwa_icon(/\d+)?"
@@ -36,7 +36,7 @@ POLICY = (
 
 
 class RefusedError(Exception):
-    """A request that is not let in: HTTP status, and a sentence."""
+    """Raised for a refused request, with an HTTP status and a sentence."""
 
     def __init__(self, status: int, sentence: str):
         super().__init__(sentence)
@@ -49,8 +49,8 @@ class Guard:
     It also tells the browser to load nothing from, and send nothing to, any other host.
 
     Args:
-        hosts: Names, without ports, under which the page may be asked for; others are those of sites that send a
-            visitor's browser here. Addresses such as 192.0.2.1 are no names and always let in.
+        hosts: Host names, without ports, that requests may use. A request with another name comes from a site that
+            directs a visitor's browser here. IP addresses such as 192.0.2.1 are always allowed.
         uploads: Folder of the uploaded files.
     """
 
@@ -73,7 +73,7 @@ class Guard:
 
         try:
             if scope["type"] != "http":
-                raise RefusedError(403, "The page uses HTTP alone.")
+                raise RefusedError(403, "The page uses HTTP only.")
             self._check_origin(headers)
             self._check_endpoint(scope["method"], scope["path"])
             receive = await self._bounded(scope, headers, receive)
@@ -90,7 +90,7 @@ class Guard:
             raise RefusedError(403, "The page is not served under this name: start it with --hosts NAME.")
         origin = headers.get(b"origin")
         if origin is not None and urlsplit(origin).netloc.casefold() != host.casefold():
-            raise RefusedError(403, "The page answers its own requests alone, not those of other sites.")
+            raise RefusedError(403, "The page does not answer requests from other sites.")
 
     def _is_ours(self, host: str) -> bool:
         try:
@@ -110,7 +110,7 @@ class Guard:
             raise RefusedError(404, "There is no such endpoint.")
 
     async def _bounded(self, scope, headers: dict[bytes, str], receive: Callable) -> Callable:
-        """`receive` that counts bytes and seconds; messages are looked into as a whole before they are handed on."""
+        """`receive` with limits on bytes and seconds. Messages are read and checked before they are passed on."""
         if scope["method"] != "POST":
             return receive
         is_upload = bool(UPLOAD.fullmatch(scope["path"]))
@@ -119,7 +119,7 @@ class Guard:
         if not announced.isdecimal() or int(announced) > limit:
             raise _too_large(limit)
         if is_upload and stored_bytes(self.uploads) + int(announced) > MAX_STORED_BYTES:
-            raise RefusedError(507, "The page has no room for more clips at the moment: try again in some minutes.")
+            raise RefusedError(507, "The page has no room for more clips at the moment: try again in a few minutes.")
         body = _Body(receive, limit, time.monotonic() + SECONDS_PER_BODY)
         if is_upload:
             return body.next_part
@@ -135,14 +135,14 @@ class Guard:
 
 
 class _Body:
-    """The parts of a request's body, counted."""
+    """Receives the parts of a request's body, within limits on bytes and time."""
 
     def __init__(self, receive: Callable, limit: int, end: float):
         self._receive, self._limit, self._end, self._num_bytes, self._is_done = receive, limit, end, 0, False
 
     async def next_part(self) -> dict:
         if self._is_done:
-            return await self._receive()  # of a client that leaves, at any time
+            return await self._receive()  # the client may disconnect at any time
         try:
             part = await asyncio.wait_for(self._receive(), max(self._end - time.monotonic(), 0.001))
         except TimeoutError:
@@ -155,22 +155,22 @@ class _Body:
 
 
 def _too_large(limit: int) -> RefusedError:
-    return RefusedError(413, f"The request has more than {limit // MEGABYTE} MB, the most that the page takes at once.")
+    return RefusedError(413, f"The request has more than {limit // MEGABYTE} MB, the limit for one request.")
 
 
 def check_message(body: bytes) -> None:
-    """Raises `RefusedError` for a message that names an address as a file: gradio would fetch it from there."""
+    """Raises `RefusedError` for a message with a URL as the path of a file: gradio would download it."""
     try:
         message = json.loads(body) if body.strip() else {}
     except (ValueError, RecursionError):
-        raise RefusedError(400, "The message is no JSON.") from None
+        raise RefusedError(400, "The message is not JSON.") from None
     pending = [message]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
             path = value.get("path")
             if isinstance(path, str) and "://" in path:
-                raise RefusedError(400, "Clips are uploaded, not fetched from an address.")
+                raise RefusedError(400, "Clips must be uploaded; the page does not download them.")
             pending += value.values()
         elif isinstance(value, list):
             pending += value
@@ -192,7 +192,7 @@ def _files_in(folder: Path) -> Iterable[tuple[Path, Any]]:
     for path in folder.rglob("*"):
         try:
             status = path.lstat()
-        except OSError:  # it has just gone
+        except OSError:  # it was deleted meanwhile
             continue
         if not path.is_dir():
             yield path, status
@@ -203,7 +203,7 @@ def stored_bytes(folder: Path) -> int:
 
 
 def remove_unclaimed(folder: Path, held: Collection[str], seconds: float = MAX_UNCLAIMED_SECONDS) -> list[Path]:
-    """Deletes files that nobody holds and that came longer ago than so many seconds; returns them."""
+    """Deletes files that are not in `held` and are older than `seconds`. Returns their paths."""
     before, removed = time.time() - seconds, []
     for path, status in list(_files_in(folder)):
         if str(path) not in held and max(status.st_mtime, status.st_ctime) < before:

@@ -1,6 +1,6 @@
-"""What the page does for one visitor: enrol classes, take things out again, ask about a clip. No browser needed.
+"""The actions of one visitor: enroll classes, remove clips and classes, classify a clip. Works without a browser.
 
-What goes wrong is a `ValueError` whose message is meant for the visitor: file names without folders, no options' names.
+Errors are `ValueError`s whose messages are meant for the visitor: without folders of the server, without option names.
 """
 
 import time
@@ -18,35 +18,35 @@ from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import VideoReadError
 from support_set_clipfsar import SupportSet, repeatable_sampling
 
-MAX_CLIPS = 100  # per visitor: some 50 kB of features and pictures each
+MAX_CLIPS = 100  # per visitor; a clip takes about 50 kB for features and pictures
 MAX_CLIPS_AT_ONCE = 10
 SECONDS_AT_ONCE = 120  # for reading and encoding all clips of one request
 MAX_NAME_LENGTH = 80
 
 
 class Visitor:
-    """The classes and the clip in question of one visitor."""
+    """The classes of one visitor, and the clip to classify."""
 
     def __init__(self):
         self.support_set = SupportSet()
         self.query_path: str | None = None
-        self.query_embeds: torch.Tensor | None = None  # (T, D), of the visual tower
-        self.query_frames: torch.Tensor | None = None  # (T, H, W, 3), uint8, as the model saw them
-        self.explanation: Explanation | None = None  # of the last answer
-        self.revision = 0  # grows with every change of classes or clip
+        self.query_embeds: torch.Tensor | None = None  # (T, D), from the visual tower
+        self.query_frames: torch.Tensor | None = None  # (T, H, W, 3), uint8, as the model sees them
+        self.explanation: Explanation | None = None  # for the last answer
+        self.revision = 0  # increases with every change of classes or clip
 
     def add(self, pipeline: FewShotVideoClassificationPipeline, class_name: str, clips: list[str]) -> str:
-        """Encodes clips, given as paths, and adds them to a class; what was done, in a sentence.
+        """Encodes clips, given as paths, and adds them to a class. Returns a sentence about the result.
 
-        Clips that cannot be read are named and do not cost the others. Raises `ValueError` when none was added.
+        It names the clips that cannot be read; the others are added. Raises `ValueError` if none is added.
         """
         name = " ".join((class_name or "").split())
         if not name:
             raise ValueError("The class has no name yet: type one, such as “opening a door”.")
         if len(name) > MAX_NAME_LENGTH:
-            raise ValueError(f"The name has {len(name)} characters; at most {MAX_NAME_LENGTH} are possible.")
+            raise ValueError(f"The name has {len(name)} characters; at most {MAX_NAME_LENGTH} are allowed.")
         if name.casefold() == UNKNOWN_LABEL:
-            raise ValueError(f"“{UNKNOWN_LABEL}” is the answer to clips of no class: choose another name.")
+            raise ValueError(f"“{UNKNOWN_LABEL}” is the answer for clips that belong to no class: choose another name.")
         if not clips:
             raise ValueError(f"“{name}” has no clip yet: drop video files or record one.")
         if len(clips) > MAX_CLIPS_AT_ONCE:
@@ -54,14 +54,14 @@ class Visitor:
         num_clips = sum(self.support_set.num_clips.values())
         if num_clips + len(clips) > MAX_CLIPS:
             raise ValueError(
-                f"You have {num_clips} clips, and {len(clips)} more would pass the limit of {MAX_CLIPS}: remove some."
+                f"You have {num_clips} clips, and {len(clips)} more would exceed the limit of {MAX_CLIPS}: remove some."
             )
-        # Whoever types a name a second time means the same class, whatever its capitals.
+        # A name typed again means the same class, even with other capitals.
         name = next((known for known in self.support_set.class_names if known.casefold() == name.casefold()), name)
         unreadable, end = [], time.monotonic() + SECONDS_AT_ONCE
         for clip in clips:
             if time.monotonic() > end:
-                unreadable.append(f"“{Path(clip).name}” was left out: the {SECONDS_AT_ONCE} s for a request were up.")
+                unreadable.append(f"“{Path(clip).name}” was left out: a request may take {SECONDS_AT_ONCE} s.")
                 continue
             try:
                 _check_no_archive(clip)
@@ -76,7 +76,7 @@ class Visitor:
         return " ".join([added, *unreadable])
 
     def remove(self, class_name: str, clip: str | None = None):
-        """Takes out a clip by its name, or the whole class."""
+        """Removes a clip by its name, or the whole class."""
         if clip is None:
             self.support_set.remove_class(class_name)
         else:
@@ -84,7 +84,7 @@ class Visitor:
         self.revision += 1
 
     def set_query(self, pipeline: FewShotVideoClassificationPipeline, clip: str | None):
-        """Encodes the clip in question, given as a path; None takes it away. An unreadable one does, too."""
+        """Encodes the clip to classify, given as a path. None or an unreadable clip removes the current one."""
         self.query_path, self.query_embeds, self.query_frames = clip, None, None
         self.revision += 1
         if clip is None:
@@ -103,22 +103,22 @@ class Visitor:
     def answer(
         self, pipeline: FewShotVideoClassificationPipeline, inference_mode: str, detect_unknown: bool
     ) -> tuple[Explanation | None, str]:
-        """The explanation, if there can be one, and what remains to be said or done."""
+        """The explanation of the answer, or None, and a note on what is missing."""
         self.explanation = None
         names = self.support_set.class_names
         if len(names) < 2:
             have = f"So far there is only “{names[0]}”. " if names else ""
             return None, f"{have}Name at least two classes and show a clip of each."
         if self.query_embeds is None:
-            return None, "Now show a clip that is in question."
+            return None, "Now add the clip to classify."
         if detect_unknown and inference_mode != "zero_shot" and max(self.support_set.num_clips.values()) < 2:
             detect_unknown = False
-            note = f"To recognise “{UNKNOWN_LABEL}”, one class at least needs a second clip."
+            note = f"To recognise “{UNKNOWN_LABEL}”, at least one class needs a second clip."
         else:
             note = ""
         try:
             self.explanation = self._explain(pipeline, inference_mode, detect_unknown)
-        except ValueError as error:  # of the calibration alone: everything else was checked
+        except ValueError as error:  # from the calibration; everything else was checked
             if not detect_unknown:
                 raise
             self.explanation, note = self._explain(pipeline, inference_mode, False), str(error)
@@ -131,18 +131,18 @@ class Visitor:
 
 
 def _check_no_archive(clip: str):
-    """Frame archives are for data sets that one made oneself: they are read here, without a limit of time."""
+    """Refuses frame archives: they would be read in this process without a time limit."""
     try:
         with open(clip, "rb") as file:
             is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     except OSError:
-        return  # the reader says why
+        return  # reading the clip will report it
     if is_archive:
-        raise VideoReadError(f"Cannot read video {clip!r}: it is an archive; video files are wanted.", clip)
+        raise VideoReadError(f"Cannot read video {clip!r}: it is an archive, but a video file is needed.", clip)
 
 
 def _without_folders(error: Exception, clip: str) -> str:
-    """Paths of the server say nothing to a visitor."""
+    """The message of an error without folders of the server, which would mean nothing to a visitor."""
     return str(error).replace(str(clip), Path(clip).name)
 
 
@@ -153,7 +153,7 @@ QUERIES = "queries"
 
 @dataclass
 class Examples:
-    """Paths of example clips: those of each class, and clips to ask about by their names."""
+    """Paths of example clips: the clips of each class, and clips to classify by their names."""
 
     classes: dict[str, list[str]] = field(default_factory=dict)
     queries: dict[str, str] = field(default_factory=dict)
@@ -163,7 +163,7 @@ class Examples:
         """The clips in FOLDER/CLASS and FOLDER/queries.
 
         Raises:
-            ValueError: Without a folder of clips, with an empty one, or with two that stand for one class.
+            ValueError: If there is no folder of clips, if one is empty, or if two folders have one class name.
         """
         folder = Path(folder)
         classes = {name: [str(clip) for clip in clips] for name, clips in find_classes(folder).items()}
@@ -171,16 +171,16 @@ class Examples:
         return cls(classes, queries)
 
     def add_to(self, visitor: Visitor, pipeline: FewShotVideoClassificationPipeline) -> str:
-        """Enrols the example classes that the visitor does not have yet."""
+        """Enrolls the example classes that the visitor does not have yet. Returns a sentence about the result."""
         missing = {name: clips for name, clips in self.classes.items() if name not in visitor.support_set}
         for name, clips in missing.items():
             visitor.add(pipeline, name, clips)
-        return f"Added {len(missing)} example classes." if missing else "The example classes are here already."
+        return f"Added {len(missing)} example classes." if missing else "You already have the example classes."
 
     @property
     def note_on_queries(self) -> str:
-        """What the page says above the queries."""
+        """The text above the buttons of the queries."""
         strangers = [name for name in self.queries if name not in self.classes]
         if self.classes and strangers == list(self.queries)[-1:]:
-            return "Or an example; the last one is of none of the example classes:"
+            return "Or an example (the last one belongs to none of the example classes):"
         return "Or an example:"
