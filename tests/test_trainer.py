@@ -207,7 +207,9 @@ def test_a_callback_stops_a_run_that_then_goes_on_exactly(make, tmp_path):
 
 
 def test_a_path_of_another_run_is_not_resumed_from(make, tmp_path):
-    with pytest.raises(ValueError, match=r"is not the run in .*: a run goes on in its own output_dir; name that one"):
+    with pytest.raises(
+        ValueError, match=r"is not the run in .*: a run resumes in its own output_dir; name that folder"
+    ):
         make().train(resume_from_checkpoint=str(tmp_path / "other"))
     make().train(resume_from_checkpoint=str(tmp_path / "run"))  # begins it
 
