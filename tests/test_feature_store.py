@@ -356,7 +356,7 @@ def test_a_file_replaced_by_one_of_equal_size_is_noticed_and_named(tiny_clip, pr
     content = bytearray(paths[1].read_bytes())
     content[-10] ^= 1
     paths[1].write_bytes(content)
-    expected = r"something else: videos: .*; 1 of 3 encoded videos are others now: 1\.mp4\. Name another folder"
+    expected = r"something else: videos: .*; 1 of 3 encoded videos have changed: 1\.mp4\. Name another folder"
     with pytest.raises(ValueError, match=expected):
         Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
 
@@ -366,7 +366,7 @@ def test_a_changed_file_is_noticed_in_a_store_that_is_half_filled_too(tiny_clip,
     with pytest.raises(KeyboardInterrupt):
         Encoder(tiny_clip, killed_in=2).store(tmp_path / "store", processor, dataset)
     paths[0].write_bytes(paths[0].read_bytes()[:-1] + b"\0")
-    with pytest.raises(ValueError, match=r"1 of 2 encoded videos are others now: 0\.mp4"):
+    with pytest.raises(ValueError, match=r"1 of 2 encoded videos have changed: 0\.mp4"):
         Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
 
 
@@ -378,7 +378,7 @@ def test_frames_changed_in_a_folder_are_noticed(tiny_clip, processor, tmp_path):
     dataset = Dataset.from_dict({"video": [str(folder)]})
     Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
     Image.new("RGB", (32, 32), (0, 0, 99)).save(folder / "2.bmp")
-    with pytest.raises(ValueError, match="1 of 1 encoded videos are others now: 0"):
+    with pytest.raises(ValueError, match="1 of 1 encoded videos have changed: 0"):
         Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
 
 
@@ -460,7 +460,7 @@ def test_a_store_of_an_earlier_format_is_taken_over_with_one_notice(
     recwarn.clear()
     again = Encoder(tiny_clip)
     assert torch.equal(again.store(tmp_path / "store", processor, dataset), embeds)
-    assert sum("neither checksums nor what the videos hold" in str(warning.message) for warning in recwarn) == 1
+    assert sum("neither checksums nor the content of the videos" in str(warning.message) for warning in recwarn) == 1
     recwarn.clear()
     assert torch.equal(again.store(tmp_path / "store", processor, dataset), embeds)
     assert len(recwarn) == again.encoded == 0
