@@ -85,8 +85,8 @@ def main(arguments: Arguments):
     page = [
         "# Benchmarks",
         f"Written by `make benchmark` on {date.today()}: {processor_name()} ({os.cpu_count()} cores), {device}, "
-        f"{platform.system()}, Python {platform.python_version()}, {versions}. The measurements of one table take turns in "
-        "one process. Between tables and between machines, compare only ratios.",
+        f"{platform.system()}, Python {platform.python_version()}, {versions}. The measurements of one table take "
+        "turns in one process. Between tables and between machines, compare only ratios.",
     ]
     failed, start = [], time.perf_counter()
     for name in (progress := tqdm(arguments.only, unit="table")):

@@ -84,7 +84,7 @@ class EvaluateArguments:
             )
         for name in ("write_episodes", "until_interval"):
             if self.read_episodes is not None and getattr(self, name) is not None:
-                raise ValueError(f"--read_episodes takes the episodes as they are: leave --{name} out.")
+                raise ValueError(f"--read_episodes already fixes the episodes: leave --{name} out.")
 
     def check_files(self):
         """Raises `FileNotFoundError` for a missing file, data set or model."""

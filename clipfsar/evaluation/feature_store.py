@@ -162,7 +162,7 @@ class FeatureStore:
             more = f" and {len(different) - 5} more" if len(different) > 5 else ""
             raise ValueError(
                 f"The feature store {self.folder} was made by version 0.1, which read other frames of "
-                f"{len(different)} of its {len(split)} videos: {', '.join(different[:5])}{more}. Name another folder, "
+                f"{len(different)} of the {len(split)} videos: {', '.join(different[:5])}{more}. Name another folder, "
                 "delete this one, or, in an evaluation, rebuild it with --rebuild_features."
             )
 
@@ -190,8 +190,8 @@ class FeatureStore:
                 different.remove("format")
             details = "; ".join(f"{name}: {present.get(name)} (now {manifest.get(name)})" for name in different)
             raise ValueError(
-                f"The feature store {folder} was made of something else: {details}{self._other_videos(split)}. Name "
-                "another folder, delete this one, or, in an evaluation, rebuild it with --rebuild_features."
+                f"The feature store {folder} does not match: {details}{self._other_videos(split)}. Name another "
+                "folder, delete this one, or, in an evaluation, rebuild it with --rebuild_features."
             )
         for path in (self._features, *self._parts()):  # before the manifest changes
             path.unlink(missing_ok=True)
@@ -216,7 +216,7 @@ class FeatureStore:
         accelerator = self.encoder.accelerator
         done = {row for part in self._parts() for row in _rows_of(part)}
         to_do = [row for row in range(len(split)) if row not in done]
-        accelerator.wait_for_everyone()  # nobody writes a part while another process still reads what is done
+        accelerator.wait_for_everyone()  # no process may write a part while another one still lists them
         mine = to_do[accelerator.process_index :: accelerator.num_processes]
         for rows, embeds in self.encoder.batches(split, mine, draw_seed, description):
             part = self.folder / f"part-{rows[0]:08d}.safetensors"

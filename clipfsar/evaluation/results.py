@@ -42,7 +42,7 @@ class EpisodicAccuracy:
         interval = f" ± {self.interval:.1f}" if self.interval > 0 else ""
         episodes = f"{self.n_episodes} episode{'s' if self.n_episodes != 1 else ''}"
         if not interval:  # 0 or NaN: the spread is unknown, so the number is not certain
-            episodes += ", too few or too much alike for an interval"
+            episodes += ", too few or too similar for an interval"
         return f"{self.n_way}-way {self.n_shot}-shot {self.inference_mode}: {self.accuracy:.1f}{interval}% ({episodes})"
 
 
@@ -176,8 +176,8 @@ class EvaluationResults(list):
         for result in self:
             if (result.n_shot, result.inference_mode) == (n_shot, inference_mode):
                 return result
-        there = ", ".join(f"{result.n_shot}-shot {result.inference_mode}" for result in self)
-        raise KeyError(f"There is no {n_shot}-shot {inference_mode} result; there are {there}.")
+        available = ", ".join(f"{result.n_shot}-shot {result.inference_mode}" for result in self)
+        raise KeyError(f"There is no {n_shot}-shot {inference_mode} result; there are {available}.")
 
     def to_dicts(self) -> list[dict]:
         """Plain values for JSON; None stands for a missing number."""

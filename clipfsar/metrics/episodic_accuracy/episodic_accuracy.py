@@ -109,8 +109,8 @@ class EpisodicAccuracy(evaluate.Metric):
 
     def _compute(self, predictions, references, episodes, class_names=None):
         predictions, references, episodes = np.asarray(predictions), np.asarray(references), np.asarray(episodes)
-        alone = episodes < 0
-        episodes = np.where(alone, episodes.max() + 1 + np.arange(len(episodes)), episodes)
+        has_no_number = episodes < 0
+        episodes = np.where(has_no_number, episodes.max() + 1 + np.arange(len(episodes)), episodes)
         _, episode_of_answer, sizes = np.unique(episodes, return_inverse=True, return_counts=True)
         accuracy, interval = mean_and_interval(np.bincount(episode_of_answer, predictions == references) / sizes)
         per_class = per_class_accuracy(predictions, references)
