@@ -48,7 +48,7 @@ VISION = {"vit_b32": {}, "vit_b16": {"patch_size": 16}}  # the other sizes are t
 class Arguments:
     model: str = field(default=str(TINY_CLIP), metadata={"help": "CLIP-FSAR model or plain CLIP, for accuracy."})
     vision: str = field(default="vit_b32", metadata={"help": "Visual tower, for time.", "choices": list(VISION)})
-    inference_mode: str = field(default="few_shot", metadata={"help": "For accuracy.", "choices": [*INFERENCE_MODES]})
+    inference_mode: str = field(default="few_shot", metadata={"help": "Tested mode.", "choices": list(INFERENCE_MODES)})
     n_episodes: int = field(default=5000, metadata={"help": "5-way 1-shot episodes."})
     videos_per_class: int = field(default=20, metadata={"help": "Clips of each of the 12 novel classes."})
     num_frames: int = field(default=8, metadata={"help": "Frames per video, for time."})

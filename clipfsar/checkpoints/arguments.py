@@ -106,8 +106,8 @@ class PushArguments:
         clipfsar push --folder runs/mine/best --repo_id me/clip-fsar-mine --private false --revision v2
 
     Log in first with `hf auth login`. A new repository is private unless you give --private false. The upload contains
-    the weights, processor, code, settings and model card, and nothing else. If one of them is missing, nothing is
-    uploaded.
+    the folder's weights, processor, code, settings and model card, but no caches, hidden files or training states. If a
+    needed file is missing, nothing is uploaded.
     """
 
     folder: str = option(REQUIRED, "Folder of a model, e.g. runs/mine/best.", aliases=["model"])

@@ -57,7 +57,7 @@ class EpisodicTrainingArguments:
     n_shot: list[int] = option([1, 5], "Support videos per class in the test. Validation uses the first number.")
     n_query: int = option(1, "Query videos per class in validation and test.")
     episodes: int = option(2000, "Total number of training episodes.")
-    episodes_per_update: int = option(4, "Episodes per optimizer step, over all processes.")
+    episodes_per_update: int = option(4, "Episodes per optimizer step, over all processes; their losses are averaged.")
     episodes_per_forward: int = option(1, "Episodes per forward pass of one process; gradients are accumulated.")
     seed: int = option(0, "Seed of the new layers, the episodes, the sampled frames and dropout.")
 
