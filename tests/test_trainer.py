@@ -405,7 +405,7 @@ def test_a_validation_of_ones_own_chooses_the_best_model(make, tmp_path):
     trainer.train()
     assert (trainer.best["episode"], trainer.best["margin"]) == (8, 3.0)
     assert [line["eval_margin"] for line in trainer.log_history if "eval_margin" in line] == [3.0, 3.0]
-    assert "that of episode 8" in (tmp_path / "run" / "best" / "README.md").read_text()
+    assert "the model of episode 8" in (tmp_path / "run" / "best" / "README.md").read_text()
 
 
 def test_uploading_saves_first_and_needs_a_name(make, monkeypatch, tmp_path):
