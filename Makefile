@@ -1,18 +1,18 @@
-# `make demo` and `make test` set up what they need in .venv, with the versions of constraints.txt.
+# `make demo` and `make test` install their packages in .venv, with the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PAGE_VENV ?= .venv-demo
 LOWEST_VENV ?= .venv-lowest
 NEWEST_VENV ?= .venv-newest
-# Quiet, offline and repeatable: nothing here may ask the Hub.
+# Quiet, offline and repeatable: no target may ask the Hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo page docs test programs upstream lowest newest benchmark quality format clean
 
-help:  ## this list
+help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -22,9 +22,9 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-install: $(BIN)/.installed  ## make .venv with the project and its development tools in it
+install: $(BIN)/.installed  ## make .venv with the project and its development tools
 
-demo: install  ## a first answer, both tracks, one training, a page of it all (under 10 minutes on 2 cores)
+demo: install  ## run the demo: a first answer, two tracks, one training, a report (under 10 minutes on 2 cores)
 	$(BIN)/python -m demo.synthetic.run --output_dir demo_output
 
 $(PAGE_VENV)/.installed: demo/requirements.txt
@@ -32,21 +32,21 @@ $(PAGE_VENV)/.installed: demo/requirements.txt
 	$(PAGE_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement demo/requirements.txt
 	touch $@
 
-page: $(PAGE_VENV)/.installed  ## open the demo page, in an environment of its own; other models: demo/README.md
+page: $(PAGE_VENV)/.installed  ## start the demo page in a separate environment (other models: see demo/README.md)
 	$(PAGE_VENV)/bin/python -m demo.page
 
 docs: install  ## run the code blocks of README and docs and the notebooks, and build the documentation into site/; warnings are errors
 	$(BIN)/python -m pytest tests/test_documentation.py tests/test_notebooks.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test: install  ## run the tests, but for whole programs (`make programs`) code blocks and notebooks (`make docs`)
+test: install  ## run the tests, without whole programs (`make programs`), code blocks and notebooks (`make docs`)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		--ignore tests/test_documentation.py --ignore tests/test_notebooks.py -m "not whole_program"
 
 programs: install  ## run whole programs as users start them: the wheel's commands, accelerate launch, the demo
 	$(BIN)/python -m pytest -n 2 -m whole_program --dist loadfile tests/test_wheel.py tests/test_demo.py tests/test_training.py
 
-upstream: install  ## run the tests of transformers on our classes (4 minutes on 2 cores; fetches them once)
+upstream: install  ## run transformers' own tests on our classes (4 minutes on 2 cores; downloads them once)
 	PYTHONPATH=$$($(BIN)/python tests/transformers_source.py) $(BIN)/python -m pytest -n 2 \
 		--override-ini addopts=-r\ s --disable-pytest-warnings tests/transformers_suite.py
 
@@ -57,7 +57,7 @@ $(LOWEST_VENV)/.installed: pyproject.toml
 		--resolution lowest-direct --editable '.[dev]'
 	touch $@
 
-lowest: $(LOWEST_VENV)/.installed  ## run the tests with the lowest versions that pyproject.toml allows (6 GB at first)
+lowest: $(LOWEST_VENV)/.installed  ## run the tests with the lowest versions that pyproject.toml allows (installs 6 GB)
 	$(LOWEST_VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(NEWEST_VENV)/.installed: pyproject.toml
@@ -65,10 +65,10 @@ $(NEWEST_VENV)/.installed: pyproject.toml
 	$(NEWEST_VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-newest: $(NEWEST_VENV)/.installed  ## run the tests with the newest versions that pyproject.toml allows (6 GB at first)
+newest: $(NEWEST_VENV)/.installed  ## run the tests with the newest versions that pyproject.toml allows (installs 6 GB)
 	$(NEWEST_VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-benchmark: install  ## measure everything and write benchmarks/results.md (about ten minutes on 2 cores)
+benchmark: install  ## run all benchmarks and write benchmarks/results.md (about ten minutes on 2 cores)
 	$(BIN)/python -m benchmarks.run_all
 
 quality: install  ## check style and types
@@ -76,9 +76,9 @@ quality: install  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/check_types.py
 
-format: install  ## mend style
+format: install  ## fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove what was made here
+clean:  ## remove environments, outputs and caches
 	rm -rf $(VENV) $(PAGE_VENV) $(LOWEST_VENV) $(NEWEST_VENV) demo_output site *.egg-info build .pytest_cache .ruff_cache .mypy_cache

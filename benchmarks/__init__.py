@@ -1,4 +1,4 @@
-"""Measurements, one program each: `python -m benchmarks.NAME`."""
+"""Benchmarks, one program each: `python -m benchmarks.NAME`."""
 
 from clipfsar.options import end_quietly_when_interrupted
 

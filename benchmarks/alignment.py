@@ -1,13 +1,13 @@
-"""OTAM against a plain loop over cells: forward, and forward with backward, for whole batches of distance matrices.
+"""OTAM compared with a plain loop over cells: forward, and forward with backward, on batches of distance matrices.
 
     python -m benchmarks.alignment                 # 25 queries x 5 classes, 8 x 8 and 32 x 32 frames, one thread
     python -m benchmarks.alignment --num_threads 2 --rounds 20
 
-The loop is the recurrence as the paper has it, a tensor operation per cell for all matrices at once, one direction
-after the other. Both take turns within one process: a turn repeats one of them for --turn_ms, the figure is the median
-over turns of the mean of a call. With --turn_ms 0 a turn is a single call, which finds cold caches, left behind by the
-other. The two are checked against each other first. "Operations" are those that touch data, views not counted: about
-the kernels that a GPU would have to start, which is what small matrices cost there.
+The loop is the paper's recurrence: one tensor operation per cell for all matrices at once, one direction after the
+other. Both take turns in one process. A turn repeats one of them for --turn_ms; the figure is the median over turns of
+the mean time of a call. With --turn_ms 0 a turn is a single call with cold caches. The program first checks that both
+give the same distances. "Operations" counts operations that touch data, without views. It is about the number of
+kernels that a GPU starts, which is the cost of small matrices there.
 """
 
 import platform
@@ -29,14 +29,14 @@ from modeling_clipfsar import otam_distance
 class Arguments:
     n_queries: int = field(default=25, metadata={"help": "Query videos."})
     n_way: int = field(default=5, metadata={"help": "Classes."})
-    num_frames: list[int] = field(default_factory=lambda: [8, 32], metadata={"help": "Frames per video, several."})
-    rounds: int = field(default=15, metadata={"help": "Turns that each takes."})
-    turn_ms: float = field(default=50, metadata={"help": "Length of a turn in milliseconds; it has at least one call."})
+    num_frames: list[int] = field(default_factory=lambda: [8, 32], metadata={"help": "Frames per video; several."})
+    rounds: int = field(default=15, metadata={"help": "Turns of each."})
+    turn_ms: float = field(default=50, metadata={"help": "Length of a turn in milliseconds; at least one call."})
     num_threads: int = field(default=1, metadata={"help": "Threads on a CPU."})
 
 
 def otam_distance_by_cells(frame_distances: torch.Tensor, smoothing: float = 0.5) -> torch.Tensor:
-    """`otam_distance`, both directions, written as its recurrence: (..., L, M) -> (...)."""
+    """`otam_distance` in both directions, written as the recurrence: (..., L, M) -> (...)."""
 
     def softmin(*costs: torch.Tensor) -> torch.Tensor:
         return -smoothing * torch.stack(costs).div(-smoothing).logsumexp(0)
@@ -61,7 +61,7 @@ def otam_distance_by_cells(frame_distances: torch.Tensor, smoothing: float = 0.5
 
 
 def milliseconds(functions: list[Callable], rounds: int, turn_ms: float, device: torch.device) -> list[float]:
-    """Median over turns of the duration of a call of each, after one turn to warm up."""
+    """Median over turns of the duration of a call, for each function, after one warm-up turn."""
     times = [[] for _ in functions]
     for turn in range(rounds + 1):
         for function, durations in zip(functions, times, strict=True):

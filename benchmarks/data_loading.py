@@ -1,12 +1,12 @@
-"""Reading sampled frames from video files and from a frame store, and episodes per second of a data loader.
+"""Frames per second from video files and from a frame store, and episodes per second of a data loader.
 
     python -m benchmarks.data_loading                                     # rendered clips: 320 x 240, 250 frames, H.264
     python -m benchmarks.data_loading --videos FOLDER --num_workers 0 2   # your own: FOLDER/CLASS/VIDEO
 
-Training reads 8 random frames of a video. The sources take turns within one process, so that what else the machine does
-hits all alike; a row is the median over rounds. "Reading" ends with frames in memory, "ready" with normalised pixel
-values for the model. The frame stores lie in memory here; on a disk a cold read of their bytes comes on top. "Cached
-features" are what a frozen visual tower trains on (--freeze_vision): a loader then only gathers.
+Training reads 8 random frames of a video. The sources take turns in one process, so that other load on the machine
+affects all of them equally. A row is the median over rounds. "Reading" ends with frames in memory, "ready" with
+normalised pixel values for the model. The frame stores are in memory here; a cold read from a disk takes longer.
+"Cached features" is training with --freeze_vision: the loader only gathers features.
 """
 
 import os
@@ -39,16 +39,16 @@ NUM_FRAMES = 8
 
 @dataclass
 class Arguments:
-    videos: str | None = field(default=None, metadata={"help": "Folder CLASS/VIDEO of real clips; else rendered ones."})
-    num_videos: int = field(default=24, metadata={"help": "Videos that are read."})
-    rounds: int = field(default=5, metadata={"help": "Turns that each source takes."})
+    videos: str | None = field(default=None, metadata={"help": "Folder CLASS/VIDEO of real clips; default: rendered."})
+    num_videos: int = field(default=24, metadata={"help": "Videos to read."})
+    rounds: int = field(default=5, metadata={"help": "Turns of each source."})
     episodes: int = field(default=12, metadata={"help": "5-way 1-shot 5-query episodes per data loader."})
     num_workers: list[int] = field(default_factory=lambda: [0, 2], metadata={"help": "Workers of the data loader."})
     preprocessing: str = field(default="clip", metadata={"choices": ["clip", "official"]})
 
 
 def render(path: Path, gop_size: int, seed: int, num_frames: int = 250):
-    """A moving texture with noise in H.264, 320 x 240 at 25 frames per second."""
+    """Writes a moving texture with noise in H.264, 320 x 240 at 25 frames per second."""
     rng = np.random.default_rng(seed)
     texture = rng.integers(0, 256, (15, 20, 3)).astype(np.uint8).repeat(32, 0).repeat(32, 1)  # (480, 640, 3)
     with av.open(str(path), "w") as container:
@@ -65,7 +65,7 @@ def sources_of(arguments: Arguments, folder: Path) -> dict[str, list]:
     """The same videos in each form, by name."""
     if arguments.videos:
         clips = [clip.path for split in folder_splits(Path(arguments.videos)).values() for clip in split]
-        files = {"files as they are": clips[: arguments.num_videos]}
+        files = {"your files": clips[: arguments.num_videos]}
     else:
         files = {}
         for name, gop_size in (("H.264, key frame every 250", 250), ("H.264, key frame every 12", 12)):
@@ -83,7 +83,7 @@ def sources_of(arguments: Arguments, folder: Path) -> dict[str, list]:
 
 
 def frames_per_second(sources: dict[str, list], work: Callable, rounds: int) -> dict[str, float]:
-    """Median over rounds in which the sources take turns."""
+    """Frames per second of each source: the median over rounds in which the sources take turns."""
     rates = {name: [] for name in sources}
     for turn in range(rounds + 1):
         for name, videos in sources.items():
@@ -102,7 +102,7 @@ def read_random_frames(video, generator: torch.Generator) -> torch.Tensor:
 
 
 def dataset_of(videos: list) -> Dataset:
-    """60 videos of 10 classes, drawn from `videos` again and again."""
+    """A data set of 60 videos of 10 classes, which repeats `videos`."""
     rows = [videos[number % len(videos)] for number in range(60)]
     struct = Features(
         {
@@ -116,7 +116,7 @@ def dataset_of(videos: list) -> Dataset:
 
 
 def episodes_per_second(dataset: Dataset, column: str, collator: Callable, num_workers: int, n_episodes: int) -> float:
-    """5-way 1-shot 5-query episodes, 30 videos each."""
+    """Loaded 5-way 1-shot 5-query episodes per second, 30 videos each."""
     warm_up = max(2 * num_workers, 1)
     episodes = EpisodeDataset(dataset, 5, 1, 5, n_episodes=warm_up + n_episodes, video_column=column)
     loader = DataLoader(episodes, num_workers=num_workers, collate_fn=collator)
@@ -148,7 +148,7 @@ def main(arguments: Arguments):
             ]
             for name, videos in sources.items()
         }
-        # of ViT-B's size, one draw per video; many more episodes, since one takes so little
+        # Features of ViT-B's size, one draw per video. An episode is fast, so it runs many more of them.
         collator = FeatureCollator(torch.randn(60, 1, NUM_FRAMES, 512))
         rows = row_dataset(dataset_of(next(iter(sources.values()))), "label")
         cached = [

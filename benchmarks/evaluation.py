@@ -1,21 +1,21 @@
-"""Evaluation over many episodes: the plain loop beside what clipfsar evaluate does, as a Markdown table.
+"""Evaluation over many episodes: a plain loop compared with `clipfsar evaluate`, as a Markdown table.
 
     python -m benchmarks.evaluation                              # 10,000 episodes over 2,400 videos, some minutes
     python -m benchmarks.evaluation --vision vit_b16             # the loop on pixels with CLIP's real visual tower
     python -m benchmarks.evaluation --num_classes 8 --videos_per_class 20 --n_episodes 500       # a quick look
 
-Four ways to the same number, accuracy over episodes of a fixed set of videos:
+Four methods compute the accuracy over episodes of a fixed set of videos:
 
-- pixels: `model.forward` on the pixels of one episode at a time, as the official program does;
-- embeddings: `model.forward` of one episode at a time on cached frame features;
-- ours: `SplitFeatures` and `predict_episodes`, everything that does not depend on the episode computed once;
-- exact: for 1-shot, the expectation over all episodes there are instead of a sample.
+- pixels: `model.forward` on the pixels of one episode at a time, as in the official program;
+- embeddings: `model.forward` on cached frame features of one episode at a time;
+- ours: `SplitFeatures` and `predict_episodes`, which compute everything that is the same in all episodes only once;
+- exact: for 1-shot, the expectation over all possible episodes instead of a sample.
 
-Random weights, features and pixels: they change no cost. The loops run on a few episodes, in turns with ours so that a
-machine that slows down slows all of them, and their time for all episodes is extrapolated (marked ~); ours and exact
-are measured in full. "Encoding" is the visual tower over all videos once, extrapolated too. Before the times are
-printed, the answers of ours are checked against those of the loop on the same episodes. Nothing is decoded: in real
-life the loop on pixels also decodes every video anew, and encoding decodes each once.
+Weights, features and pixels are random; the cost does not depend on them. The loops run on a few episodes and take
+turns with ours, so that a slow machine slows all of them equally. Their time for all episodes is extrapolated (marked
+~). Ours and exact are measured completely. "Encoding" is one pass of the visual tower over all videos, also
+extrapolated. The program checks that ours and the loop give the same answers. It decodes no videos. In practice the
+loop on pixels decodes every video in each of its episodes, and encoding decodes each video once.
 """
 
 import platform
@@ -38,7 +38,7 @@ from configuration_clipfsar import CLIPFSARConfig
 from episodes_clipfsar import EpisodeSampler
 from modeling_clipfsar import CLIPFSARModel
 
-# Visual towers that the loop on pixels may run; the frame features have 512 values in both, as CLIP's ViT-B's.
+# Visual towers for the loop on pixels. Both give frame features of size 512, as CLIP's ViT-B.
 VISION = {
     "small": {"image_size": 64, "patch_size": 16, "hidden_size": 256, "intermediate_size": 1024}
     | {"num_hidden_layers": 4, "num_attention_heads": 4},
@@ -49,19 +49,19 @@ VISION = {
 @dataclass
 class Arguments:
     num_classes: int = field(default=24, metadata={"help": "Classes of the split."})
-    videos_per_class: int = field(default=100, metadata={"help": "Videos of each."})
+    videos_per_class: int = field(default=100, metadata={"help": "Videos of each class."})
     num_frames: int = field(default=8, metadata={"help": "Frames per video."})
     n_way: int = field(default=5, metadata={"help": "Classes per episode."})
     n_shot: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Support videos per class; several."})
     n_query: int = field(default=1, metadata={"help": "Query videos per class."})
     n_episodes: int = field(default=10_000, metadata={"help": "Episodes per number of shots."})
-    loop_episodes: int = field(default=100, metadata={"help": "Episodes that the loop on embeddings really runs."})
-    pixel_episodes: int = field(default=2, metadata={"help": "Episodes that the loop on pixels really runs."})
+    loop_episodes: int = field(default=100, metadata={"help": "Episodes that the loop on embeddings runs."})
+    pixel_episodes: int = field(default=2, metadata={"help": "Episodes that the loop on pixels runs."})
     vision: str = field(
         default="small",
         metadata={"help": "Visual tower: 4 layers of width 256 at 64 px, or ViT-B/16 at 224.", "choices": list(VISION)},
     )
-    rounds: int = field(default=2, metadata={"help": "Turns in which loops and ours alternate."})
+    rounds: int = field(default=2, metadata={"help": "Turns of the loops and of ours."})
     exact: bool = field(default=True, metadata={"help": "Also time the exact 1-shot accuracy."})
 
 
@@ -72,14 +72,14 @@ def random_features(arguments: Arguments) -> SplitFeatures:
     model = CLIPFSARModel(CLIPFSARConfig(clip_config=clip_config, num_frames=arguments.num_frames)).to(device)
     labels = np.repeat(np.arange(arguments.num_classes), arguments.videos_per_class)
     class_embeds = torch.randn(arguments.num_classes, 512)
-    # Videos lean towards their class, so that answers are not ties that round-off decides.
+    # Features of a video contain its class's features: otherwise round-off would decide between near ties.
     videos = class_embeds[torch.as_tensor(labels), None] + 15 * torch.randn(len(labels), arguments.num_frames, 512)
     return SplitFeatures(model, videos, class_embeds, labels)
 
 
 @torch.no_grad()
 def loop_on_embeddings(features: SplitFeatures, sampler: EpisodeSampler, indices: range) -> np.ndarray:
-    """Predicted classes (E, Q), the plain way."""
+    """Predicted classes (E, Q), computed with a plain loop."""
     device = features.video_embeds.device
     support_labels = torch.arange(sampler.n_way, device=device).repeat_interleave(sampler.n_shot)[None]
     predictions = []
@@ -97,7 +97,7 @@ def loop_on_embeddings(features: SplitFeatures, sampler: EpisodeSampler, indices
 
 @torch.no_grad()
 def loop_on_pixels(features: SplitFeatures, sampler: EpisodeSampler, indices: range):
-    """The same work for every episode, so the same random pixels serve all."""
+    """Runs the model on one episode at a time. All episodes use the same random pixels, since each costs the same."""
     device, size = features.video_embeds.device, features.model.config.clip_config.vision_config.image_size
     num_frames = features.video_embeds.shape[1]
     support_labels = torch.arange(sampler.n_way, device=device).repeat_interleave(sampler.n_shot)[None]
@@ -160,7 +160,7 @@ def measure(arguments: Arguments, features: SplitFeatures, n_shot: int) -> dict[
 
 
 def _share(total: int, turn: int, rounds: int) -> range:
-    """The turn's part of 0..total-1."""
+    """The part of 0..total-1 for one turn."""
     return range(total * turn // rounds, total * (turn + 1) // rounds)
 
 
@@ -175,7 +175,7 @@ def _check_same_answers(slow: list[tuple[range, np.ndarray]], fast: list[Episode
 
 def main(arguments: Arguments):
     if min(arguments.loop_episodes, arguments.pixel_episodes, arguments.n_episodes) < arguments.rounds:
-        sys.exit(f"error: every turn needs an episode: lower --rounds {arguments.rounds}.")
+        sys.exit(f"error: every turn needs at least one episode: lower --rounds {arguments.rounds}.")
     features = random_features(arguments)
     machine = (
         torch.cuda.get_device_name()

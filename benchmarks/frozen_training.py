@@ -1,12 +1,12 @@
-"""Seconds per training episode: the whole model on pixels, a frozen visual tower on pixels, and on features.
+"""Seconds per training episode: the whole model on pixels, and a frozen visual tower on pixels and on features.
 
-    python -m benchmarks.frozen_training           # CLIP ViT-B/16 with random weights, which do not change the cost
+    python -m benchmarks.frozen_training           # CLIP ViT-B/16 with random weights (the cost is the same)
     python -m benchmarks.frozen_training --model demo/synthetic/tiny_clip --whole_model --warmup_episodes 4 \\
         --pixel_episodes 24
 
-Runs the training program itself, without its validations: 5-way 1-shot episodes with 5 queries per class unless said
-otherwise, one episode at a time, videos (rendered, or those of --dataset) decoded by worker processes. Encoding the
-training videos comes once before the first episode on features and is given apart.
+It runs the training program without validations: 5-way 1-shot episodes with 5 queries per class by default, one episode
+at a time. Worker processes decode the videos (rendered, or those of --dataset). For features, the training videos are
+encoded once before the first episode; this time is printed separately.
 """
 
 import platform
@@ -32,17 +32,17 @@ from demo.synthetic.render import render_dataset
 class Arguments:
     dataset: str | None = field(default=None, metadata={"help": "Video data set; by default clips are rendered."})
     model: str | None = field(default=None, metadata={"help": "CLIP to start from; by default a random ViT-B/16."})
-    whole_model: bool = field(default=False, metadata={"help": "Time training all but the text tower, too."})
+    whole_model: bool = field(default=False, metadata={"help": "Also time training of all but the text tower."})
     train_n_query: int = field(default=5, metadata={"help": "Query videos per class."})
-    train_videos_per_class: int = field(default=6, metadata={"help": "Of 72 rendered classes."})
-    warmup_episodes: int = field(default=1, metadata={"help": "Episodes before those that are timed."})
-    pixel_episodes: int = field(default=1, metadata={"help": "Episodes timed on pixels."})
-    feature_episodes: int = field(default=200, metadata={"help": "Episodes timed on features."})
+    train_videos_per_class: int = field(default=6, metadata={"help": "Clips of each of the 72 rendered classes."})
+    warmup_episodes: int = field(default=1, metadata={"help": "Episodes before the timed ones."})
+    pixel_episodes: int = field(default=1, metadata={"help": "Timed episodes on pixels."})
+    feature_episodes: int = field(default=200, metadata={"help": "Timed episodes on features."})
     num_workers: int = field(default=1, metadata={"help": "Processes that decode videos."})
 
 
 class TimedTrainer(EpisodicTrainer):
-    """Trains without validations and checkpoints, and keeps the time from the first of them on."""
+    """Trains without validations and checkpoints, and measures the time after the warm-up episodes."""
 
     def _make_loader(self):
         start = time.perf_counter()
@@ -61,7 +61,7 @@ class TimedTrainer(EpisodicTrainer):
         pass
 
     def seconds_per_episode(self) -> float:
-        """Of the episodes after the first check."""
+        """Trains; returns the seconds per episode after the warm-up."""
         self.train()
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
@@ -69,7 +69,7 @@ class TimedTrainer(EpisodicTrainer):
 
 
 def save_random_vit_b16(folder: Path):
-    """The tokenizer is that of the tiny CLIP: texts are not what is timed."""
+    """Saves a random CLIP ViT-B/16 with the tiny CLIP's tokenizer: the texts are not timed."""
     tokenizer = AutoTokenizer.from_pretrained(TINY_CLIP)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = special | {"vocab_size": len(tokenizer)}
@@ -131,7 +131,7 @@ def main(arguments: Arguments):
         f"{name}, {vision.image_size} px; 5-way 1-shot, {arguments.train_n_query} queries per "
         f"class, {on_features.args.num_frames} frames; {arguments.num_workers} worker(s)"
     )
-    print("| what trains | seconds per episode | times the last row |")
+    print("| trained weights | seconds per episode | times the last row |")
     print("|---|---|---|")
     for row, run in rows.items():
         print(f"| {row} | {run.seconds:.4f} | {run.seconds / on_features.seconds:.1f} |")

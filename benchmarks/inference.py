@@ -1,12 +1,12 @@
-"""What it costs to classify a query against enrolled classes, beside encoding the query, as a Markdown table.
+"""The cost of classifying a query among enrolled classes, compared with encoding it, as a Markdown table.
 
     python -m benchmarks.inference                          # ViT-B/32, 100 classes of 5 clips, some minutes on a CPU
     python -m benchmarks.inference --num_classes 1000
 
-Random weights and features: they change no cost. In every round the two stand side by side, query encoded and query
-encoded and classified, so that a machine that slows down slows both; printed are medians, and the median of the rounds'
-ratios. "First" is what the first query waits for: all prototypes (again after a change of the set), and the digest of
-the weights.
+Weights and features are random; the cost does not depend on them. Every round times both encoding alone and encoding
+with classification, so that a slow machine slows both. The program prints medians, and the median of the rounds'
+ratios. "First" is the additional time of the first query: all prototypes (again after each change of the support set),
+and the digest of the weights.
 """
 
 import platform
@@ -34,8 +34,8 @@ class Arguments:
     num_classes: int = field(default=100, metadata={"help": "Enrolled classes."})
     n_shot: int = field(default=5, metadata={"help": "Clips per class."})
     num_frames: int = field(default=8, metadata={"help": "Frames per video."})
-    batch_size: int = field(default=1, metadata={"help": "Queries at once."})
-    rounds: int = field(default=15, metadata={"help": "Rounds; one more at the start is not counted."})
+    batch_size: int = field(default=1, metadata={"help": "Queries per batch."})
+    rounds: int = field(default=15, metadata={"help": "Rounds, after one warm-up round."})
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def main(arguments: Arguments):
     prototype_seconds = seconds(support_set.get_prototypes, model)
     encoding, both = [], []
     for turn in range(arguments.rounds + 1):
-        # in turns, each first half of the time
+        # each of the two comes first in half of the rounds
         for function, times in ((model.get_video_features, encoding), (encode_and_classify, both))[:: (-1) ** turn]:
             times.append(seconds(function, *([pixel_values] if times is encoding else [])))
     encoding, both = encoding[1:], both[1:]

@@ -1,12 +1,12 @@
-"""Where the time of one answer goes: a clip through the pipeline, and through its parts, as a Markdown table.
+"""The latency of one answer: a clip through the whole pipeline, and through its parts, as a Markdown table.
 
     python -m benchmarks.latency                        # ViT-B/32, a clip of 10 s, 5 classes of 5 clips
     python -m benchmarks.latency --vision vit_b16 --rounds 30
 
-The parts: decoding the sampled frames; resizing, cropping and normalising them; the visual tower; and all that comes
-after it: temporal transformer, distances to the prototypes, logits, the sorted answer. In every round parts and whole
-stand side by side. The clips differ in how many frames lie between key frames: more must be decoded on the way to a
-wanted one. Weights are random: they change no cost.
+The parts are: decoding the sampled frames; resizing, cropping and normalising them; the visual tower; and everything
+after it (temporal transformer, distances to the prototypes, logits, the sorted answer). Every round times both the
+parts and the whole pipeline. The clips differ in their distance between key frames: the longer it is, the more frames
+must be decoded before a sampled one. Weights are random; the cost does not depend on them.
 """
 
 import itertools
@@ -41,13 +41,13 @@ class Arguments:
     num_frames: int = field(default=8, metadata={"help": "Frames per video."})
     num_classes: int = field(default=5, metadata={"help": "Enrolled classes."})
     n_shot: int = field(default=5, metadata={"help": "Clips per class."})
-    gop_sizes: list[int] = field(default_factory=lambda: [250, 25], metadata={"help": "Frames from key frame to key."})
+    gop_sizes: list[int] = field(default_factory=lambda: [250, 25], metadata={"help": "Frames between key frames."})
     num_threads: int | None = field(default=None, metadata={"help": "Threads on a CPU; by default torch's choice."})
-    rounds: int = field(default=20, metadata={"help": "Rounds; one more at the start is not counted."})
+    rounds: int = field(default=20, metadata={"help": "Rounds, after one warm-up round."})
 
 
 def make_pipeline(arguments: Arguments) -> FewShotVideoClassificationPipeline:
-    """A pipeline of random weights with classes enrolled from noise."""
+    """A pipeline with random weights and classes enrolled from noise."""
     torch.manual_seed(0)
     clip_config = CLIPConfig(vision_config=VISION[arguments.vision])
     model = CLIPFSARModel(CLIPFSARConfig(clip_config=clip_config, num_frames=arguments.num_frames))
@@ -72,7 +72,7 @@ def seconds_of_parts(classify: FewShotVideoClassificationPipeline, path: str) ->
         path, lambda num_video_frames, _: sample_frame_indices(num_video_frames, processor.num_frames)
     )
     times.append(_now())
-    pixel_values = processor.process_videos([frames])  # of as many frames as it takes: all of them
+    pixel_values = processor.process_videos([frames])  # already sampled, so it uses all frames
     times.append(_now())
     query_embeds = model.get_video_features(pixel_values.to(model.device))
     times.append(_now())
@@ -99,14 +99,14 @@ def main(arguments: Arguments):
         parts, whole = ({gop_size: [] for gop_size in clips} for _ in range(2))
         for turn in range(arguments.rounds + 1):
             for gop_size, path in clips.items():
-                for parts_now in (True, False)[:: (-1) ** turn]:  # in turns, each first half of the time
+                for parts_now in (True, False)[:: (-1) ** turn]:  # each comes first in half of the rounds
                     if parts_now:
                         parts[gop_size].append(seconds_of_parts(classify, path))
                         continue
                     start = _now()
                     classify(path)
                     whole[gop_size].append(_now() - start)
-    columns = (*PARTS, "sum of the parts", "pipeline call", "of which the parts")
+    columns = (*PARTS, "sum of the parts", "pipeline call", "share of the parts")
     print(f"| key frame every | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for gop_size in clips:
         of_parts, of_whole = parts[gop_size][1:], whole[gop_size][1:]

@@ -1,11 +1,10 @@
-"""Memory of a training step, computed without a GPU: the step runs on tensors without data, and each is counted.
+"""Memory of a training step, computed without a GPU: the step runs on tensors without data, and counts their sizes.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --backbones b16 --n_query 5 --n_way 10
 
-Counted are weights, gradients, Adam's two moments, and the largest sum of whatever else lives at one time in the
-forward and backward pass. Not counted: CUDA's context and libraries (about 0.5 GiB), kernels' workspaces,
-fragmentation.
+The sum contains weights, gradients, Adam's two moments, and the peak of all other tensors in the forward and backward
+pass. It does not contain CUDA's context and libraries (about 0.5 GiB), workspaces of kernels, and fragmentation.
 """
 
 import weakref
@@ -24,7 +23,7 @@ from clipfsar.options import parse_options
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
 
-# CLIP's ViT checkpoints (Radford et al., 2021, Table 20); what is not said is transformers' default.
+# CLIP's ViT checkpoints (Radford et al., 2021, Table 20); the other sizes are transformers' defaults.
 BACKBONES = {
     "b32": ("ViT-B/32", {"patch_size": 32}, {}, 512),
     "b16": ("ViT-B/16", {"patch_size": 16}, {}, 512),
@@ -53,7 +52,7 @@ class Arguments:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of all storages that operations have made and that are still alive, and the most there ever were."""
+    """Counts the bytes of all live storages that operations have made: `now`, and their `peak`."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +84,7 @@ def training_memory(
     checkpointing: bool,
     with_adam: bool = True,
 ) -> int:
-    """Bytes at the peak of a training step of one episode."""
+    """Peak bytes of a training step on one episode."""
     with FakeTensorMode(), no_init_weights():
         model = CLIPFSARModel(config).train()
         model.freeze_text_tower()

@@ -1,12 +1,13 @@
-"""What float32, bfloat16 and int8 cost on this CPU, and whether they answer differently, as a Markdown table.
+"""Time, weights and answers in float32, bfloat16 and int8 on this CPU, as a Markdown table.
 
     python -m benchmarks.precision                                       # tiny CLIP, untrained OTAM; time of ViT-B/32
     python -m benchmarks.precision --model demo_output/run/best --vision vit_b16
 
-Accuracy is that of `--model` on the novel synthetic clips, rendered here: 5-way 1-shot, the same episodes for all
-arithmetics, so that differences are paired. "Videos that change their answer" counts queries. Time is that of encoding
-one video by a visual tower of CLIP's real size with random weights, which change no cost: all take turns in one
-process, a cell is the median, the ratio the median of the rounds' ratios. Weights are those of that visual tower.
+Accuracy is measured with `--model` on the novel synthetic clips, which are rendered here: 5-way 1-shot, the same
+episodes in every precision, so that differences are paired. "Videos that change their answer" counts queries. Time is
+the time to encode one video with a visual tower of CLIP's real size. Its weights are random; the cost does not depend
+on them. All precisions take turns in one process. A time is the median over rounds, a ratio the median of the rounds'
+ratios. "Weights" are those of this visual tower.
 """
 
 import io
@@ -47,16 +48,16 @@ VISION = {"vit_b32": {}, "vit_b16": {"patch_size": 16}}  # the other sizes are t
 class Arguments:
     model: str = field(default=str(TINY_CLIP), metadata={"help": "CLIP-FSAR model or plain CLIP, for accuracy."})
     vision: str = field(default="vit_b32", metadata={"help": "Visual tower, for time.", "choices": list(VISION)})
-    inference_mode: str = field(default="few_shot", metadata={"help": "Of accuracy.", "choices": list(INFERENCE_MODES)})
+    inference_mode: str = field(default="few_shot", metadata={"help": "Tested mode.", "choices": list(INFERENCE_MODES)})
     n_episodes: int = field(default=5000, metadata={"help": "5-way 1-shot episodes."})
     videos_per_class: int = field(default=20, metadata={"help": "Clips of each of the 12 novel classes."})
     num_frames: int = field(default=8, metadata={"help": "Frames per video, for time."})
-    rounds: int = field(default=9, metadata={"help": "Turns that each takes; one more at the start is not counted."})
-    seed: int = field(default=0, metadata={"help": "Of clips and episodes."})
+    rounds: int = field(default=9, metadata={"help": "Turns of each precision, after one warm-up turn."})
+    seed: int = field(default=0, metadata={"help": "Seed of clips and episodes."})
 
 
 def answers(arguments: Arguments) -> dict[str, EpisodePredictions]:
-    """Answers per arithmetic to the same episodes; every clip is read once."""
+    """Answers to the same episodes in each precision; every clip is read once."""
     models = {dtype: load_model(arguments.model, dtype) for dtype in DTYPES}
     processor = models["float32"][1]
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +81,7 @@ def answers(arguments: Arguments) -> dict[str, EpisodePredictions]:
 
 
 def encoding_times(arguments: Arguments) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds of every round, and megabytes of the visual tower's weights, per arithmetic."""
+    """Milliseconds of every round, and megabytes of the visual tower's weights, for each precision."""
     clip_config = CLIPConfig(vision_config=VISION[arguments.vision])
     config = CLIPFSARConfig(clip_config=clip_config, num_frames=arguments.num_frames)
     models, megabytes = {}, {}
@@ -108,7 +109,7 @@ def main(arguments: Arguments):
     predictions = answers(arguments)
     times, megabytes = encoding_times(arguments)
     print(
-        "| arithmetic | accuracy / % | minus float32 / points | videos that change their answer / % | "
+        "| precision | accuracy / % | minus float32 / points | videos that change their answer / % | "
         "encoding a video / ms | ratio | weights / MB |\n|---|---|---|---|---|---|---|"
     )
     exact = predictions["float32"]
@@ -133,7 +134,7 @@ def main(arguments: Arguments):
 
 
 def _processor_name() -> str:
-    """With what makes small arithmetic fast, where the system tells."""
+    """The processor, with its instructions for low precision if the system lists them."""
     flags = Path("/proc/cpuinfo")
     known = set(flags.read_text().split()) if flags.is_file() else set()
     found = [

@@ -1,12 +1,12 @@
-"""Reading sampled frames beside each decoder used bare, and making pixel values of frames beside transformers' own.
+"""Reading sampled frames, compared with bare decoders; and preprocessing, compared with transformers' image processor.
 
     python -m benchmarks.reading                       # rendered clips: 320 x 240, 250 frames, H.264
     python -m benchmarks.reading --videos FOLDER       # your own: FOLDER/CLASS/VIDEO
 
-"Bare" is the shortest program that gets frames out of a decoder: open the file, ask for the number of frames, choose,
-read. Ours also lists the packets of the file, to know which frames it shows, and checks that it got them;
-`seconds_per_video=60` does so in a process that can be killed. All take turns, video by video, on one thread. The ratio
-is to decord used bare: the median over rounds, the smallest and the largest. Missing decoders are left out.
+"Bare" is the shortest program that reads frames with a decoder: open the file, ask for the number of frames, choose
+frames, read them. Ours also lists the packets of the file to know which frames it shows, and checks that it got them.
+`seconds_per_video=60` does this in a process that can be killed. All take turns, video by video, on one thread. The
+ratio to bare decord is the median over rounds, with the smallest and the largest. Missing decoders are left out.
 """
 
 import platform
@@ -36,9 +36,9 @@ from video_clipfsar import read_video_frames, sample_frame_indices
 
 @dataclass
 class Arguments:
-    videos: str | None = field(default=None, metadata={"help": "Folder CLASS/VIDEO of real clips; else rendered ones."})
-    num_videos: int = field(default=8, metadata={"help": "Videos that are read."})
-    rounds: int = field(default=5, metadata={"help": "Turns that each takes, after one to warm up."})
+    videos: str | None = field(default=None, metadata={"help": "Folder CLASS/VIDEO of real clips; default: rendered."})
+    num_videos: int = field(default=8, metadata={"help": "Videos to read."})
+    rounds: int = field(default=5, metadata={"help": "Turns of each program, after one warm-up turn."})
 
 
 def choose(num_video_frames: int, fps: float | None = None) -> list[int]:
@@ -73,33 +73,33 @@ def bare_av(path: str) -> torch.Tensor:
 BARE = {"decord": bare_decord, "torchcodec": bare_torchcodec, "av": bare_av}
 
 
-def seconds_in_turns(ways: list[Callable], inputs: list, rounds: int) -> list[list[float]]:
-    """Seconds that each way takes for all inputs, in each round; the ways take turns input by input."""
-    seconds = [[0.0] * rounds for _ in ways]
+def seconds_in_turns(programs: list[Callable], inputs: list, rounds: int) -> list[list[float]]:
+    """Seconds of each program for all inputs, in each round; the programs take turns input by input."""
+    seconds = [[0.0] * rounds for _ in programs]
     for turn in range(rounds + 1):
         for item in inputs:
-            for way, durations in zip(ways, seconds, strict=True):
+            for program, durations in zip(programs, seconds, strict=True):
                 start = time.perf_counter()
-                way(item)
+                program(item)
                 if turn:  # the first round warms up
                     durations[turn - 1] += time.perf_counter() - start
     return seconds
 
 
 def compare_decoders(files: dict[str, list[str]], rounds: int):
-    ways = {f"{name}, bare": way for name, way in BARE.items() if load_decoder(name)[0] is not None}
-    ways |= {
+    programs = {f"{name}, bare": program for name, program in BARE.items() if load_decoder(name)[0] is not None}
+    programs |= {
         f"ours, {name}": lambda path, name=name: read_video_frames(path, choose, name)
         for name in ("auto", *DECODERS)
         if name == "auto" or load_decoder(name)[0] is not None
     }
-    ways["ours, auto, seconds_per_video=60"] = lambda path: read_video_frames(path, choose, seconds_per_video=60)
-    ways["ours, list of packets only"] = lambda path: PyAVReader(path).close()
-    print("| files | way | sampled frames/s | time, to bare decord |\n|---|---|---|---|")
+    programs["ours, auto, seconds_per_video=60"] = lambda path: read_video_frames(path, choose, seconds_per_video=60)
+    programs["ours, list of packets only"] = lambda path: PyAVReader(path).close()
+    print("| files | program | sampled frames/s | time relative to bare decord |\n|---|---|---|---|")
     for title, paths in files.items():
         if not all(torch.equal(BARE["av"](path), read_video_frames(path, choose)) for path in paths):
-            print(f"({title}: a bare PyAV, which trusts the file's own count, reads other frames than ours.)")
-        seconds = dict(zip(ways, seconds_in_turns(list(ways.values()), paths, rounds), strict=True))
+            print(f"({title}: bare PyAV trusts the frame count in the file, and reads other frames than ours.)")
+        seconds = dict(zip(programs, seconds_in_turns(list(programs.values()), paths, rounds), strict=True))
         base = seconds.get("decord, bare", seconds["av, bare"])
         for name, durations in seconds.items():
             rate = NUM_FRAMES * len(paths) / statistics.median(durations)
@@ -117,16 +117,16 @@ def compare_preprocessing(rounds: int):
     }
     rng = np.random.default_rng(0)
     clips = [torch.from_numpy(rng.integers(0, 256, (NUM_FRAMES, 240, 320, 3), dtype=np.uint8)) for _ in range(30)]
-    ways = {
+    programs = {
         "transformers' image processor (PIL)": lambda clip: image_processor(
             [Image.fromarray(frame.numpy()) for frame in clip], return_tensors="pt"
         ),
         "ours, `clip`": lambda clip: processors["clip"].process_videos([clip]),
         "ours, `official`": lambda clip: processors["official"].process_videos([clip]),
     }
-    seconds = seconds_in_turns(list(ways.values()), clips, rounds)
+    seconds = seconds_in_turns(list(programs.values()), clips, rounds)
     print("| 320 x 240 to 224 px: resize, crop, normalise | frames/s on one core | ratio |\n|---|---|---|")
-    for name, durations in zip(ways, seconds, strict=True):
+    for name, durations in zip(programs, seconds, strict=True):
         rate = NUM_FRAMES * len(clips) / statistics.median(durations)
         ratio = statistics.median(base / own for base, own in zip(seconds[0], durations, strict=True))
         print(f"| {name} | {rate:.0f} | {ratio:.1f} x |")
@@ -140,7 +140,7 @@ def main(arguments: Arguments):
     with tempfile.TemporaryDirectory() as folder:
         if arguments.videos:
             clips = [clip.path for split in folder_splits(Path(arguments.videos)).values() for clip in split]
-            files = {"as they are": clips[: arguments.num_videos]}
+            files = {"your files": clips[: arguments.num_videos]}
         else:
             files = {}
             for gop_size in (250, 12):

@@ -1,11 +1,10 @@
-"""Runs every benchmark and writes their tables into one page.
+"""Runs every benchmark and writes all tables into one page.
 
-    python -m benchmarks.run_all                          # `make benchmark`: some ten minutes on two CPU cores
+    python -m benchmarks.run_all                          # `make benchmark`: about ten minutes on two CPU cores
     python -m benchmarks.run_all --only alignment reading --output look.md
 
-Each runs in a process of its own, one after the other, with settings that take a minute or so; the command above each
-table is how to repeat it, and a table's own --help says what else it can measure. Run it on a machine that does nothing
-else.
+The benchmarks run one after the other in separate processes, each for about a minute. To repeat one, use the command
+above its table; its --help lists other settings. Run them on an idle machine.
 """
 
 import os
@@ -30,7 +29,7 @@ FOLDER = Path(__file__).resolve().parent
 TABLES = {
     "alignment": ("Alignment", []),
     "training_step": (
-        "A training step beside bare CLIP",
+        "A training step compared with bare CLIP",
         ["--num_frames", "2", "--rounds", "6", "--dtype", "float32", "bfloat16"],
     ),
     "memory": ("Memory of a training step, computed", ["--backbones", "b32", "b16"]),
@@ -49,7 +48,7 @@ TABLES = {
     "reading": ("Reading sampled frames, and preprocessing", ["--num_videos", "5"]),
     "data_loading": ("Loaders", ["--num_videos", "8", "--rounds", "2", "--episodes", "6"]),
     "evaluation": ("Evaluation", ["--loop_episodes", "40"]),
-    "inference": ("A query against enrolled classes", []),
+    "inference": ("A query among enrolled classes", []),
     "latency": ("One clip through the pipeline", ["--rounds", "10"]),
     "startup": ("Import and loading", []),
     "precision": ("bfloat16 and int8 on a CPU", []),
@@ -61,9 +60,9 @@ TABLES = {
 class Arguments:
     only: list[str] = field(
         default_factory=lambda: list(TABLES),
-        metadata={"help": f"Some of {', '.join(TABLES)}.", "choices": list(TABLES)},
+        metadata={"help": f"Benchmarks to run, of {', '.join(TABLES)}.", "choices": list(TABLES)},
     )
-    output: str = field(default=str(FOLDER / "results.md"), metadata={"help": "The page."})
+    output: str = field(default=str(FOLDER / "results.md"), metadata={"help": "File of the page."})
 
 
 def processor_name() -> str:
@@ -75,7 +74,7 @@ def processor_name() -> str:
 
 
 def _with_tables_apart(text: str) -> str:
-    """Markdown wants an empty line before and after a table."""
+    """The text with an empty line before and after each table, as Markdown needs it."""
     text = re.sub(r"(?m)^([^|\n].*)\n(?=\|)", r"\1\n\n", text)
     return re.sub(r"(?m)^(\|.*)\n(?=[^|\n])", r"\1\n\n", text)
 
@@ -84,10 +83,10 @@ def main(arguments: Arguments):
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "datasets", "numpy", "av"))
     page = [
-        "# What things cost",
+        "# Benchmarks",
         f"Written by `make benchmark` on {date.today()}: {processor_name()} ({os.cpu_count()} cores), {device}, "
-        f"{platform.system()}, Python {platform.python_version()}, {versions}. Figures of one table stand beside each "
-        "other in one process, taking turns; across tables, and between machines, compare ratios only.",
+        f"{platform.system()}, Python {platform.python_version()}, {versions}. The measurements of one table take "
+        "turns in one process. Between tables and between machines, compare only ratios.",
     ]
     failed, start = [], time.perf_counter()
     for name in (progress := tqdm(arguments.only, unit="table")):
@@ -105,11 +104,11 @@ def main(arguments: Arguments):
         picture = FOLDER / f"{name}.png"
         if picture.is_file() and not run.returncode:
             page.append(f"![{title}]({os.path.relpath(picture, Path(arguments.output).parent)})")
-    page.append(f"All of it took {(time.perf_counter() - start) / 60:.0f} minutes.")
+    page.append(f"All benchmarks took {(time.perf_counter() - start) / 60:.0f} minutes.")
     Path(arguments.output).write_text("\n\n".join(page) + "\n")
     print(f"The tables are in {arguments.output}.")
     if failed:
-        sys.exit(f"error: {', '.join(failed)} failed; what they said stands above.")
+        sys.exit(f"error: {', '.join(failed)} failed; see their output above.")
 
 
 if __name__ == "__main__":

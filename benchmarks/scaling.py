@@ -1,22 +1,22 @@
-"""How the cost of an episode grows with its ways, shots, frames and queries: a Markdown table and a picture.
+"""How the cost of an episode grows with ways, shots, frames and queries: a Markdown table and a picture.
 
-    python -m benchmarks.scaling                                    # one thread, some 90 s; benchmarks/scaling.png
+    python -m benchmarks.scaling                                    # one thread, about 90 s; benchmarks/scaling.png
     python -m benchmarks.scaling --rounds 15 --output_dir results
 
-One of the four numbers grows at a time, the others stay at 5-way 5-shot, 8 frames, 25 query videos in all. Timed on
-frame features, in rounds through all settings, each cell the median:
+One of the four numbers grows at a time; the others stay at 5-way 5-shot, 8 frames and 25 query videos in total. Rounds
+go through all settings, and each time is a median. These are timed on frame features:
 
-- prototypes: made once out of the support videos;
+- prototypes: computed once from the support videos;
 - alignment: distances of queries to prototypes, and probabilities;
 - classification: the temporal transformer over the queries, and alignment;
-- evaluation: a further episode of an evaluation, which makes prototypes but has all query states already. Every class
-  has at least one query there: 50-way and more have as many queries as ways.
+- evaluation: one more episode of an evaluation. It computes prototypes, but the query states are known. Every class has
+  at least one query here: episodes of 50 ways or more have one query per way.
 
-Beside them the visual tower (ViT-B/32, 224 px) for the same query videos, timed on one video and extrapolated (~): it
-sees each frame alone. Memory is the most that lives at one time in the alignment, inputs included, counted and not
-measured; "in matrices" divides it by the frame distances it is about. One thread is timed by what it computes, which
-others on the machine hardly disturb; several, and a GPU, by the time that passes. Random weights and features: they
-change no cost.
+For comparison, the visual tower (ViT-B/32, 224 px) is timed on one video and extrapolated to all query videos (~); it
+encodes each frame separately. Memory is the peak in the alignment, inputs included; it is counted, not measured. "In
+matrices" divides it by the size of the frame distances. One thread is timed by CPU time, which other programs hardly
+disturb; several threads, and a GPU, by wall-clock time. Weights and features are random; the cost does not depend on
+them.
 """
 
 import platform
@@ -44,7 +44,7 @@ from modeling_clipfsar import CLIPFSARModel
 
 TITLES = {"n_way": "ways", "n_shot": "shots", "num_frames": "frames per video", "n_queries": "query videos"}
 BASE = {"n_way": 5, "n_shot": 5, "num_frames": 8, "n_queries": 25}
-EPISODES = 4  # of an evaluation, at once
+EPISODES = 4  # episodes of an evaluation, in one batch
 WORK = ("prototypes", "alignment", "classification", "evaluation")
 TOWER = "visual tower (~)"
 
@@ -55,11 +55,11 @@ class Arguments:
     n_shot: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50], metadata={"help": "Clips per class."})
     num_frames: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64], metadata={"help": "Frames per video."})
     n_queries: list[int] = field(
-        default_factory=lambda: [25, 100, 400, 1600, 3200], metadata={"help": "Query videos, of all classes together."}
+        default_factory=lambda: [25, 100, 400, 1600, 3200], metadata={"help": "Query videos of all classes together."}
     )
-    rounds: int = field(default=3, metadata={"help": "Rounds; one more at the start is not counted."})
+    rounds: int = field(default=3, metadata={"help": "Rounds, after one warm-up round."})
     num_threads: int = field(default=1, metadata={"help": "Threads on a CPU."})
-    output_dir: str = field(default=str(Path(__file__).parent), metadata={"help": "Where scaling.png goes."})
+    output_dir: str = field(default=str(Path(__file__).parent), metadata={"help": "Folder for scaling.png."})
 
 
 class Episode:
@@ -114,11 +114,11 @@ def seconds(function) -> float:
 
 
 def plot(times: dict[tuple, dict[str, float]], factors: dict[str, list[int]], path: Path, title: str):
-    """Time over each factor, doubly logarithmic, on one vertical scale."""
+    """Plots time over each factor, log-log, with one vertical scale."""
     figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained", sharey=True)
     colours = {"classification": "tab:blue", "alignment": "tab:orange", "prototypes": "tab:green"}
     colours |= {"evaluation": "tab:red", TOWER: "0.35"}
-    names = {"evaluation": "evaluation, a further episode", TOWER: "visual tower for the queries (extrapolated)"}
+    names = {"evaluation": "evaluation, one more episode", TOWER: "visual tower for the queries (extrapolated)"}
     for axes, (factor, values) in zip(panels.flat, factors.items(), strict=True):
         for work, colour in colours.items():
             taken = [times[setting(factor, value)][work] for value in values]
@@ -140,7 +140,7 @@ def plot(times: dict[tuple, dict[str, float]], factors: dict[str, list[int]], pa
 
 
 def setting(factor: str, value: int) -> tuple[int, ...]:
-    """Ways, shots, frames and queries, all but one as in `BASE`."""
+    """Ways, shots, frames and queries: `BASE` with one changed value."""
     return tuple((BASE | {factor: value}).values())
 
 
@@ -160,7 +160,7 @@ def main(arguments: Arguments):
     for _ in range(arguments.rounds + 1):
         tower.append(seconds(lambda: model.get_video_features(frames)))
         for key, works in durations.items():
-            episode = Episode(model, *key)  # made anew: the features of all settings together would fill the memory
+            episode = Episode(model, *key)  # not kept: the features of all settings would fill the memory
             num_bytes[key] = num_bytes.get(key) or episode.alignment_bytes()
             for work, taken in works.items():
                 taken.append(seconds(getattr(episode, work)))
@@ -194,7 +194,7 @@ def main(arguments: Arguments):
         f"{transformers.__version__}, {date.today()}"
     )
     others = ", ".join(f"{number} {TITLES[factor]}" for factor, number in BASE.items())
-    print(f"\nOthers at {others}; {machine}; picture: {path.name}.")
+    print(f"\nThe other numbers are {others}; {machine}; picture: {path.name}.")
     plot(times, factors, path, f"Cost of an episode as one number grows; the others stay at the grey line\n{machine}")
 
 

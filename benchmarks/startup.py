@@ -1,12 +1,12 @@
-"""Time until a model can be used: imports and loading, beside those of transformers' own CLIP, as a Markdown table.
+"""Time until a model can be used: imports and loading, compared with transformers' CLIP, as a Markdown table.
 
-    python -m benchmarks.startup                 # ViT-B/32, some 90 s
+    python -m benchmarks.startup                 # ViT-B/32, about 90 s
     python -m benchmarks.startup --rounds 10 --clock process_time    # on a busy machine
 
-The counterpart in transformers gives the same: a model, or a model and what feeds it. "Import" and "first load" are
-what a fresh Python process pays once; in each round all take their turn in a process of their own. "Loading again" is
-`from_pretrained` in one process that has done it before, the models in turns. Weights are random and lie in the page
-cache: `from_pretrained` maps them, and the first forward reads them. A ratio is the median of the rounds' ratios.
+The counterpart in transformers gives the same: a model, or a model with its processor. "Import" and "first load" are
+costs of a fresh Python process; each case of a round runs in a separate process. "Loading again" is `from_pretrained`
+in a process that has loaded the model before; the models take turns. Weights are random and in the page cache:
+`from_pretrained` maps them, and the first forward reads them. A ratio is the median of the rounds' ratios.
 """
 
 import json
@@ -32,7 +32,7 @@ from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import save_with_pipeline
 from processing_clipfsar import CLIPFSARProcessor
 
-# Name -> what is imported, what is loaded; `clip` and `fsar` are folders. Transformers' own stand before their like.
+# Name -> (imports, loading); `clip` and `fsar` are folders. Each of transformers' cases comes before its counterparts.
 CASES = {
     "CLIPModel": ("from transformers import CLIPModel", "CLIPModel.from_pretrained(clip)"),
     "CLIPFSARModel": ("from modeling_clipfsar import CLIPFSARModel", "CLIPFSARModel.from_pretrained(fsar)"),
@@ -56,7 +56,7 @@ CASES = {
 }
 MODELS = list(CASES)[:3]
 
-# Programs of the child processes: cases, folders, rounds and the clock's name in, seconds out.
+# Programs of the child processes. Inputs: cases, folders, rounds and the name of the clock. Output: seconds.
 FRESH = """
 import json, sys, time
 [(imports, load)], (clip, fsar), _, clock = json.loads(sys.argv[1])
@@ -67,8 +67,8 @@ imported = now()
 exec(load)
 print(json.dumps([imported - start, now() - imported]))
 """
-# Nobody's turn pays for another's: models stand in cycles, and loading compiles a pattern per weight, which stays in
-# the cache of `re` for a model with the same names.
+# No turn may affect the next one. Models are in reference cycles, so they are collected. Loading compiles a pattern per
+# weight, which `re` would cache for models with the same names, so this cache is cleared.
 AGAIN = """
 import gc, json, re, sys, time
 cases, (clip, fsar), rounds, clock = json.loads(sys.argv[1])
@@ -91,26 +91,26 @@ print(json.dumps([durations[1:] for durations in seconds]))
 
 @dataclass
 class Arguments:
-    rounds: int = field(default=2, metadata={"help": "Fresh processes of each."})
-    load_rounds: int = field(default=20, metadata={"help": "Rounds of loading again; one more is not counted."})
+    rounds: int = field(default=2, metadata={"help": "Fresh processes of each case."})
+    load_rounds: int = field(default=20, metadata={"help": "Rounds of loading again, after one warm-up round."})
     clock: str = field(
         default="perf_counter",
         metadata={
             "choices": ["perf_counter", "process_time"],
-            "help": "Time that passes, or what the process itself computes: less disturbed by others.",
+            "help": "Wall-clock time, or CPU time of the process, which other programs disturb less.",
         },
     )
 
 
 def run(program: str, cases: list[str], folder: Path, clock: str, rounds: int = 0) -> list:
-    """What a child process of `program` prints, read as JSON."""
+    """Runs `program` in a child process and returns its output, read as JSON."""
     inputs = [CASES[name] for name in cases], [str(folder / "clip"), str(folder / "fsar")], rounds, clock
     environment = {
         **os.environ,
-        "HF_MODULES_CACHE": str(folder / "modules"),  # where custom code is copied to
+        "HF_MODULES_CACHE": str(folder / "modules"),  # transformers copies custom code there
         "HF_HUB_OFFLINE": "1",
     }
-    # As usual, all of it runs from bytecode: a warm-up writes that of this checkout and of the copied code.
+    # All code runs from bytecode, as usual: a warm-up writes the bytecode of this checkout and of the copied code.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, "-c", program, json.dumps(inputs)]
     child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -120,11 +120,11 @@ def run(program: str, cases: list[str], folder: Path, clock: str, rounds: int = 
 
 
 def save_models(folder: Path) -> None:
-    """A plain CLIP and a CLIP-FSAR with all its code, of random weights, each with what feeds it."""
+    """Saves a plain CLIP and a CLIP-FSAR model with its code, both with random weights and their processors."""
     logging.disable_progress_bar()
     CLIPModel(CLIPConfig()).save_pretrained(folder / "clip")
     image_processor = CLIPImageProcessor()
-    tokenizer = CLIPTokenizer.from_pretrained(TINY_CLIP)  # of few words: there is no other offline
+    tokenizer = CLIPTokenizer.from_pretrained(TINY_CLIP)  # small vocabulary; the only one offline
     for part in (image_processor, tokenizer):
         part.save_pretrained(folder / "clip")
     processor = CLIPFSARProcessor(image_processor, tokenizer)
@@ -132,7 +132,7 @@ def save_models(folder: Path) -> None:
 
 
 def cells(times: dict[str, list[float]], unit: str) -> dict[str, str]:
-    """Medians in seconds or milliseconds, and behind one of ours its ratio to the row of transformers' own above it."""
+    """Medians in seconds or milliseconds; ours also with the ratio to the nearest row of transformers' CLIP above."""
     found = {}
     for name, seconds in times.items():
         median = statistics.median(seconds)

@@ -1,13 +1,13 @@
-"""One training step beside bare CLIP on the same frames: time, peak memory, and what is not the visual tower.
+"""One training step compared with bare CLIP on the same frames: time, peak memory, and the cost of the method.
 
     python -m benchmarks.training_step                    # ViT-B/32, 224 px, 5-way 1-shot, 1 query per class
     python -m benchmarks.training_step --vision vit_b16 --n_query 5 --gradient_checkpointing    # real size, 20 minutes
     python -m benchmarks.training_step --dtype bfloat16 --torch_compile
 
-A step is what the training program does with an episode: forward, backward, Adam. Bare CLIP is `get_image_features` of
-the same frames in one call, forward and backward. Both take turns within one process. "The method" is the forward and
-backward pass on given frame features: all that is added to the visual tower. Random weights and pixels: neither changes
-the cost. On the CPU memory is the process's peak, on CUDA the allocator's.
+A step is the training program's work on one episode: forward, backward, Adam. Bare CLIP is `get_image_features` on the
+same frames in one call, forward and backward. Both take turns in one process. "The method" is the forward and backward
+pass on given frame features: everything except the visual tower. Weights and pixels are random; the cost does not
+depend on them. Memory is the peak of the process on a CPU, and of the allocator on CUDA.
 """
 
 import platform
@@ -41,10 +41,10 @@ class Arguments:
     num_base_classes: int = field(default=64, metadata={"help": "Classes of the video-text contrast."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in the backward."})
     dtype: list[str] = field(
-        default_factory=lambda: ["float32"], metadata={"help": "Arithmetic, several; others than float32 by autocast."}
+        default_factory=lambda: ["float32"], metadata={"help": "Precisions; those below float32 use autocast."}
     )
-    torch_compile: bool = field(default=False, metadata={"help": "Time the compiled model, too."})
-    rounds: int = field(default=3, metadata={"help": "Turns that each takes, after one to warm up if there are more."})
+    torch_compile: bool = field(default=False, metadata={"help": "Also time the compiled model."})
+    rounds: int = field(default=3, metadata={"help": "Turns of each; if more than 1, after one warm-up turn."})
 
 
 class Step:
@@ -58,7 +58,7 @@ class Step:
         self.model.freeze_text_tower()
         if arguments.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
-        self.runs = self.model  # or compiled
+        self.runs = self.model  # or the compiled model
         self.optimizer = make_optimizer(self.model, EpisodicTrainingArguments())
         counts = {"support": arguments.n_way * arguments.n_shot, "query": arguments.n_way * arguments.n_query}
         classes = torch.arange(arguments.n_way, device=device)
@@ -120,7 +120,7 @@ def take_turns(work: dict[str, Callable], rounds: int, device: torch.device) -> 
     """Seconds of each piece of work in each round."""
     seconds = {name: [] for name in work}
     for turn in range(rounds + (rounds > 1)):
-        for name, function in list(work.items())[:: (-1) ** turn]:  # none always has the caches of the same other
+        for name, function in list(work.items())[:: (-1) ** turn]:  # the order alternates, since caches depend on it
             start = _now(device)
             function()
             if turn or rounds == 1:
@@ -139,7 +139,7 @@ def rows_of(arguments: Arguments, dtype: str, step: Step, device: torch.device) 
     seconds = take_turns({"bare": step.bare_clip, "episode": step.episode}, arguments.rounds, device)
     memory = peak_memory_gib(device)
     method = min(take_turns({"method": step.method}, 5, device)["method"])
-    step.adam()  # makes its moments
+    step.adam()  # the first call creates the moments
     step.adam()
     ratio = statistics.median(whole / bare for whole, bare in zip(seconds["episode"], seconds["bare"], strict=True))
     bare, episode = (statistics.median(seconds[name]) for name in ("bare", "episode"))
@@ -175,7 +175,7 @@ def main(arguments: Arguments):
         f"{arguments.n_way * arguments.n_query} queries, {arguments.num_frames} frames{checkpointing}; "
         f"medians of {arguments.rounds} round(s), seconds"
     )
-    print("| arithmetic | bare CLIP | episode | ratio | the method (share) | Adam (share) | peak memory so far / GiB |")
+    print("| precision | bare CLIP | episode | ratio | the method (share) | Adam (share) | peak memory so far / GiB |")
     print("|---|---|---|---|---|---|---|")
     for dtype in arguments.dtype:
         print("\n".join(rows_of(arguments, dtype, step, device)), flush=True)

@@ -1,13 +1,13 @@
-"""How well "none of these" is told on the embedded synthetic actions, as a Markdown table.
+"""Accuracy of "none of these" on the embedded synthetic actions, as a Markdown table.
 
-    python -m benchmarks.unknown_videos                                   # the tiny CLIP as it is, novel classes
+    python -m benchmarks.unknown_videos                                   # the tiny CLIP, untrained; novel classes
     python -m benchmarks.unknown_videos --model demo_output/run/best   # a trained model
 
-Again and again half of the split's classes are enrolled by a few clips each. Asked are the other clips of these classes
-(known) and all clips of the other half (unknown). AUROC: the chance that an unknown video scores higher than a known
-one. "Wrongly refused" and "let through" are errors at the limit of 0.5, which comes from the support set alone. Most
-classes of the novel split come in time-reversed pairs, and all are red or green stars, circles or rings: unknown videos
-resemble known ones here far more than an arbitrary video would.
+Each draw enrolls half of the split's classes with a few clips each. The queries are the other clips of these classes
+(known) and all clips of the other half (unknown). AUROC is the chance that an unknown video scores higher than a known
+one. "Wrongly refused" and "let through" are errors at the threshold of 0.5, which depends only on the support set. Most
+classes of the novel split come in time-reversed pairs, and all are red or green stars, circles or rings. Unknown videos
+therefore resemble known ones far more than an arbitrary video would.
 """
 
 import tempfile
@@ -34,17 +34,17 @@ class Arguments:
     split: str = field(default="test", metadata={"help": "Classes to draw from: test are the novel ones."})
     videos_per_class: int = field(default=20, metadata={"help": "Clips of each class."})
     n_shot: list[int] = field(default_factory=lambda: [2, 5, 10], metadata={"help": "Clips enrolled per class."})
-    draws: int = field(default=40, metadata={"help": "Support sets drawn per number of shots."})
-    seed: int = field(default=0, metadata={"help": "Of clips and draws."})
+    draws: int = field(default=40, metadata={"help": "Support sets to draw per number of shots."})
+    seed: int = field(default=0, metadata={"help": "Seed of clips and draws."})
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Chance that an unknown score is above a known one, ties counting half."""
+    """Chance that an unknown score is above a known one; ties count half."""
     return float(np.mean((unknown[:, None] > known) + 0.5 * (unknown[:, None] == known)))
 
 
 def draw_support_set(whole: SupportSet, n_shot: int, rng: np.random.Generator):
-    """Half of the classes with `n_shot` random clips each; and the features of all other clips, known and unknown."""
+    """A support set of half of the classes with `n_shot` random clips each; the features of known and unknown clips."""
     enrolled, known, unknown = SupportSet(whole.fingerprint), [], []
     order = rng.permutation(whole.class_names)
     for number, name in enumerate(order):

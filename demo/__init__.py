@@ -1,4 +1,4 @@
-"""A page on which people name classes, show clips of them and ask about another clip."""
+"""The demo page: name classes, add a few clips of each, and classify another clip."""
 
 from clipfsar.options import end_quietly_when_interrupted
 

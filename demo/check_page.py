@@ -1,12 +1,12 @@
-"""Uses the page as a visitor would, in a real Chromium without a network, and takes pictures of it.
+"""Tests the page in a real Chromium without a network, as a visitor uses it, and takes screenshots.
 
     python -m demo.check_page --output_dir page_pictures
     python -m demo.check_page --output_dir page_pictures --model runs/mine/best --chromium /usr/bin/chromium
 
-Needs `pip install playwright` and a Chromium (the system's, or `playwright install chromium`). Enrols two classes by
-upload and one by the camera (a fake one), asks about clips, takes things out again, gives bad files, looks in as
-somebody else. Ends with an error where the page does something else than it should, where it asks anything of another
-host, where the browser reports an error, or where an upload is left behind.
+It needs `pip install playwright` and a Chromium (the system's, or `playwright install chromium`). It enrolls two
+classes by upload and one with a fake camera, classifies clips, removes classes and clips, uploads bad files, and opens
+the page as a second visitor. It ends with an error if the page misbehaves, requests anything from another host, makes
+the browser report an error, or leaves an upload behind.
 """
 
 import os
@@ -35,13 +35,13 @@ FIRST, SECOND = "red star growing", "green star bouncing"
 
 @dataclass
 class Arguments:
-    output_dir: str = option(REQUIRED, "Folder for the pictures.")
-    model: str | None = option(None, "Passed to the page.")
-    chromium: str | None = option(shutil.which("chromium"), "Browser; default: the system's, or else playwright's own.")
+    output_dir: str = option(REQUIRED, "Folder for the screenshots.")
+    model: str | None = option(None, "Model of the page; default: the page's own.")
+    chromium: str | None = option(shutil.which("chromium"), "Browser; default: the system's, otherwise playwright's.")
 
 
 def start_page(folder: Path, model: str | None) -> tuple[subprocess.Popen, str]:
-    """The page as a process that keeps its files in `folder`, and its address."""
+    """Starts the page; returns its process, which keeps its files in `folder`, and its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -57,10 +57,10 @@ def start_page(folder: Path, model: str | None) -> tuple[subprocess.Popen, str]:
                 break
             time.sleep(0.5)
     page.kill()
-    raise RuntimeError("The page did not start; what it said stands above.")
+    raise RuntimeError("The page did not start; see its output above.")
 
 
-def enrol(page: Page, class_name: str, clips: list[Path | str]):
+def add_to_class(page: Page, class_name: str, clips: list[Path | str]):
     page.get_by_placeholder("opening a door").fill(class_name)
     page.locator("#clips input[type=file]").set_input_files(clips)
     expect(page.locator("#clips")).to_contain_text(Path(clips[-1]).suffix)
@@ -75,7 +75,7 @@ def ask(page: Page, clip: Path | str):
 
 
 def uploads_in(folder: Path) -> list[Path]:
-    # Beside them gradio leaves an empty file for each time that it hands one over.
+    # Gradio also leaves an empty file for each upload that it passes on.
     files = folder.glob("clipfsar_page_*/uploads/**/*")
     return [path for path in files if path.is_file() and path.stat().st_size]
 
@@ -85,11 +85,11 @@ def wait_for_uploads(folder: Path, number: int):
         if len(uploads_in(folder)) == number:
             return
         time.sleep(0.2)
-    raise AssertionError(f"{number} uploads should be left, these are: {uploads_in(folder)}")
+    raise AssertionError(f"{number} uploads should be left, but there are: {uploads_in(folder)}")
 
 
 class Check:
-    """One visitor's way through the page, at the width it has."""
+    """One visitor's way through the page, at one window width."""
 
     def __init__(self, page: Page, clips, folder: Path, pictures: Path):
         self.page, self.clips, self.pictures = page, clips, pictures
@@ -113,17 +113,17 @@ class Check:
         self.picture("1_start")
         page.get_by_role("button", name="Add to class").click()
         expect(page.locator(".problem")).to_contain_text("The class has no name yet")
-        enrol(page, FIRST, [self.broken])
+        add_to_class(page, FIRST, [self.broken])
         expect(page.locator(".problem")).to_contain_text("Cannot read video 'broken.mp4'")
         self.picture("2_problem")
         page.locator("#clips").get_by_label("Clear").click()
 
     def enroll(self):
         page, clips = self.page, self.clips
-        enrol(page, FIRST, clips.classes[FIRST])
+        add_to_class(page, FIRST, clips.classes[FIRST])
         expect(page.get_by_text(f"Added 2 clips to “{FIRST}”.")).to_be_visible()
         expect(page.locator("#answer")).to_contain_text("So far there is only")
-        enrol(page, SECOND, clips.classes[SECOND][:1])
+        add_to_class(page, SECOND, clips.classes[SECOND][:1])
         expect(page.locator(".class-title")).to_have_text([FIRST, SECOND])
         expect(page.locator("#answer")).to_contain_text("Now add the clip")
         ask(page, clips.queries[SECOND])
@@ -212,7 +212,7 @@ def main(arguments: Arguments):
                 assert overflow <= 0, f"The page is {overflow} pixels wider than the window of {size['width']}."
                 other = visit(size)
                 other.goto(address)
-                expect(other.get_by_text("No class yet")).to_be_visible()  # what the first visitor has is not theirs
+                expect(other.get_by_text("No class yet")).to_be_visible()  # no access to the first visitor's classes
                 other.context.close()
                 page.context.close()
                 wait_for_uploads(folder, 0)
@@ -222,7 +222,7 @@ def main(arguments: Arguments):
             process.wait(30)
         assert not problems, "\n".join(problems)
         assert not list(folder.glob("clipfsar_page_*")), "The page left its folder behind."
-    print(f"The page did all it should. Look at the pictures in {pictures}.")
+    print(f"The page passed all checks. Look at the screenshots in {pictures}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Puts together the folder of a Hugging Face Space that shows the page: code, tiny CLIP, README and requirements.
+"""Makes the folder of a Hugging Face Space that serves the page: code, tiny CLIP, README and requirements.
 
 python -m demo.make_space --output_dir space
 hf upload NAME/SPACE space --repo-type space
@@ -22,11 +22,11 @@ main([])
 
 @dataclass
 class Arguments:
-    output_dir: str = option(REQUIRED, "Folder of the Space; must be empty or not there yet.")
+    output_dir: str = option(REQUIRED, "Folder of the Space: a new or empty one.")
 
 
 def make_space(folder: Path):
-    """Raises `ValueError` where something lies in the folder already."""
+    """Writes the folder of the Space. Raises `ValueError` when the folder is not empty."""
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: name a new folder, or clear this one.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""The page with rendered example clips, and a model to begin with.
+"""The demo page with rendered example clips and a default model.
 
-    python -m demo.page                                  # the model of `make demo`, or else the tiny CLIP
+    python -m demo.page                                  # the model of `make demo`; without it the tiny CLIP
     python -m demo.page --model runs/mine/best           # a folder or Hub id: CLIP-FSAR, or a plain CLIP
 
-`make page` sets it up and starts it. `clipfsar demo-page --help` explains all options.
+`make page` installs and starts it. `clipfsar demo-page --help` explains all options.
 """
 
 import os
@@ -20,12 +20,12 @@ from demo.synthetic.render import render_clip, write_clip
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAINED_IN_DEMO = REPOSITORY / "demo_output" / "run" / "best"
 EXAMPLE_CLASSES = ("green star bouncing", "red star growing", "red star shrinking")
-EXAMPLE_QUERIES = (*EXAMPLE_CLASSES, "yellow moon hopping")  # the last one is of no class
+EXAMPLE_QUERIES = (*EXAMPLE_CLASSES, "yellow moon hopping")  # the last one belongs to no class
 _CLIPS_PER_CLASS = 2
 _QUERY_INDEX = 5
 _NOTE = (
-    "This page runs a tiny model for demonstration: it knows rendered coloured shapes and nothing of the real world, "
-    "so begin with the examples. Whoever starts the page can name another model."
+    "This page runs a tiny demonstration model. It knows rendered coloured shapes and nothing of the real world: try "
+    "the examples first. Whoever starts the page can choose another model."
 )
 
 
@@ -34,7 +34,7 @@ def default_model() -> str:
 
 
 def render_examples(folder: str | Path) -> Path:
-    """Renders FOLDER/CLASS/clips and FOLDER/queries/clips; takes about a second."""
+    """Renders clips to FOLDER/CLASS/ and FOLDER/queries/ in about a second; returns the folder."""
     folder = Path(folder)
 
     def render(class_name: str, index: int, path: Path):
@@ -55,7 +55,7 @@ def main(command_line: Sequence[str] | None = None):
     arguments = parse_options(PageArguments, __doc__, command_line, "python -m demo.page", {"model": model})
     try:
         arguments.check_files()
-        from clipfsar.page.app import main as serve  # after the options: it takes seconds
+        from clipfsar.page.app import main as serve  # imported late: it takes seconds
 
         with tempfile.TemporaryDirectory(prefix="clipfsar_examples_") as folder:
             arguments.examples = arguments.examples or str(render_examples(folder))

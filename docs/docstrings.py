@@ -1,6 +1,6 @@
-"""Extension of griffe: docstrings in transformers' way, read as Markdown.
+"""Griffe extension that makes links of transformers' docstrings work in Markdown.
 
-Transformers writes a link to a class as [`Name`]; Markdown needs to be told where it leads.
+In transformers' docstrings a link to a class is [`Name`]; Markdown needs the link's target as well.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: draw the house into its page, and refuse pages that load something from another host."""
+"""MkDocs hooks: insert the architecture picture, and reject pages that load anything from another host."""
 
 import importlib.util
 import re
@@ -9,7 +9,7 @@ from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = "<!-- the house -->"
-# What a browser loads by itself; links that a reader clicks may lead anywhere.
+# Addresses that a browser loads automatically. Links may lead anywhere.
 LOADED = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//[^\"' >]+|"
     r"<link\b(?=[^>]*\brel=[\"']?(?:stylesheet|preconnect|preload|icon))[^>]*\bhref=[\"']?(?:https?:)?//[^\"' >]+|"
@@ -17,28 +17,28 @@ LOADED = re.compile(
 )
 
 
-@event_priority(100)  # before mkdocstrings reads it
+@event_priority(100)  # before mkdocstrings reads the configuration
 def on_config(config):
-    """Shows mkdocstrings the library's modules, from which `clipfsar` takes most of its names."""
+    """Tells mkdocstrings to load the library's modules: `clipfsar` exports most of its names from them."""
     handler = config.plugins["mkdocstrings"].config["handlers"]["python"]
     handler["options"]["preload_modules"] = sorted(path.stem for path in ROOT.glob("*_clipfsar.py"))
     return config
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    """Puts the picture in the place of its mark."""
+    """Replaces the placeholder comment by the picture."""
     return markdown.replace(HOUSE, _house().draw()) if HOUSE in markdown else markdown
 
 
 def on_post_build(config, **_) -> None:
-    """Fails for pages and style sheets that load something from another host: the site works offline."""
+    """Fails if pages or style sheets load anything from another host: the site must work offline."""
     found = loaded_from_elsewhere(Path(config["site_dir"]))
     if found:
         raise PluginError("The site loads from other hosts: " + "; ".join(found))
 
 
 def loaded_from_elsewhere(folder: Path) -> list[str]:
-    """Addresses that the pages in a folder load from other hosts, with the pages."""
+    """Pages in a folder with the addresses that they load from other hosts."""
     pages = sorted(path for path in folder.rglob("*") if path.suffix in (".html", ".css"))
     return [
         f"{page.relative_to(folder)}: {match[0]}"
@@ -52,6 +52,6 @@ def _house():
     module = importlib.util.module_from_spec(spec)
     import sys
 
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module

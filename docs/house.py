@@ -1,8 +1,8 @@
-"""Draws the house as SVG: its rooms, the modules in them, and who imports whom. Everything is read from the source.
+"""Draws the architecture as SVG: rooms (packages), their modules, and their imports, all read from the source.
 
     python docs/house.py house.svg
 
-A room stands one floor above the highest room that it imports.
+A room is one floor above the highest room that it imports.
 """
 
 import ast
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY, TOOLS, DOOR = "the library", "clipfsar: tools", "clipfsar: import and command"
-# Modules directly in clipfsar/ that hand out what the rooms hold; the others are tools that the rooms use.
+# Modules directly in clipfsar/ that give access to the rooms; the others are tools that the rooms use.
 ENTRANCE = ("clipfsar", "clipfsar.__main__", "clipfsar.cli")
 SUFFIX = "_clipfsar"
 
@@ -24,7 +24,7 @@ CHARACTER, LINE = 6.3, 17
 
 @dataclass
 class Room:
-    """Modules that stand together, and the rooms that they import."""
+    """A group of modules, and the rooms that they import."""
 
     name: str
     modules: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Room:
 
 
 def module_files() -> dict[str, Path]:
-    """Every module of the project by its name, tests and documentation left out."""
+    """Files of all modules of the project by name, without tests and documentation."""
     files = sorted(ROOT.glob(f"*{SUFFIX}.py"))
     for folder in ("clipfsar", "train", "demo", "benchmarks"):
         files += sorted((ROOT / folder).rglob("*.py"))
@@ -41,7 +41,7 @@ def module_files() -> dict[str, Path]:
 
 
 def room_of(module: str) -> str:
-    """The room of a module: the folder that it lies in."""
+    """The room of a module: its folder, or one of the named groups."""
     parts = module.split(".")
     if parts[0].endswith(SUFFIX):
         return LIBRARY
@@ -53,7 +53,7 @@ def room_of(module: str) -> str:
 
 
 def imported_modules(path: Path, known: set[str]) -> set[str]:
-    """Modules of the project that a file imports: in functions too, for type checkers, and by name ("module:name")."""
+    """Modules of the project that a file imports: also in functions, for type checkers, or as "module:name"."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -73,18 +73,18 @@ def rooms() -> dict[str, Room]:
         room = found.setdefault(room_of(module), Room(room_of(module)))
         if path.name != "__init__.py" or module in ENTRANCE:
             room.modules.append(module)
-        imported = imported_modules(path, set(files)) - {"clipfsar"}  # the package itself gives its version
+        imported = imported_modules(path, set(files)) - {"clipfsar"}  # "clipfsar" itself is imported for its version
         room.imports |= {room_of(other) for other in imported} - {room.name}
     return found
 
 
 def floor_of(room: str) -> int:
-    """0 for a room that imports no other, else one more than the highest that it imports."""
+    """0 for a room that imports no other; otherwise one more than the highest imported room."""
     return max((1 + floor_of(other) for other in rooms()[room].imports), default=0)
 
 
 def arrows() -> set[tuple[str, str]]:
-    """Imports between rooms, without those that a longer way shows as well."""
+    """Imports between rooms, without those that follow from a chain of other arrows."""
     graph = {name: room.imports for name, room in rooms().items()}
 
     @cache
@@ -119,7 +119,7 @@ def _lines(words: list[str], width: float) -> list[str]:
 
 
 def draw() -> str:
-    """The picture, as an SVG element that takes its colours from the page around it."""
+    """The picture as an SVG element. The style sheet of the page sets its colours."""
     floors: dict[int, list[Room]] = {}
     for room in rooms().values():
         floors.setdefault(floor_of(room.name), []).append(room)
@@ -160,7 +160,7 @@ def _box(name: str, lines: list[str], left: float, top: float, width: float, hei
 
 
 def _arrow(upper: tuple[float, ...], lower: tuple[float, ...]) -> str:
-    """From the lower edge of a room to the upper edge of one below, straight down where they overlap."""
+    """An arrow from the lower edge of a room to the upper edge of a room below; vertical if they overlap."""
     start, end = upper[0] + upper[2] / 2, lower[0] + lower[2] / 2
     low, high = max(upper[0], lower[0]) + 20, min(upper[0] + upper[2], lower[0] + lower[2]) - 20
     if low <= high:

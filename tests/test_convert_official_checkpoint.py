@@ -247,7 +247,7 @@ def test_without_a_tokenizer_the_model_is_saved_alone_and_the_program_says_so(of
         ("head.context2.layers.1.0.fn.to_q.weight", r"missing: head\.context2\.layers\.1\.0\.fn\.to_q\.weight"),
         ("head.context2.layers.0.1.net.0.weight", "net.0.weight of the temporal transformer is missing"),
         ("head.backbone.ln_post.weight", r"missing: head\.backbone\.ln_post\.weight"),
-        ("head.backbone.conv1.weight", "Weight conv1.weight is missing, from which the sizes"),
+        ("head.backbone.conv1.weight", "Weight conv1.weight is missing; the sizes"),
         ("head.backbone.transformer.resblocks.1.attn.in_proj_weight", r"missing: .*resblocks\.1\.attn\.in_proj_weight"),
         ("head.scale", "missing: head.scale"),
     ],

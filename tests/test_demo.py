@@ -155,7 +155,7 @@ def test_the_first_answer_knows_what_was_shown_and_what_was_not(tmp_path):
     answers = first_answer(tmp_path)
     best = [found["answer"][0]["label"] for found in answers]
     assert best == ["red star growing", "green star bouncing", "none of these"]
-    assert "white heart stretching, which was not shown" in in_words(answers)
+    assert "white heart stretching, which is not enrolled" in in_words(answers)
     with Image.open(tmp_path / "why.png") as picture:
         assert min(picture.size) > 400
 

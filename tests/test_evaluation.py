@@ -341,7 +341,7 @@ def test_a_result_says_which_classes_are_hard_and_taken_for_which(checkpoint, ha
     first = result["most_confused"][0]
     printed = capsys.readouterr().out
     assert f"hardest classes: {hardest} {result['per_class_accuracy'][hardest]:.0f}%" in printed
-    assert f"when both are there: {first['true']} -> {first['predicted']} {first['rate']:.0f}%" in printed
+    assert f"when both are in the episode: {first['true']} -> {first['predicted']} {first['rate']:.0f}%" in printed
 
 
 def test_pictures_and_results_are_written_to_a_folder(checkpoint, hard_data, tmp_path):
@@ -362,7 +362,7 @@ def test_the_exact_accuracy_stands_beside_the_sampled_one_for_one_shot(checkpoin
     for result in results[:3]:
         assert 20 < result["exact_accuracy"] < 100
         assert abs(result["exact_accuracy"] - result["accuracy"]) < 1.5 * result["interval"] + 1e-9
-        assert f"over all episodes there are: {result['exact_accuracy']:.2f}% (exact)" in printed
+        assert f"over all possible episodes: {result['exact_accuracy']:.2f}% (exact)" in printed
 
 
 def test_the_program_draws_until_the_interval_is_narrow_enough(checkpoint, hard_data):

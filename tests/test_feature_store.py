@@ -118,7 +118,7 @@ def test_videos_in_the_dataset_itself_are_known_by_their_bytes(tiny_clip, proces
     again.store(tmp_path, processor, Dataset.from_dict({"video": contents}))
     assert again.encoded == 0
     other = Dataset.from_dict({"video": [*contents[:-1], contents[0]]})
-    with pytest.raises(ValueError, match="was made of something else: videos: "):
+    with pytest.raises(ValueError, match="does not match: videos: "):
         again.store(tmp_path, processor, other)
 
 
@@ -262,7 +262,7 @@ def test_a_store_of_something_else_is_refused_with_the_reason_or_rebuilt_on_requ
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     encoder = Encoder(tiny_clip)
     given = change(encoder, processor, videos)
-    with pytest.raises(ValueError, match=f"was made of something else: {reason}.*--rebuild_features"):
+    with pytest.raises(ValueError, match=f"does not match: {reason}.*--rebuild_features"):
         encoder.store(tmp_path, *given)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert encoder.encoded == 0
@@ -276,7 +276,7 @@ def test_a_store_of_something_else_is_refused_with_the_reason_or_rebuilt_on_requ
 def test_a_refusal_names_only_what_differs(tiny_clip, processor, videos, tmp_path):
     Encoder(tiny_clip).store(tmp_path, processor, videos)
     encoder = Encoder(tiny_clip)
-    with pytest.raises(ValueError, match="something else: visual tower") as refusal:
+    with pytest.raises(ValueError, match="does not match: visual tower") as refusal:
         encoder.store(tmp_path, *other_weights(encoder, processor, videos))
     assert not any(name in str(refusal.value) for name in ("preprocessing", "arithmetic", "videos"))
 
@@ -288,7 +288,7 @@ def test_a_file_that_changed_under_its_name_is_noticed(tiny_clip, processor, vid
     two = Dataset.from_dict({"video": [str(copy) for copy in copies]})
     Encoder(tiny_clip).store(tmp_path / "store", processor, two)
     copies[1].write_bytes(copies[1].read_bytes() + b"\0")
-    with pytest.raises(ValueError, match="was made of something else: videos: "):
+    with pytest.raises(ValueError, match="does not match: videos: "):
         Encoder(tiny_clip).store(tmp_path / "store", processor, two)
 
 
@@ -356,7 +356,7 @@ def test_a_file_replaced_by_one_of_equal_size_is_noticed_and_named(tiny_clip, pr
     content = bytearray(paths[1].read_bytes())
     content[-10] ^= 1
     paths[1].write_bytes(content)
-    expected = r"something else: videos: .*; 1 of 3 encoded videos are others now: 1\.mp4\. Name another folder"
+    expected = r"does not match: videos: .*; 1 of 3 encoded videos have changed: 1\.mp4\. Name another folder"
     with pytest.raises(ValueError, match=expected):
         Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
 
@@ -366,7 +366,7 @@ def test_a_changed_file_is_noticed_in_a_store_that_is_half_filled_too(tiny_clip,
     with pytest.raises(KeyboardInterrupt):
         Encoder(tiny_clip, killed_in=2).store(tmp_path / "store", processor, dataset)
     paths[0].write_bytes(paths[0].read_bytes()[:-1] + b"\0")
-    with pytest.raises(ValueError, match=r"1 of 2 encoded videos are others now: 0\.mp4"):
+    with pytest.raises(ValueError, match=r"1 of 2 encoded videos have changed: 0\.mp4"):
         Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
 
 
@@ -378,7 +378,7 @@ def test_frames_changed_in_a_folder_are_noticed(tiny_clip, processor, tmp_path):
     dataset = Dataset.from_dict({"video": [str(folder)]})
     Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
     Image.new("RGB", (32, 32), (0, 0, 99)).save(folder / "2.bmp")
-    with pytest.raises(ValueError, match="1 of 1 encoded videos are others now: 0"):
+    with pytest.raises(ValueError, match="1 of 1 encoded videos have changed: 0"):
         Encoder(tiny_clip).store(tmp_path / "store", processor, dataset)
 
 
@@ -405,7 +405,7 @@ def test_any_flipped_bit_of_a_store_is_found(tiny_clip, processor, videos, name,
     whole = path.read_bytes()
     for _ in range(25):
         path.write_bytes(flipped(path, rng))
-        with pytest.raises(ValueError, match=r"is damaged|was made of something else|is no feature store"):
+        with pytest.raises(ValueError, match=r"is damaged|does not match|is no feature store"):
             encoder.store(tmp_path, processor, videos)
         path.write_bytes(whole)
     assert encoder.encoded == NUM_VIDEOS
@@ -460,12 +460,12 @@ def test_a_store_of_an_earlier_format_is_taken_over_with_one_notice(
     recwarn.clear()
     again = Encoder(tiny_clip)
     assert torch.equal(again.store(tmp_path / "store", processor, dataset), embeds)
-    assert sum("neither checksums nor what the videos hold" in str(warning.message) for warning in recwarn) == 1
+    assert sum("neither checksums nor the content of the videos" in str(warning.message) for warning in recwarn) == 1
     recwarn.clear()
     assert torch.equal(again.store(tmp_path / "store", processor, dataset), embeds)
     assert len(recwarn) == again.encoded == 0
     paths[1].write_bytes(paths[1].read_bytes()[:-1] + b"\0")  # from now on what videos hold is known
-    with pytest.raises(ValueError, match="something else: videos"):
+    with pytest.raises(ValueError, match="does not match: videos"):
         again.store(tmp_path / "store", processor, dataset)
 
 

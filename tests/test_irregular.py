@@ -501,8 +501,8 @@ def test_the_exact_accuracy_is_a_mean_over_classes_not_videos():
 @pytest.mark.parametrize(
     ("episodes", "interval", "line"),
     [
-        (1, float("nan"), "60.0% (1 episode, too few or too much alike for an interval)"),
-        (12, 0.0, "60.0% (12 episodes, too few or too much alike for an interval)"),
+        (1, float("nan"), "60.0% (1 episode, too few or too similar for an interval)"),
+        (12, 0.0, "60.0% (12 episodes, too few or too similar for an interval)"),
         (12, 4.21, "60.0 ± 4.2% (12 episodes)"),
     ],
 )

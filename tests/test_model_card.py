@@ -43,7 +43,7 @@ def test_the_text_holds_results_selection_and_training(tmp_path):
     text = " ".join(write_card(tmp_path).text.split())
     assert "| 5 | 1 | few_shot | 61.2% | ± 0.5 | 10000 |" in text
     assert "| 5 | 5 | ensemble | 72.5% | ± 0.2 | 10000 |" in text
-    assert "that of episode 600, the best on the validation classes: 55.5 ± 2.2% (1000 episodes)" in text
+    assert "the model of episode 600, the best on the validation classes: 55.5 ± 2.2% (1000 episodes)" in text
     assert "600 episodes (5-way 1-shot, 5 queries per class) of 24 base classes, seed 7" in text
     assert "classes that were not trained on" in text
     assert "arXiv:2303.02982" in text
@@ -85,7 +85,7 @@ def test_the_base_model_and_its_licence_are_named(tmp_path):
     assert card.data.license == "other"
     assert card.data.license_link == "https://huggingface.co/openai/clip-vit-base-patch16"
     assert "derived from [`openai/clip-vit-base-patch16`](https://huggingface.co/openai/clip" in card.text
-    assert "whether that covers the weights was never said" in card.text
+    assert "OpenAI never said whether that covers the weights" in card.text
 
 
 def test_a_base_model_of_this_machine_gets_no_address(tmp_path):

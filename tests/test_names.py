@@ -145,7 +145,7 @@ def test_a_device_that_this_machine_lacks_is_named_in_one_sentence(name, monkeyp
     kind = name.partition(":")[0]
     if hasattr(torch, kind):
         monkeypatch.setattr(getattr(torch, kind), "is_available", lambda: False)
-    message = f"^--device {name} cannot be used: this machine, or this PyTorch, has no {kind}. Leave it out"
+    message = f"^--device {name} cannot be used: this machine, or this PyTorch, has no {kind}. Leave the option out"
     with pytest.raises(ValueError, match=message):
         usable_device(name)
     assert usable_device("cpu") == "cpu"

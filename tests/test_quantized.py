@@ -55,8 +55,8 @@ def test_only_linear_layers_of_the_visual_encoder_are_quantised(tiny_model):
 
 def test_what_cannot_be_quantised_is_refused_with_the_remedy(tiny_model):
     for model, reason in (
-        (tiny_model().to("meta"), "made of a float32 model on the CPU; this one is float32 on meta"),
-        (tiny_model().to(torch.bfloat16), "this one is bfloat16 on cpu. Load it so"),
+        (tiny_model().to("meta"), "needs a float32 model on the CPU; this model is float32 on meta"),
+        (tiny_model().to(torch.bfloat16), "this model is bfloat16 on cpu. Load it in float32 on the CPU"),
         (tiny_model(tiny_config(tiny_resnet_clip_config())), "'clip_resnet' is made of convolutions: use float32"),
     ):
         with pytest.raises(ValueError, match=reason):

@@ -183,5 +183,7 @@ def test_answers_to_different_episodes_are_not_compared(two_way):
     other_classes = EpisodePredictions(**{**parts, "class_ids": two_way.class_ids[:, ::-1]})
     fewer = EpisodePredictions(**{name: part[:2] for name, part in parts.items()})
     for other in (other_queries, other_classes, fewer):
-        with pytest.raises(ValueError, match="answered different episodes: a paired comparison needs the same ones"):
+        with pytest.raises(
+            ValueError, match="answered different episodes: a paired comparison needs the same episodes"
+        ):
             compare(two_way, other)

@@ -102,7 +102,7 @@ def test_the_remedy_helps_a_deleted_best_model_is_chosen_anew(folder, tiny_clip,
     shutil.rmtree(run / "best")
     trainer = trainer_of(video_splits(folder), tiny_clip, run, select_on="validation")
     _, notes = trainer._checked_state(True)
-    assert notes == [f"{run / 'best'} is gone: the best model is chosen anew, beginning with that of the checkpoint."]
+    assert notes == [f"{run / 'best'} is gone: the best model is selected anew, starting with the checkpoint's model."]
     trainer.train(resume_from_checkpoint=True)
     assert trainer.best["episode"] == 8
     assert (run / "best" / "model.safetensors").is_file()

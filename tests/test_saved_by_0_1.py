@@ -117,7 +117,7 @@ def test_features_of_files_that_were_read_wrongly_are_refused(encoder, dataset, 
 
     monkeypatch.setattr(feature_store, "frames_differ_from_0_1", differ)
     shutil.copytree(SAVED / "feature_store", tmp_path / "store")
-    with pytest.raises(ValueError, match=r"read other frames of 1 of its 4 videos: 1\.mp4 \(it is mirrored\)\. Name"):
+    with pytest.raises(ValueError, match=r"read other frames of 1 of the 4 videos: 1\.mp4 \(it is mirrored\)\. Name"):
         FeatureStore(tmp_path / "store", encoder).encode(dataset)
 
 

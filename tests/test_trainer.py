@@ -207,7 +207,9 @@ def test_a_callback_stops_a_run_that_then_goes_on_exactly(make, tmp_path):
 
 
 def test_a_path_of_another_run_is_not_resumed_from(make, tmp_path):
-    with pytest.raises(ValueError, match=r"is not the run in .*: a run goes on in its own output_dir; name that one"):
+    with pytest.raises(
+        ValueError, match=r"is not the run in .*: a run resumes in its own output_dir; name that folder"
+    ):
         make().train(resume_from_checkpoint=str(tmp_path / "other"))
     make().train(resume_from_checkpoint=str(tmp_path / "run"))  # begins it
 
@@ -404,7 +406,7 @@ def test_a_validation_of_ones_own_chooses_the_best_model(make, tmp_path):
     trainer.train()
     assert (trainer.best["episode"], trainer.best["margin"]) == (8, 3.0)
     assert [line["eval_margin"] for line in trainer.log_history if "eval_margin" in line] == [3.0, 3.0]
-    assert "that of episode 8" in (tmp_path / "run" / "best" / "README.md").read_text()
+    assert "the model of episode 8" in (tmp_path / "run" / "best" / "README.md").read_text()
 
 
 def test_uploading_saves_first_and_needs_a_name(make, monkeypatch, tmp_path):

@@ -410,7 +410,7 @@ def test_an_existing_run_is_not_overwritten(train, reference, tmp_path):
     shutil.copytree(reference, tmp_path / "run")
     assert_refused(
         train(),
-        r"holds a run already: --resume \(resume_from_checkpoint=True\) goes on with it, a new run needs another",
+        r"holds a run already: --resume \(resume_from_checkpoint=True\) continues it; a new run needs another",
     )
     assert_same_run(tmp_path / "run", reference)
 

@@ -1,6 +1,6 @@
-"""Trains CLIP-FSAR by episodes: `accelerate launch train/train.py --dataset DATA --output_dir runs/mine`.
+"""Trains CLIP-FSAR on episodes: `accelerate launch train/train.py --dataset DATA --output_dir runs/mine`.
 
-The same program as `clipfsar train`, whose --help explains every option.
+This is the program `clipfsar train`; `clipfsar train --help` explains every option.
 """
 
 import sys

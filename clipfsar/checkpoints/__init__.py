@@ -1,1 +1,1 @@
-"""Weights in and out: official checkpoints, OpenAI's files, the Hub."""
+"""Converts official checkpoints and OpenAI's weights, and uploads models to the Hub."""

@@ -1,4 +1,4 @@
-"""Options of `clipfsar convert` and `clipfsar push`. Imports nothing heavy, so that `--help` answers at once."""
+"""Options of `clipfsar convert` and `clipfsar push`. Imports nothing heavy, so that `--help` is fast."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
 
 FROM_OFFICIAL, FROM_OPENAI, TO_OFFICIAL = "from_official", "from_openai", "to_official"
-# What each direction needs and what else it takes; its name tells a user which one is meant.
+# For each direction: its name in errors, its required options, its optional options.
 _DIRECTIONS = {
     FROM_OFFICIAL: (
         "an official checkpoint",
@@ -21,42 +21,42 @@ _DIRECTIONS = {
 
 @dataclass
 class ConvertArguments:
-    """Turns checkpoints of other programs into folders that `from_pretrained` loads, and back.
+    """Converts checkpoints of other programs into folders that `from_pretrained` loads, and back.
 
         clipfsar convert --checkpoint checkpoint_epoch_00001.pyth --clip_checkpoint RN50.pt \\
-            --output_dir clip-fsar-rn50 --tokenizer openai/clip-vit-base-patch32  # the official program's
+            --output_dir clip-fsar-rn50 --tokenizer openai/clip-vit-base-patch32  # from the official program
         clipfsar convert --clip_checkpoint RN50.pt --output_dir clip-rn50 \\
             --tokenizer openai/clip-vit-base-patch32                              # OpenAI's CLIP, to train from
         clipfsar convert --model clip-fsar-rn50 --checkpoint back_again.pyth      # to the official program
 
     An official checkpoint holds the visual tower (a ViT or CLIP's ResNet, of any size), the temporal transformer (of
-    any depth) and the video-text scale. CLIP's text tower is not in it and comes from --clip_checkpoint: OpenAI's file
-    (TorchScript archive or state dict), or a Hugging Face folder or Hub id of a CLIP or a CLIP-FSAR model.
+    any depth) and the video-text scale. It does not hold CLIP's text tower. --clip_checkpoint gives the text tower:
+    OpenAI's file (TorchScript archive or state dict), or a Hugging Face folder or Hub id of a CLIP or CLIP-FSAR model.
 
-    CLIP weights of OpenAI or open_clip (ViT or ResNet) make a folder to start training from. It holds CLIP's weights
-    alone: our own layers are initialized wherever it is loaded (transformers says so), as from a plain CLIP on the Hub.
+    CLIP weights of OpenAI or open_clip (ViT or ResNet) become a folder to start training from. It holds only CLIP's
+    weights. CLIP-FSAR's layers are initialized when you load it, as with a plain CLIP from the Hub.
 
-    No file's own program is run. The optimizer's state is not converted.
+    No code in the files is run. The optimizer's state is not converted.
     """
 
     checkpoint: str | None = option(None, "The official program's .pyth file; with --model, the new file to write.")
     clip_checkpoint: str | None = option(
         None,
         "OpenAI's .pt file (TorchScript archive or state dict), or open_clip's .pt or .safetensors. With --checkpoint, "
-        "the CLIP of the text tower: such a file, or a Hugging Face folder or Hub id.",
+        "the CLIP that gives the text tower: such a file, or a Hugging Face folder or Hub id.",
     )
     output_dir: str | None = option(None, "Folder to write.")
-    model: str | None = option(None, "The way back: a CLIP-FSAR folder or Hub id to write as an official checkpoint.")
+    model: str | None = option(None, "CLIP-FSAR folder or Hub id, to write as an official checkpoint.")
     tokenizer: str | None = option(
         None,
-        "Tokenizer to put beside the weights: a folder or Hub id of any CLIP of OpenAI's. Default: that of "
-        "--clip_checkpoint if it is a Hugging Face one; .pt files have none.",
+        "Tokenizer to save with the weights: folder or Hub id of any of OpenAI's CLIPs. Default: the tokenizer of "
+        "--clip_checkpoint if it is a Hugging Face model; .pt files have none.",
     )
     num_frames: int = option(8, "Frames per video that an official checkpoint was trained with.")
     hidden_act: str = option(
         "quick_gelu",
-        "Activation of the transformers, for CLIP weights alone: OpenAI's is quick_gelu, that of open_clip's models "
-        "without 'quickgelu' in their name is gelu.",
+        "Activation of the transformers, when you convert CLIP weights. OpenAI uses quick_gelu. open_clip's models use "
+        "gelu, unless their name contains 'quickgelu'.",
         ("quick_gelu", "gelu"),
     )
 
@@ -81,13 +81,13 @@ class ConvertArguments:
 
     @property
     def direction(self) -> str:
-        """`"from_official"`, `"from_openai"` or `"to_official"`, by the options that are given."""
+        """`"from_official"`, `"from_openai"` or `"to_official"`, depending on the given options."""
         if self.model is not None:
             return TO_OFFICIAL
         return FROM_OFFICIAL if self.checkpoint is not None else FROM_OPENAI
 
     def check_files(self):
-        """Raises `FileNotFoundError` for what is not there."""
+        """Raises `FileNotFoundError` for a missing file, model or tokenizer."""
         self.model = find_model("model", self.model)
         if self.direction == FROM_OFFICIAL:
             check_path("checkpoint", self.checkpoint, is_local=True)
@@ -100,23 +100,24 @@ class ConvertArguments:
 
 @dataclass
 class PushArguments:
-    """Uploads the folder of a model, made by `clipfsar train` or `clipfsar convert`, to the Hugging Face Hub.
+    """Uploads a model's folder, made by `clipfsar train` or `clipfsar convert`, to the Hugging Face Hub.
 
         clipfsar push --folder runs/mine/best --repo_id me/clip-fsar-mine
         clipfsar push --folder runs/mine/best --repo_id me/clip-fsar-mine --private false --revision v2
 
-    Log in before with `hf auth login`. A new repository is private unless you ask otherwise. Weights, processor, code,
-    settings and model card go up, after a check that all of them are there; nothing else does.
+    Log in first with `hf auth login`. A new repository is private unless you give --private false. The upload contains
+    the folder's weights, processor, code, settings and model card, but no caches, hidden files or training states. If a
+    needed file is missing, nothing is uploaded.
     """
 
     folder: str = option(REQUIRED, "Folder of a model, e.g. runs/mine/best.", aliases=["model"])
-    repo_id: str = option(REQUIRED, "Repository on the Hub, USER/NAME; made if need be.")
-    private: bool = option(True, "Make a new repository private; an old one stays as it is.")
-    revision: str | None = option(None, "Branch to upload to; made if need be.")
+    repo_id: str = option(REQUIRED, "Repository on the Hub, USER/NAME; created if missing.")
+    private: bool = option(True, "Create a new repository as private. An existing one is not changed.")
+    revision: str | None = option(None, "Branch to upload to; created if missing.")
     commit_message: str = option("Upload CLIP-FSAR model", "Message of the commit.")
 
     def check_files(self):
-        """Raises `FileNotFoundError` when the folder is not there."""
+        """Raises `FileNotFoundError` when the folder does not exist."""
         check_path("folder", self.folder, "Give the folder of a model, e.g. runs/mine/best.", is_local=True)
         self.folder = find_model("folder", self.folder)
 

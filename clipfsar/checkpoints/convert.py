@@ -1,4 +1,4 @@
-"""Checkpoints of other programs, and back: the work behind `clipfsar convert`."""
+"""`clipfsar convert`: converts checkpoints of other programs, and back."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def to_official(arguments: ConvertArguments):
     converted = official_checkpoint(model)
     with replace_file(checkpoint) as partial:
         torch.save(converted, partial)
-    print(f"{checkpoint}: {len(converted['model_state'])} weights; CLIP's text tower has no place there.")
+    print(f"{checkpoint}: {len(converted['model_state'])} weights; the format has no place for CLIP's text tower.")
 
 
 def main(arguments: ConvertArguments):

@@ -1,8 +1,8 @@
-"""Official checkpoints as models of ours, and back.
+"""Converts official checkpoints to our models, and back.
 
 The official checkpoint holds the visual tower (a ViT or CLIP's ResNet, of any size), the temporal transformer (of any
-depth) and the video-text scale; CLIP's text tower is not in it. No file's own program is run. The optimizer's state is
-not converted.
+depth) and the video-text scale. It does not hold CLIP's text tower. No code in the files is run. The optimizer's state
+is not converted.
 """
 
 import re
@@ -35,7 +35,7 @@ _TEMPORAL_NAMES = {
     "mlp.fc1": "1.net.0",
     "mlp.fc2": "1.net.3",
 }
-_NUM_HEADS = 8  # of the official temporal transformer, whatever its size
+_NUM_HEADS = 8  # of the official temporal transformer, for every size
 _FEED_FORWARD = "head.context2.layers.0.1.net.0.weight"
 
 
@@ -51,7 +51,7 @@ def official_place(name: str) -> Place:
 
 
 def is_in_official(name: str) -> bool:
-    """Whether an official checkpoint holds a weight of ours: all but CLIP's text tower and its logit scale."""
+    """Whether official checkpoints hold this weight: all weights except CLIP's text tower and its logit scale."""
     return not name.startswith("clip.") or name.removeprefix("clip.").startswith(VISION_MODULES)
 
 
@@ -61,7 +61,7 @@ def convert_official_checkpoint(
     """Our model with the weights of an official checkpoint and the text tower of `clip_checkpoint`, and a report.
 
     Raises:
-        ValueError: When the file is not such a checkpoint, or any weight is missing, unexpected or of another shape.
+        ValueError: When the file is no official checkpoint, or a weight is missing, unexpected or of another shape.
     """
     loaded = load_weights_only(checkpoint)
     if not isinstance(loaded, dict) or "model_state" not in loaded:
@@ -76,7 +76,7 @@ def convert_official_checkpoint(
     if clip_config.projection_dim != clip.config.projection_dim:
         raise ValueError(
             f"The visual tower of {checkpoint} gives features of size {clip_config.projection_dim}, but the text tower "
-            f"of {clip_checkpoint} of size {clip.config.projection_dim}: give the CLIP that the training began with."
+            f"of {clip_checkpoint} of size {clip.config.projection_dim}: give the CLIP that the training started from."
         )
     config = CLIPFSARConfig(
         clip_config=clip_config,
@@ -95,10 +95,10 @@ def convert_official_checkpoint(
 
 
 def official_checkpoint(model: CLIPFSARModel) -> dict:
-    """What the official program would have saved of a model of ours, without an optimizer.
+    """The checkpoint that the official program would save for this model, without an optimizer's state.
 
     Raises:
-        ValueError: For a model that the official program does not have.
+        ValueError: For a model that the official program cannot represent.
     """
     config = model.config
     problems = {
@@ -115,13 +115,13 @@ def official_checkpoint(model: CLIPFSARModel) -> dict:
 
 
 def save_with_processor(model: CLIPFSARModel, output_dir: str, tokenizer: str | None, **saving):
-    """The folder: weights, code, and a processor with official preprocessing if there is a tokenizer for it."""
+    """Saves weights and code, and with a tokenizer also a processor with official preprocessing."""
     config = model.config
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{output_dir}: {num_parameters:,} parameters, {config.temporal_num_layers} temporal layer(s).")
     if tokenizer is None:
         model.save_pretrained(output_dir, **saving)
-        print("No tokenizer was given (--tokenizer), so no processor is saved: class texts must come as token ids.")
+        print("No tokenizer was given (--tokenizer), so no processor is saved: pass class texts as token ids.")
         return
     size = config.clip_config.vision_config.image_size
     processor = CLIPFSARProcessor(

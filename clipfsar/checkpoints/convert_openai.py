@@ -1,6 +1,6 @@
-"""CLIP weights of OpenAI or open_clip (ViT or ResNet) as a model to start training from.
+"""Converts CLIP weights of OpenAI or open_clip (ViT or ResNet) to a model to start training from.
 
-transformers has CLIP's ViTs only; its modified ResNets travel with our code.
+transformers implements only CLIP's ViTs; our code implements its modified ResNets.
 """
 
 import torch
@@ -13,9 +13,9 @@ from modeling_clipfsar import CLIPFSARModel
 def convert_openai_checkpoint(
     clip_checkpoint: str, hidden_act: str = "quick_gelu"
 ) -> tuple[CLIPFSARModel, dict[str, torch.Tensor], list[str]]:
-    """A model with a file's CLIP, the weights to save, and a report.
+    """A model with the CLIP of a file, the weights to save, and a report.
 
-    The weights are CLIP's alone: our own layers are initialized wherever they are loaded.
+    The weights are only CLIP's: our own layers are initialized when the saved model is loaded.
     """
     clip, report = load_clip(clip_checkpoint, hidden_act)
     model = CLIPFSARModel(CLIPFSARConfig(clip_config=clip.config))

@@ -1,4 +1,4 @@
-"""The README.md of a trained model: what it is, its numbers with their intervals, how to use it."""
+"""The model card (README.md) of a trained model: description, results with intervals, use."""
 
 from pathlib import Path
 
@@ -7,17 +7,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from paths_clipfsar import public_name
 
 SELECTED_ON_TEST = (
-    "WARNING: the model was selected on the TEST split, as the official program does. The test accuracy is too high, "
-    "not to be compared with models selected on validation classes."
+    "WARNING: the model was selected on the TEST split, as the official program does. The test accuracy is too high: "
+    "do not compare it with models selected on validation classes."
 )
 
 _TEXT = """
 # CLIP-FSAR on {dataset_name}
 
-Few-shot recognition of actions in video: shown a few clips of each class, and the class names, the model says which of
-the classes a further clip belongs to. An implementation of "CLIP-guided Prototype Modulating for Few-shot Action
-Recognition" (Wang et al., IJCV 2023, [arXiv:2303.02982](https://arxiv.org/abs/2303.02982)), fine-tuned by episodes from
-`{base_model}`.
+Few-shot recognition of actions in video. You give the model the class names and a few clips of each class; it then says
+to which class a new clip belongs. The model implements "CLIP-guided Prototype Modulating for Few-shot Action
+Recognition" (Wang et al., IJCV 2023, [arXiv:2303.02982](https://arxiv.org/abs/2303.02982)). It was fine-tuned on
+episodes from `{base_model}`.
 
 ## Use
 
@@ -32,12 +32,12 @@ classify = pipeline("few-shot-video-classification", model="{model_id}", trust_r
 classify.enroll({{"first class": ["a.mp4", "b.mp4"], "second class": ["c.mp4"]}})  # any number of clips per class
 print(classify("query.mp4"))  # [{{"label": ..., "score": ...}}, ...], most probable first
 print(classify(["one.mp4", "two.mp4"], inference_mode="ensemble"))  # clips and class names together
-print(classify("query.mp4", candidate_labels=["jumping", "running"]))  # class names alone
-classify.support_set.save_pretrained("my_classes")  # for support_set="my_classes" the next time
+print(classify("query.mp4", candidate_labels=["jumping", "running"]))  # class names only
+classify.support_set.save_pretrained("my_classes")  # next time: pipeline(..., support_set="my_classes")
 ```
 
-`trust_remote_code=True` runs the Python files of this repository: read them first. `AutoModel` and `AutoProcessor` load
-the two parts for programs of your own.
+`trust_remote_code=True` runs the Python files of this repository: read them first. In your own program, `AutoModel` and
+`AutoProcessor` load the model and its processor.
 
 ## Results
 
@@ -46,28 +46,29 @@ the two parts for programs of your own.
 ## Training
 
 {episodes_done} episodes ({n_way}-way {train_n_shot}-shot, {train_n_query} queries per class) of {num_base_classes} base
-classes, seed {seed}; all settings are in `training_arguments.json`.{selection}
+classes, seed {seed}. All settings are in `training_arguments.json`.{selection}
 
 ## Limits
 
-- The numbers hold for the data set above and its kind of video.
-- A video is always taken for one of the enrolled classes, unless `detect_unknown=True` asks for "none of these".
-- {num_frames} frames stand for a whole clip: cut clips to the action; what lasts a moment in a long one is missed.
+- The numbers hold for the data set above and for similar videos.
+- The model always chooses one of the enrolled classes, unless you pass `detect_unknown=True`, which adds "none of
+  these".
+- The model sees {num_frames} frames of a clip. Cut clips to the action: it misses short actions in long clips.
 - Class names matter: they modulate the prototypes. CLIP reads English.
-- Scores are comparable among the classes of one question; they are not calibrated probabilities.
+- You can compare the scores of the classes for one video. They are not calibrated probabilities.
 - CLIP learned from pictures and texts of the web, with their biases about people. Do not use it to identify or judge
-  people, nor for surveillance; OpenAI's model card of CLIP calls every deployed use out of scope that was not tested
+  people, nor for surveillance. OpenAI's model card of CLIP declares every deployed use out of scope that was not tested
   for its purpose.
 
 ## Licence
 
-The code files are Apache-2.0. The weights are derived from {base_model_link} and stand under its licence. {licence}
+The code files are Apache-2.0. The weights are derived from {base_model_link} and are under its licence. {licence}
 """
 
 MODEL_PLACEHOLDER = "path/or/hub-id"
 _OPENAI_LICENCE = (
-    "OpenAI's repository of CLIP carries the MIT licence; whether that covers the weights was never said there, so "
-    "read its model card and decide."
+    "OpenAI's repository of CLIP has the MIT licence. OpenAI never said whether that covers the weights: read CLIP's "
+    "model card and decide."
 )
 
 
@@ -76,13 +77,13 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
 
     Args:
         folder: The model's folder.
-        args: `TrainingArguments`.
-        best: Validation of the model: accuracy, interval, episode, n_episodes.
-        results: `EpisodicAccuracy` of the test; empty: not tested.
-        num_base_classes: Classes trained on.
+        args: `EpisodicTrainingArguments`.
+        best: Validation metrics of the model: accuracy, interval, episode, n_episodes.
+        results: `EpisodicAccuracy` of the test; empty without a test.
+        num_base_classes: Number of training classes.
     """
-    # Names, not paths of the machine it was trained on.
-    dataset_name = public_name(args.dataset) if args.dataset else "unnamed videos"  # a trainer may be given objects
+    # Names instead of paths of this machine.
+    dataset_name = public_name(args.dataset) if args.dataset else "unnamed videos"  # data sets may be Python objects
     base_model = public_name(args.model)
     is_on_hub = not Path(args.model).exists()
     data = ModelCardData(
@@ -90,12 +91,12 @@ def write_model_card(folder: Path, args, best: dict | None, results: list, num_b
         pipeline_tag="video-classification",
         tags=["few-shot-learning", "action-recognition", "clip-fsar", "clip", "video", "custom_code"],
         base_model=base_model if is_on_hub else None,
-        # The code's licence is not that of the weights, and CLIP's weights have none by a name that the Hub knows.
+        # The weights have another licence than the code, and the Hub has no name for the licence of CLIP's weights.
         license="other",
         license_name="licence-of-the-base-model",
         license_link=f"https://huggingface.co/{base_model}" if is_on_hub else None,
         language="en",
-        # Together they make the Hub's `model-index`.
+        # These two make the Hub's `model-index`.
         model_name="CLIP-FSAR",
         eval_results=_eval_results(results, dataset_name),
     )
@@ -129,7 +130,7 @@ def _results_text(args, results: list) -> str:
     text = "Test split, classes that were not trained on"
     if args.allow_shared_classes:
         text = "Test split. **Its classes may have been trained on (`--allow_shared_classes`): not a few-shot result**"
-    text += ". The interval is over episodes, the videos being given.\n\n" + "\n".join(table)
+    text += ". The interval is over episodes, for these videos.\n\n" + "\n".join(table)
     return f"**{SELECTED_ON_TEST}**\n\n{text}" if args.select_on == "test" else text
 
 
@@ -137,7 +138,7 @@ def _selection_text(args, best: dict | None) -> str:
     if not best:
         return ""
     return (
-        f" The model is that of episode {best['episode']}, the best on the {args.select_on} classes: "
+        f" This is the model of episode {best['episode']}, the best on the {args.select_on} classes: "
         f"{best['accuracy']:.1f} ± {best['interval']:.1f}% ({best['n_episodes']} episodes)."
     )
 
@@ -149,7 +150,7 @@ def _eval_results(results: list, dataset_name: str) -> list[EvalResult] | None:
             task_name=f"{r.n_way}-way {r.n_shot}-shot, {r.inference_mode}",
             dataset_type=dataset_name,
             dataset_name=dataset_name,
-            # Results of one data set, split and configuration become one entry, under the name of the first task.
+            # The Hub merges results of one data set, split and configuration under the name of the first task.
             dataset_config=f"{r.n_way}-way {r.n_shot}-shot, {r.inference_mode}",
             dataset_split="test",
             metric_type="accuracy",

@@ -1,7 +1,7 @@
-"""CLIP's two towers as plain functions of OpenAI's weights, to check converted models against.
+"""CLIP's two towers as plain functions of OpenAI's weights. Converted models are checked against them.
 
-No module, no renaming: each function reads the weights under the names that they have in OpenAI's files, so that a
-mistake in the renaming, or in our modules, shows in the features. Only for evaluation, in float32.
+There are no modules and no renaming: each function reads the weights under OpenAI's names. A mistake in the renaming,
+or in our modules, therefore shows in the features. For inference only, in float32.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ _ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.
 
 
 def encode_image(weights: Weights, images: torch.Tensor, hidden_act: str = "quick_gelu") -> torch.Tensor:
-    """Image features (V, D) of (V, 3, H, W); weights of the visual tower, names without `visual.`."""
+    """Image features (V, D) of (V, 3, H, W). `weights` are the visual tower's, with names without `visual.`."""
     weights = {key: value.float() for key, value in weights.items()}
     if "attnpool.positional_embedding" in weights:
         return _resnet(weights, images)
@@ -27,7 +27,7 @@ def encode_image(weights: Weights, images: torch.Tensor, hidden_act: str = "quic
 
 
 def encode_text(weights: Weights, input_ids: torch.Tensor, hidden_act: str = "quick_gelu") -> torch.Tensor:
-    """Text features (V, D) of tokens (V, L), the highest of which ends a text."""
+    """Text features (V, D) of tokens (V, L). The highest token id ends a text."""
     weights = {key: value.float() for key, value in weights.items()}
     length = input_ids.shape[1]
     tokens = weights["token_embedding.weight"][input_ids] + weights["positional_embedding"][:length]
@@ -41,7 +41,7 @@ def _layer_norm(weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tens
 
 
 def _transformer(weights: Weights, tokens: torch.Tensor, hidden_act: str, mask=None) -> torch.Tensor:
-    """Blocks with the norm first, (V, L, width) -> (V, L, width); heads are 64 wide."""
+    """Pre-norm transformer blocks, (V, L, width) -> (V, L, width), with heads of size 64."""
     size = tokens.shape[-1]
     layer = 0
     while f"transformer.resblocks.{layer}.ln_1.weight" in weights:

@@ -1,7 +1,7 @@
-"""CLIP weights under OpenAI's names: reading their files, and renaming to transformers' names and back.
+"""Reads CLIP weights from OpenAI's and open_clip's files, and renames them to transformers' names and back.
 
-OpenAI's and open_clip's files share the names (`visual.conv1.weight`, `transformer.resblocks.0.ln_1.bias`, ...). Every
-weight of ours has one place there (`openai_place`), so that both directions follow from one table.
+Both kinds of files use the same names (`visual.conv1.weight`, `transformer.resblocks.0.ln_1.bias`, ...). Each of our
+weights has one place there (`openai_place`), so one table serves both directions.
 """
 
 import pickle
@@ -20,7 +20,7 @@ from clipfsar.checkpoints.openai_reference import encode_image, encode_text
 from configuration_clipfsar import CLIPResNetConfig
 from modeling_clipfsar import CLIPFSARConfig, CLIPFSARModel
 
-# Numbers and constants that some files carry beside the weights.
+# Constants that some files hold in addition to the weights.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -29,11 +29,11 @@ _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 class Place(NamedTuple):
-    """Where a weight of ours lies in a file of theirs."""
+    """The place of one of our weights in OpenAI's file."""
 
     key: str
-    third: int | None = None  # of a matrix that stacks query, key and value
-    is_transposed: bool = False  # (input, output) there, (output, input) in a Linear layer
+    third: int | None = None  # 0, 1, 2: query, key, value in a matrix that stacks them
+    is_transposed: bool = False  # the file has (input, output), a Linear layer has (output, input)
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.third is not None:
@@ -43,7 +43,7 @@ class Place(NamedTuple):
         return (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
 
 
-# Parts of a ViT tower and of the text tower outside their blocks. ResNet towers have OpenAI's names anyway.
+# Weights of the ViT tower and the text tower outside their blocks. ResNet towers use OpenAI's names.
 _PLACES = {
     "vision_model.embeddings.class_embedding": Place("visual.class_embedding"),
     "vision_model.embeddings.position_embedding.weight": Place("visual.positional_embedding"),
@@ -60,7 +60,7 @@ _PLACES = {
     "text_projection.weight": Place("text_projection", is_transposed=True),
     "logit_scale": Place("logit_scale"),
 }
-# Both of CLIP's transformers are built of the same blocks.
+# Both of CLIP's transformers consist of the same blocks.
 _BLOCK_NAMES = {
     "self_attn.out_proj": "attn.out_proj",
     "mlp.fc1": "mlp.c_fc",
@@ -88,15 +88,15 @@ def openai_place(name: str) -> Place:
 def from_places(
     own: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], place_of: Callable[[str], Place], source: str
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Weights of theirs under our names, in float32, and a report with a line per weight.
+    """The weights of a file under our names, in float32, and a report with one line per weight.
 
     Args:
-        own: Our names and shapes.
-        theirs: What the file holds.
-        source: The file, for errors.
+        own: Our weights, for names and shapes.
+        theirs: The weights in the file.
+        source: Name of the file, for errors.
 
     Raises:
-        ValueError: Listing all weights that are missing, have no place in ours, or are of another shape.
+        ValueError: For weights that are missing, unexpected or of another shape; the message lists all of them.
     """
     places = {name: place_of(name) for name in own}
     keys = {place.key for place in places.values()}
@@ -118,7 +118,7 @@ def from_places(
 
 
 def to_places(own: dict[str, torch.Tensor], place_of: Callable[[str], Place]) -> dict[str, torch.Tensor]:
-    """The other direction: our weights under their names."""
+    """Our weights under the names of the file; the inverse of `from_places`."""
     theirs: dict[str, torch.Tensor] = {}
     for name, tensor in own.items():
         place = place_of(name)
@@ -140,21 +140,21 @@ def to_places(own: dict[str, torch.Tensor], place_of: Callable[[str], Place]) ->
 
 def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size:
     if key not in state:
-        raise ValueError(f"Weight {key} is missing, from which the sizes of the model are read.")
+        raise ValueError(f"Weight {key} is missing; the sizes of the model are read from it.")
     return state[key].shape
 
 
 def _count(state: dict[str, torch.Tensor], prefix: str) -> int:
-    """How many numbers follow the prefix: layers of a transformer, blocks of a stage."""
+    """The count of different numbers after the prefix: layers of a transformer, blocks of a stage."""
     return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
 
 
 def clip_config_from_openai(
     visual: dict[str, torch.Tensor], text_config: dict | PreTrainedConfig, hidden_act: str = "quick_gelu"
 ) -> CLIPConfig | CLIPResNetConfig:
-    """A CLIP's configuration, its visual tower's sizes read off the weights (names without `visual.`).
+    """A CLIP's configuration; the sizes of the visual tower are read from its weights (names without `visual.`).
 
-    A head is 64 wide in all of OpenAI's models.
+    All of OpenAI's models have attention heads of size 64.
     """
     if "attnpool.positional_embedding" in visual:
         width = _shape(visual, "layer1.0.conv1.weight")[0]
@@ -168,7 +168,7 @@ def clip_config_from_openai(
     if "class_embedding" not in visual:
         raise ValueError(
             "There is no visual tower of CLIP: neither a ViT's class_embedding nor a ResNet's "
-            "attnpool.positional_embedding."
+            "attnpool.positional_embedding was found."
         )
     width, _, patch_size, _ = _shape(visual, "conv1.weight")
     projection_dim = _shape(visual, "proj")[1]
@@ -186,7 +186,7 @@ def clip_config_from_openai(
 
 
 def text_config_from_openai(state: dict[str, torch.Tensor], hidden_act: str = "quick_gelu") -> dict:
-    """Sizes of the text tower; the end-of-text token is the highest id, the start-of-text token the one before."""
+    """Configuration of the text tower. The end-of-text token has the highest id, start-of-text the one below."""
     vocab_size, width = _shape(state, "token_embedding.weight")
     return {
         "hidden_size": width,
@@ -209,25 +209,25 @@ def text_config_from_openai(state: dict[str, torch.Tensor], hidden_act: str = "q
 
 
 def load_weights_only(path: str | Path):
-    """`torch.load` that runs nothing.
+    """`torch.load` that runs no code from the file.
 
     Raises:
-        ValueError: When the file holds more than weights and plain values, or is none of PyTorch's.
+        ValueError: When the file holds more than weights and plain values, or is no PyTorch file.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{path} was not read, because it is no file of weights and plain values: a file with other things in it "
-            f"could run anything here. ({(str(error) or type(error).__name__).splitlines()[0]})"
+            f"{path} was not read, because it is no file of weights and plain values: other content could run any code "
+            f"on this machine. ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from None
 
 
 def read_openai_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """Weights of a CLIP under OpenAI's names, out of any of the files they are spread in.
+    """Weights of a CLIP under OpenAI's names, from any of the usual files.
 
-    OpenAI's TorchScript archives (their program is not run), state dicts, open_clip's checkpoints (`state_dict`,
-    perhaps with `module.` and `text.` before the names) and safetensors.
+    These are OpenAI's TorchScript archives (their code is not run), state dicts, open_clip's checkpoints (with a
+    `state_dict`, whose names may begin with `module.` or `text.`) and safetensors.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file.")
@@ -253,7 +253,7 @@ def _is_torchscript(path: str | Path) -> bool:
 
 
 class _Module:
-    """Stands for any module of a TorchScript archive; its attributes are what the archive says."""
+    """Replaces any module of a TorchScript archive; it has the attributes that the archive lists."""
 
 
 _STORAGES = {
@@ -271,7 +271,7 @@ _STORAGES = {
 
 
 class _TorchscriptUnpickler(pickle.Unpickler):
-    """Reads the modules of a TorchScript archive as plain attributes: nothing that the archive names is run."""
+    """Reads the modules of a TorchScript archive as plain attributes; runs no code from the archive."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(archive.open(f"{root}/data.pkl"))
@@ -302,7 +302,7 @@ class _TorchscriptUnpickler(pickle.Unpickler):
 
 
 def _read_torchscript(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a TorchScript archive under the names that `state_dict` would have."""
+    """The tensors of a TorchScript archive, named as in a `state_dict`."""
 
     def visit(module: _Module, prefix: str) -> dict[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = {}
@@ -333,15 +333,16 @@ def model_of_config(config: CLIPConfig | CLIPResNetConfig) -> PreTrainedModel:
 
 
 def load_clip(source: str, hidden_act: str = "quick_gelu") -> tuple[PreTrainedModel, list[str]]:
-    """A CLIP, and a report of how its weights were renamed and what its features were found to be.
+    """A CLIP, and a report of the renamed weights and the check of its features.
 
     Args:
         source: A file that `read_openai_state` reads, or a Hugging Face folder or Hub id of a CLIP or CLIP-FSAR model.
-        hidden_act: Of a file's transformers: open_clip's models without "quickgelu" in their name have `gelu`.
+        hidden_act: Activation of the transformers in a file: open_clip's models without "quickgelu" in their name use
+            `gelu`.
 
     Raises:
-        ValueError: When weights are missing, unexpected or of another shape, or the features are not those of a plain
-            computation from the file.
+        ValueError: When weights are missing, unexpected or of another shape, or the features differ from a plain
+            computation with the file's weights.
     """
     if not Path(source).is_file():
         return CLIPFSARModel.from_pretrained(source, dtype=torch.float32).clip.eval(), []
@@ -357,13 +358,13 @@ def load_clip(source: str, hidden_act: str = "quick_gelu") -> tuple[PreTrainedMo
     return model, [*report, check_text_features(model, text)]
 
 
-# Renamed wrongly, features differ by as much as they are large. Summed in another order, float32 differs by far less.
+# Relative. Wrong renaming changes features by about their own size; another order of float32 sums by far less.
 _LARGEST_DEVIATION = 1e-3
 
 
 @torch.no_grad()
 def check_image_features(model: PreTrainedModel, visual: dict[str, torch.Tensor]) -> str:
-    """Compares the features of noise with those computed from the original weights (names without `visual.`)."""
+    """Compares the features of noise images with `encode_image` on the original weights (names without `visual.`)."""
     config = model.config.vision_config
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, config.image_size, config.image_size, generator=generator)
@@ -373,7 +374,7 @@ def check_image_features(model: PreTrainedModel, visual: dict[str, torch.Tensor]
 
 @torch.no_grad()
 def check_text_features(model: PreTrainedModel, text: dict[str, torch.Tensor]) -> str:
-    """Likewise, of random tokens."""
+    """Compares the features of random tokens with `encode_text` on the original weights."""
     config = model.config.text_config
     generator = torch.Generator().manual_seed(0)
     length = config.max_position_embeddings
@@ -390,7 +391,7 @@ def _compare(kind: str, features: torch.Tensor, expected: torch.Tensor) -> str:
     if not deviation <= _LARGEST_DEVIATION:
         raise ValueError(
             f"{kind} features of a test input differ from those of the original weights by {deviation:.1e} of the "
-            "largest one: this is not a CLIP as OpenAI's, or its activation is another (--hidden_act)."
+            "largest one: this is not OpenAI's CLIP architecture, or it has another activation (--hidden_act)."
         )
     return f"{kind} features of a test input agree with a plain computation: largest relative deviation {deviation:.1e}"
 

@@ -1,4 +1,4 @@
-"""Uploads the folder of a model to the Hugging Face Hub: the work behind `clipfsar push`."""
+"""`clipfsar push`: uploads a model's folder to the Hugging Face Hub."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from clipfsar.checked_files import read_json
 from clipfsar.checkpoints.arguments import PushArguments
 from clipfsar.checkpoints.model_card import MODEL_PLACEHOLDER
 
-# What may lie about in a folder that was used: caches, files half written, states of a training.
+# Files that a used folder may also hold: caches, half-written files, training states.
 _NOT_UPLOADED = ["__pycache__/**", "*.pyc", ".*", "**/.*", "*.partial", "*.tmp", "state/**", "optimizer*", "*.bin"]
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Files that `pipeline` and the Hub need and that are not in the folder."""
+    """Files that `pipeline` or the Hub needs but the folder does not hold."""
     is_there = (folder / "config.json").is_file()
     config = read_json(folder / "config.json", "put back a copy of it, or save the model again") if is_there else {}
     references = [*config.get("auto_map", {}).values()]
@@ -36,15 +36,15 @@ def push_folder(
     revision: str | None = None,
     commit_message: str = "Upload CLIP-FSAR model",
 ) -> str:
-    """Uploads a complete model folder and returns the commit's address; its card then names the repository.
+    """Uploads a complete model folder and returns the commit's URL. The model card then names the repository.
 
     Raises:
-        FileNotFoundError: Where there is no folder.
-        ValueError: When something in it is missing; the message lists what.
+        FileNotFoundError: When the folder does not exist.
+        ValueError: When files are missing; the message lists them.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give that of a model, e.g. runs/mine/best.")
+        raise FileNotFoundError(f"{folder} is not a folder: give the folder of a model, e.g. runs/mine/best.")
     missing = missing_files(folder)
     if missing:
         hint = f" Did you mean {folder / 'best'}?" if (folder / "best" / "config.json").is_file() else ""

@@ -1,1 +1,1 @@
-"""How good a model is: features once, then episodes."""
+"""Few-shot evaluation: encodes every video once, then runs episodes on the features."""

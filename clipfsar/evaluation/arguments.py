@@ -1,4 +1,4 @@
-"""Options of `clipfsar evaluate`; no torch is needed to read them."""
+"""Options of `clipfsar evaluate`. This module does not import torch."""
 
 from dataclasses import dataclass
 
@@ -11,49 +11,51 @@ from paths_clipfsar import check_path
 
 @dataclass
 class EvaluateArguments:
-    """Few-shot accuracy of a model: every video is encoded once, episodes only align features.
+    """Few-shot accuracy of a model. Every video is encoded once; episodes only align features.
 
         clipfsar evaluate --model runs/mine/best --dataset DATA --split test --n_shot 1 5 --output_dir results
         clipfsar evaluate --model runs/mine/best --dataset DATA --n_shot 1 --exact    # over all episodes
         clipfsar evaluate --model runs/mine/best --dataset DATA --n_shot 5 --until_interval 0.2
         clipfsar evaluate --model runs/b/best --compare_with runs/a/best --dataset DATA    # paired
 
-    With --feature_store the frame features stay on disk: the next evaluation reads them, an interrupted one goes on.
+    --feature_store keeps the frame features on disk: the next evaluation reads them, and an interrupted one continues.
     """
 
-    # What
+    # Model and data
     model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model (or of a plain CLIP, untrained).")
     dataset: str = option(REQUIRED, "Folder or Hub id of a video data set.")
     split: str = option("test", "Split to draw episodes from.")
     compare_with: str | None = option(None, "Another model that answers the same episodes; the comparison is paired.")
-    alignment: str | None = option(None, "Another alignment than the model's.", ALIGNMENTS)
+    alignment: str | None = option(None, "Alignment to use instead of the model's.", ALIGNMENTS)
 
     # Episodes
     n_way: int = option(5, "Classes per episode.")
-    n_shot: list[int] = option([1, 5], "Support videos per class; several.")
+    n_shot: list[int] = option([1, 5], "Support videos per class; one number or several.")
     n_query: int = option(1, "Query videos per class.")
     n_episodes: int = option(10_000, "Episodes per number of shots.")
-    seed: int = option(0, "Seed of the episodes, and of the frames where they are drawn at random.")
+    seed: int = option(0, "Seed of the episodes, and of the frames if they are drawn at random.")
     inference_modes: list[str] = option(
-        list(INFERENCE_MODES), "Ways of answering.", INFERENCE_MODES, aliases=["inference_mode"]
+        list(INFERENCE_MODES), "Modes that answer the episodes.", INFERENCE_MODES, aliases=["inference_mode"]
     )
     until_interval: float | None = option(
         None, "Draw episodes until the 95% interval is +- this many points, instead of --n_episodes."
     )
-    exact: bool = option(False, "1-shot: also the expectation over all episodes there are.")
+    exact: bool = option(False, "1-shot: also compute the expected accuracy over all possible episodes.")
     write_episodes: str | None = option(None, "Write the episodes to this file (one --n_shot).")
-    read_episodes: str | None = option(None, "Take the episodes from this file instead.")
+    read_episodes: str | None = option(None, "Read the episodes from this file instead of drawing them.")
 
     # Results and cost
     feature_store: str | None = option(
-        None, "Folder to keep the frame features in, for the next time and after a kill."
+        None, "Folder that keeps the frame features for later evaluations, and after an interruption."
     )
-    rebuild_features: bool = option(False, "Replace a feature store of something else.")
+    rebuild_features: bool = option(False, "Replace a feature store that does not match the model or the videos.")
     output_dir: str | None = option(None, "Folder for results.json and pictures.")
     output_json: str | None = option(None, "Write the results to this file.")
-    batch_size: int = option(16, "Videos per forward.")
-    num_workers: int = option(2, "Processes that read videos.")
-    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
+    batch_size: int = option(16, "Videos per forward pass.")
+    num_workers: int = option(2, "Worker processes that read videos.")
+    seconds_per_video: float = option(
+        SECONDS_PER_VIDEO, "Time limit for reading a video. A slower video counts as unreadable."
+    )
     dtype: str = option("float32", DTYPE_HELP, DTYPE_CHOICES)
     mixed_precision: str | None = option(
         None, "Precision of the visual tower's computations on float32 weights.", ("no", "fp16", "bf16")
@@ -82,10 +84,10 @@ class EvaluateArguments:
             )
         for name in ("write_episodes", "until_interval"):
             if self.read_episodes is not None and getattr(self, name) is not None:
-                raise ValueError(f"--read_episodes takes the episodes as they are: leave --{name} out.")
+                raise ValueError(f"--read_episodes already fixes the episodes: leave --{name} out.")
 
     def check_files(self):
-        """Raises `FileNotFoundError` for what is not there."""
+        """Raises `FileNotFoundError` for a missing file, data set or model."""
         check_path("read_episodes", self.read_episodes, is_local=True)
         check_source("dataset", self.dataset, "dataset", "clipfsar prepare makes a data set of videos.")
         self.model = find_model("model", self.model)

@@ -1,4 +1,4 @@
-"""Videos and class names to features: each video once, whatever the number of processes."""
+"""Encodes videos and class names into features: each video once, with any number of processes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,17 +18,18 @@ from support_set_clipfsar import encode_class_names
 
 
 class VideoEncoder:
-    """A model and its processor, as what turns videos and class names into features.
+    """Turns videos and class names into features, with a model and its processor.
 
     Args:
-        model: Not wrapped (of `accelerator.unwrap_model`); in evaluation mode while it encodes, then as it was.
+        model: The unwrapped model (see `accelerator.unwrap_model`). It encodes in evaluation mode; afterwards its mode
+            is restored.
         processor: The model's `CLIPFSARProcessor`.
-        accelerator: Shares videos out among processes and sets the precision; by default one for this process, or for
+        accelerator: Divides the videos among the processes and sets the precision. The default covers this process, or
             all processes that `accelerate launch` or `torchrun` started.
-        batch_size: Videos per forward.
-        num_workers: Processes that read videos, per process that encodes.
-        seed: Of the frames where the processor's `frame_sampling` is `"segment_random"`: each video's frames are a
-            function of the seed and its row, so that the same evaluation gives the same numbers.
+        batch_size: Videos per forward pass.
+        num_workers: Worker processes that read videos, per encoding process.
+        seed: Seed of the frames when the processor's `frame_sampling` is `"segment_random"`. A video's frames depend
+            only on the seed and its row, so that the same evaluation gives the same numbers.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class VideoEncoder:
     ):
         check_same_num_frames(model, processor)
         self.model, self.processor = model, processor
-        # cpu also where several processes have no GPU
+        # cpu=True is needed for several processes without a GPU
         self.accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self._class_embeds: dict = {}  # class names -> (state of the text tower, features)
@@ -54,11 +55,11 @@ class VideoEncoder:
 
         Args:
             split: A `VideoSplit`, or a `datasets.Dataset` with a column `video`.
-            draw_seed: Draw frames and crops at random as in training, by this seed and the row.
-            description: Of the progress bar.
+            draw_seed: Draws frames and crops at random as in training, seeded with this and the row.
+            description: Text of the progress bar.
         """
         split = VideoSplit.of(split)
-        # Every process takes every n-th video, and some the first ones again so that all have the same number of them.
+        # Process i of n takes the videos i, i + n, ... Some repeat a first video, so that all have the same number.
         num_processes = self.accelerator.num_processes
         per_process = math.ceil(len(split) / num_processes)
         first = self.accelerator.process_index
@@ -74,7 +75,7 @@ class VideoEncoder:
         draw_seed: tuple[int, ...] | None = None,
         description: str = "encoding videos",
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Frame features of this process's rows, batch by batch: rows, and float32 (videos, T, D) on the device."""
+        """Yields the rows of each batch of this process and their features (videos, T, D), float32, on the device."""
         is_quiet = not self.accelerator.is_main_process
         progress = tqdm(total=len(rows), desc=description, unit="video", leave=False, disable=is_quiet)
         loader = DataLoader(
@@ -85,7 +86,7 @@ class VideoEncoder:
         )
         with progress:
             for start, pixel_values in zip(range(0, len(rows), self.batch_size), loader, strict=True):
-                # not around the loop: what a generator switches off would stay off for whoever it yields to
+                # Inside the loop: a generator must not leave gradients switched off for the caller of `next`.
                 with evaluating(self.model), self.accelerator.autocast():
                     frames = pixel_values.to(self.model.device, non_blocking=True)
                     embeds = self.model.get_video_features(frames).float()
@@ -93,20 +94,20 @@ class VideoEncoder:
                 progress.update(len(pixel_values))
 
     def encode_classes(self, class_names: Sequence[str]) -> torch.Tensor:
-        """Text features (C, D) of class names, float32, on the model's device; kept while the text tower stays."""
+        """Text features (C, D) of class names, float32, on the model's device; cached until the text tower changes."""
         names, state = tuple(class_names), self._text_tower_state()
         if self._class_embeds.get(names, (None,))[0] != state:
             self._class_embeds[names] = state, encode_class_names(self.model, self.processor, names)
         return self._class_embeds[names][1]
 
     def _text_tower_state(self) -> tuple:
-        """Changes with every step that trains the text tower."""
+        """A value that changes with every training step of the text tower."""
         parameters = self.model.clip.named_parameters()
         return tuple((p.data_ptr(), p._version) for name, p in parameters if not name.startswith(VISION_MODULES))
 
 
 class _Videos(TorchDataset):
-    """One video per item, its frames ready for the visual tower, (T, C, H, W)."""
+    """One video per item: preprocessed frames (T, C, H, W)."""
 
     def __init__(self, split: VideoSplit, rows: Sequence[int], processor, draw_seed: tuple[int, ...] | None, seed: int):
         self.split, self.rows, self.processor = split, rows, processor

@@ -1,4 +1,4 @@
-"""A fixed list of episodes in a file, so that two models answer the very same ones."""
+"""A fixed list of episodes in a file, so that two models answer the same episodes."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from episodes_clipfsar import EpisodeRows, EpisodeSampler
 
 
 class EpisodeList:
-    """Episodes read back from a file; stands where an `EpisodeSampler` does.
+    """Episodes read from a file; replaces an `EpisodeSampler`.
 
     Args:
         class_ids: (E, N).
@@ -34,7 +34,7 @@ class EpisodeList:
 
 
 def write_episodes(path: str | Path, sampler: EpisodeSampler, n_episodes: int, videos: str):
-    """Writes the episodes 0..n_episodes-1 of a sampler; `videos` identifies the videos that its rows mean."""
+    """Writes the episodes 0..n_episodes-1 of a sampler; `videos` identifies the videos that the rows refer to."""
     episodes = [sampler.sample(index) for index in range(n_episodes)]
     tensors = {
         name: torch.stack([torch.as_tensor(getattr(episode, name)) for episode in episodes]).contiguous()
@@ -44,7 +44,7 @@ def write_episodes(path: str | Path, sampler: EpisodeSampler, n_episodes: int, v
 
 
 def read_episodes(path: str | Path, videos: str | VideoSplit) -> EpisodeList:
-    """The episodes that `write_episodes` wrote; `videos` are the videos they must be about, or what identifies them.
+    """The episodes that `write_episodes` wrote. They must refer to `videos`: a split, or its identifier.
 
     Raises:
         FileNotFoundError: When there is no such file.

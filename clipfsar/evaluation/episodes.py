@@ -1,7 +1,7 @@
-"""Answers to episodes out of features that were computed once.
+"""Answers episodes from features that were computed once.
 
-Neither the frame features of a video nor its states as a query depend on the episode, nor does a 1-shot prototype: a
-query passes the temporal transformer without a text, and a support video with that of its own class.
+The frame features of a video, its query states and its 1-shot prototype are the same in every episode: a query passes
+the temporal transformer without a text, and a support video with the text of its own class.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +53,7 @@ def predict_episodes(
         for mode, batches in parts.items()
     }
     for mode, answers in predictions.items():
-        if not np.isfinite(answers.confidences).all():  # the largest of NaN would be counted as an answer
+        if not np.isfinite(answers.confidences).all():  # argmax would still count NaN as an answer
             raise ValueError(
                 f"Answers of the mode {mode!r} are NaN: a file of the model is damaged, or numbers grow too large for "
                 "its precision. Load another copy, or use --dtype float32."
@@ -62,7 +62,7 @@ def predict_episodes(
 
 
 def evaluate_features(features: SplitFeatures, protocol: Protocol, class_names: Sequence[str]) -> EvaluationResults:
-    """Results of a protocol on features that were computed before; `evaluate_episodes` also computes them."""
+    """Results of a protocol on features that you have already; `evaluate_episodes` also computes the features."""
     results = EvaluationResults(protocol=protocol)
     labels = features.labels.cpu().numpy()
     for n_shot in protocol.shots:
@@ -79,12 +79,12 @@ def results_of_answers(
     class_names: Sequence[str],
     chances: Mapping[str, np.ndarray] | None = None,
 ) -> list[EpisodicResult]:
-    """A result per inference mode.
+    """One result per inference mode.
 
     Args:
-        answers: Answers per mode to episodes of `sampler`.
+        answers: Answers to episodes of `sampler`, per mode.
         labels: (V,), classes of the split's videos.
-        chances: (V,) per mode, from exact evaluation.
+        chances: (V,) per mode, from the exact evaluation.
     """
     results = []
     for mode, predictions in answers.items():
@@ -104,15 +104,15 @@ def predict_until_interval(
     chunk: int = 1000,
     max_episodes: int = 1_000_000,
 ) -> dict[str, EpisodePredictions]:
-    """Answers to as many episodes as it takes until every mode's 95% interval is +- `interval` points or narrower.
+    """Answers more and more episodes until every mode's 95% interval is +- `interval` points or narrower.
 
     Args:
-        predict: Answers per mode to a range of episode indices.
+        predict: Answers a range of episode indices, per mode.
         interval: Half width to reach, in points.
-        chunk: Episodes between two looks.
+        chunk: Episodes between two checks of the interval.
 
     Raises:
-        ValueError: When even `max_episodes` would not do.
+        ValueError: When `max_episodes` do not suffice.
     """
     parts: list[dict] = []
     while len(parts) * chunk < max_episodes:

@@ -47,28 +47,28 @@ def evaluate_episodes(
     batch_size: int = 16,
     num_workers: int = 0,
 ) -> EvaluationResults:
-    """Few-shot accuracy: every video is encoded once, episodes then only align features.
+    """Few-shot accuracy. Every video is encoded once; episodes then only align features.
 
         results = evaluate_episodes(model, processor, splits["test"], n_way=5, n_shot=[1, 5], n_episodes=10_000)
         print(results)  # a line per number of shots and inference mode
         results[0].accuracy, results[0].interval, results[0].per_class, results[0].confusion
 
     Args:
-        model, processor: A model and its processor; the model stays on its device and as it is.
-        dataset: A `datasets.Dataset` with the columns `video` and `label`, or a `VideoSplit` with others.
+        model, processor: A model and its processor. The model is not changed and stays on its device.
+        dataset: A `datasets.Dataset` with the columns `video` and `label`, or a `VideoSplit` with other columns.
         n_way, n_shot, n_query, n_episodes, seed, inference_modes: See `Protocol`.
-        exact: Also the expectation over all 1-shot episodes there are, `result.exact`.
-        until_interval: Draw episodes until every 95% interval is +- this many points or narrower, whatever
-            `n_episodes` says.
-        compare_with: Another model with its processor, to answer the same episodes: `result.comparison`.
-        feature_store: Folder that keeps the frame features (one for each model), for the next time.
-        accelerator, batch_size, num_workers: Of the `VideoEncoder`.
+        exact: Also compute the expected accuracy over all possible 1-shot episodes, `result.exact`.
+        until_interval: Draw episodes until every 95% interval is +- this many points or narrower, instead of
+            `n_episodes`.
+        compare_with: Another model with its processor; it answers the same episodes, see `result.comparison`.
+        feature_store: Folder that keeps the frame features of each model for later evaluations.
+        accelerator, batch_size, num_workers: See `VideoEncoder`.
 
     Returns:
-        A list of results, the same on every process; it prints as lines and goes to JSON and pandas.
+        A list of results, the same on every process. You can print it or convert it to JSON or pandas.
 
     Raises:
-        ValueError: For a protocol that the split has too few classes or videos for, with the numbers.
+        ValueError: When the split has too few classes or videos for the protocol; the message has the numbers.
     """
     protocol = Protocol(n_way, n_shot, n_query, n_episodes, seed, inference_modes)
     evaluation = Evaluation(VideoSplit.of(dataset), protocol, exact, until_interval)
@@ -88,17 +88,17 @@ def evaluate_episodes(
 
 
 class Evaluation:
-    """Episodes of a split that models answer.
+    """Episodes of a split for one or two models to answer.
 
     Args:
-        split: Its videos.
-        protocol: Which episodes, and which ways of answering.
+        split: The videos.
+        protocol: The episodes and the inference modes.
         exact: Also evaluate all 1-shot episodes in closed form.
-        until_interval: Instead of the protocol's number of episodes, as many as this interval takes (points).
-        episodes: A fixed list of them instead, of one number of shots.
+        until_interval: Draw episodes until this interval is reached (points), instead of the protocol's number.
+        episodes: A fixed list of episodes, with one number of shots, instead of drawn ones.
 
     Raises:
-        ValueError: When the split has too few classes or videos, or `exact` stands without 1-shot episodes.
+        ValueError: When the split has too few classes or videos, or `exact` is given without 1-shot episodes.
     """
 
     def __init__(
@@ -110,11 +110,13 @@ class Evaluation:
         episodes: EpisodeList | None = None,
     ):
         self.split, self.protocol, self.exact, self.until_interval = split, protocol, exact, until_interval
-        # Too few videos are found out before anything is encoded.
+        # The samplers raise an error for too few videos, before anything is encoded.
         self.samplers = protocol.samplers(split) if episodes is None else {episodes.n_shot: episodes}
         if exact and 1 not in self.samplers:
             raise ValueError(f"exact is about 1-shot episodes: add 1 to n_shot={list(self.samplers)}.")
-        self.n_episodes: dict[int, int] = {}  # per number of shots, once known: a model to compare with answers as many
+        self.n_episodes: dict[
+            int, int
+        ] = {}  # per number of shots, once known; the second model answers the same number
 
     def run(
         self,
@@ -122,7 +124,7 @@ class Evaluation:
         other: VideoEncoder | FeatureStore | None = None,
         name: str | None = None,
     ) -> EvaluationResults:
-        """Results of a model, compared with those of another called `name`; the same on every process."""
+        """Results of a model, compared with a second model called `name` if given; the same on every process."""
         results = self._results(encoder)
         if other is not None:
             compared_with = self._results(other)
@@ -135,16 +137,16 @@ class Evaluation:
         return results
 
     def _results(self, encoder: VideoEncoder | FeatureStore) -> EvaluationResults | None:
-        """On the main process; the others only help to encode."""
+        """Results on the main process, None on the others, which only help to encode."""
         videos = encoder
         encoder = videos.encoder if isinstance(videos, FeatureStore) else videos
         split = self.split
-        encoder.processor.tokenize_classes(split.class_names)  # refuses names of one text before videos are encoded
+        encoder.processor.tokenize_classes(split.class_names)  # rejects names of equal text before any encoding
         video_embeds = videos.encode(split, description=f"encoding {split.name} videos")
         if not encoder.accelerator.is_main_process:
             return None
         class_embeds = encoder.encode_classes(split.class_names)
-        # Otherwise NaN would count as an answer, always the first class.
+        # Without these checks NaN would count as an answer: always the first class.
         check_finite_weights(encoder.model)
         check_finite("The frame features", video_embeds, [f"video {row}" for row in range(len(split))])
         check_finite("The text features", class_embeds, split.class_names)
@@ -178,10 +180,10 @@ class Evaluation:
 
 
 def run(arguments: EvaluateArguments) -> EvaluationResults:
-    """`clipfsar evaluate`: prints results and writes them where they are asked for."""
+    """`clipfsar evaluate`: prints the results, and writes the files that the arguments name."""
     paths: list[str | Path] = [*_output_files(arguments)]
     for path in [*paths, arguments.write_episodes] if arguments.write_episodes else paths:
-        check_output_file(path)  # rather than after the work
+        check_output_file(path)  # before the work
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() or arguments.dtype == "int8",
         mixed_precision="no" if arguments.dtype != "float32" else arguments.mixed_precision,
@@ -192,7 +194,7 @@ def run(arguments: EvaluateArguments) -> EvaluationResults:
     split = VideoSplit(splits[arguments.split], arguments.video_column, arguments.label_column, arguments.split)
     given = (arguments.n_way, arguments.n_shot, arguments.n_query, arguments.n_episodes, arguments.seed)
     protocol = Protocol(*given, arguments.inference_modes)
-    # Other videos than those of a list of episodes are found out before the encoding.
+    # A list of episodes about other videos is rejected here, before the encoding.
     episodes = read_episodes(arguments.read_episodes, split) if arguments.read_episodes is not None else None
     evaluation = Evaluation(split, protocol, arguments.exact, arguments.until_interval, episodes)
     encoder = _encoder(arguments.model, split, arguments, accelerator)
@@ -216,7 +218,7 @@ def main(arguments: EvaluateArguments):
 def _encoder(
     name: str, split: VideoSplit, arguments: EvaluateArguments, accelerator: Accelerator
 ) -> VideoEncoder | FeatureStore:
-    """A model by its name, ready to encode; with a feature store if one is asked for."""
+    """The `VideoEncoder` of a named model, in a `FeatureStore` if the arguments name one."""
     settings = {} if arguments.alignment is None else {"alignment": arguments.alignment}
     model, processor = load_model(name, arguments.dtype, **settings)
     model.to(accelerator.device)
@@ -232,7 +234,7 @@ def _report(results: EvaluationResults, split: VideoSplit, arguments: EvaluateAr
     print(f"{arguments.model} on {arguments.dataset}, split {arguments.split}, {len(split)} videos:")
     for result in results:
         print("\n".join(f"  {line}" for line in result.lines()))
-    for path in _output_files(arguments):  # before the pictures, which cost more to lose than to draw anew
+    for path in _output_files(arguments):  # numbers first: an error while drawing must not lose them
         results.to_json(path)
     if arguments.output_dir is not None:
         results.plot(arguments.output_dir)
@@ -244,7 +246,7 @@ def _output_files(arguments: EvaluateArguments) -> list[Path]:
 
 
 def _store_folder(feature_store: str | Path, model_name: str, split: VideoSplit) -> Path:
-    """Of the features of one split by one model."""
+    """Folder for one model's features of one split."""
     name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in model_name.strip("/"))
     return Path(feature_store) / name / split.name
 

@@ -1,10 +1,10 @@
 """Exact 1-shot accuracy: the expectation over *all* episodes of a set of videos, without drawing any.
 
-In an N-way 1-shot episode a query is right when its distance to the prototype of its own class is smaller than that to
-the prototypes of N - 1 other classes. Given the query and its own prototype, the other classes win or lose
-independently, each with the share of its videos that lie closer; so the chance that all of N - 1 classes drawn out of
-C - 1 lose is an elementary symmetric polynomial of these shares over the number of draws. Its mean over queries and
-own prototypes, weighted as `EpisodeSampler` draws them, is the number that sampled episodes estimate.
+In an N-way 1-shot episode a query is right when it is closer to the prototype of its own class than to the prototypes
+of the N - 1 other classes. Fix the query and its own prototype. Each other class then loses independently, with a
+probability equal to the share of its videos that lie farther away. The chance that all N - 1 classes drawn from C - 1
+lose is an elementary symmetric polynomial of these shares, divided by the number of possible draws. The mean over
+queries and own prototypes, weighted as `EpisodeSampler` draws them, is the number that sampled episodes estimate.
 """
 
 import math
@@ -18,16 +18,17 @@ from clipfsar.evaluation.split_features import SplitFeatures
 
 
 def exact_one_shot_accuracies(distances: torch.Tensor, labels: np.ndarray, n_way: int = 5) -> torch.Tensor:
-    """Chance that each video is classified rightly as a query of a random N-way 1-shot episode.
+    """Chance that each video is classified correctly as a query of a random N-way 1-shot episode.
 
     Args:
-        distances: Of every query to every possible 1-shot prototype, (V, V); the diagonal is not looked at, since a
-            video is not in its own support.
-        labels: (V,), class of each video; at least `n_way` classes of at least two videos. Negative ones are left out.
+        distances: (V, V), from every query to every possible 1-shot prototype. The diagonal is ignored, since a video
+            is not in its own support.
+        labels: (V,), class of each video; at least `n_way` classes of at least two videos. Videos with a negative label
+            are left out.
 
     Returns:
         (V,), float64; NaN for videos left out. The mean over the videos of a class, then over classes, is the expected
-        accuracy of an episode. A distance tied with k others counts 1 / (k + 1), as classes stand in random order.
+        accuracy of an episode. A distance tied with k others counts 1 / (k + 1), since classes are in random order.
 
     Raises:
         ValueError: When there are too few classes or a class has a single video.
@@ -41,8 +42,8 @@ def exact_one_shot_accuracies(distances: torch.Tensor, labels: np.ndarray, n_way
             f"Class {classes[counts.argmin()].item()} has 1 video; a support and a query video are needed."
         )
     rows_of_class = [torch.nonzero(labels == label).flatten() for label in classes]
-    # A tie with k others counts 1 / (k + 1), the integral of x^k over 0..1; so with shares `farther + x * tied` the
-    # integral of the polynomial in x, of degree N - 1, counts ties rightly, and N / 2 Gauss-Legendre nodes are exact.
+    # A tie with k others counts 1 / (k + 1), the integral of x^k over 0..1. With shares `farther + x * tied`, the
+    # integral over x of the polynomial (degree N - 1) counts ties correctly. N / 2 Gauss-Legendre nodes are exact.
     nodes, weights = np.polynomial.legendre.leggauss((n_way + 1) // 2)
     nodes, weights = (nodes + 1) / 2, weights / 2
 
@@ -71,8 +72,8 @@ def exact_one_shot_accuracies(distances: torch.Tensor, labels: np.ndarray, n_way
 
 
 def elementary_symmetric_polynomial(values: torch.Tensor, degree: int) -> torch.Tensor:
-    """Sum over all subsets of `degree` of the values (n, ...) of their products, (...); all values are positive here,
-    so the recurrence adds and never cancels."""
+    """Sum (...) of the products of all subsets of `degree` of the values (n, ...). All values are positive here, so
+    the recurrence only adds and nothing cancels."""
     sums = [torch.ones_like(values[0])] + [torch.zeros_like(values[0]) for _ in range(degree)]
     for value in values:
         for size in range(degree, 0, -1):
@@ -86,8 +87,8 @@ def exact_accuracy_of_videos(
 ) -> dict[str, torch.Tensor]:
     """`exact_one_shot_accuracies` of a model's features, (V,) per inference mode.
 
-    The ensemble's probabilities are normalised over the classes of an episode, by a factor that all of them share. So
-    every mode ranks classes by a number that depends only on the query and the prototype (or text), and is exact.
+    All modes are exact, since each ranks a class by a number that depends only on the query and the class's prototype
+    or text. The ensemble normalises over the classes of an episode, but with one factor for all classes.
     """
     model, own_class = features.model, features.labels.clamp(min=0)
     batches = tqdm(features.query_states.split(queries_per_batch), desc="aligning all pairs", unit="batch", leave=False)

@@ -1,8 +1,8 @@
-"""Frame features of a split, computed once and kept: `manifest.json`, which says of what, and `features.safetensors`.
+"""Frame features of a split, computed once: `features.safetensors`, and their inputs in `manifest.json`.
 
-While videos are being encoded every batch lies in a file of its own, so that a run that is killed loses at most the
-batches in flight, and the next one goes on. A store made of other weights, frames, preprocessing or videos is refused.
-Videos are known by what they hold (`clipfsar.content`), those behind web addresses by the address alone.
+During encoding every batch is saved in a separate file. A killed run loses at most the batches in flight, and the next
+run continues. A store made with other weights, frames, preprocessing or videos is rejected. Videos are identified by
+their content (`clipfsar.content`); videos at web addresses by their address.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from paths_clipfsar import replace_file
 from video_clipfsar import frames_differ_from_0_1
 
-_FORMAT = 2  # 1 has no checksums, and knows videos by the sizes of their files
+_FORMAT = 2  # format 1 has no checksums, and identifies videos by file size
 SECONDS_TO_WAIT = 300
 _ENCODE_AGAIN = "delete this file, and its videos are encoded again"
 
 
 class FeatureStore:
-    """A folder that keeps what a `VideoEncoder` computes; `encode` reads it, or encodes and fills it.
+    """A folder that caches the features of a `VideoEncoder`; `encode` reads them, or encodes the videos and saves them.
 
     Args:
-        folder: Made if need be. All processes must see the same folder.
-        encoder: What the features are computed with; its model, processor and precision must be those of the store.
-        rebuild: Throw away a store that does not fit instead of refusing it.
+        folder: Created if missing. All processes must see the same folder.
+        encoder: Computes the features. Its model, processor and precision must match the store.
+        rebuild: Replace a store that does not match instead of rejecting it.
     """
 
     def __init__(self, folder: str | Path, encoder: VideoEncoder, rebuild: bool = False):
@@ -50,14 +50,14 @@ class FeatureStore:
     def encode(
         self, split, draw_seed: tuple[int, ...] | None = None, description: str = "encoding videos"
     ) -> torch.Tensor:
-        """As `VideoEncoder.encode`: (V, T, D), float32 on the CPU; every video is encoded once and then only read.
+        """The result of `VideoEncoder.encode`, (V, T, D), float32 on the CPU. Every video is encoded only once.
 
-        Where another program encodes into the same folder this one waits for it, and then reads; of several processes
-        that `torch.distributed` joins, for five minutes.
+        If another program encodes into the same folder, this one waits and then reads the features. With several
+        `torch.distributed` processes it waits at most five minutes.
 
         Raises:
-            ValueError: When the store was made of something else; the message says of what. When a file of it is
-                damaged; the message says which. When another process encodes there and the waiting was in vain.
+            ValueError: When the store does not match; the message lists the differences. When a file is damaged; the
+                message names it. When another process still encodes there after the waiting time.
         """
         split, accelerator = VideoSplit.of(split), self.encoder.accelerator
         with contextlib.ExitStack() as stack:
@@ -74,7 +74,7 @@ class FeatureStore:
         return load_tensors(self._features, _ENCODE_AGAIN, manifest["format"] > 1)["embeds"]
 
     def manifest(self, split: VideoSplit, draw_seed: tuple[int, ...] | None = None) -> dict:
-        """The inputs of the features; two stores of equal manifests hold the same features."""
+        """All inputs of the features: two stores with equal manifests hold the same features."""
         encoder = self.encoder
         manifest = {
             "format": _FORMAT,
@@ -89,7 +89,7 @@ class FeatureStore:
         elif encoder.processor.frame_sampling == "segment_random":
             manifest["seed of the frames"] = encoder.seed
         manifest["reader"] = READER_VERSION
-        return json.loads(json.dumps(manifest))  # as it will be read back: no tuples, no enumerations
+        return json.loads(json.dumps(manifest))  # as it is read back from the file: no tuples, no enums
 
     def _present(self) -> dict | None:
         path = self.folder / "manifest.json"
@@ -104,9 +104,9 @@ class FeatureStore:
             raise
 
     def _open(self, split: VideoSplit, draw_seed: tuple[int, ...] | None, stack) -> tuple[bool, dict]:
-        """Whether all features are there, and the manifest; if not, the store is empty or begun and locked in `stack`.
+        """Whether the store is complete, and its manifest. An incomplete store is locked in `stack`.
 
-        A store that is whole is only read, so that its folder may be on a read-only disk.
+        A complete store is only read, so its folder may be on a read-only disk.
         """
         manifest, present = self.manifest(split, draw_seed), self._present()
         if present == manifest and self._features.is_file():
@@ -129,10 +129,10 @@ class FeatureStore:
         return FolderLock(self.folder, "encodes videos", remedy, seconds)
 
     def _check_older(self, split: VideoSplit, present: dict | None, manifest: dict) -> bool:
-        """Whether this is a store of an older version that fits, as far as can be told.
+        """Whether an older version made this store, and everything it recorded matches.
 
         Raises:
-            ValueError: When it is one of version 0.1, which read some of its files wrongly; the message names them.
+            ValueError: When version 0.1 made it and read some of its videos differently; the message names them.
         """
         if self.rebuild or present is None or present.get("format") != 1:
             return False
@@ -145,9 +145,9 @@ class FeatureStore:
         elif present["reader"] != manifest["reader"]:
             return False
         warnings.warn(
-            f"The feature store {self.folder} is of an earlier version, which recorded neither checksums nor what the "
-            "videos hold: it is taken for one of the present videos. Were videos replaced by others of the same size, "
-            "rebuild it with --rebuild_features.",
+            f"The feature store {self.folder} is of an earlier version, which recorded neither checksums nor the "
+            "content of the videos. The videos are assumed to be unchanged. If you replaced videos by others of the "
+            "same size, rebuild it with --rebuild_features.",
             stacklevel=2,
         )
         return True
@@ -162,12 +162,12 @@ class FeatureStore:
             more = f" and {len(different) - 5} more" if len(different) > 5 else ""
             raise ValueError(
                 f"The feature store {self.folder} was made by version 0.1, which read other frames of "
-                f"{len(different)} of its {len(split)} videos: {', '.join(different[:5])}{more}. Name another folder, "
+                f"{len(different)} of the {len(split)} videos: {', '.join(different[:5])}{more}. Name another folder, "
                 "delete this one, or, in an evaluation, rebuild it with --rebuild_features."
             )
 
     def _bring_up_to_date(self, manifest: dict):
-        """Checksums first: a store whose manifest says that it has them has them."""
+        """Adds checksums, then updates the manifest, so that a store of the new format always has checksums."""
         for path in (*self._parts(), *([self._features] if self._features.is_file() else [])):
             save_tensors(load_tensors(path, _ENCODE_AGAIN, has_checksum=False), path)
         self._write_manifest(manifest)
@@ -177,7 +177,7 @@ class FeatureStore:
             partial.write_text(json.dumps(manifest, indent=2) + "\n")
 
     def _check_or_clear(self, split: VideoSplit, manifest: dict):
-        """Finds that the store there is the right one, or makes an empty one. What is not the store's stays."""
+        """Checks that the store matches, or empties it for new features. Other files in the folder stay."""
         folder, present = self.folder, self._present()
         if present is None and {path.name for path in folder.iterdir()} - {LOCK_NAME}:
             raise ValueError(f"{folder} is no feature store, but not empty either: name another folder.")
@@ -190,15 +190,15 @@ class FeatureStore:
                 different.remove("format")
             details = "; ".join(f"{name}: {present.get(name)} (now {manifest.get(name)})" for name in different)
             raise ValueError(
-                f"The feature store {folder} was made of something else: {details}{self._other_videos(split)}. Name "
-                "another folder, delete this one, or, in an evaluation, rebuild it with --rebuild_features."
+                f"The feature store {folder} does not match: {details}{self._other_videos(split)}. Name another "
+                "folder, delete this one, or, in an evaluation, rebuild it with --rebuild_features."
             )
-        for path in (self._features, *self._parts()):  # before the manifest says something else of them
+        for path in (self._features, *self._parts()):  # before the manifest changes
             path.unlink(missing_ok=True)
         self._write_manifest(manifest)
 
     def _other_videos(self, split: VideoSplit) -> str:
-        """Which videos are others than those that were encoded, where the store says so and has as many."""
+        """Text that names the videos that changed since they were encoded; empty if the store cannot tell."""
         known: dict = {}
         for path in (self._features, *self._parts()):
             if path.is_file():
@@ -209,14 +209,14 @@ class FeatureStore:
             return ""
         others = [row for row, digest in sorted(known.items()) if (digest != split.digests[row]).any()]
         names = ", ".join(_file_of(split.video(row)) for row in others[:5]) + (", ..." if len(others) > 5 else "")
-        return f"; {len(others)} of {len(known)} encoded videos are others now: {names}" if others else ""
+        return f"; {len(others)} of {len(known)} encoded videos have changed: {names}" if others else ""
 
     def _encode_missing(self, split: VideoSplit, draw_seed: tuple[int, ...] | None, description: str):
-        """This process's share of the videos that no file of the store holds yet."""
+        """Encodes this process's share of the videos that are not in the store yet."""
         accelerator = self.encoder.accelerator
         done = {row for part in self._parts() for row in _rows_of(part)}
         to_do = [row for row in range(len(split)) if row not in done]
-        accelerator.wait_for_everyone()  # nobody writes a part while another process still reads what is done
+        accelerator.wait_for_everyone()  # no process may write a part while another one still lists them
         mine = to_do[accelerator.process_index :: accelerator.num_processes]
         for rows, embeds in self.encoder.batches(split, mine, draw_seed, description):
             part = self.folder / f"part-{rows[0]:08d}.safetensors"
@@ -228,7 +228,7 @@ class FeatureStore:
         rows = torch.cat([part["rows"] for part in parts])
         order = rows.argsort()
         if rows[order].tolist() != list(range(len(split))):
-            raise ValueError(f"The parts in {self.folder} are not of every video once: delete the folder.")
+            raise ValueError(f"The parts in {self.folder} do not hold every video exactly once: delete the folder.")
         embeds = torch.cat([part["embeds"] for part in parts])[order].contiguous()
         save_tensors({"embeds": embeds, "digests": torch.from_numpy(split.digests.copy())}, self._features)
         for part in self._parts():
@@ -252,7 +252,7 @@ def _file_of(video) -> str:
 
 
 def _digest_of_visual_tower(model: CLIPFSARModel) -> str:
-    """Of the visual tower alone: a temporal transformer trained further leaves frame features as they are."""
+    """Digest of the visual tower alone: frame features do not depend on the temporal transformer."""
     names = [name.rstrip(".") for name in VISION_MODULES]
     towers = [getattr(model.clip, name) for name in names if hasattr(model.clip, name)]
     return weights_digest(towers, unseen_settings(tower_configs(model.config.clip_config)[0]))

@@ -1,4 +1,4 @@
-"""What is asked in an evaluation."""
+"""The protocol of an evaluation: its episodes and inference modes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from episodes_clipfsar import EpisodeSampler
 
 @dataclass(frozen=True)
 class Protocol:
-    """Episodes of an evaluation; results carry it.
+    """Episodes and inference modes of an evaluation; the results keep it as `protocol`.
 
     Args:
         n_way: Classes per episode.
-        n_shot: Support videos per class; one number or several, each evaluated on episodes of its own.
+        n_shot: Support videos per class; one number or several, each evaluated on separate episodes.
         n_query: Query videos per class.
         n_episodes: Episodes per number of shots.
-        seed: Episodes of different seeds are independent of each other.
+        seed: Different seeds give independent episodes.
         inference_modes: Any of `"few_shot"`, `"zero_shot"`, `"ensemble"`; all answer the same episodes.
 
     Raises:
@@ -51,7 +51,7 @@ class Protocol:
         return (self.n_shot,) if isinstance(self.n_shot, int) else tuple(self.n_shot)
 
     def samplers(self, split: VideoSplit) -> dict[int, EpisodeSampler]:
-        """Per number of shots the sampler of its episodes.
+        """The sampler of the episodes, per number of shots.
 
         Raises:
             ValueError: When the split has too few classes, or a class too few videos; the message has the numbers.

@@ -1,4 +1,4 @@
-"""What the answers to episodes say: accuracy with intervals, per class, confusions, calibration, comparison of two."""
+"""Statistics of answers to episodes: accuracy, intervals, per class, confusions, calibration, model comparison."""
 
 import math
 from collections.abc import Sequence
@@ -44,15 +44,15 @@ def half_interval(values: np.ndarray) -> float:
 
 
 def per_class_accuracies(predictions: EpisodePredictions, num_classes: int) -> np.ndarray:
-    """(C,), in 0..1; NaN for a class that was never asked about."""
+    """Accuracy of each class, (C,), in 0..1; NaN for a class without queries."""
     known = per_class_accuracy(predictions.predicted_classes.ravel(), predictions.true_classes.ravel())
     return np.array([known.get(label, np.nan) for label in range(num_classes)])
 
 
 def confusion_rates(predictions: EpisodePredictions, num_classes: int) -> np.ndarray:
-    """(C, C): how often a query of class i is taken for class j, *when j is among the episode's classes*; NaN if never.
+    """(C, C): how often a query of class i is taken for class j, *when the episode has class j*; NaN if it never has.
 
-    A plain confusion matrix would mix this with how seldom two classes meet in an episode.
+    A plain confusion matrix would also depend on how often two classes occur in the same episode.
     """
     true, predicted = predictions.true_classes, predictions.predicted_classes
     taken = np.zeros((num_classes, num_classes))
@@ -86,14 +86,14 @@ def expected_calibration_error(predictions: EpisodePredictions, num_bins: int = 
 
 
 def interval_over_videos(chances: np.ndarray, labels: np.ndarray, num_resamples: int = 1000, seed: int = 0) -> float:
-    """Half width (percent) of the 95% interval when classes, and videos within them, are a sample too (bootstrap).
+    """Half width (percent) of the 95% interval for other classes and other query videos of these classes (bootstrap).
 
-    An interval over episodes shrinks to nothing with more episodes, though the videos stay as few as they are. This one
-    asks what other classes and query videos of the same kind might have given. Support videos are not redrawn, so it
-    is still somewhat too narrow.
+    With more episodes, an interval over episodes shrinks to nothing, although the number of videos stays the same. This
+    interval treats the classes and query videos as a sample. It does not redraw support videos, so it is still somewhat
+    too narrow.
 
     Args:
-        chances: (V,), chance that each video is classified rightly as a query; NaN leaves a video out.
+        chances: (V,), chance that each video is classified correctly as a query; NaN leaves a video out.
         labels: (V,), classes.
     """
     rng = np.random.default_rng(seed)
@@ -108,7 +108,7 @@ def interval_over_videos(chances: np.ndarray, labels: np.ndarray, num_resamples:
 
 
 def right_answers_per_video(predictions: EpisodePredictions, num_videos: int) -> np.ndarray:
-    """(V,), share of right answers about each video as a query; NaN for one never asked about."""
+    """(V,), share of right answers to each video as a query; NaN for a video that was never a query."""
     rows = predictions.query_rows.ravel()
     asked = np.bincount(rows, minlength=num_videos)
     right = np.bincount(rows, weights=predictions.is_right.ravel(), minlength=num_videos)
@@ -116,19 +116,19 @@ def right_answers_per_video(predictions: EpisodePredictions, num_videos: int) ->
 
 
 def compare(first: EpisodePredictions, second: EpisodePredictions) -> dict:
-    """Two models on the same episodes, paired.
+    """Paired comparison of two models on the same episodes.
 
     Returns:
         `difference` of the mean accuracies (second minus first, in points) with the half width `interval` of its 95%
-        interval over episodes; `only_first_right` and `only_second_right` (queries), and `p_value` of McNemar's test
-        on them (two-sided, with continuity correction; queries of one episode are not independent, so take it as a
-        rough guide beside the interval).
+        interval over episodes; the numbers of queries `only_first_right` and `only_second_right`, and the `p_value` of
+        McNemar's test on them (two-sided, with continuity correction). Queries of one episode are not independent: take
+        the p-value as a rough guide, and rely on the interval.
 
     Raises:
         ValueError: When the episodes are not the same.
     """
     if not np.array_equal(first.query_rows, second.query_rows) or not np.array_equal(first.class_ids, second.class_ids):
-        raise ValueError("The two models answered different episodes: a paired comparison needs the same ones.")
+        raise ValueError("The two models answered different episodes: a paired comparison needs the same episodes.")
     differences = 100 * (second.accuracies - first.accuracies)
     only_first = int((first.is_right & ~second.is_right).sum())
     only_second = int((second.is_right & ~first.is_right).sum())

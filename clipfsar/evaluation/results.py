@@ -1,4 +1,4 @@
-"""Results of an evaluation as objects: they print as lines, and go to JSON, pandas and pictures."""
+"""Results of an evaluation as objects: print them, or convert them to JSON, pandas and pictures."""
 
 import json
 import math
@@ -26,8 +26,8 @@ from clipfsar.evaluation.report import (
 class EpisodicAccuracy:
     """Mean accuracy over episodes, in percent, with the half width of its 95% interval.
 
-    The interval says how far the mean over *these videos and classes* may be off because episodes are a sample; it
-    says nothing of other videos or classes.
+    The interval covers the error from drawing a sample of episodes, for *these videos and classes*. It says nothing
+    about other videos or classes.
     """
 
     inference_mode: str
@@ -41,24 +41,24 @@ class EpisodicAccuracy:
     def __str__(self) -> str:
         interval = f" ± {self.interval:.1f}" if self.interval > 0 else ""
         episodes = f"{self.n_episodes} episode{'s' if self.n_episodes != 1 else ''}"
-        if not interval:  # 0 or NaN: there is no spread to go by, which does not make the number certain
-            episodes += ", too few or too much alike for an interval"
+        if not interval:  # 0 or NaN: the spread is unknown, so the number is not certain
+            episodes += ", too few or too similar for an interval"
         return f"{self.n_way}-way {self.n_shot}-shot {self.inference_mode}: {self.accuracy:.1f}{interval}% ({episodes})"
 
 
 @dataclass(frozen=True, eq=False)
 class EpisodicResult(EpisodicAccuracy):
-    """What a model's answers say, for one number of shots and one inference mode. `print` gives a line.
+    """Result of a model for one number of shots and one inference mode. `print` shows it as a line.
 
     Args:
         predictions: The answers.
         labels: Class of each video of the split, (V,).
         class_names: C names.
-        chances: (V,), from exact evaluation: the chance that each video is classified rightly; None without.
-        compared_with: Name of the model that `comparison` is with.
-        comparison: `report.compare` with that model's answers to the same episodes.
+        chances: (V,), from the exact evaluation: the chance that each video is classified correctly; None without it.
+        compared_with: Name of the other model in `comparison`.
+        comparison: `report.compare` with the other model's answers to the same episodes.
 
-    Everything below is computed when it is first asked for.
+    The properties are computed at their first use.
     """
 
     predictions: EpisodePredictions = field(repr=False)
@@ -68,12 +68,12 @@ class EpisodicResult(EpisodicAccuracy):
     compared_with: str | None = field(default=None, repr=False)
     comparison: dict | None = field(default=None, repr=False)
 
-    def __str__(self) -> str:  # dataclass would inherit it; said here because results are printed
+    def __str__(self) -> str:  # the same as the inherited one; written out because results are printed
         return super().__str__()
 
     @cached_property
     def exact(self) -> float | None:
-        """Expected accuracy over all episodes there are, in percent; None where that was not asked for."""
+        """Expected accuracy over all possible episodes, in percent; None if it was not computed."""
         if self.chances is None:
             return None
         labels = self.labels
@@ -81,14 +81,14 @@ class EpisodicResult(EpisodicAccuracy):
 
     @cached_property
     def per_class(self) -> dict[str, float]:
-        """Accuracy in percent of the queries of each class; NaN for a class that was never asked about."""
+        """Accuracy in percent of the queries of each class; NaN for a class without queries."""
         accuracies = 100 * per_class_accuracies(self.predictions, len(self.class_names))
         return dict(zip(self.class_names, accuracies.tolist(), strict=True))
 
     @cached_property
     def confusion(self) -> np.ndarray:
-        """(C, C) in percent: how often queries of the row's class are taken for the column's, *when both classes are in
-        the episode*; NaN if they never are."""
+        """(C, C) in percent: how often queries of the row's class are classified as the column's, *when both classes
+        are in the episode*; NaN if they never are."""
         return 100 * confusion_rates(self.predictions, len(self.class_names))
 
     @cached_property
@@ -114,7 +114,7 @@ class EpisodicResult(EpisodicAccuracy):
         return EpisodicAccuracy(**{item.name: getattr(self, item.name) for item in fields(EpisodicAccuracy)})
 
     def to_dict(self) -> dict:
-        """All of it as plain values; numbers that there are not are NaN."""
+        """The whole result as plain values; missing numbers are NaN."""
         values = asdict(self.summary())
         if self.exact is not None:
             values["exact_accuracy"] = self.exact
@@ -126,12 +126,12 @@ class EpisodicResult(EpisodicAccuracy):
         return values
 
     def lines(self) -> list[str]:
-        """For people: the line of `print`, then what else is worth knowing."""
+        """Lines for people: the line of `print`, then details."""
         lines = [str(self)]
         if self.exact is not None:
-            lines.append(f"  over all episodes there are: {self.exact:.2f}% (exact)")
+            lines.append(f"  over all possible episodes: {self.exact:.2f}% (exact)")
         lines.append(
-            f"  were classes and videos drawn anew: ± {self.interval_over_videos:.1f}; calibration error "
+            f"  if classes and videos were drawn anew: ± {self.interval_over_videos:.1f}; calibration error "
             f"{self.calibration_error:.1f}%"
         )
         asked = [item for item in self.per_class.items() if not math.isnan(item[1])]
@@ -139,14 +139,14 @@ class EpisodicResult(EpisodicAccuracy):
         lines.append(f"  hardest classes: {', '.join(f'{name} {accuracy:.0f}%' for name, accuracy in classes[:3])}")
         confused = [f"{pair['true']} -> {pair['predicted']} {pair['rate']:.0f}%" for pair in self.most_confused[:3]]
         if confused:
-            lines.append(f"  most confused, when both are there: {', '.join(confused)}")
+            lines.append(f"  most confused, when both are in the episode: {', '.join(confused)}")
         if self.comparison is not None:
             lines.append(f"  minus {self.compared_with}: {_in_words(self.comparison)}")
         return lines
 
     def plot(self, folder: str | os.PathLike) -> list[Path]:
-        """Writes `confusion_*.png` and `per_class_*.png` into a folder, made if need be."""
-        from clipfsar.plots import plot_confusion, plot_per_class  # matplotlib, only where pictures are asked for
+        """Writes `confusion_*.png` and `per_class_*.png` into a folder, created if missing."""
+        from clipfsar.plots import plot_confusion, plot_per_class  # imports matplotlib, needed only here
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ class EpisodicResult(EpisodicAccuracy):
 
 
 class EvaluationResults(list):
-    """A list of `EpisodicResult`, one per number of shots and inference mode, and the `protocol` they answer."""
+    """A list of `EpisodicResult`, one per number of shots and inference mode, with the `protocol` of the evaluation."""
 
     def __init__(self, results=(), protocol: Protocol | None = None):
         super().__init__(results)
@@ -171,20 +171,20 @@ class EvaluationResults(list):
         """The result of one number of shots and one mode.
 
         Raises:
-            KeyError: When there is none; the message lists those there are.
+            KeyError: When there is no such result; the message lists the results.
         """
         for result in self:
             if (result.n_shot, result.inference_mode) == (n_shot, inference_mode):
                 return result
-        there = ", ".join(f"{result.n_shot}-shot {result.inference_mode}" for result in self)
-        raise KeyError(f"There is no {n_shot}-shot {inference_mode} result; there are {there}.")
+        available = ", ".join(f"{result.n_shot}-shot {result.inference_mode}" for result in self)
+        raise KeyError(f"There is no {n_shot}-shot {inference_mode} result; there are {available}.")
 
     def to_dicts(self) -> list[dict]:
-        """Plain values, as JSON has them: None stands for a number that there is not."""
+        """Plain values for JSON; None stands for a missing number."""
         return [_without_nan(result.to_dict()) for result in self]
 
     def to_json(self, path: str | os.PathLike | None = None) -> str:
-        """JSON text, also written to a file if a path is given; its folder is made if need be."""
+        """JSON text, also written to `path` if given; its folder is created if missing."""
         text = json.dumps(self.to_dicts(), indent=2, allow_nan=False) + "\n"
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ class EvaluationResults(list):
         """A `pandas.DataFrame`: a row per result, and a column per class, `accuracy of NAME`.
 
         Raises:
-            ImportError: Where pandas is not installed.
+            ImportError: When pandas is not installed.
         """
         try:
             import pandas
@@ -214,7 +214,7 @@ class EvaluationResults(list):
         return pandas.DataFrame(rows)
 
     def plot(self, folder: str | os.PathLike) -> list[Path]:
-        """Pictures of every result, `EpisodicResult.plot`."""
+        """Draws every result with `EpisodicResult.plot`; the files."""
         return [path for result in self for path in result.plot(folder)]
 
 
@@ -235,7 +235,7 @@ def _in_words(comparison: dict) -> str:
 
 
 def _without_nan(value):
-    """JSON has no NaN: None stands for a number that there is not."""
+    """The value with None in place of NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What episodes need of a split's videos and is the same in every episode, computed once."""
+"""Features of a split's videos that are the same in every episode, computed once."""
 
 from functools import cached_property
 
@@ -9,20 +9,20 @@ from modeling_clipfsar import CLIPFSARModel, evaluating
 
 
 class SplitFeatures:
-    """Frame features of a split and what follows from them without an episode.
+    """Frame features of a split, and the values computed from them that do not depend on the episode.
 
     Args:
-        model: In evaluation mode while something is computed, then as it was.
-        video_embeds: (V, T, D), of `encode_videos`.
-        class_embeds: (C, D), of `encode_classes`.
-        labels: (V,), class of each video, 0..C-1; negative ones are in no episode.
-        videos_per_batch: Of the temporal transformer.
-        episodes_per_batch: Of the temporal transformer too, for prototypes of several shots.
+        model: It computes in evaluation mode; afterwards its mode is restored.
+        video_embeds: (V, T, D), from `VideoEncoder.encode`.
+        class_embeds: (C, D), from `VideoEncoder.encode_classes`.
+        labels: (V,), class of each video, 0..C-1; videos with a negative label are in no episode.
+        videos_per_batch: Batch size of the temporal transformer.
+        episodes_per_batch: Batch size of the temporal transformer for prototypes of several shots.
 
     Attributes:
         query_states: (V, T, D). A query passes the temporal transformer without a text.
         text_logits: (V, C), zero-shot.
-        one_shot_prototypes: (V, T, D). A single support video is modulated by the text of its own class.
+        one_shot_prototypes: (V, T, D). The text of its own class modulates each support video.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class SplitFeatures:
     def prototypes(self, support_rows: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
         """Prototypes (B, N, T, D) of episodes with support videos (B, N, K) of the classes (B, N).
 
-        Where the support is averaged *after* the temporal transformer, they are means of 1-shot prototypes. Before it,
-        the transformer runs on every one, on pieces small enough to stay in a processor's cache.
+        If the support is averaged *after* the temporal transformer, they are means of 1-shot prototypes. If it is
+        averaged before, the transformer runs for every episode, in batches that fit a processor's cache.
         """
         if support_rows.shape[-1] == 1:
             return self.one_shot_prototypes[support_rows.squeeze(-1)]

@@ -1,1 +1,1 @@
-"""Answers about videos, from files and for other programs."""
+"""Inference: classifies video files and windows, quantizes models, exports them to other programs."""

@@ -1,4 +1,4 @@
-"""Options of `clipfsar predict` and `clipfsar export`. Imports nothing heavy, so that `--help` answers at once."""
+"""Options of `clipfsar predict` and `clipfsar export`. Imports nothing heavy, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,39 +9,40 @@ from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
 
 DTYPE_CHOICES = ("auto", *DTYPES)
-DTYPE_HELP = "Precision of the model; auto: as saved; int8: of the visual tower's linear layers, on a CPU."
+DTYPE_HELP = "Precision of the model. auto: as saved. int8 quantizes the visual tower's linear layers, on a CPU."
 
 
 @dataclass
 class PredictArguments:
-    """Classifies videos by a few example clips per class. The folder EXAMPLES holds a folder of clips for every class.
+    """Classifies videos by a few example clips per class. The folder EXAMPLES holds one folder of clips per class.
 
         clipfsar predict --model runs/mine/best --support_set EXAMPLES --query new.mp4 folder_of_videos
         clipfsar predict --model runs/mine/best --support_set EXAMPLES --save_support_set my_classes  # encode once, ...
         clipfsar predict --model runs/mine/best --support_set my_classes --query new.mp4              # ... ask often
-        clipfsar predict --model runs/mine/best --labels "jumping, running" --query new.mp4       # names alone
-        clipfsar predict --model runs/mine/best --support_set EXAMPLES --query new.mp4 --pictures why # why it says so
+        clipfsar predict --model runs/mine/best --labels "jumping, running" --query new.mp4       # class names only
+        clipfsar predict --model runs/mine/best --support_set EXAMPLES --query new.mp4 --pictures why # explanations
         clipfsar predict --model runs/mine/best --support_set EXAMPLES --query long.mp4 --window_seconds 3 \\
             --stride_seconds 1 --pictures timelines --format csv --output timeline.csv            # what, and when
 
-    A clip is a video file or a folder of image files. With --window_seconds a long video is decoded once, and every
-    window of it is classified. Exit code: 0 when all queries were answered, 3 when some could not be read (they are
-    marked in the output), 1 when nothing could be done, 2 for a usage error. A plain CLIP as --model works without
-    training, by its frame features alone.
+    A clip is a video file or a folder of image files. --window_seconds classifies every window of a long video, which
+    is decoded once. A plain CLIP as --model works without training, by its frame features alone.
+
+    Exit codes: 0 when all queries were answered; 1 for an error; 2 for a usage error; 3 when some queries could not be
+    read (the output marks them).
     """
 
     model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained).")
     support_set: str | None = option(
         None,
-        "The classes: a folder EXAMPLES/CLASS/clips, or a support set saved before, also on the Hub.",
+        "The classes: a folder EXAMPLES/CLASS/clips, or a saved support set (folder or Hub id).",
         aliases=["support"],
     )
     labels: list[str] | None = option(
         None,
-        "Class names alone (zero-shot), instead of --support_set: several values, or one with commas between them.",
+        "Class names only (zero-shot), instead of --support_set: several values, or one value with commas.",
     )
-    labels_file: str | None = option(None, "Text file of class names, a name per line, instead of --labels.")
-    query: list[str] = option([], "Videos to classify: files, or folders of them.")
+    labels_file: str | None = option(None, "Text file with one class name per line, instead of --labels.")
+    query: list[str] = option([], "Videos to classify: files or folders.")
     inference_mode: str | None = option(
         None,
         "few_shot: by the clips; zero_shot: by the class names; ensemble: by both. Default: the model's.",
@@ -49,26 +50,30 @@ class PredictArguments:
         aliases=["inference_modes"],
     )
     top_k: int = option(5, "Classes shown per video.")
-    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
+    seconds_per_video: float = option(
+        SECONDS_PER_VIDEO, "Time limit for reading a video. A slower video counts as unreadable."
+    )
     detect_unknown: bool = option(False, f"Also score {UNKNOWN_LABEL!r}.")
     window_seconds: float | None = option(None, "Classify windows of this length instead of whole videos.")
     stride_seconds: float | None = option(
-        None, "From the start of a window to that of the next; default: half a window."
+        None, "Time from the start of one window to the start of the next; default: half a window."
     )
-    fps: float | None = option(None, "Frames per second of videos that do not say, such as folders of frames.")
+    fps: float | None = option(None, "Frames per second of videos without a frame rate, such as folders of frames.")
     format: str | None = option(
-        None, "Format of the output; default: by the ending of --output, .csv or .json, else table.", OUTPUT_FORMATS
+        None, "Format of the output; default: csv or json if --output ends in it, otherwise table.", OUTPUT_FORMATS
     )
     output: str | None = option(None, "File for the output; default: the terminal.")
-    pictures: str | None = option(None, "Folder for a picture per video: why the answer, or with windows the timeline.")
+    pictures: str | None = option(
+        None, "Folder for one picture per video: an explanation of the answer, or with windows the timeline."
+    )
     save_support_set: str | None = option(
         None,
-        "Folder to keep the encoded classes in; --support_set takes it the next time.",
+        "Folder to save the encoded classes in; later runs read it with --support_set.",
         aliases=["save_support"],
     )
-    skip_unreadable: bool = option(False, "Leave unreadable example clips out, with a warning.")
-    batch_size: int = option(8, "Videos per forward.")
-    device: str | None = option(None, "cpu, cuda, ...; default: a GPU if there is one.")
+    skip_unreadable: bool = option(False, "Leave out unreadable example clips, with a warning.")
+    batch_size: int = option(8, "Videos per forward pass.")
+    device: str | None = option(None, "cpu, cuda, ...; default: a GPU if available.")
     dtype: str = option("float32", DTYPE_HELP, DTYPE_CHOICES)
 
     def __post_init__(self):
@@ -85,7 +90,7 @@ class PredictArguments:
             raise ValueError("Give --support_set or --labels, not both: a support set has its class names already.")
         if not self.query and not self.save_support_set:
             raise ValueError(
-                "There is nothing to do: give videos as --query, or keep the classes with --save_support_set."
+                "There is nothing to do: give videos as --query, or save the classes with --save_support_set."
             )
         if has_labels:
             for name in ("pictures", "detect_unknown", "save_support_set"):
@@ -103,8 +108,8 @@ class PredictArguments:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1.")
 
     def check_files(self):
-        """Raises `FileNotFoundError` for what is not there. A query among others is marked in the output instead."""
-        check_path("model", self.model)  # what is no path of this machine is asked of the Hub last
+        """Raises `FileNotFoundError` for missing files. Missing queries raise it only if all of them are missing."""
+        check_path("model", self.model)  # paths of this machine first, the Hub last
         check_path("labels_file", self.labels_file, is_local=True)
         check_source(
             "support_set", self.support_set, remedy="Give a folder EXAMPLES/CLASS/clips, or a saved support set."
@@ -116,22 +121,22 @@ class PredictArguments:
 
 @dataclass
 class ExportArguments:
-    """Exports the query path, frames and classes in, logits out, for programs without this library or Python.
+    """Exports the query path (frames and classes in, logits out) for programs without this library or Python.
 
         clipfsar export --model runs/mine/best --output_dir exported                            # .onnx, .pt2
         clipfsar export --model runs/mine/best --output_dir exported --support_set my_classes   # and classes
         clipfsar export --model runs/mine/best --output_dir exported --support_set more --only_classes true
 
-    The classes are inputs: classes enrolled with `clipfsar predict --save_support_set my_classes` are written to
-    classes.npz. Any number of classes fits, and other classes need no new export. query_classifier.json describes the
-    inputs and how frames become pixel values. Every file is loaded again and compared with the model on random frames
-    before it counts.
+    The classes are inputs, so other classes need no new export, and any number of classes works. classes.npz holds the
+    classes that you enrolled with `clipfsar predict --save_support_set my_classes`. query_classifier.json describes the
+    inputs, and how to turn frames into pixel values. Every exported file is loaded again and compared with the model on
+    random frames.
     """
 
     model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained).")
     output_dir: str = option(REQUIRED, "Folder for the files.")
     formats: list[str] = option(
-        list(EXPORT_FORMATS), f"Any of {', '.join(EXPORT_FORMATS)}: ONNX, and PyTorch's own (torch.export)."
+        list(EXPORT_FORMATS), f"Any of {', '.join(EXPORT_FORMATS)}: ONNX, and PyTorch's format (torch.export)."
     )
     inference_mode: str | None = option(
         None,
@@ -139,8 +144,8 @@ class ExportArguments:
         INFERENCE_MODES,
         aliases=["inference_modes"],
     )
-    support_set: str | None = option(None, "Saved support set (folder or Hub id) whose classes go to classes.npz.")
-    only_classes: bool = option(False, "Write classes.npz alone, for a model that lies exported in output_dir.")
+    support_set: str | None = option(None, "Saved support set (folder or Hub id) to write to classes.npz.")
+    only_classes: bool = option(False, "Write only classes.npz, for a model that is already exported in output_dir.")
 
     def __post_init__(self):
         unknown = sorted(set(self.formats) - set(EXPORT_FORMATS))
@@ -150,7 +155,7 @@ class ExportArguments:
             raise ValueError("--only_classes writes the classes of a support set: give --support_set.")
 
     def check_files(self):
-        """Raises `FileNotFoundError` for what is not there."""
+        """Raises `FileNotFoundError` for a missing support set or model."""
         check_source("support_set", self.support_set, remedy="clipfsar predict --save_support_set makes one.")
         self.model = find_model("model", self.model)
 

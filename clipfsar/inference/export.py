@@ -1,4 +1,4 @@
-"""Exports the query path, frames and classes in, logits out: the work behind `clipfsar export`."""
+"""`clipfsar export`: exports the query path, with frames and classes as inputs and logits as output."""
 
 import copy
 import json
@@ -22,12 +22,12 @@ from support_set_clipfsar import SupportSet
 FILES = {"onnx": "query_classifier.onnx", "torch": "query_classifier.pt2"}
 DESCRIPTION = "query_classifier.json"
 CLASSES = "classes.npz"
-TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller
-CHECKED_SIZES = ((1, 2), (3, 5), (2, 1))  # queries and classes; others than the graph is made with
+TOLERANCE = 1e-4  # relative to the largest logit; absolute if all logits are below 1
+CHECKED_SIZES = ((1, 2), (3, 5), (2, 1))  # (queries, classes), all different from those that trace the graph
 MEANINGS = {
-    "pixel_values": "frames of the query videos as `preprocessing` makes them, RGB",
-    "prototypes": f"one sequence of frame features per class, of {CLASSES}",
-    "class_embeds": f"text feature of each class, of {CLASSES}",
+    "pixel_values": "frames of the query videos after `preprocessing`, RGB",
+    "prototypes": f"one sequence of frame features per class, from {CLASSES}",
+    "class_embeds": f"text feature of each class, from {CLASSES}",
     "logits": "softmax over the classes gives probabilities",
 }
 
@@ -35,16 +35,16 @@ MEANINGS = {
 class QueryClassifier(nn.Module):
     """The query path of a model: visual tower, temporal transformer, comparison with the classes.
 
-    Letters in shapes: Q queries, N classes, T frames, D feature size. It shares the model's weights, without the text
-    tower, which only class names need. Raises `ValueError` for SigLIP 2.
+    Letters in shapes: Q queries, N classes, T frames, D feature size. It shares the model's weights. It leaves out the
+    text tower, which only encodes class names. Raises `ValueError` for SigLIP 2.
     """
 
     def __init__(self, model: CLIPFSARModel, inference_mode: str):
         super().__init__()
         if takes_patches(model.config.clip_config):
             raise ValueError(
-                "SigLIP 2's visual tower looks at its images one by one, so that it does not become a graph for any "
-                "number of queries: export a model on CLIP, MetaCLIP 2 or the first SigLIP."
+                "SigLIP 2's visual tower looks at its images one by one, so it cannot become a graph for any number of "
+                "queries: export a model on CLIP, MetaCLIP 2 or the first SigLIP."
             )
         self.model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
         for name, _ in list(self.model.clip.named_children()):
@@ -61,8 +61,8 @@ class QueryClassifier(nn.Module):
         """Logits (Q, N) of frames (Q, T, C, H, W).
 
         Args:
-            prototypes: (N, T, D), of `model.get_prototypes`; not for `"zero_shot"`.
-            class_embeds: (N, D), of `model.get_class_features`; not for `"few_shot"`.
+            prototypes: (N, T, D), from `model.get_prototypes`; not for `"zero_shot"`.
+            class_embeds: (N, D), from `model.get_class_features`; not for `"few_shot"`.
         """
         query_embeds = self.model.get_video_features(pixel_values)
         distances = text_logits = None
@@ -74,9 +74,9 @@ class QueryClassifier(nn.Module):
 
 
 def input_shapes(model: CLIPFSARModel, processor, inference_mode: str) -> dict[str, list]:
-    """Shape of each input by its name; the first size, which may be any number, by its name too."""
+    """Shape of each input by its name. The first size is variable, so it is a name instead of a number."""
     num_frames, size = processor.num_frames, model.config.hidden_size
-    # What the processor makes of a square video; its settings name sizes in many ways.
+    # The shape of a processed video: the processor's settings name sizes in many ways.
     video = np.zeros((num_frames, 256, 256, 3), dtype=np.uint8)
     shapes = {"pixel_values": ["num_queries", *processor.process_videos([video])[0].shape]}
     if inference_mode != "zero_shot":
@@ -89,18 +89,18 @@ def input_shapes(model: CLIPFSARModel, processor, inference_mode: str) -> dict[s
 def export(
     classifier: QueryClassifier, shapes: dict[str, list], folder: Path, formats: list[str]
 ) -> dict[str, tuple[float, float]]:
-    """Writes the files and loads them again.
+    """Writes the files, loads them again and compares them with the model.
 
     Returns:
-        Per format the largest deviation of a logit on random frames, and the largest logit.
+        For each format the largest deviation of a logit on random frames, and the largest logit.
 
     Raises:
-        ValueError: When a file does not compute what the model does; it is removed then.
+        ValueError: When a file's logits differ from the model's; the file is removed.
     """
     names = {name: {0: shape[0]} for name, shape in shapes.items()}
     dimensions = {name: torch.export.Dim(name) for name in ("num_queries", "num_classes")}
     dynamic_shapes = {name: {0: dimensions[shape[0]]} for name, shape in shapes.items()}
-    # Warnings of PyTorch about itself, and that every operator of a torchvision that is not there is not there.
+    # Hides PyTorch's warnings about itself, and one warning per missing operator without torchvision.
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
@@ -108,12 +108,12 @@ def export(
         graph = torch.export.export(classifier, (), _random_inputs(shapes, 2, 3), dynamic_shapes=dynamic_shapes)
         for part in graph.graph_module.modules():
             for node in part.graph.nodes:
-                node.meta.pop("stack_trace", None)  # paths of this machine would go into the files
+                node.meta.pop("stack_trace", None)  # it holds paths of this machine
         deviations = {}
         for name in formats:
             path = folder / FILES[name]
             if name == "onnx":
-                _onnxruntime()  # or say how to get it
+                _onnxruntime()  # fails early with the remedy if it is not installed
                 program = torch.onnx.export(
                     graph, dynamo=True, dynamic_shapes=names, output_names=["logits"], verbose=False
                 )
@@ -124,8 +124,8 @@ def export(
             if not deviation <= TOLERANCE * max(1, largest):
                 path.unlink()
                 raise ValueError(
-                    f"{path.name} deviates by {deviation:.2g} from the model's logits of up to {largest:.2g}; at most "
-                    f"{TOLERANCE:g} of them is allowed. It was removed: try other versions of torch and onnxruntime."
+                    f"{path.name} deviates by {deviation:.2g} from the model's logits of up to {largest:.2g}; "
+                    f"the limit is {TOLERANCE:g} of them. It was removed: try other versions of torch and onnxruntime."
                 )
     return deviations
 
@@ -139,7 +139,7 @@ def _random_inputs(shapes: dict[str, list], num_queries: int, num_classes: int) 
 def _onnxruntime():
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401, what torch.onnx.export needs
+        import onnxscript  # noqa: F401, torch.onnx.export needs it
     except ImportError as error:
         raise ImportError(
             f"ONNX files need the extra [export] ({error}): pip install 'clipfsar[export]', or leave "
@@ -166,7 +166,7 @@ def _largest_deviation(classifier: QueryClassifier, shapes: dict[str, list], pat
 
 
 def write_classes(model: CLIPFSARModel, support_set: SupportSet, folder: Path):
-    """`prototypes` (N, T, D), `class_embeds` (N, D) and `class_names` (N) of a support set, as numpy's npz."""
+    """Writes `prototypes` (N, T, D), `class_embeds` (N, D) and `class_names` (N) of a support set as numpy's npz."""
     np.savez(
         folder / CLASSES,
         prototypes=support_set.get_prototypes(model).cpu().numpy(),
@@ -176,7 +176,7 @@ def write_classes(model: CLIPFSARModel, support_set: SupportSet, folder: Path):
 
 
 def describe(model: CLIPFSARModel, processor, inference_mode: str, shapes: dict[str, list]) -> dict:
-    """What a user of the files must know, ready for JSON."""
+    """Description of the exported files for their users, as plain values for JSON."""
     outputs = {"logits": ["num_queries", "num_classes"]}
     inputs, outputs = (
         {name: {"shape": shape, "dtype": "float32", "meaning": MEANINGS[name]} for name, shape in sides.items()}

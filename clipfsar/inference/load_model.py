@@ -1,4 +1,4 @@
-"""A model and its processor by name, a plain CLIP among them."""
+"""Loads a model (also a plain CLIP) and its processor by name."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from processing_clipfsar import CLIPFSARProcessor
 def load_model(name: str, dtype: str = "float32", **settings) -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
     """A CLIP-FSAR model and its processor for inference, or a plain CLIP: see `CLIPFSARModel.from_pretrained`.
 
-    `dtype` is `"auto"`, as saved, or one of `DTYPES`; `settings` are of the model's configuration.
+    `dtype` is one of `DTYPES`, or `"auto"` for the saved precision. `settings` override the model's configuration.
 
     Raises:
-        ValueError: For a model of another kind, and for weights that are not what training wrote (`SHA256SUMS`).
-        OSError: When there is none.
+        ValueError: For a model of another kind, and for weights that differ from their checksums (`SHA256SUMS`).
+        OSError: When the model does not exist.
     """
     remedy = f"put back a copy of it, or, if it was changed on purpose, delete {Path(name) / CHECKSUMS}"
     check_files(Path(name), remedy, only="model*.safetensors", must_be_listed="model*.safetensors")
@@ -29,25 +29,25 @@ def load_model(name: str, dtype: str = "float32", **settings) -> tuple[CLIPFSARM
 
 
 def usable_device(name: str | None) -> str | None:
-    """The name of a device as it is.
+    """The given device name, after a check that it can be used.
 
     Raises:
         ValueError: When this machine or this PyTorch has no such device.
     """
     if name is not None:
         kind = name.partition(":")[0]
-        part = getattr(torch, kind, None)  # torch.cuda, torch.mps, ...; those of other makers come with their plug-ins
+        part = getattr(torch, kind, None)  # torch.cuda, torch.mps, ...; plug-ins add other makers' devices
         if kind != "cpu" and not (part is not None and part.is_available()):
             raise ValueError(
-                f"--device {name} cannot be used: this machine, or this PyTorch, has no {kind}. Leave it out to take "
-                "what is there."
+                f"--device {name} cannot be used: this machine, or this PyTorch, has no {kind}. Leave the option out "
+                "to use the available device."
             )
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise ValueError(
-                f"--device {name} cannot be used here ({reason}): leave it out to take what is there."
+                f"--device {name} cannot be used here ({reason}): leave the option out to use the available device."
             ) from None
     return name
 

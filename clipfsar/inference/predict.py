@@ -1,4 +1,4 @@
-"""Classifies videos by a few example clips per class: the work behind `clipfsar predict`."""
+"""`clipfsar predict`: classifies videos by a few example clips per class."""
 
 import functools
 import json
@@ -24,13 +24,13 @@ SOME_UNREADABLE = 3
 
 
 def find_classes(folder: Path, left_out: LeftOut | None = None) -> dict[str, list[Path]]:
-    """`{class name: clips}` of a folder with a folder of clips for every class, named as in a training set.
+    """`{class name: clips}` of a folder that holds one folder of clips per class, named as in a training set.
 
     Args:
-        left_out: Counts what no clip was made of.
+        left_out: Counts the files that are no clips.
 
     Raises:
-        ValueError: Without such folders, with one that holds no clips, or with two that stand for one class.
+        ValueError: When there are no folders of classes, when one holds no clips, or when two mean the same class.
     """
     left_out = LeftOut() if left_out is None else left_out
     folders = class_folders(folder, left_out)
@@ -50,7 +50,7 @@ def find_classes(folder: Path, left_out: LeftOut | None = None) -> dict[str, lis
 
 
 def find_queries(names: list[str], left_out: LeftOut | None = None) -> list[str]:
-    """Files as they are, folders as what is in them; what is not there stays, to be marked in the output."""
+    """The videos to classify: folders are replaced by their clips. Missing files stay; the output marks them."""
     queries = []
     for name in names:
         path = Path(name).expanduser()
@@ -65,11 +65,11 @@ def _print_left_out(option: str, left_out: LeftOut):
 
 
 class Prediction:
-    """A model, the classes it chooses from, and what it says of each query."""
+    """A model, the classes it chooses from, and its answers to the queries."""
 
     def __init__(self, arguments: PredictArguments):
         self.arguments = arguments
-        # What cannot be written fails now rather than after the work.
+        # Outputs that cannot be written fail here, before the work.
         if arguments.output:
             check_output_file(arguments.output)
         for folder in filter(None, (arguments.pictures, arguments.save_support_set)):
@@ -93,7 +93,7 @@ class Prediction:
 
     @property
     def class_names(self) -> list[str]:
-        """All labels that an answer may have."""
+        """All possible labels of an answer."""
         names = list(self.candidate_labels or self.pipeline.support_set.class_names)
         return [*names, UNKNOWN_LABEL] if self.arguments.detect_unknown else names
 
@@ -114,7 +114,7 @@ class Prediction:
         )
 
     def run(self) -> list[dict]:
-        """One result per query, in order: `query` and `answer`, `windows` or `error`; ready for JSON."""
+        """One result per query, in order, as plain values for JSON: `query`, and `answer`, `windows` or `error`."""
         left_out = LeftOut()
         queries = find_queries(self.arguments.query, left_out)
         _print_left_out("--query", left_out)
@@ -159,7 +159,7 @@ class Prediction:
                 arguments.fps,
                 show_progress=True,
             )
-        except ValueError as error:  # unreadable, or of no known rate: the others still come
+        except ValueError as error:  # unreadable, or without a frame rate; the other queries go on
             return {"query": query, "error": str(error)}
         scores = classify_windows(timeline.embeds, classify).softmax(-1)
         unknown = None
@@ -195,7 +195,7 @@ class Prediction:
         return result
 
     def _draw(self, result: dict, draw: Callable[[Path], object]):
-        """Draws the picture of a result under a name of its own; one that cannot be written costs no result."""
+        """Draws the picture of a result under a unique name. The result is kept if the picture cannot be written."""
         name = file_name_of(Path(result["query"]).stem or "video", ".png", self.picture_names)
         self.picture_names.add(name)
         path = Path(self.arguments.pictures) / name
@@ -207,7 +207,7 @@ class Prediction:
 
 
 def as_table(results: list[dict], top_k: int) -> str:
-    """For people: a line per video, or per window."""
+    """Text for people: one line per video or window."""
     lines = []
     queries = [printable(result["query"]) for result in results]
     width = max(map(len, queries), default=0)
@@ -233,8 +233,8 @@ def as_table(results: list[dict], top_k: int) -> str:
 
 
 def as_csv(results: list[dict], class_names: list[str]) -> str:
-    """A line per video or window: query, start and end, label, score, error, and a column per class; those beyond
-    `top_k` are empty."""
+    """CSV text, one line per video or window: query, start, end, label, score, error, and a score for each class.
+    Scores of classes beyond `top_k` are empty."""
     rows = []
     for result in results:
         for window in result.get("windows", [result]):
@@ -257,8 +257,8 @@ def as_csv(results: list[dict], class_names: list[str]) -> str:
 
 
 def _write(text: str, path: str | None):
-    """To the file, or to standard output; there also when the file cannot be written after all."""
-    # What no encoding holds, as file names of other bytes, becomes an escape (in JSON the one that JSON has for it).
+    """Writes to the file, or to standard output, also if writing the file fails."""
+    # Characters that cannot be encoded, as in file names with other bytes, become escapes (in JSON, JSON's own).
     if path is None:
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -271,7 +271,7 @@ def _write(text: str, path: str | None):
 
 
 def main(arguments: PredictArguments) -> int:
-    """Exit code of the program."""
+    """Runs `clipfsar predict`; returns its exit code."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     prediction = Prediction(arguments)

@@ -10,26 +10,27 @@ from modeling_clipfsar import CLIPFSARModel
 
 
 def quantize_int8(model: CLIPFSARModel) -> CLIPFSARModel:
-    """Turns the linear layers of the visual tower's encoder into int8, in place; returns the model.
+    """Quantizes the linear layers of the visual tower's encoder to int8, in place; returns the model.
 
-    Weights are rounded now, one scale per output channel; activations whenever they come, one scale per call. All that
-    is cheap or decides between classes stays as it is: patches, projection, text tower (it runs once per class),
-    temporal transformer and alignment. Such a model classifies on a CPU; it is neither trained, saved nor moved.
+    Weights are quantized now, with one scale per output channel; activations at each call, with one scale per call. The
+    cheap parts, and the parts that decide between classes, stay in float32: patches, projection, text tower (it runs
+    once per class), temporal transformer and alignment. The model then classifies on a CPU only. You cannot train, save
+    or move it.
 
     Raises:
-        ValueError: For a model elsewhere than on the CPU or in another precision than float32, or a tower without an
-            encoder of linear layers (CLIP's ResNets).
-        ImportError: With a PyTorch that no longer has `torch.ao.quantization`.
+        ValueError: For a model that is not float32 on the CPU, and for a tower without an encoder of linear layers
+            (CLIP's ResNets).
+        ImportError: When PyTorch has no `torch.ao.quantization`.
     """
     if model.device.type != "cpu" or model.dtype != torch.float32:
         raise ValueError(
-            f"int8 is made of a float32 model on the CPU; this one is {str(model.dtype).removeprefix('torch.')} on "
-            f"{model.device}. Load it so, or use bfloat16, which GPUs have, too."
+            f"int8 needs a float32 model on the CPU; this model is {str(model.dtype).removeprefix('torch.')} on "
+            f"{model.device}. Load it in float32 on the CPU, or use bfloat16, which also runs on GPUs."
         )
     encoder = getattr(model.clip.vision_model, "encoder", None)
     if encoder is None or not any(isinstance(module, nn.Linear) for module in encoder.modules()):
         raise ValueError(
-            f"int8 is for linear layers, and the visual tower of a {model.config.clip_config.model_type!r} is made of "
+            f"int8 is for linear layers, but the visual tower of a {model.config.clip_config.model_type!r} is made of "
             "convolutions: use float32 or bfloat16."
         )
     try:
@@ -40,7 +41,7 @@ def quantize_int8(model: CLIPFSARModel) -> CLIPFSARModel:
             "older torch (2.13 has it)."
         ) from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a later PyTorch will not have it
+        warnings.simplefilter("ignore")  # a later PyTorch will remove it
         quantize_dynamic(encoder, {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
     return model
 

@@ -1,4 +1,4 @@
-"""What happens when: a long video is decoded once, and every window of it is classified."""
+"""Classifies every window of a long video, which is decoded once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ THUMBNAILS_PER_TIMELINE = 9
 
 @dataclass
 class Timeline:
-    """Windows of a video: W of them, in order.
+    """The W windows of a video, in order.
 
     Args:
         seconds: (W, 2), start and end of each window.
         embeds: Frame features of each window, (W, T, D).
-        duration_seconds: Of the video.
-        thumbnails: Frames spread evenly over the video, uint8 (n, H, W, 3), as the model saw them.
+        duration_seconds: Duration of the video.
+        thumbnails: Frames spread evenly over the video, uint8 (n, H, W, 3), after resizing and cropping.
     """
 
     seconds: torch.Tensor
@@ -35,7 +35,7 @@ def window_bounds(num_video_frames: int, fps: float, window_seconds: float, stri
     """First frame and number of frames of each window. The last one ends with the video; a short video is one window.
 
     Raises:
-        ValueError: For lengths that are not positive, or a window of less than a frame.
+        ValueError: For lengths that are not positive, or a window shorter than one frame.
     """
     if not window_seconds > 0 or not stride_seconds > 0:
         raise ValueError(f"window_seconds={window_seconds} and stride_seconds={stride_seconds} must be greater than 0.")
@@ -53,10 +53,10 @@ def window_bounds(num_video_frames: int, fps: float, window_seconds: float, stri
 def _plan(
     processor: CLIPFSARProcessor, times: VideoTimes, num_video_frames: int, fps: float, lengths: tuple[float, float]
 ) -> dict[str, Any]:
-    """Windows of a video by their bounds and by their frames, and all frames that are needed, in order.
+    """The bounds and the frames of each window of a video, and all needed frames in order.
 
-    Bounds count in frames of a constant rate, of which there are `num_video_frames`; `times` says which frames of the
-    file these are. `lengths`: seconds of a window, and from one to the next.
+    Bounds are counted in `num_video_frames` frames of constant rate; `times` maps these to frames of the file.
+    `lengths`: seconds of a window, and seconds from one window to the next.
     """
     sampling = "interval" if processor.frame_sampling == "interval" else "segment_center"
     settings = {"fps": fps, "sampling_rate": processor.sampling_rate, "target_fps": processor.target_fps}
@@ -82,17 +82,17 @@ def encode_windows(
     frames_per_batch: int = 64,
     show_progress: bool = False,
 ) -> Timeline:
-    """Frame features of all windows. Every frame is decoded and encoded once, however many windows share it.
+    """Frame features of all windows. Every frame is decoded and encoded once, even if several windows share it.
 
-    Within a window frames are chosen as the processor does for a whole video, segment centres instead of random ones.
-    Windows are cut by the times at which frames are shown, also where the rate varies.
+    The frames of a window are sampled as the processor samples a whole video, but with segment centres instead of
+    random frames. Windows follow the times at which frames are shown, also if the frame rate varies.
 
     Args:
-        fps: Frames per second where the video does not say.
+        fps: Frames per second of a video without a frame rate.
 
     Raises:
         VideoReadError: When the video cannot be read.
-        ValueError: When its frames per second are not known, or for impossible lengths.
+        ValueError: When the frame rate is unknown, or for impossible lengths.
     """
     plan: dict[str, Any] = {}
 
@@ -134,7 +134,7 @@ def encode_windows(
 
 @torch.no_grad()
 def classify_windows(embeds: torch.Tensor, classify: Callable, windows_per_batch: int = 256) -> torch.Tensor:
-    """What `classify` makes of frame features (W, T, D), on the CPU, a batch of windows at a time."""
+    """Results of `classify` on frame features (W, T, D), on the CPU, one batch of windows at a time."""
     return torch.cat([classify(batch).float().cpu() for batch in embeds.split(windows_per_batch)])
 
 

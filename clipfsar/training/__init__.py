@@ -1,1 +1,1 @@
-"""Training by episodes."""
+"""Episodic training."""

@@ -1,4 +1,4 @@
-"""Which processes, devices and precision a run computes with."""
+"""The processes, device and precision of a run."""
 
 from pathlib import Path
 
@@ -8,25 +8,25 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, is_t
 
 from clipfsar.training.arguments import EpisodicTrainingArguments
 
-# Trackers of accelerate that take the name of a run beside that of its project.
+# Trackers of accelerate that take a run name in addition to a project name.
 NAMED_TRACKERS = ("wandb", "trackio")
 
 
 def make_accelerator(args: EpisodicTrainingArguments) -> Accelerator:
-    """For the settings of a run.
+    """The `Accelerator` for the settings of a run.
 
     Raises:
-        ValueError: When episodes cannot be shared out among the processes, or fp16 is asked for on a CPU.
+        ValueError: When the episodes of an update cannot be split evenly among the processes, or for fp16 on a CPU.
     """
     report_to = args.report_to
     if report_to == "auto":
         report_to = "tensorboard" if is_tensorboard_available() else "none"
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # also several processes without a GPU
+        cpu=not torch.accelerator.is_available(),  # needed for several processes without a GPU
         mixed_precision=args.mixed_precision,
         log_with=None if report_to == "none" else report_to,
         project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tensorboard")),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),  # a batch crosses while the GPU computes
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),  # copy batches while the GPU computes
         dynamo_backend="inductor" if args.torch_compile else None,
     )
     per_step = accelerator.num_processes * args.episodes_per_forward

@@ -24,17 +24,17 @@ from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
 class EpisodicTrainingArguments:
     """Settings of an `EpisodicTrainer`, and the options of `clipfsar train`: the same names, the same defaults.
 
-    Episodes are counted over all processes together. `benchmark`, `dataset`, `model`, the names of columns and what
-    describes frames or model (`num_frames` ... `video_text_loss_weight`) are for the command line, which makes the
-    objects out of them that a trainer takes. Given to a trainer as well, they must agree with its objects.
+    Episodes are counted over all processes together. The command line builds the trainer's objects from `benchmark`,
+    `dataset`, `model`, the column names and the settings of frames and model (`num_frames` ...
+    `video_text_loss_weight`). If you also pass these settings to a trainer, they must agree with its objects.
     """
 
-    # What
+    # Data, model, output
     benchmark: str | None = option(None, "Official settings of a benchmark; other options override them.", PRESETS)
     dataset: str | None = option(
         None,
         "Folder (videofolder tree train/CLASS/*.mp4, validation/..., test/...; save_to_disk; Parquet) or Hub id of a "
-        "video data set with class-disjoint splits; with --benchmark NAME it is data/NAME, where "
+        "video data set with class-disjoint splits. With --benchmark NAME the default is data/NAME, where "
         "clipfsar prepare puts it.",
     )
     model: str = option(
@@ -43,109 +43,119 @@ class EpisodicTrainingArguments:
     )
     output_dir: str = option(
         "runs/clipfsar",
-        "Folder for models, log, plot and the state to resume from; with --benchmark NAME it is runs/NAME.",
+        "Folder for models, log, plot and the state to resume from. With --benchmark NAME the default is runs/NAME.",
     )
-    resume: bool = option(False, "Go on where a run in output_dir was stopped, exactly.")
+    resume: bool = option(False, "Continue the run in output_dir exactly where it stopped.")
     video_column: str = option("video", "Column with the videos.")
     label_column: str = option("label", "Column with the classes.")
-    allow_shared_classes: bool = option(False, "Let splits share classes. Results are then not few-shot results.")
+    allow_shared_classes: bool = option(False, "Let splits share classes. The results are then not few-shot results.")
 
     # Episodes
     n_way: int = option(5, "Classes per episode, in training and evaluation.")
-    train_n_shot: int = option(1, "Support videos per class in training; officially 1, also for 5-shot tests.")
+    train_n_shot: int = option(1, "Support videos per class in training. The official program always uses 1.")
     train_n_query: int = option(5, "Query videos per class in training.")
-    n_shot: list[int] = option([1, 5], "Support videos per class in the test; validation uses the first.")
+    n_shot: list[int] = option([1, 5], "Support videos per class in the test. Validation uses the first number.")
     n_query: int = option(1, "Query videos per class in validation and test.")
-    episodes: int = option(2000, "Training episodes in all.")
-    episodes_per_update: int = option(4, "Episodes whose mean loss makes one optimizer step, over all processes.")
-    episodes_per_forward: int = option(1, "Episodes that one process runs at once; the rest is accumulated.")
-    seed: int = option(0, "Seed of the new layers, the episodes, the frames drawn and dropout.")
+    episodes: int = option(2000, "Total number of training episodes.")
+    episodes_per_update: int = option(4, "Episodes per optimizer step, over all processes; their losses are averaged.")
+    episodes_per_forward: int = option(1, "Episodes per forward pass of one process; gradients are accumulated.")
+    seed: int = option(0, "Seed of the new layers, the episodes, the sampled frames and dropout.")
 
     # Frames
     num_frames: int = option(8, "Frames per video.")
-    frame_sampling: str = option("segment_center", "Frames of a video; training draws at random.", FRAME_SAMPLINGS)
-    sampling_rate: int = option(35, "Interval sampling: distance of frames, in frames of a 12 fps video.")
-    preprocessing: str = option("clip", "CLIP's own, or the official squash-and-crop.", PREPROCESSINGS)
+    frame_sampling: str = option(
+        "segment_center", "How frames are chosen from a video; training draws them at random.", FRAME_SAMPLINGS
+    )
+    sampling_rate: int = option(35, "Interval sampling: distance between frames, in frames of a 12 fps video.")
+    preprocessing: str = option("clip", "CLIP's own, or the official program's squash-and-crop.", PREPROCESSINGS)
     query_augmentation: str = option("none", "Flips and colour jitter of query videos.", QUERY_AUGMENTATIONS)
     prompt_template: str = option("a photo of {}", "Sentence around a class name.")
     decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
-    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; then it is unreadable.")
+    seconds_per_video: float = option(
+        SECONDS_PER_VIDEO, "Time limit for reading a video. A slower video counts as unreadable."
+    )
 
-    # Model; what is not given is as the checkpoint has it
+    # Model; by default the checkpoint's settings
     alignment: str | None = option(None, "Distance between frame sequences.", ALIGNMENTS)
     support_pooling: str | None = option(None, "Average several shots before or after modulation.", SUPPORT_POOLINGS)
-    prototype_modulation: bool | None = option(None, "Modulate prototypes by class texts.")
+    prototype_modulation: bool | None = option(None, "Modulate the prototypes with the class texts.")
     temporal_num_layers: int | None = option(None, "Depth of the temporal transformer.")
     video_text_loss_weight: float | None = option(None, "Weight of the video-text contrast.")
 
-    # What trains
-    freeze_vision: bool = option(False, "Train nothing of the visual tower, on frame features encoded once.")
+    # Trained weights
+    freeze_vision: bool = option(False, "Freeze the visual tower and train on frame features encoded once.")
     feature_draws: int = option(
         1,
-        "With --freeze_vision: 1 encodes each training video once, with the frames and crop of evaluation; more, with "
-        "as many random draws of frames and crops, of which every episode picks one per video; 0 keeps reading pixels.",
+        "With --freeze_vision: 1 encodes each training video once, with the frames and crop of evaluation. N > 1 "
+        "encodes N random draws of frames and crops; each episode picks one draw per video. 0 reads pixels instead.",
     )
     features_dir: str | None = option(
-        None, "Folder of the features, to share among runs of the same frozen tower; by default in output_dir."
+        None, "Folder of the features; runs with the same frozen tower can share it. By default in output_dir."
     )
     train_last_layers: int | None = option(
-        None, "Train only the last so many layers of the visual tower, and what comes after them."
+        None, "Train only this many last layers of the visual tower, and everything after them."
     )
-    lora_rank: int = option(0, "Train low-rank adapters of this rank in the visual tower instead of it; 0: do not.")
-    lora_alpha: float | None = option(
-        None, "Scale of the adapters, divided by their rank; twice the rank if not given."
+    lora_rank: int = option(
+        0, "Freeze the visual tower and train low-rank adapters of this rank in it. 0: no adapters."
     )
-    lora_targets: list[str] = option(["q_proj", "v_proj"], "Layers of the visual tower with adapters, by last name.")
+    lora_alpha: float | None = option(None, "Scale of the adapters, divided by their rank; by default twice the rank.")
+    lora_targets: list[str] = option(
+        ["q_proj", "v_proj"], "Layers of the visual tower that get adapters: the last part of their names."
+    )
     keep_adapter: bool = option(
-        False, "Keep the adapters beside the saved weights, in peft's format; merged into these they are in any case."
+        False, "Also save the adapters, in peft's format. They are always merged into the saved weights."
     )
-    freeze_batch_norm: bool = option(False, "Leave a ResNet's batch norms as they are, statistics included.")
+    freeze_batch_norm: bool = option(False, "Freeze a ResNet's batch norms, statistics included.")
 
     # Cost
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
     torch_compile: bool = option(False, "Compile the model with torch.compile.")
     preprocess_on_device: bool = option(
         False,
-        "Resize, crop and normalise training videos where the model computes instead of in the processes that read "
-        "them: for a GPU that waits for its CPUs. Resized pixels may differ by one grey level.",
+        "Resize, crop and normalise training videos on the model's device instead of in the reading processes. Useful "
+        "when the GPU waits for its CPUs. Resized pixels may differ by one grey level.",
     )
 
     # Optimization
     learning_rate: float = option(1e-5, "Full learning rate.")
     warmup_learning_rate: float = option(1e-6, "Rate at the first episode.")
     warmup_episodes: int = option(200, "Episodes of linear warm-up.")
-    decay_episodes: list[int] = option([], "Two episodes at which the rate falls to 1/10 and 1/100; none: never.")
-    weight_decay: float = option(1e-3, "L2 decay of all trained weights but batch norms and the temporal norms.")
-    optimizer: str = option("adam", "adam couples the decay with the gradient, as officially.", ("adam", "adamw"))
-    max_grad_norm: float = option(0.0, "Clip gradients to this norm; 0 does not.")
+    decay_episodes: list[int] = option([], "Two episodes at which the rate falls to 1/10 and 1/100; none: no decay.")
+    weight_decay: float = option(
+        1e-3, "Weight decay of all trained weights except batch norms and the temporal transformer's norms."
+    )
+    optimizer: str = option(
+        "adam", "adam adds the decay to the gradient, as the official program does.", ("adam", "adamw")
+    )
+    max_grad_norm: float = option(0.0, "Clip gradients to this norm; 0: no clipping.")
     mixed_precision: str | None = option(
-        None, "Arithmetic of the forward pass; by default as accelerate is set up.", ("no", "fp16", "bf16")
+        None, "Precision of the forward pass; by default accelerate's setting.", ("no", "fp16", "bf16")
     )
 
-    # Looking
+    # Validation, test, logging
     select_on: str = option(
         "validation",
-        "Split that chooses the best model. test is what the official program does: it makes the test result too good "
-        "and is here for comparison only.",
+        "Split that selects the best model. The official program uses test, which makes its test results too good: "
+        "use test for comparison only.",
         ("validation", "test"),
     )
     eval_every: int = option(200, "Episodes between validations (and checkpoints).")
     eval_episodes: int = option(1000, "Validation episodes.")
-    test_episodes: int = option(10_000, "Test episodes per number of shots, at the end; 0 leaves the test out.")
+    test_episodes: int = option(10_000, "Test episodes per number of shots, after training; 0 skips the test.")
     inference_modes: list[str] = option(
-        list(INFERENCE_MODES), f"Tested; any of {', '.join(INFERENCE_MODES)}.", aliases=["inference_mode"]
+        list(INFERENCE_MODES), f"Modes to test; any of {', '.join(INFERENCE_MODES)}.", aliases=["inference_mode"]
     )
     log_every: int = option(20, "Episodes between lines of the log; rounded up to whole updates.")
-    eval_batch_size: int = option(16, "Videos per forward when a split is encoded.")
-    num_workers: int = option(2, "Processes that read videos, per training process.")
+    eval_batch_size: int = option(16, "Videos per forward pass when a split is encoded.")
+    num_workers: int = option(2, "Worker processes that read videos, per training process.")
     report_to: str = option(
-        "auto", "Tracker: tensorboard, wandb, trackio, ..., all, none; auto is tensorboard if it is installed."
+        "auto", "Tracker: tensorboard, wandb, trackio, ..., all, none. auto uses tensorboard if it is installed."
     )
     project: str = option("clipfsar", "Name of the project in the tracker.")
-    run_name: str | None = option(None, "Name of the run in the tracker; by default that of output_dir.")
+    run_name: str | None = option(None, "Name of the run in the tracker; by default the name of output_dir.")
     push_to_hub: str | None = option(None, "Upload the best model to this Hub repository at the end.")
-    hub_private: bool = option(True, "Make a new Hub repository private; an old one stays as it is.")
-    hub_revision: str | None = option(None, "Branch of the Hub repository to upload to; made if need be.")
+    hub_private: bool = option(True, "Create a new Hub repository as private. An existing one is not changed.")
+    hub_revision: str | None = option(None, "Branch of the Hub repository to upload to; created if missing.")
     print_config: bool = option(False, "Print the resolved settings and stop.")
 
     def __post_init__(self):
@@ -181,18 +191,18 @@ class EpisodicTrainingArguments:
         }
         chosen = [option for option, is_chosen in chosen.items() if is_chosen]
         if len(chosen) > 1:
-            raise ValueError(f"{' and '.join(chosen)} exclude each other: each says what of the visual tower trains.")
+            raise ValueError(f"{' and '.join(chosen)} exclude each other: give only one of them.")
         for name in ("feature_draws", "train_last_layers", "lora_rank"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be 0 or more.")
         if self.trains_on_features and self.query_augmentation != "none":
             raise ValueError(
                 f"--query_augmentation {self.query_augmentation} changes pixels, but with --freeze_vision the training "
-                "runs on features encoded before: use --query_augmentation none, or --feature_draws 0."
+                "uses features that are encoded once: use --query_augmentation none, or --feature_draws 0."
             )
 
     def check_files(self):
-        """Raises `FileNotFoundError` for what is not there, and without a data set `ValueError`."""
+        """Raises `ValueError` without a data set, and `FileNotFoundError` for a missing data set or model."""
         if self.dataset is None:
             raise ValueError("--dataset is missing: give a folder with videos or the id of a data set on the Hub.")
         remedy = "Give a folder with videos or the Hub id of a data set (OWNER/NAME); clipfsar prepare makes one."
@@ -203,7 +213,7 @@ class EpisodicTrainingArguments:
     def trains_on_features(self) -> bool:
         return self.freeze_vision and self.feature_draws > 0
 
-    # What transformers' callbacks ask for. A step is an optimizer step.
+    # Attributes that transformers' callbacks read. A step is an optimizer step.
 
     load_best_model_at_end = True
     metric_for_best_model = "accuracy"
@@ -229,24 +239,24 @@ class EpisodicTrainingArguments:
         return asdict(self)
 
     def config_overrides(self) -> dict:
-        """What the command line says of the model's configuration."""
+        """Settings for the model's configuration, without those that are None."""
         return {name: getattr(self, name) for name in CONFIG_SETTINGS if getattr(self, name) is not None}
 
     def processor_settings(self) -> dict:
-        """What the command line says of the processor."""
+        """Settings for the processor."""
         return {name: getattr(self, name) for name in PROCESSOR_SETTINGS}
 
     def resolved(self, model, processor) -> "EpisodicTrainingArguments":
-        """These settings with all that a model and a processor settle filled in.
+        """A copy of these settings with those of the model and the processor filled in.
 
         Raises:
-            ValueError: When a setting given here, other than by default, is not that of the model or the processor.
+            ValueError: When a setting that is not its default differs from the model or the processor.
         """
-        settled = {name: getattr(model.config, name) for name in CONFIG_SETTINGS}
-        settled |= {name: getattr(processor, name) for name in PROCESSOR_SETTINGS}
+        actual = {name: getattr(model.config, name) for name in CONFIG_SETTINGS}
+        actual |= {name: getattr(processor, name) for name in PROCESSOR_SETTINGS}
         check_same_num_frames(model, processor)
         defaults = {item.name: item.default for item in fields(self)}
-        for name, value in settled.items():
+        for name, value in actual.items():
             given = getattr(self, name)
             if given not in (value, defaults[name]):
                 owner = "processor" if name in PROCESSOR_SETTINGS else "model"
@@ -254,12 +264,12 @@ class EpisodicTrainingArguments:
                     f"The arguments say {name}={given!r}, but the {owner} has {value!r}: leave {name} out of the "
                     f"arguments, or load the {owner} with {name}={given!r}."
                 )
-        return replace(self, **settled)
+        return replace(self, **actual)
 
     def check_same_run(self, saved: dict):
-        """Raises `ValueError` when a setting that shapes the training is not that of the run to be resumed.
+        """Raises `ValueError` when a setting that affects the training differs from the run to resume.
 
-        Settings that a run of version 0.1 left to its model are not compared.
+        Runs of version 0.1 may not have recorded settings of the model; these are not compared.
         """
         left_to_model = {name for name in CONFIG_SETTINGS if saved.get(name) is None}
         different = [
@@ -267,7 +277,7 @@ class EpisodicTrainingArguments:
             for name, value in asdict(self).items()
             if name in saved and saved[name] != value and name not in MAY_CHANGE_ON_RESUME | left_to_model
         ]
-        if self.n_shot[0] != saved["n_shot"][0]:  # the one of the validation, which selects the best model
+        if self.n_shot[0] != saved["n_shot"][0]:  # validation uses the first, and selects the best model
             different.append(f"--n_shot {saved['n_shot'][0]} ... (now {self.n_shot[0]} ...)")
         if different:
             raise ValueError(
@@ -276,7 +286,7 @@ class EpisodicTrainingArguments:
             )
 
 
-# What a model's configuration and a processor settle.
+# Settings that the model's configuration and the processor hold.
 CONFIG_SETTINGS = (
     *("num_frames", "alignment", "support_pooling", "prototype_modulation"),
     *("temporal_num_layers", "video_text_loss_weight"),
@@ -285,7 +295,7 @@ PROCESSOR_SETTINGS = (
     *("num_frames", "frame_sampling", "sampling_rate", "preprocessing"),
     *("query_augmentation", "prompt_template", "decoder", "seconds_per_video"),
 )
-# Where the work is done, and what is looked at; none of it changes what is trained.
+# Settings of paths, speed, logging and testing: they do not affect the training.
 MAY_CHANGE_ON_RESUME = {
     *("output_dir", "resume", "decoder", "seconds_per_video", "dataset", "benchmark", "features_dir", "keep_adapter"),
     *("episodes_per_forward", "gradient_checkpointing", "torch_compile", "preprocess_on_device", "mixed_precision"),
@@ -294,20 +304,20 @@ MAY_CHANGE_ON_RESUME = {
 }
 
 
-DESCRIPTION = """Trains CLIP-FSAR by episodes.
+DESCRIPTION = """Trains CLIP-FSAR on episodes.
 
     clipfsar train --dataset data/mine --output_dir runs/mine
-    clipfsar train --dataset data/mine --output_dir runs/mine --resume        # go on after a stop
+    clipfsar train --dataset data/mine --output_dir runs/mine --resume        # continue after a stop
     clipfsar train --benchmark hmdb51 --print_config                          # every setting, resolved
     accelerate launch -m clipfsar train --benchmark ssv2_small                # several GPUs
 
-Options override the benchmark's settings, which override the defaults. The number of processes changes the speed, not
-the result.
+Options override the benchmark's settings, which override the defaults. The number of processes changes only the speed,
+not the result.
 """
 
 
 def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None = None) -> EpisodicTrainingArguments:
-    """The command line over the benchmark's preset over the defaults."""
+    """The settings of a command line: its options override the benchmark's preset, which overrides the defaults."""
     command_line = sys.argv[1:] if command_line is None else command_line
     benchmark, defaults = benchmark_on(command_line), {}
     if benchmark:

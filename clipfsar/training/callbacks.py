@@ -1,11 +1,11 @@
-"""The trainer's own callbacks: when to log, validate and save, and the progress bar. Users' come after them."""
+"""The trainer's callbacks: when to log, validate and save, and the progress bar. They run before the user's."""
 
 from tqdm.auto import tqdm
 from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 
 
 class EpisodicFlowCallback(DefaultFlowCallback):
-    """Counts episodes as the arguments do: lines of the log, validations and checkpoints come between updates."""
+    """Schedules logging, validation and checkpoints in episodes, as the arguments do, always between updates."""
 
     def __init__(self):
         self._logged_at = 0  # episodes done at the last line of the log
@@ -28,7 +28,7 @@ class EpisodicFlowCallback(DefaultFlowCallback):
 
 
 class EpisodicProgressCallback(TrainerCallback):
-    """A bar of episodes on the main process, with the last loss and accuracy."""
+    """Progress bar of the main process: episodes, last loss, last accuracy."""
 
     def __init__(self):
         self._bar = None

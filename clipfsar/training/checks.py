@@ -1,4 +1,4 @@
-"""What is wrong with the data of a run is said before hours of work: classes, numbers of videos, first videos."""
+"""Checks of a run's data before the training starts: classes, numbers of videos, first videos."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,10 +10,10 @@ from episodes_clipfsar import EpisodeSampler
 
 
 def check_classes(splits: Mapping[str, VideoSplit], args, tests: bool = False):
-    """Classes that splits share, and too few classes or videos for validation and, if it `tests`, for the test.
+    """Checks that the splits share no classes, and that validation (with `tests`, also the test) has enough videos.
 
     Raises:
-        ValueError: With the names and numbers.
+        ValueError: For shared classes, or too few classes or videos.
     """
     if not args.allow_shared_classes:
         datasets = {name: split.dataset for name, split in splits.items()}
@@ -25,7 +25,7 @@ def check_classes(splits: Mapping[str, VideoSplit], args, tests: bool = False):
 
 
 def check_protocol(split: VideoSplit, n_way: int, shots: Sequence[int], n_query: int):
-    """Raises `ValueError` when a split has too few classes or videos for an evaluation; with the numbers."""
+    """Raises `ValueError` when a split has too few classes or videos for an evaluation."""
     for n_shot in shots:
         try:
             EpisodeSampler(split.labels, n_way, n_shot, n_query, 0, split.class_names)
@@ -35,26 +35,26 @@ def check_protocol(split: VideoSplit, n_way: int, shots: Sequence[int], n_query:
 
 
 def check_first_video(split: VideoSplit, processor, training: bool = False):
-    """One video of a split through the processor: a moved folder or a frame store of another size shows here."""
+    """Processes the first video of a split, to find moved folders and frame stores of the wrong size early."""
     processor.process_videos([split.video(0)], training=training, generator=torch.Generator())
 
 
 def check_same_data(record: Mapping[str, dict] | None, splits: Mapping[str, VideoSplit], output_dir) -> list[str]:
-    """Compares the splits with what a run recorded of them when it was started.
+    """Compares the splits with the record that the run made of them at its start.
 
     Args:
-        record: `VideoSplit.record` of each split; None of a run of an earlier version.
+        record: `VideoSplit.record` of each split; None for a run of an earlier version.
 
     Returns:
-        What could not be compared, in sentences.
+        Warnings about data that could not be compared.
 
     Raises:
-        ValueError: With what is different.
+        ValueError: When the data differ; the message lists the differences.
     """
     if record is None:
         return [
-            f"The run in {output_dir} is of a version that did not record its data: they are taken for the same as "
-            "before, and recorded now."
+            f"The run in {output_dir} was started by a version that did not record its data. The data are assumed to "
+            "be unchanged, and recorded now."
         ]
     changes = [change for name in splits if name in record for change in splits[name].changes_since(record[name])]
     if changes:

@@ -1,8 +1,8 @@
-"""Training on frame features that were computed once: what a frozen visual tower allows.
+"""Training on cached frame features of a frozen visual tower.
 
-The tower sees each video only before the training. With one draw these are the frames and the crop of evaluation, and
-nothing is random any more but the episodes: no other frames of a video, no other crops. With more draws each is made as
-training makes them, and every episode picks one per video.
+The tower encodes each video once, before the training. With one draw it sees the frames and the crop of evaluation, so
+only the episodes are random. With several draws, each has random frames and crops as in training, and every episode
+picks one draw per video.
 """
 
 import torch
@@ -15,17 +15,17 @@ ROW = "row"
 
 
 def row_dataset(dataset, label_column: str) -> Dataset:
-    """The labels of a split, with the number of a row in the place of its video: for an `EpisodeDataset`."""
+    """A data set for `EpisodeDataset`: the labels of a split, with row numbers in place of the videos."""
     labels = dataset.features[label_column]
     columns = {ROW: list(range(len(dataset))), label_column: dataset[label_column][:]}
     return Dataset.from_dict(columns, features=Features({ROW: Value("int64"), label_column: labels}))
 
 
 def encode_draws(store: FeatureStore, split: VideoSplit, num_draws: int, seed: int) -> torch.Tensor:
-    """Frame features of every video, (V, draws, T, D), float32 on the CPU; each draw in a folder of the store's.
+    """Frame features of every video, (V, draws, T, D), float32 on the CPU; each draw has a folder in the store.
 
     Args:
-        num_draws: 1 takes the frames of evaluation; more are drawn at random, each by (seed, draw, row).
+        num_draws: 1 uses the frames of evaluation. More are random draws, seeded with (seed, draw, row).
     """
     draws = []
     for draw in range(num_draws):
@@ -37,17 +37,17 @@ def encode_draws(store: FeatureStore, split: VideoSplit, num_draws: int, seed: i
 
 
 class FeatureCollator:
-    """Model inputs, `support_embeds` and `query_embeds` among them, of episodes over `row_dataset`.
+    """Collates episodes over `row_dataset` into model inputs with `support_embeds` and `query_embeds`.
 
     Args:
-        features: (V, draws, T, D), of `encode_draws`.
+        features: (V, draws, T, D), from `encode_draws`.
     """
 
     def __init__(self, features: torch.Tensor):
         self.features = features
 
     def __call__(self, episodes: list[dict]) -> dict[str, torch.Tensor]:
-        """Which draw of a video an episode gets depends on the episode's own seed alone."""
+        """The model inputs of a batch. The episode's seed alone decides which draw of a video it gets."""
         batch = {}
         generators = [torch.Generator().manual_seed(episode["seed"]) for episode in episodes]
         for role in ("support", "query"):

@@ -1,14 +1,14 @@
-"""Which weights decay, and with which optimizer."""
+"""The optimizer, and which weights it decays."""
 
 import torch
 from torch import nn
 
 
 def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Trained parameters, with and without decay.
+    """Two groups of trained parameters: with and without weight decay.
 
-    The official program leaves out of the decay what has "bn" or "norm" in *its* names: batch norms and the norm of
-    the temporal transformer. CLIP's own LayerNorms are called `ln_*` there and are decayed, so ours are, too.
+    The official program does not decay parameters with "bn" or "norm" in *its* names: batch norms and the norms of the
+    temporal transformer. It names CLIP's own LayerNorms `ln_*` and decays them, so we decay them as well.
     """
     with_decay: list[nn.Parameter] = []
     without_decay: list[nn.Parameter] = []
@@ -23,7 +23,7 @@ def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
 
 
 def make_optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
-    """Adam or AdamW over what trains, at the rate the warm-up starts with; `args` are `EpisodicTrainingArguments`."""
+    """Adam or AdamW over the trained parameters, at the warm-up rate; `args` are `EpisodicTrainingArguments`."""
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
     return optimizer_class(optimizer_groups(model, args.weight_decay), lr=args.warmup_learning_rate, fused=True)
 

@@ -1,4 +1,4 @@
-"""`clipfsar train` and `train/train.py`: objects out of options, and an `EpisodicTrainer` over them."""
+"""`clipfsar train` and `train/train.py`: builds an `EpisodicTrainer` from options and runs it."""
 
 import json
 from dataclasses import asdict
@@ -26,13 +26,13 @@ from processing_clipfsar import CLIPFSARProcessor
 def make_trainer(
     args: EpisodicTrainingArguments, trainer_class: type[EpisodicTrainer] = EpisodicTrainer
 ) -> tuple[EpisodicTrainer, VideoSplit | None]:
-    """The trainer that the options ask for, of a class of one's own if need be, and the test split.
+    """The trainer for the options, and the test split. `trainer_class` may be your own subclass.
 
     Raises:
-        ValueError: When splits, classes or numbers of videos do not do; before anything is computed.
+        ValueError: For missing splits, shared classes, or too few classes or videos; before anything is computed.
     """
     args.check_files()
-    accelerator = make_accelerator(args)  # first of all what is refused without reading anything
+    accelerator = make_accelerator(args)  # its checks read no files, so they come first
     first_process_decides(accelerator, lambda: _check_output_dir(args))
     datasets = load_video_splits(args.dataset, args.video_column, args.label_column)
     if "train" not in datasets:
@@ -41,7 +41,7 @@ def make_trainer(
     splits = {name: VideoSplit(dataset, *columns, name) for name, dataset in datasets.items()}
     test = splits.get("test") if args.test_episodes else None
     check_classes(splits, args, tests=test is not None)
-    set_seed(args.seed)  # of the new layers
+    set_seed(args.seed)  # for the new layers
     processor = CLIPFSARProcessor.from_pretrained(args.model, **args.processor_settings())
     model = CLIPFSARModel.from_pretrained(args.model, for_training=True, dtype=torch.float32, **args.config_overrides())
     trainer = trainer_class(
@@ -52,14 +52,14 @@ def make_trainer(
 
 
 def _check_output_dir(args: EpisodicTrainingArguments):
-    """Another run there is found out before a model is loaded."""
+    """Raises an error if `output_dir` holds another run, before a model is loaded."""
     output_dir = Path(args.output_dir)
     with run_lock(output_dir):
         find_saved_state(output_dir, args.resume)
 
 
 def run(args: EpisodicTrainingArguments) -> EvaluationResults:
-    """Trains, tests the best model, saves and uploads it; the results of the test, empty without one."""
+    """Trains, tests the best model, saves and uploads it. Returns the test results; empty without a test."""
     log_to_terminal()
     transformers_logging.disable_progress_bar()
     trainer, test = make_trainer(args)

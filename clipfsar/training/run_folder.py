@@ -12,32 +12,32 @@ from clipfsar.locks import FolderLock
 from clipfsar.plots import plot_training
 from paths_clipfsar import flush_to_disk, replace_file
 
-CARD = "README.md"  # of a model's folder: people and uploads write into it
+CARD = "README.md"  # the model card: people and uploads edit it
 
 
 SECONDS_BETWEEN_PICTURES = 10.0
 
 
 class TrainingLog:
-    """`training_log.jsonl`: a line per logging step, validation and test; cut back to the checkpoint on resume."""
+    """`training_log.jsonl`: one line per logging step and validation. Resuming drops lines after the checkpoint."""
 
     def __init__(self, path: Path, episodes_done: int, is_main_process: bool, sha256: str | None = None):
-        """Raises `DamagedFileError` when the lines up to `episodes_done` are not those of `digest()`, `sha256`."""
+        """Raises `DamagedFileError` when `sha256` is not the digest of the lines up to `episodes_done`."""
         self.path, self.is_main_process, self.records = path, is_main_process, []
         self._last_picture = time.monotonic()
         if path.is_file():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            # A line that was being written when the process died is not complete JSON; it lies after the checkpoint.
+            # The process may have died while it wrote a line: incomplete JSON, always after the checkpoint.
             self.records = [record for line in lines if (record := _record_or_none(line))]
             self.records = [record for record in self.records if record["episode"] <= episodes_done]
             if sha256 is not None and sha256 != self.digest():
                 raise DamagedFileError(
                     f"{path} is not what was written up to episode {episodes_done}: put back a copy of it, or delete "
-                    "it, and the log begins at the checkpoint."
+                    "it to begin the log at the checkpoint."
                 )
         if is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replace_file(path) as partial:  # so that a death here loses nothing
+            with replace_file(path) as partial:  # a crash here loses nothing
                 partial.write_text(self._text())
 
     def _text(self) -> str:
@@ -57,13 +57,13 @@ class TrainingLog:
                 os.fsync(file.fileno())  # a checkpoint must not outlive the lines before it
 
     def draw(self, is_final: bool):
-        """`training.png` beside the log: at the end of a run, and before it no more often than every ten seconds."""
+        """Draws `training.png` next to the log, at most every ten seconds and always at the end of a run."""
         if is_final or time.monotonic() - self._last_picture > SECONDS_BETWEEN_PICTURES:
             plot_training(self.records, self.path.with_name("training.png"))
             self._last_picture = time.monotonic()
 
     def history(self, episodes_per_update: int, episodes: int) -> list[dict]:
-        """The same as transformers' `log_history`: plain names for training, `eval_*` for validations, with `step`."""
+        """The log as transformers' `log_history`: plain names for training, `eval_*` for validation, and `step`."""
         history = []
         for record in self.records:
             prefix = "eval_" if record["kind"] == "validation" else ""
@@ -84,19 +84,19 @@ def _record_or_none(line: str) -> dict | None:
 
 
 def restore_folder(folder: Path):
-    """Brings back the predecessor of `folder` if the process died between the two renames of `replace_folder`."""
+    """Restores the old `folder` if the process died between the two renames of `replace_folder`."""
     old = folder.with_name(folder.name + ".old")
     if old.exists() and not folder.exists():
         old.rename(folder)
 
 
 def replace_folder(new: Path, folder: Path):
-    """Puts `new` in the place of `folder`; at every moment a complete one lies at `folder` or beside it as `.old`.
+    """Replaces `folder` by `new`. At every moment `folder` or its `.old` copy next to it is complete.
 
-    All of `new` is on the disk before: a power cut is survived as well.
+    `new` is flushed to the disk first, so the run also survives a power cut.
     """
     flush_to_disk(new)
-    restore_folder(folder)  # or the next line would remove the only complete one
+    restore_folder(folder)  # otherwise the next lines could remove the only complete folder
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -107,48 +107,48 @@ def replace_folder(new: Path, folder: Path):
 
 
 def complete_folder(folder: Path) -> Path | None:
-    """`folder`, or its predecessor if the process died between the two renames of `replace_folder`."""
+    """`folder`, or its `.old` copy if the process died between the two renames of `replace_folder`."""
     old = folder.with_name(folder.name + ".old")
     return next((candidate for candidate in (folder, old) if (candidate / "progress.json").is_file()), None)
 
 
 def find_saved_state(output_dir: Path, resume: bool) -> Path | None:
-    """The state that a run goes on from; None where it begins.
+    """The folder of the state to resume from; None for a run that starts from the beginning.
 
     Raises:
-        ValueError: When there is one, but the run is not to be resumed; when there is none, but models are.
+        ValueError: When the folder holds a state and `resume` is False, or models without their state.
     """
     saved_state = complete_folder(output_dir / "state")
     if saved_state and not resume:
         raise ValueError(
-            f"{output_dir} holds a run already: --resume (resume_from_checkpoint=True) goes on with it, a new run "
+            f"{output_dir} holds a run already: --resume (resume_from_checkpoint=True) continues it; a new run "
             "needs another --output_dir."
         )
     models = [name for name in ("best", "last") if (output_dir / name / "config.json").is_file()]
-    # A run that died before its first checkpoint may begin anew over them; one that was finished, or is not meant, not.
+    # --resume may overwrite models of a run that died before its first checkpoint, but not those of a finished run.
     if models and not saved_state and (not resume or (output_dir / "results.json").is_file()):
         raise ValueError(
-            f"{output_dir} holds models of a run whose state is gone ({', '.join(models)}), which a new run would "
-            "replace: move them away, or use another --output_dir."
+            f"{output_dir} holds models of a run whose state is gone ({', '.join(models)}). A new run would replace "
+            "them: move them away, or use another --output_dir."
         )
     return saved_state
 
 
 def read_progress(state_folder: Path | None) -> dict:
-    """How far the run of a saved state had come; empty without one."""
+    """The progress recorded in a saved state; empty without a state."""
     if state_folder is None:
         return {}
     return read_json(state_folder / "progress.json", f"delete {state_folder} to begin anew")
 
 
 def check_saved_state(state_folder: Path, output_dir: Path) -> list[str]:
-    """Compares the state that a run goes on from, and `best/`, with their checksums.
+    """Compares the state to resume from, and `best/`, with their checksums.
 
     Returns:
-        What could not be checked, or is missing and can be done without, in sentences.
+        Warnings about files that have no checksums, and about a missing `best/`.
 
     Raises:
-        DamagedFileError: For a file that is not what was written; the message names it and what can be done.
+        DamagedFileError: For a file that is not what was written; the message names the file and the remedy.
     """
     notes, unchecked = [], []
     remedy = f"put back a copy of this file, or begin anew without the state: delete {state_folder} and --resume"
@@ -156,11 +156,11 @@ def check_saved_state(state_folder: Path, output_dir: Path) -> list[str]:
         unchecked.append(state_folder)
     best = output_dir / "best"
     if not best.is_dir():
-        notes.append(f"{best} is gone: the best model is chosen anew, beginning with that of the checkpoint.")
+        notes.append(f"{best} is gone: the best model is selected anew, starting with the checkpoint's model.")
     else:
         remedy = (
-            f"put back a copy of this file, or delete {best}: --resume then chooses the best model anew, beginning "
-            "with that of the last checkpoint"
+            f"put back a copy of this file, or delete {best}: --resume then selects the best model anew, starting "
+            "with the last checkpoint's model"
         )
         if not check_files(best, remedy, must_be_listed="model*.safetensors"):
             unchecked.append(best)
@@ -169,7 +169,7 @@ def check_saved_state(state_folder: Path, output_dir: Path) -> list[str]:
     if unchecked:
         names = " and ".join(map(str, unchecked))
         notes.append(
-            f"{names}: an earlier version wrote no checksums, so damage is not looked for; they are added now."
+            f"{names}: an earlier version wrote no checksums, so damage cannot be detected; checksums are added now."
         )
     for folder in unchecked:
         write_checksums(folder, leave_out=[CARD])
@@ -177,9 +177,9 @@ def check_saved_state(state_folder: Path, output_dir: Path) -> list[str]:
 
 
 def keep_foreign_files(folder: Path, new: Path):
-    """Copies what others put into `folder`, such as a support set, to `new`, which is about to take its place.
+    """Copies the user's files in `folder`, such as a support set, to `new`, which will replace `folder`.
 
-    Whose a file is, the list of checksums tells; a folder without it is replaced as it is.
+    The list of checksums names the run's own files. From a folder without this list, nothing is copied.
     """
     ours = listed_files(folder)
     for path in folder.rglob("*") if ours else ():
@@ -190,11 +190,11 @@ def keep_foreign_files(folder: Path, new: Path):
 
 
 def put_in_place(new: Path, folder: Path, is_ours: bool):
-    """Puts a model's folder `new` in the place of `folder`; what others put there stays.
+    """Moves a model's folder `new` to `folder`; the user's files there stay.
 
     Args:
-        is_ours: Whether `folder` is the run's own, and replaced at once. Into any other one that is there the files are
-            put one by one; of the files of an earlier model, those that this one does not have go.
+        is_ours: Whether `folder` belongs to the run. Such a folder is replaced by one rename. In any other folder the
+            files are replaced one by one, and files that only the earlier model had are removed.
     """
     if is_ours:
         keep_foreign_files(folder, new)
@@ -214,7 +214,7 @@ def put_in_place(new: Path, folder: Path, is_ours: bool):
 
 
 def run_lock(output_dir: Path) -> FolderLock:
-    """What a run holds while it writes into its folder; a second one is refused at once."""
+    """The lock that a run holds while it writes to its folder; a second run is rejected at once."""
     remedy = "Wait until it has ended, stop it, or name another --output_dir"
     return FolderLock(output_dir, "trains", remedy)
 

@@ -1,6 +1,6 @@
-"""Which weights train: all of the visual tower, its last layers, low-rank adapters (LoRA) in it, or none of it.
+"""Chooses the trained weights: the whole visual tower, its last layers, LoRA adapters in it, or none of it.
 
-The text tower never trains, the temporal transformer and the video-text scale always do.
+The text tower never trains. The temporal transformer and the video-text scale always train.
 """
 
 from pathlib import Path
@@ -17,14 +17,14 @@ ADAPTER_FOLDER = "adapter"
 
 
 def choose_trainable(model: CLIPFSARModel, args):
-    """Freezes what is not to be trained, and puts the adapters in; before an optimizer is made.
+    """Freezes weights and adds adapters as `args` say. Call it before you create the optimizer.
 
     Args:
-        model: In place.
-        args: `TrainingArguments`: `freeze_vision`, `train_last_layers`, the `lora_*` and `freeze_batch_norm`.
+        model: Changed in place.
+        args: `EpisodicTrainingArguments`: `freeze_vision`, `train_last_layers`, `lora_*` and `freeze_batch_norm`.
 
     Raises:
-        ValueError: When a choice does not fit the model; the message says what would.
+        ValueError: When a setting does not fit the model; the message names values that do.
     """
     model.freeze_text_tower()
     vision = _vision_parameters(model)
@@ -40,16 +40,16 @@ def choose_trainable(model: CLIPFSARModel, args):
         if not norms:
             raise ValueError("--freeze_batch_norm: this visual tower has no batch norms; leave the option out.")
         for norm in norms:
-            norm.requires_grad_(False)  # what is not trained keeps its statistics, too
+            norm.requires_grad_(False)  # the model also keeps the statistics of frozen norms
 
 
 def _vision_parameters(model: CLIPFSARModel) -> dict[str, nn.Parameter]:
-    """Of the visual tower with its projection, from the pixels on."""
+    """Parameters of the visual tower and its projection by name, in order from the pixels on."""
     return {name: weight for name, weight in model.clip.named_parameters() if name.startswith(VISION_MODULES)}
 
 
 def _unfreeze_last_layers(model: CLIPFSARModel, num_layers: int):
-    """Transformer layers or residual blocks, counted from the end, and all that comes after them."""
+    """Unfreezes the last transformer layers or residual blocks, and everything after them."""
     layers = [m for m in model.clip.vision_model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if num_layers > len(layers):
         raise ValueError(
@@ -82,7 +82,7 @@ def _import_peft():
 
 
 def _add_adapters(model: CLIPFSARModel, args):
-    """LoRA (Hu et al., ICLR 2022) in the visual tower: W x + alpha / rank * B A x, of which A and B train."""
+    """Adds LoRA (Hu et al., ICLR 2022) to the visual tower: W x + alpha / rank * B A x, where A and B train."""
     peft = _import_peft()
     tower = model.clip.vision_model
     kinds = {name.split(".")[-1] for name, module in tower.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
@@ -96,7 +96,7 @@ def _add_adapters(model: CLIPFSARModel, args):
         r=args.lora_rank,
         lora_alpha=2 * args.lora_rank if args.lora_alpha is None else args.lora_alpha,
         target_modules=list(args.lora_targets),
-        # The name, not the path on the machine it was trained on.
+        # For a local folder only its name: the path on this machine is of no use elsewhere.
         base_model_name_or_path=Path(args.model).resolve().name if Path(args.model).exists() else args.model,
     )
     peft.inject_adapter_in_model(config, tower)
@@ -108,7 +108,7 @@ def has_adapters(model: CLIPFSARModel) -> bool:
 
 @torch.no_grad()
 def merged_state_dict(model: CLIPFSARModel) -> dict[str, torch.Tensor]:
-    """The weights with the adapters added in, under the names of a model without; the model stays as it is."""
+    """The weights with merged adapters, under the names of a model without adapters; the model is not changed."""
     state = {
         name.replace(".base_layer.", "."): weight for name, weight in model.state_dict().items() if ".lora_" not in name
     }
@@ -119,7 +119,7 @@ def merged_state_dict(model: CLIPFSARModel) -> dict[str, torch.Tensor]:
 
 
 def remove_adapters(model: CLIPFSARModel):
-    """Puts the layers without their adapters back, in place; does nothing to a model without."""
+    """Replaces layers with adapters by their original layers, in place; does nothing without adapters."""
     for name, module in list(model.named_modules()):
         if hasattr(module, "base_layer"):
             parent, _, child = name.rpartition(".")
@@ -127,9 +127,9 @@ def remove_adapters(model: CLIPFSARModel):
 
 
 def save_trained_model(model: CLIPFSARModel, processor, folder: Path, keep_adapter: bool = False):
-    """`save_with_pipeline`, adapters merged into the weights; the same adapters beside them when they are to be kept.
+    """Calls `save_with_pipeline` with the adapters merged into the weights; `keep_adapter` also saves them separately.
 
-    `folder/adapter` is in peft's format, for the visual tower that the training began with:
+    `folder/adapter` is in peft's format. It fits the visual tower that the training started from:
     `PeftModel.from_pretrained(start.clip.vision_model, folder / "adapter")`.
     """
     if not has_adapters(model):
@@ -151,7 +151,7 @@ def save_trained_model(model: CLIPFSARModel, processor, folder: Path, keep_adapt
 
 
 def trainable_report(model: CLIPFSARModel) -> str:
-    """Trained and all parameters of each part of the model, in one line."""
+    """One line with the numbers of trained and total parameters of each part of the model."""
     counts = {"visual tower": [0, 0], "text tower": [0, 0], "temporal transformer": [0, 0], "all": [0, 0]}
     for name, parameter in model.named_parameters():
         clip_name = name.removeprefix("clip.")

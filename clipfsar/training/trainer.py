@@ -1,7 +1,7 @@
-"""`EpisodicTrainer`: training by episodes, with models, processors and data sets as objects.
+"""`EpisodicTrainer`: episodic training with models, processors and data sets as objects.
 
 Everything random (episodes, frames, crops, dropout) is a pure function of the seed and the episode's number. The loss
-curve does not depend on the number of processes or workers, and a run that was killed goes on exactly.
+curve does not depend on the number of processes or workers, and a run that was killed continues exactly.
 """
 
 import atexit
@@ -72,7 +72,7 @@ from paths_clipfsar import public_name
 
 
 class _MainProcessLogger(MultiProcessAdapter):
-    """Speaks on the main process alone, and so leaves accelerate's "[RANK 0]" out."""
+    """Logs on the main process only, without accelerate's "[RANK 0]" prefix."""
 
     def process(self, msg, kwargs):
         return msg, {"stacklevel": 2, **kwargs}
@@ -82,7 +82,7 @@ logger = _MainProcessLogger(logging.getLogger(__name__), {})
 
 
 class EpisodicTrainer:
-    """Trains a CLIP-FSAR model by episodes and keeps the best one on validation classes.
+    """Trains a CLIP-FSAR model on episodes and keeps the model that does best on validation classes.
 
         args = EpisodicTrainingArguments(output_dir="runs/mine", episodes=2000)
         trainer = EpisodicTrainer(model=model, args=args, train_dataset=splits["train"],
@@ -91,30 +91,30 @@ class EpisodicTrainer:
         results = trainer.evaluate(splits["test"], n_shot=[1, 5])
         trainer.save_model()
 
-    To change what it does, override `compute_loss`, `create_optimizer`, `learning_rate`, `create_sampler` or
+    To change its behaviour, override `compute_loss`, `create_optimizer`, `learning_rate`, `create_sampler` or
     `validate`, or pass `optimizer=` or `sampler=`.
 
     Args:
-        model: A `CLIPFSARModel`, float32. A plain CLIP gets the method's layers, by the seed of `args`. Training
-            changes it in place: it freezes what `args` says, and holds the best weights when `train` returns.
+        model: A `CLIPFSARModel`, float32. A plain CLIP gets the method's layers, initialized with the seed of `args`.
+            Training changes the model in place: `args` choose what is frozen. After `train` it has the best weights.
         args: `EpisodicTrainingArguments`; by default all defaults.
         train_dataset: A `datasets.Dataset` with a column of videos and one of labels, or a `VideoSplit`.
-        eval_dataset: The same of validation classes; without it the last model counts as the best, unselected.
+        eval_dataset: Validation classes in the same form. Without it, the last model is kept as the best, unselected.
         processing_class: The model's `CLIPFSARProcessor`.
         callbacks: transformers' `TrainerCallback` objects. A step is an optimizer step; metrics are called
-            `eval_accuracy` and `eval_interval`. With several processes all of them run the callbacks, and decisions to
-            log, save or stop must be the same on all.
-        optimizer: Instead of that of `create_optimizer`, over the model's parameters; `learning_rate` sets its rate.
-        sampler: An `EpisodeSampler` of training episodes, instead of that of `create_sampler`.
-        accelerator: One of `make_accelerator(args)`, instead of a new one.
+            `eval_accuracy` and `eval_interval`. Every process runs the callbacks, and all processes must make the same
+            decisions to log, save or stop.
+        optimizer: Replaces `create_optimizer`, over the model's parameters; `learning_rate` sets its rate.
+        sampler: An `EpisodeSampler` of training episodes; replaces `create_sampler`.
+        accelerator: The result of `make_accelerator(args)`; by default a new one.
 
     Raises:
         ValueError: When settings contradict each other, the model, the processor or the data; the message says how.
 
     Attributes:
         state, control: transformers' `TrainerState` and `TrainerControl`.
-        log_history: What was logged, a dict per line.
-        best: Validation of the best model so far, with its `episode`; None before the first.
+        log_history: The log, one dict per line.
+        best: Validation metrics of the best model so far, with its `episode`; None before the first validation.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class EpisodicTrainer:
         self.best: dict[str, Any] | None = None
         self.log: TrainingLog | None = None
         self.test_split: VideoSplit | None = None
-        self.classes_are_checked = False  # what a program knows and has done already
+        self.classes_are_checked = False  # set by the training program
         self._lock, self._data = run_lock(self.output_dir), dict[str, Any]()
 
         is_main, is_local_main = self.accelerator.is_main_process, self.accelerator.is_local_main_process
@@ -161,40 +161,40 @@ class EpisodicTrainer:
         own = [EpisodicFlowCallback(), EpisodicProgressCallback()]
         self.callback_handler = CallbackHandler([*own, *callbacks], model, processing_class, None, None)
         self._trackers_started = False
-        # Processes of torch.distributed that nobody ends properly end in SIGABRT.
+        # A torch.distributed process that does not close its process group ends in SIGABRT.
         atexit.register(_close_if_alive, weakref.ref(self))
         self.control = self._call("on_init_end")
 
-    # --- what subclasses may change -----------------------------------------------------------------------------------
+    # --- methods that subclasses may override -------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs: dict, return_outputs: bool = False):
         """The loss of a batch of episodes; with `return_outputs` also the model's output, whose losses are logged.
 
         Args:
-            model: The wrapped model, to be called so that gradients are shared among processes.
-            inputs: Keyword arguments of `CLIPFSARModel.forward`, `base_class_embeds` for the video-text contrast
-                among them.
+            model: The wrapped model. Call this one, so that the processes share their gradients.
+            inputs: Keyword arguments of `CLIPFSARModel.forward`, including `base_class_embeds` for the video-text
+                contrast.
         """
         outputs = model(**inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def create_optimizer(self) -> torch.optim.Optimizer:
-        """Over the parameters that train; its learning rate is set before every step."""
+        """The optimizer of the trained parameters. The trainer sets its learning rate before every step."""
         return make_optimizer(self.model, self.args)
 
     def learning_rate(self, episode: int) -> float:
-        """Rate of the update whose last episode (from 0) is `episode`."""
+        """Learning rate of the update whose last episode (from 0) is `episode`."""
         args, decay = self.args, self.args.decay_episodes
         return learning_rate_at(episode, args.learning_rate, args.warmup_learning_rate, args.warmup_episodes, decay)
 
     def create_sampler(self, split: VideoSplit) -> EpisodeSampler:
-        """Which videos make the training episodes. A sampler of one's own overrides `EpisodeSampler.draw`."""
+        """The sampler of the training episodes. To write your own, override `EpisodeSampler.draw`."""
         args = self.args
         shots = (args.n_way, args.train_n_shot, args.train_n_query)
         return EpisodeSampler(split.labels, *shots, args.seed, split.class_names)
 
     def validate(self) -> dict[str, float]:
-        """Metrics of the present weights on validation classes, the same on all processes; the best `accuracy` wins."""
+        """Metrics of the current weights on validation classes, the same on all processes. Best `accuracy` wins."""
         args = self.args
         given = (args.n_way, args.n_shot[0], args.n_query, args.eval_episodes, args.seed)
         (result,) = self._evaluate(self.eval_split, Protocol(*given, "few_shot"))
@@ -204,16 +204,16 @@ class EpisodicTrainer:
     # --- training -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
-        """Trains to the end, or until a callback stops it; then the model has the best weights.
+        """Trains to the end, or until a callback stops it. Afterwards the model has the best weights.
 
         Args:
-            resume_from_checkpoint: `True` goes on where the run in `output_dir` was stopped, or starts one there. A
-                path must be that of the run itself. Without it, a folder with a run is refused.
+            resume_from_checkpoint: `True` continues the run in `output_dir`, or starts one there. A path must be
+                `output_dir` itself. Without this argument, a folder that holds a run is rejected.
 
         Raises:
-            ValueError: When the folder holds a run, or one with other settings or data, or damaged files; when another
-                process trains there.
-            FloatingPointError: When the loss is no number any more; the last checkpoint is from before.
+            ValueError: When the folder holds a run and you do not resume, or a run with other settings or data, or
+                damaged files; when another process trains there.
+            FloatingPointError: When the loss is NaN or infinite; the last checkpoint is older.
         """
         if self.train_split is None:
             raise ValueError("There is nothing to train on: pass train_dataset=.")
@@ -222,7 +222,7 @@ class EpisodicTrainer:
 
     @contextlib.contextmanager
     def writing(self):
-        """Nobody else trains in `output_dir` meanwhile; the main process holds the lock for all."""
+        """Locks `output_dir` against other runs; the main process holds the lock for all processes."""
         with contextlib.ExitStack() as stack:
             first_process_decides(self.accelerator, lambda: stack.enter_context(self._lock) and None)
             yield
@@ -231,10 +231,10 @@ class EpisodicTrainer:
         loader = self._prepare(self._find_saved_state(resume_from_checkpoint))
         self._say_what_trains()
         self.control = self._call("on_train_begin")
-        recorded = []  # left on the device until the next line of the log, so as not to wait for it before
+        recorded = []  # stays on the device until the next line of the log, so that the loop does not wait for it
         self.wrapped_model.train()
         next_episode = self.episodes_done + self.accelerator.process_index * self.args.episodes_per_forward
-        is_first = True  # of the forwards of an update
+        is_first = True  # first forward of an update
         for batch in loader if self.episodes_done < self.args.episodes else ():
             if is_first:
                 self.control = self._call("on_step_begin")
@@ -253,10 +253,10 @@ class EpisodicTrainer:
         return TrainOutput(self.state.global_step, sum(losses) / max(1, len(losses)), dict(self.best or {}))
 
     def _forward_and_backward(self, batch, episode: int) -> dict[str, torch.Tensor]:
-        """One forward of this process, and the optimizer's step where it completes an update; what is to be logged."""
+        """Runs one forward and backward, and steps the optimizer if the update is complete; the values to log."""
         args, accelerator = self.args, self.accelerator
         with accelerator.accumulate(self.wrapped_model):
-            # Dropout, too, depends on nothing but the seed and the episode.
+            # Dropout depends only on the seed and the episode.
             torch.manual_seed(_mix_seeds(args.seed, episode))
             inputs = self._finish_batch(batch)
             inputs["base_class_embeds"] = self.base_class_embeds
@@ -278,12 +278,12 @@ class EpisodicTrainer:
             group["lr"] = learning_rate
 
     def _after_update(self, recorded: list[dict]) -> list[dict]:
-        """Counts, asks the callbacks, then logs, validates and saves; what is left to be logged."""
+        """Asks the callbacks, then logs, validates and saves as they say; the values still to log."""
         self.episodes_done += self.args.episodes_per_update
         self.state.global_step += 1
         self.state.epoch = self.episodes_done / self.args.episodes
         self.control = self._call("on_step_end")
-        stops = self.control.should_training_stop  # a stop is a checkpoint, too
+        stops = self.control.should_training_stop  # a stop also logs, validates and saves
         if self.control.should_log or stops:
             self._log_training(recorded)
             recorded = []
@@ -294,15 +294,15 @@ class EpisodicTrainer:
         return recorded
 
     def _log_training(self, recorded: list[dict]):
-        """Means since the last line, over all processes."""
+        """Logs the means since the last line, over all processes."""
         names = list(recorded[0])
         stacked = torch.stack([torch.stack([record[name] for name in names]) for record in recorded])
         values = dict(zip(names, self.accelerator.gather(stacked).mean(0).tolist(), strict=True))
         loss = values["loss"]
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise FloatingPointError(
-                f"The loss is {loss} at episode {self.episodes_done}: the last checkpoint is from "
-                "before. --resume with --mixed_precision bf16 or no instead of fp16, or begin anew in another "
+                f"The loss is {loss} at episode {self.episodes_done}. The last checkpoint is older: "
+                "--resume with --mixed_precision bf16 or no instead of fp16, or begin anew in another "
                 "--output_dir with a lower --learning_rate or --max_grad_norm 1."
             )
         values["accuracy"] *= 100
@@ -316,14 +316,14 @@ class EpisodicTrainer:
         self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.episodes_done)
 
     def _validate_and_select(self):
-        """Validation, and `best/` if it is the best so far."""
+        """Validates, and saves `best/` if the model is the best so far."""
         if self.eval_split is None:
             if self.accelerator.is_main_process:
                 self._save_run_model("best")
             return
         metrics = self.validate()
         self._write_log("validation", {name: value for name, value in metrics.items() if name != "n_episodes"})
-        # Before the best one is chosen: a callback compares with the best so far.
+        # Callbacks come first: they compare with the best model so far.
         self.control = self._call("on_evaluate", metrics={f"eval_{name}": value for name, value in metrics.items()})
         if self.best is None or metrics["accuracy"] > self.best["accuracy"]:
             self.best = metrics | {"episode": self.episodes_done}
@@ -338,7 +338,7 @@ class EpisodicTrainer:
             self.state.best_model_checkpoint = str(self.output_dir / "best")
 
     def _save_checkpoint(self):
-        """`last/`, then the state: in this order, so that a state is never ahead of the models it speaks of."""
+        """Saves `last/`, then the state. In this order, a state never refers to a model that is not saved yet."""
         if self.accelerator.is_main_process:
             self._save_run_model("last")
             self.log.draw(is_final=self.episodes_done >= self.args.episodes or self.control.should_training_stop)
@@ -346,7 +346,7 @@ class EpisodicTrainer:
         self.control = self._call("on_save")
 
     def _save_state(self):
-        """What resuming needs, complete at every moment; all processes take part."""
+        """Saves the state to resume from, with all processes. At every moment a complete state is on the disk."""
         new = self.output_dir / "state.new"
         if self.accelerator.is_main_process:
             shutil.rmtree(new, ignore_errors=True)
@@ -373,8 +373,8 @@ class EpisodicTrainer:
         if isinstance(resume, (str, Path)):
             if Path(resume).resolve() not in (self.output_dir.resolve(), (self.output_dir / "state").resolve()):
                 raise ValueError(
-                    f"resume_from_checkpoint={str(resume)!r} is not the run in {self.output_dir}: a run goes on in its "
-                    "own output_dir; name that one."
+                    f"resume_from_checkpoint={str(resume)!r} is not the run in {self.output_dir}: a run resumes in its "
+                    "own output_dir; name that folder."
                 )
             resume = True
         saved_state, notes = first_process_decides(self.accelerator, lambda: self._checked_state(bool(resume)))
@@ -383,7 +383,7 @@ class EpisodicTrainer:
         return saved_state
 
     def _checked_state(self, resume: bool) -> tuple[Path | None, list[str]]:
-        """On the main process: the state to go on from, and what is to be said of it."""
+        """The checked state to resume from, and warnings about it; for the main process."""
         for name in ("best", "last", "state"):
             restore_folder(self.output_dir / name)
         saved_state = find_saved_state(self.output_dir, resume)
@@ -402,21 +402,21 @@ class EpisodicTrainer:
         return {name: split for name, split in splits.items() if split is not None}
 
     def _prepare(self, saved_state: Path | None) -> DataLoader:
-        """Checks, freezes, wraps and restores; the loader of the episodes to come."""
+        """Checks the data, freezes weights, wraps the model, restores the state; the loader of the next episodes."""
         args, accelerator = self.args, self.accelerator
         self._check_data()
         progress = read_progress(saved_state)
         self.episodes_done, self.best = progress.get("episodes_done", 0), progress.get("best")
         with torch.random.fork_rng():
-            torch.manual_seed(args.seed)  # of adapters
+            torch.manual_seed(args.seed)  # for the adapters
             choose_trainable(self.model, args)
         if args.gradient_checkpointing:
-            # the newer name where there is one: the older goes with transformers 6
+            # The old name will disappear in transformers 6.
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
             enable()
         self.model.to(accelerator.device)
         if is_convolutional(self.model.config.clip_config):
-            self.model.to(memory_format=torch.channels_last)  # an eighth less time for RN50 on a CPU
+            self.model.to(memory_format=torch.channels_last)  # RN50 on a CPU: one eighth faster
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.episodes = self._training_episodes()
         # The text tower is frozen, so the class texts are encoded here and never again.
@@ -428,8 +428,8 @@ class EpisodicTrainer:
         )
         if saved_state:
             accelerator.load_state(str(saved_state))
-            # Checkpoints lie between updates, but accelerate's count of forwards may stand in the middle of one where
-            # the number of processes or of episodes per forward is another now.
+            # Checkpoints lie between updates. If the number of processes or of episodes per forward has changed,
+            # accelerate's count of forwards would be in the middle of an update.
             accelerator.step = 0
             self._restore_callbacks(progress.get("callbacks", []))
             self._restore_best()
@@ -445,7 +445,7 @@ class EpisodicTrainer:
         return loader
 
     def _restore_best(self):
-        """Where `best/` was deleted, the checkpoint's model is the best so far."""
+        """Saves the checkpoint's model as the best so far if `best/` was deleted."""
         is_gone = first_process_decides(self.accelerator, lambda: not (self.output_dir / "best").is_dir())
         if is_gone:
             self.best = None
@@ -453,7 +453,7 @@ class EpisodicTrainer:
                 self._save_run_model("best")
 
     def _check_data(self):
-        """Everything that would otherwise fail after hours: classes, numbers of videos, the first videos."""
+        """Finds errors early that would stop the run after hours: classes, numbers of videos, the first videos."""
         args, splits = self.args, self._splits()
         if self.eval_split is None:
             logger.warning(f"There is no split {args.select_on!r}: the last model is kept as the best one, unselected.")
@@ -462,7 +462,7 @@ class EpisodicTrainer:
         if not self.classes_are_checked:
             check_classes(splits, args)
         for name, split in splits.items():
-            self.processing_class.tokenize_classes(split.class_names)  # refuses names that become the same text
+            self.processing_class.tokenize_classes(split.class_names)  # rejects names that become the same text
             check_first_video(split, self.processing_class, training=name == "train")
         if self.accelerator.is_main_process:
             self._data = {name: split.record() for name, split in splits.items()}
@@ -478,7 +478,7 @@ class EpisodicTrainer:
         return EpisodeDataset(dataset, n_episodes=args.episodes, sampler=self.sampler, **columns)
 
     def _make_loader(self) -> DataLoader:
-        """The episodes that are still to come; those before a resumed checkpoint are not even read."""
+        """The loader of the next episodes. It does not read the episodes before a resumed checkpoint."""
         args = self.args
         to_come = range(self.episodes_done, args.episodes)
         if args.trains_on_features and len(to_come):
@@ -500,7 +500,7 @@ class EpisodicTrainer:
         return Path(self.args.features_dir or self.output_dir / "features")
 
     def _start_trackers(self):
-        """Last of all preparations: a run that is refused leaves nothing behind."""
+        """Starts the trackers. This comes last, so that a rejected run leaves nothing behind."""
         if self.accelerator.log_with and not self._trackers_started:
             settings = {name: value for name, value in asdict(self.args).items() if value is not None}
             self.accelerator.init_trackers(
@@ -528,16 +528,16 @@ class EpisodicTrainer:
         inference_modes: str | Sequence[str] | None = None,
         n_episodes: int | None = None,
     ) -> EvaluationResults:
-        """Few-shot accuracy of the present weights: after `train`, those of the best model.
+        """Few-shot accuracy of the current weights. After `train`, these are the best model's.
 
         Args:
             eval_dataset: A data set or `VideoSplit`; by default the validation classes.
             n_shot, inference_modes: By default those of `args`.
-            n_episodes: Per number of shots; by default `args.test_episodes`.
+            n_episodes: Episodes per number of shots; by default `args.test_episodes`.
 
         Returns:
-            The results, the same on every process. Those of other videos than the validation's go into the model card
-            when the model is saved.
+            The results, the same on every process. `save_model` writes them into the model card, unless they are
+            results of the validation classes.
         """
         args = self.args
         split = self.eval_split
@@ -553,7 +553,7 @@ class EpisodicTrainer:
         return results
 
     def _evaluate(self, split: VideoSplit, protocol: Protocol) -> EvaluationResults:
-        """A frozen tower gives the same features at every validation, so they are kept."""
+        """The results of a split. The features of a frozen tower never change, so they are cached."""
         encoder: VideoEncoder | FeatureStore = self.encoder
         if self.args.trains_on_features:
             encoder = FeatureStore(self._features_dir() / split.name, self.encoder)
@@ -562,8 +562,8 @@ class EpisodicTrainer:
     def save_model(self, output_dir: str | Path | None = None):
         """Writes a folder for `from_pretrained`, the pipeline and the Hub: weights, code, processor, settings, card.
 
-        By default `best/` in the run's folder, which then has the results of the last `evaluate` in its card. Files
-        that others put into the folder stay.
+        The default folder is `best/` in the run's folder. The card holds the results of the last `evaluate`. Files that
+        you put into the folder stay.
         """
         with self.writing() if output_dir is None else contextlib.nullcontext():
             if self.accelerator.is_main_process:
@@ -585,7 +585,7 @@ class EpisodicTrainer:
             shutil.copytree(kept, new / ADAPTER_FOLDER, dirs_exist_ok=True)
         settings = asdict(self.args)
         for option in ("dataset", "model", "output_dir", "features_dir"):
-            # the folder travels: no paths of this machine
+            # The folder is shared, so it must not hold paths of this machine.
             settings[option] = settings[option] and public_name(settings[option])
         (new / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
         num_base_classes = len(self.train_split.class_names) if self.train_split is not None else 0
@@ -594,10 +594,10 @@ class EpisodicTrainer:
         put_in_place(new, folder, is_ours)
 
     def push_to_hub(self, repo_id: str | None = None, commit_message: str = "Upload CLIP-FSAR model") -> str | None:
-        """Saves the model and uploads its folder; returns the commit's address, on the main process.
+        """Saves the model and uploads its folder; returns the commit's URL on the main process, None on the others.
 
         Args:
-            repo_id: USER/NAME; by default `args.push_to_hub`. A new repository is private unless `args` says otherwise.
+            repo_id: USER/NAME; by default `args.push_to_hub`. A new repository is private unless `args` say otherwise.
         """
         repo_id = repo_id or self.args.push_to_hub
         if repo_id is None:
@@ -610,7 +610,7 @@ class EpisodicTrainer:
         return push_folder(self.output_dir / "best", repo_id, args.hub_private, args.hub_revision, commit_message)
 
     def _load_best(self):
-        """The best model's weights, into the same model; adapters were merged into them when they were saved."""
+        """Loads the best weights into the model. They include the merged adapters, so the adapters are removed."""
         self.accelerator.wait_for_everyone()
         files = sorted((self.output_dir / "best").glob("model*.safetensors"))
         weights = {name: weight for file in files for name, weight in load_file(file).items()}
@@ -640,7 +640,7 @@ class EpisodicTrainer:
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
 
     def _restore_callbacks(self, saved: list):
-        """What callbacks counted before the run was stopped, by their classes, in order."""
+        """Restores the saved state of the callbacks, matched by class name and order."""
         saved = list(saved)
         for callback in self._stateful_callbacks():
             position = next((i for i, (name, _) in enumerate(saved) if name == type(callback).__name__), None)
@@ -648,21 +648,21 @@ class EpisodicTrainer:
                 for name, value in saved.pop(position)[1]["attributes"].items():
                     setattr(callback, name, value)
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- closing ------------------------------------------------------------------------------------------------------
 
     def _say(self, text: str):
         if self.accelerator.is_main_process:
             tqdm.write(text)
 
     def close(self):
-        """Ends trackers and the process group; nothing can be trained or evaluated afterwards.
+        """Ends the trackers and the process group. Afterwards the trainer cannot train or evaluate.
 
-        Several processes should call it at their end; it is called at the latest when Python ends.
+        Call it at the end of a run with several processes. Otherwise it runs when Python exits.
         """
         if self.accelerator is None:
             return
-        # The wrapped model goes first: were it the last to hold the process group, its end would wait for the group's
-        # threads while holding Python's lock, which these want, too. Now and then two processes never ended.
+        # Delete the wrapped model first. If it held the process group last, deleting it would wait for the group's
+        # threads and hold Python's lock, which these threads need: now and then two processes never ended.
         self.wrapped_model = self.wrapped_optimizer = self.callback_handler.train_dataloader = None
         accelerator, self.accelerator = self.accelerator, None
         accelerator.free_memory()
@@ -670,14 +670,14 @@ class EpisodicTrainer:
 
 
 def _record(loss: torch.Tensor, outputs, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Losses and accuracy of a forward pass, on its device."""
+    """Losses and accuracy of a forward pass, still on the device."""
     losses = {"loss": loss, "few_shot_loss": outputs.few_shot_loss, "video_text_loss": outputs.video_text_loss}
     values = {name: value.detach().float() for name, value in losses.items() if value is not None}
     return values | {"accuracy": (outputs.logits.argmax(-1) == labels).float().mean()}
 
 
 def _mix_seeds(seed: int, episode: int) -> int:
-    """A seed for PyTorch out of two numbers, far apart for neighbours."""
+    """A seed for PyTorch from two numbers; neighbouring numbers give seeds that are far apart."""
     return (seed * 0x9E3779B97F4A7C15 + episode * 0xBF58476D1CE4E5B9 + 1) % 2**63
 
 
@@ -692,7 +692,7 @@ def _close_if_alive(reference: weakref.ref):
 
 
 def log_to_terminal():
-    """What the trainer logs, on the terminal of the main process, for programs."""
+    """Prints the trainer's log on the terminal of the main process; for programs."""
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
 

@@ -1,4 +1,4 @@
-"""The embedded default: rendered actions, a tiny CLIP, and what `make demo` does with them."""
+"""The embedded default: rendered actions, a tiny CLIP, and the programs of `make demo`."""
 
 from pathlib import Path
 

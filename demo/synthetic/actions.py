@@ -1,4 +1,4 @@
-"""The verbs: how an object moves, grows, turns or fades over time."""
+"""The actions (verbs): how objects move, grow, turn or fade over time."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass
 class Track:
-    """State of one object over time: each field a number or an array `(num_frames,)`."""
+    """State of one object over time. Each field is a number or an array `(num_frames,)`."""
 
     x: np.ndarray | float = 0.0
     y: np.ndarray | float = 0.0
@@ -19,7 +19,7 @@ class Track:
     angle: np.ndarray | float = 0.0  # radians; positive turns clockwise on the screen, because y points down
     opacity: np.ndarray | float = 1.0
     brightness: np.ndarray | float = 1.0
-    fill: np.ndarray | float = 1.0  # the part of the height, from below, that is filled
+    fill: np.ndarray | float = 1.0  # the filled part of the height, from below
 
     def at(self, name: str, num_frames: int) -> np.ndarray:
         return np.broadcast_to(np.asarray(getattr(self, name), dtype=np.float32), (num_frames,))
@@ -79,7 +79,7 @@ def _stretching(rng, progress):
 
 
 def _arriving(rng, progress):
-    # From outside one of the four borders of the central square to its middle.
+    # It starts outside one of the four borders of the central square and ends in the middle.
     x, y = _place(rng, 0.08)
     angle = rng.integers(4) * math.pi / 2 + rng.uniform(-0.3, 0.3)
     distance = _between(rng.uniform(0.5, 0.6), 0, progress)
@@ -195,7 +195,7 @@ def _zigzagging(rng, time):
 
 
 def _swinging(rng, time):
-    # A pendulum hung above the frame's upper border.
+    # A pendulum that hangs from above the upper border of the frame.
     angle = rng.uniform(0.45, 0.65) * np.sin(cycles(rng, time, 1, 1.8))
     length = rng.uniform(0.5, 0.6)
     return [Track(x=length * np.sin(angle), y=length * np.cos(angle) - 0.4, angle=-angle)]

@@ -1,9 +1,9 @@
-"""Class names, and which of them are base, validation and novel classes."""
+"""Names of the base, validation and novel classes."""
 
 from demo.synthetic.actions import ACTIONS
 from demo.synthetic.shapes import PLURALS, SHAPES
 
-# Hue in degrees, saturation and value in [0, 1]; a clip moves each a little. Neighbouring hues stay apart after that.
+# Hue in degrees, saturation and value in [0, 1]. Each clip varies them a little; neighbouring hues still stay apart.
 COLOURS = {
     "red": (0, 0.88, 0.88),
     "orange": (28, 0.92, 0.98),
@@ -45,8 +45,8 @@ def join_class_name(colour: str, shape: str, action: str) -> str:
     return f"{NUMBER_WORDS[number]} {colour} {shape if number == 1 else PLURALS[shape]} {action}".strip()
 
 
-# Every base action by each of three looks, so that many base episodes, like the novel ones, are about actions alone.
-# With one look for every four actions (as before), training learned looks, which CLIP knows, and lost on validation.
+# Every base action appears with each of three looks, so that in many base episodes, as in novel ones, only the action
+# decides. With one look per four actions, training learned looks, which CLIP knows, and validation accuracy dropped.
 _BASE_ACTIONS = (
     *("moving left", "moving right", "widening", "narrowing", "spinning clockwise", "spinning counterclockwise"),
     *("tilting left", "tilting right", "approaching", "receding", "soaring", "diving", "orbiting clockwise"),
@@ -69,7 +69,7 @@ VALIDATION_CLASSES = (
     "white heart blinking",
     "two white hearts swapping places",
 )
-# Few looks, many actions: who recognises colour and shape and nothing else is right in 64% of 5-way novel episodes.
+# Few looks, many actions: a model that sees only colour and shape is right in 64% of 5-way novel episodes.
 NOVEL_CLASSES = (
     "red star growing",
     "red star shrinking",

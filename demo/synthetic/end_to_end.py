@@ -1,8 +1,8 @@
-"""One training from video files to a classified clip, by the commands that anybody would type.
+"""One training from video files to a classified clip, with the commands that users type.
 
-Video files become a data set with kept frames (`clipfsar prepare`). Episodes train the last layer of the visual tower
-and the temporal transformer (`clipfsar train`). The folder that comes out answers through `pipeline`. The training is
-short: it shows that each step works, not what the method can do. Each step goes on where it was interrupted.
+`clipfsar prepare` makes a data set with stored frames from video files. `clipfsar train` trains the last layer of the
+visual tower and the temporal transformer on episodes. `pipeline` classifies a clip with the saved model. The training
+is short: it shows that each step works, not how good the method is. An interrupted step continues where it stopped.
 """
 
 import json
@@ -64,14 +64,14 @@ def end_to_end(output_dir: Path, num_workers: int | None = None, class_names=Non
     """Renders files, prepares them, trains, tests and classifies a clip.
 
     Args:
-        class_names: Of each split, by default `CLASS_NAMES`.
-        settings: Instead of those of `TRAINING`.
+        class_names: Class names of each split, by default `CLASS_NAMES`.
+        settings: They override `TRAINING`.
 
     Returns:
-        The two commands, the test's results, and the answer to a novel clip with its class.
+        The two commands, the test results, and the answer to a novel clip with its class.
 
     Raises:
-        ValueError: When `output_dir` holds clips or a finished training of other settings.
+        ValueError: When `output_dir` holds clips or a finished training with other settings.
     """
     class_names = class_names or CLASS_NAMES
     render_dataset(output_dir / "clips", CLIPS_PER_CLASS, num_workers=num_workers, class_names=class_names)
@@ -105,7 +105,7 @@ def _run(command: list[str]):
 
 
 def classify_a_novel_clip(output_dir: Path, class_names: Sequence[str]) -> dict:
-    """A clip against up to five novel classes of two clips each, by the folder that training wrote."""
+    """Classifies a clip among up to five novel classes with two clips each, with the trained model."""
     with quiet():
         classify = pipeline(TASK, model=str(output_dir / "run" / "best"), trust_remote_code=True, device="cpu")
     novel = output_dir / "clips" / "test"

@@ -1,7 +1,7 @@
-"""A first answer within a minute: show a few clips of each class, ask about others.
+"""A first answer within a minute: enroll a few clips of each class, classify others.
 
-The clips are rendered, the CLIP is the tiny one beside this file, untrained by the method: what `pipeline` does with
-your own clips and any CLIP, only smaller.
+The clips are rendered, and the model is the tiny CLIP next to this file, without any episodic training. With your own
+clips and any CLIP, `pipeline` works in the same way.
 """
 
 from pathlib import Path
@@ -12,10 +12,10 @@ from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip, write_clip
 from pipeline_clipfsar import TASK
 
-# How many clips are shown of each class.
+# Number of enrolled clips of each class.
 SUPPORT = {"red star growing": 4, "red star shrinking": 4, "green star bouncing": 4, "red circle filling": 4}
-QUERIES = ("red star growing", "green star bouncing", "white heart stretching")  # the last is of another class
-_QUERY = 9  # number of a query clip; those of support clips begin at 0
+QUERIES = ("red star growing", "green star bouncing", "white heart stretching")  # the last one is not enrolled
+_QUERY = 9  # number of each query clip; support clips are numbered from 0
 
 
 def clip_path(folder: Path, class_name: str, number: int) -> Path:
@@ -23,7 +23,7 @@ def clip_path(folder: Path, class_name: str, number: int) -> Path:
 
 
 def render_clips(folder: Path, seed: int = 0) -> None:
-    """Writes the clips, as CLASS/NUMBER.mp4: a second's work, so that those of another version never stay."""
+    """Writes the clips as CLASS/NUMBER.mp4. It takes a second and always overwrites clips of other versions."""
     wanted = [(name, number) for name, count in SUPPORT.items() for number in range(count)]
     for name, number in [*wanted, *((name, _QUERY) for name in QUERIES)]:
         path = clip_path(folder, name, number)
@@ -32,10 +32,10 @@ def render_clips(folder: Path, seed: int = 0) -> None:
 
 
 def first_answer(output_dir: Path) -> list[dict]:
-    """Enrolls the classes, classifies the queries and draws why the first one is what it is.
+    """Enrolls the classes, classifies the queries and draws an explanation of the first answer.
 
     Returns:
-        Per query its class, the clip and the answer: labels with scores, and the score of "none of these".
+        For each query its class, the clip and the answer: labels with scores, and the score of "none of these".
     """
     clips = output_dir / "clips"
     render_clips(clips)
@@ -57,7 +57,7 @@ def in_words(answers: list[dict]) -> str:
     lines = []
     for found in answers:
         scores = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in found["answer"])
-        truth = found["class"] if found["class"] in SUPPORT else f"{found['class']}, which was not shown"
+        truth = found["class"] if found["class"] in SUPPORT else f"{found['class']}, which is not enrolled"
         lines.append(f"  clip of {truth}:\n    {scores}")
     return "\n".join(lines)
 

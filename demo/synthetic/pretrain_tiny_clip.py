@@ -1,19 +1,19 @@
-"""Pre-train the tiny CLIP of demo/synthetic/tiny_clip/, the stand-in for a real CLIP wherever there is no network.
+"""Pre-train the tiny CLIP of demo/synthetic/tiny_clip/, which replaces a real CLIP where there is no network.
 
 An ordinary `CLIPModel` of 0.7 million parameters (64 x 64 pixels, patches of 16) learns from captioned stills of
-synthetic actions (demo/synthetic/render.py) with CLIP's symmetric contrastive loss and learnable temperature. It gets
-to know colours, shapes, numbers, sizes and places. Action words appear in a third of the captions, but a still says
-little about an action: which way things go is left to few-shot training, as with the real CLIP.
+synthetic actions (demo/synthetic/render.py) with CLIP's symmetric contrastive loss and learnable temperature. It learns
+colours, shapes, numbers, sizes and places. Action words appear in a third of the captions, but a still says little
+about an action: few-shot training must learn the directions of motion, as with the real CLIP.
 
-No caption names a colour and shape that belong together in a novel (test) class: "red" and "star" are known words, a
-"red star" is not. The held-out numbers printed at the end tell those combinations apart from the seen ones.
+No caption names a combination of colour and shape of the novel (test) classes: "red" and "star" are known words, but
+"red star" is new. The held-out numbers printed at the end separate these combinations from the seen ones.
 
     python -m demo.synthetic.pretrain_tiny_clip --output_dir demo/synthetic/tiny_clip
 
-writes the committed folder. Seeds are fixed and torch's algorithms deterministic, so the same kind of processor,
-versions of torch and NumPy and --num_threads give the same weights: two whole runs of this file, with torch 2.13.0 and
-NumPy 2.4.6 on an x86-64 processor, wrote the committed folder bit for bit. Others give the same to round-off, which
-training amplifies; compare accuracies then. It took 23 and 27 minutes on two busy cores.
+writes the committed folder. Seeds are fixed and torch's algorithms are deterministic. The same kind of processor, the
+same versions of torch and NumPy and the same --num_threads therefore give the same weights: two complete runs, with
+torch 2.13.0 and NumPy 2.4.6 on an x86-64 processor, wrote the committed folder bit for bit. On other machines, training
+amplifies differences of round-off; compare accuracies there. The runs took 23 and 27 minutes on two busy cores.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from parent_process_clipfsar import ending_pool, shielding_children
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 32
-# Stills are kept a little larger than the model's input, so that training can crop at random.
+# Stills are stored a little larger than the model's input, so that training can use random crops.
 STORED_SIZE = 68
 
 
@@ -50,14 +50,14 @@ STORED_SIZE = 68
 
 
 def _byte_symbols() -> list[str]:
-    """The 256 printable stand-ins for bytes of byte-level BPE (GPT-2's table, which CLIP shares), in CLIP's order."""
+    """The 256 printable symbols for bytes in byte-level BPE (GPT-2's table, which CLIP uses), in CLIP's order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges that make each word one token: the most frequent pair first, in alphabetical order on a tie."""
+    """Byte-pair merges that make each word one token: the most frequent pair first, ties in alphabetical order."""
     pieces = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges = []
     while any(len(word) > 1 for word in pieces):
@@ -74,7 +74,7 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer with a small vocabulary: all bytes, so that any text works, and our words as single tokens."""
+    """CLIP's tokenizer with a small vocabulary: all bytes (so that any text works), and our words as single tokens."""
     words = [*COLOURS, *SHAPES, *PLURALS.values(), *NUMBER_WORDS.values(), *SIZE_WORDS, "and"]
     for text in (*ACTIONS, *PLACES, *CAPTION_TEMPLATES):
         words += text.replace("{}", "").split()
@@ -92,7 +92,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def _crop_to(image: np.ndarray, size: int) -> np.ndarray:
-    """Shortest side to `size`, bicubic, then the central square, as `CLIPImageProcessor` does: `(size, size, 3)`."""
+    """The image, resized (bicubic) and centre-cropped to `(size, size, 3)` as in `CLIPImageProcessor`."""
     height, width = image.shape[:2]
     scale = size / min(height, width)
     picture = Image.fromarray(image).resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
@@ -101,19 +101,19 @@ def _crop_to(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def novel_combinations() -> set[tuple[str, str]]:
-    """The colours and shapes that belong together in the novel classes: ("red", "star"), ..."""
+    """The combinations of colour and shape in the novel classes: ("red", "star"), ..."""
     return {parse_class_name(name)[1:3] for name in NOVEL_CLASSES}
 
 
 def seen_combinations() -> list[tuple[str, str]]:
-    """All other colours and shapes: those that captions name."""
+    """All other combinations of colour and shape; captions name them."""
     return [pair for pair in product(COLOURS, SHAPES) if pair not in novel_combinations()]
 
 
 def _render_example(job: tuple[int, int]) -> tuple[np.ndarray, str]:
     """Training still `index`, `(STORED_SIZE, STORED_SIZE, 3)`, uint8, and its caption.
 
-    The subject's colour and shape go through the seen combinations in turn; its action is random.
+    The subject's colour and shape cycle through the seen combinations; its action is random.
     """
     seed, index = job
     rng = np.random.default_rng([seed, index])
@@ -122,7 +122,7 @@ def _render_example(job: tuple[int, int]) -> tuple[np.ndarray, str]:
     while True:
         class_name = join_class_name(*combinations[index % len(combinations)], rng.choice(list(ACTIONS)))
         image, caption = render_still(class_name, seed, index)
-        if not any(noun in caption for noun in hidden_nouns):  # a bystander's, that is
+        if not any(noun in caption for noun in hidden_nouns):  # it could be a distractor's
             return _crop_to(image, STORED_SIZE), caption
 
 
@@ -130,7 +130,7 @@ def render_examples(num_stills: int, seed: int, num_workers: int) -> tuple[torch
     """Stills `(num_stills, 3, STORED_SIZE, STORED_SIZE)`, uint8, and their captions; a pure function of `seed`."""
     jobs = [(seed, index) for index in range(num_stills)]
     images, captions = torch.empty(num_stills, 3, STORED_SIZE, STORED_SIZE, dtype=torch.uint8), []
-    # Spawned, not forked: this process holds torch's threads, which a forked one would inherit half-alive.
+    # Spawned, not forked: this process has torch's threads, which break in a forked process.
     with ending_pool(num_workers, get_context("spawn")) as pool:
         with shielding_children():
             results = pool.map(_render_example, jobs, chunksize=64)
@@ -146,7 +146,7 @@ def render_examples(num_stills: int, seed: int, num_workers: int) -> tuple[torch
 
 
 def build_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
-    """Sizes chosen so that the float32 checkpoint stays below 3 MB and 8 temporal heads divide the projection."""
+    """The configuration. The float32 checkpoint stays below 3 MB, and 8 temporal heads divide the projection size."""
     text_config = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -155,7 +155,7 @@ def build_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
         "num_attention_heads": 4,
         "max_position_embeddings": CONTEXT_LENGTH,
         "projection_dim": 128,
-        # Not the legacy value 2: `CLIPTextModel` then pools at the first <|endoftext|>, whatever the padding.
+        # With an id other than the legacy value 2, `CLIPTextModel` pools at the first <|endoftext|>, with any padding.
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -174,10 +174,10 @@ def build_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
 
 @torch.no_grad()
 def place_positions(model: CLIPModel) -> None:
-    """Start the position embeddings as sines and cosines of row and column instead of as faint noise.
+    """Initialize the position embeddings with sines and cosines of row and column instead of weak noise.
 
-    The usual start is 25 times fainter than the patches, so a model this small stays blind to places, and so to shapes
-    larger than a patch, for hundreds of steps. The embeddings remain ordinary parameters.
+    The usual initial values are 25 times weaker than the patches. With them, a model this small ignores places, and so
+    shapes larger than a patch, for hundreds of steps. The embeddings remain ordinary parameters.
     """
     embeddings = model.vision_model.embeddings
     num_patches, width = embeddings.num_patches, embeddings.embed_dim
@@ -191,10 +191,10 @@ def place_positions(model: CLIPModel) -> None:
 
 
 def balanced_batches(num_stills: int, stills_per_combination: int, generator: torch.Generator) -> torch.Tensor:
-    """One epoch of batches, `(num_batches, batch_size)` indices, each with every seen combination equally often.
+    """One epoch of batches, `(num_batches, batch_size)` indices; each batch has every seen combination equally often.
 
-    Few captions of a batch then mean the same, which the contrastive loss would count as errors, and many share the
-    colour but not the shape, which takes longer to learn.
+    Few captions in such a batch mean the same (the contrastive loss would count these as errors). Many share the colour
+    but not the shape, which takes longer to learn.
     """
     num_combinations = len(seen_combinations())
     num_rows = num_stills // num_combinations // stills_per_combination * stills_per_combination
@@ -220,9 +220,9 @@ def train_clip(
     learning_rate: float,
     seed: int,
 ) -> None:
-    """CLIP's symmetric contrastive loss over `num_epochs` passes; AdamW with warm-up and cosine decay to zero.
+    """Train with CLIP's symmetric contrastive loss for `num_epochs`; AdamW with warm-up and cosine decay to zero.
 
-    `images` and `tokens` are those of `render_examples`, in its order.
+    `images` and `tokens` are in the order of `render_examples`.
     """
     generator = torch.Generator().manual_seed(seed)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
@@ -270,10 +270,10 @@ def _features(model: CLIPModel, inputs: dict, kind: str) -> torch.Tensor:
 
 
 def measure(model: CLIPModel, tokenizer: CLIPTokenizer, image_processor: CLIPImageProcessor, seed: int) -> dict:
-    """Zero-shot and retrieval accuracies in percent on fresh stills (another seed than training, stock preprocessing).
+    """Zero-shot and retrieval accuracies in percent on new stills (another seed than training, stock preprocessing).
 
-    Zero-shot: the right one of all 64 "a photo of a COLOUR SHAPE", for combinations that captions named and for those
-    of the novel classes, which they did not. Retrieval: the right caption among 100 different ones for each still.
+    Zero-shot chooses among all 64 prompts "a photo of a COLOUR SHAPE". Combinations that captions named and those of
+    the novel classes count separately. Retrieval chooses each still's caption among 100 different ones.
     """
     combinations = list(product(COLOURS, SHAPES))
     prompts = [f"a photo of a {colour} {shape}" for colour, shape in combinations]
@@ -334,26 +334,26 @@ Measured on fresh stills (seed {args.seed + 2}, `CLIPImageProcessor`, CPU, float
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Pre-train a tiny CLIP on rendered, captioned stills of synthetic actions and save it with its "
-        "tokenizer and image processor. The defaults reproduce demo/synthetic/tiny_clip/ in 20 to 30 minutes on two "
-        "cores.",
+        "tokenizer and image processor. The defaults reproduce demo/synthetic/tiny_clip/. That takes 20 to 30 minutes "
+        "on two cores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output_dir", required=True, help="folder for the checkpoint; its files are overwritten")
     parser.add_argument("--num_stills", type=int, default=60_000, help="captioned training stills")
     parser.add_argument("--num_epochs", type=int, default=12, help="passes over the stills")
     parser.add_argument(
-        "--stills_per_combination", type=int, default=2, help="per step, times 60 combinations of colour and shape"
+        "--stills_per_combination", type=int, default=2, help="stills of each of the 60 combinations in a step"
     )
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="highest learning rate, after warm-up")
-    parser.add_argument("--seed", type=int, default=1000, help="of the stills, the weights and the order of training")
-    parser.add_argument("--num_threads", type=int, default=2, help="torch threads; part of bit-equal reproduction")
+    parser.add_argument("--seed", type=int, default=1000, help="seed of the stills, the weights and the training order")
+    parser.add_argument("--num_threads", type=int, default=2, help="torch threads; the exact weights depend on them")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes that render stills")
     args = parser.parse_args(arguments)
 
     started = time.perf_counter()
     torch.set_num_threads(args.num_threads)
     torch.use_deterministic_algorithms(True)
-    torch.manual_seed(args.seed)  # transformers initialises weights from the global generator
+    torch.manual_seed(args.seed)  # transformers initializes weights with the global generator
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -375,7 +375,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.learning_rate,
         args.seed,
     )
-    # Not seed + 1: the recipe was chosen on stills of that seed.
+    # Not seed + 1: stills of that seed were used to choose the recipe.
     numbers = measure(model, tokenizer, image_processor, args.seed + 2)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)

@@ -1,4 +1,4 @@
-"""Models are loaded again and again here; what loading reports each time is left out."""
+"""Hides the reports of loading a model, since the demo loads models many times."""
 
 import logging
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
 
-_PLAIN_CLIP = logging.getLogger("plain_clipfsar")  # tells that a plain CLIP's layers are new, or left out
+_PLAIN_CLIP = logging.getLogger("plain_clipfsar")  # reports that a plain CLIP's layers are new, or left out
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings and bars of transformers, no notes on a plain CLIP; afterwards everything is as before."""
+    """Hides transformers' warnings and progress bars and the notes on a plain CLIP; restores them afterwards."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     level = _PLAIN_CLIP.level
     transformers_logging.set_verbosity_error()

@@ -1,19 +1,20 @@
-"""Synthetic actions: short rendered videos with which everything here runs without a network.
+"""Renders synthetic actions: short videos with which the demo and the tests run without a network.
 
 A class is "COLOUR SHAPE ACTION": "red star growing", "green square moving left", "two green rings meeting". One object
-(or a small group) performs the action; one to three smaller distractors, each sharing the subject's colour or its shape
-or neither, but never both, do something else; the background moves, the camera shakes, the frames are noisy. Size,
-speed, place, hue, clip length, frame rate and frame shape differ from clip to clip.
+(or a small group) performs the action. One to three smaller distractors move differently; each shares the subject's
+colour or its shape or neither, but never both. The background moves, the camera shakes, and the frames are noisy.
+Size, speed, place, hue, clip length, frame rate and frame shape differ from clip to clip.
 
-What makes the set useful for few-shot recognition:
+The data set tests few-shot recognition:
 
-- the *base* (train), validation and *novel* (test) splits share neither a class nor an action verb, and the
-  combinations of colour and shape in the novel classes are new as well;
-- most classes come in time-reversed pairs of the same colour and shape ("red star growing" / "red star shrinking").
-  Both render the same distribution of single frames, so only a model that sees their order tells them apart;
-- the distractors make it useful to be told by the class text which object matters.
+- The *base* (train), validation and *novel* (test) splits share neither a class nor an action verb. The combinations of
+  colour and shape in the novel classes are new as well.
+- Most classes come in time-reversed pairs of the same colour and shape ("red star growing" / "red star shrinking").
+  Both have the same distribution of single frames, so only the order of frames tells them apart.
+- Because of the distractors, it helps to learn from the class text which object matters.
 
-Every clip is a pure function of (seed, class, index); a class belongs to one split. As a program it writes the videos:
+Every clip is a pure function of (seed, class, index), and every class belongs to one split. The program writes the
+videos:
 
     python -m demo.synthetic.render --output_dir synthetic_actions --train_videos_per_class 12
 
@@ -51,19 +52,19 @@ from demo.synthetic.classes import (
 from demo.synthetic.shapes import PLURALS, SHAPES, signed_distance
 from parent_process_clipfsar import ending_pool, shielding_children
 
-# Part of the manifest: to be raised whenever a change here alters the pixels, so that old and new clips never mix.
+# Part of the manifest. Raise it whenever a change alters the pixels, so that old and new clips never mix.
 RENDERER_VERSION = 3
 MANIFEST_NAME = "synthetic_actions.json"
 
 
-# What captions of stills say besides, and how often each template is taken.
+# Other words in the captions of stills, and how often each template is used.
 SIZE_WORDS = ("small", "large")
 PLACES = ("on the left", "on the right", "at the top", "at the bottom")
 CAPTION_TEMPLATES = {"{}": 0.25, "a photo of {}": 0.45, "a picture of {}": 0.15, "an image of {}": 0.15}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Scenes: everything random about a clip is drawn here; drawing the pixels is then a plain function
+# Scenes: all random choices of a clip are made here; painting the pixels is then deterministic
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -78,27 +79,27 @@ class SceneObject:
 
 @dataclass
 class Scene:
-    """One clip before it is drawn. `objects` are painted in order: distractors first, the subject in front of them."""
+    """One clip before it is painted. `objects` are painted in order: distractors first, subjects in front of them."""
 
     num_frames: int
     fps: int
     height: int
     width: int
     objects: list[SceneObject]
-    background: np.ndarray  # (height + margin, width + margin, 3), of which each frame shows a window
-    background_path: np.ndarray  # (num_frames, 2) upper left corner of that window, integers
+    background: np.ndarray  # (height + margin, width + margin, 3); each frame shows a window of it
+    background_path: np.ndarray  # (num_frames, 2) upper left corner of the window, integers
     camera: np.ndarray  # (num_frames, 2) shift of the objects (x, y), in units of the short side
     noise: np.ndarray  # (height + margin, width + margin, 3)
     noise_path: np.ndarray  # (num_frames, 2)
     num_subjects: int
 
 
-_MARGIN = 24  # pixels by which a background is larger than a frame
+_MARGIN = 24  # a background is larger than a frame by this many pixels
 _NOISE_MARGIN = 16
 
 
 def _progress(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    """0 to 1 with a rest at either end and a more or less soft start and stop; its law is symmetric in time."""
+    """Progress from 0 to 1, with rests at both ends and a random softness; its distribution is symmetric in time."""
     rest_before, rest_after = rng.uniform(0, 0.2, size=2)
     linear = np.clip((time - rest_before) / (1 - rest_before - rest_after), 0, 1)
     softness = rng.uniform()
@@ -114,7 +115,7 @@ def _draw_rgb(rng: np.random.Generator, colour: str) -> np.ndarray:
 
 
 def _draw_distractor(rng: np.random.Generator, colour: str, shape: str, main_radius: float, time: np.ndarray):
-    """Another object: of the subject's colour, or of its shape, or of neither, with a motion of its own."""
+    """A distractor with the subject's colour, or its shape, or neither, and another motion."""
     kind = rng.integers(3)
     other_colours = [name for name in COLOURS if name != colour]
     other_shapes = [name for name in SHAPES if name != shape]
@@ -128,7 +129,7 @@ def _draw_distractor(rng: np.random.Generator, colour: str, shape: str, main_rad
         direction, distance = rng.uniform(0, 2 * math.pi), rng.uniform(0.2, 0.6)
         track.x = start_x + distance * math.cos(direction) * (time - 0.5)
         track.y = start_y + distance * math.sin(direction) * (time - 0.5)
-    elif motion == 1:  # run in a circle, either way round
+    elif motion == 1:  # run in a circle, in either direction
         distance, sense = rng.uniform(0.05, 0.15), rng.choice((-1, 1))
         track.x, track.y = start_x + distance * np.cos(phase), start_y + sense * distance * np.sin(phase)
     elif motion == 2:  # change the size
@@ -174,14 +175,14 @@ def _camera_shake(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
 
 
 def draw_scene(class_name: str, seed: int, index: int, distractor_size: float = 1.0) -> Scene:
-    """Draw everything random of clip `index` of a class; the same arguments give the same scene.
+    """The scene of clip `index` of a class, with all random choices; the same arguments give the same scene.
 
-    `distractor_size` multiplies the radius of the distractors, 0.5 to 0.72 of the subject's, and changes nothing else.
+    `distractor_size` multiplies only the radius of the distractors, which is 0.5 to 0.72 of the subject's.
     """
     number, colour, shape, action_name = parse_class_name(class_name)
     action = ACTIONS[action_name]
-    # The whole name goes in: a reversed pair must not share its random numbers, or clip 3 of one would be clip 3 of the
-    # other run backwards.
+    # The seed contains the whole class name. With equal random numbers, clip 3 of a class would be clip 3 of its
+    # reversed twin, played backwards.
     rng = np.random.default_rng([seed, zlib.crc32(class_name.encode()), index])
 
     num_frames, fps = int(rng.integers(24, 49)), int(rng.integers(12, 26))
@@ -229,7 +230,7 @@ def draw_scene(class_name: str, seed: int, index: int, distractor_size: float = 
 def _paint(frames: np.ndarray, item: SceneObject, scene: Scene, indices: np.ndarray) -> None:
     """Paint one object, with soft edges and a dark rim, into `frames` (len(indices), height, width, 3) in place.
 
-    All frames are computed at once, in a square window around the object, because it covers a small part of them.
+    All frames are computed at once, but only in a square window around the object, which covers a small part of them.
     """
     short = min(scene.height, scene.width)
     state = {name: item.track.at(name, scene.num_frames)[indices][:, None, None] for name in Track.__annotations__}
@@ -245,7 +246,7 @@ def _paint(frames: np.ndarray, item: SceneObject, scene: Scene, indices: np.ndar
     cos, sin = np.cos(state["angle"]), np.sin(state["angle"])
     local_x = (cos * dx + sin * dy) / (radius * state["stretch_x"])  # (frames, size, size)
     local_y = (cos * dy - sin * dx) / (radius * state["stretch_y"])
-    # Under an uneven stretch the distance is approximate: the soft edge gets a fraction of a pixel wider or narrower.
+    # With uneven stretch the distance is approximate: the soft edge becomes a fraction of a pixel wider or narrower.
     pixels_per_unit = radius * np.sqrt(state["stretch_x"] * state["stretch_y"])
     distance = signed_distance(item.shape, local_x, local_y) * pixels_per_unit
 
@@ -267,7 +268,7 @@ def _paint(frames: np.ndarray, item: SceneObject, scene: Scene, indices: np.ndar
 
 
 def paint_scene(scene: Scene, frame_indices: np.ndarray | None = None) -> np.ndarray:
-    """Frames `(len(frame_indices), height, width, 3)`, uint8; all of them by default."""
+    """Frames `(len(frame_indices), height, width, 3)`, uint8; by default all frames of the clip."""
     indices = np.arange(scene.num_frames) if frame_indices is None else np.asarray(frame_indices)
     height, width = scene.height, scene.width
     frames = np.empty((len(indices), height, width, 3), dtype=np.float32)
@@ -283,7 +284,7 @@ def paint_scene(scene: Scene, frame_indices: np.ndarray | None = None) -> np.nda
 def render_clip(class_name: str, seed: int, index: int) -> tuple[np.ndarray, int]:
     """Clip `index` of a class: frames `(num_frames, height, width, 3)`, uint8 RGB, and frames per second.
 
-    Raises `ValueError` for a name that is no colour, shape and action known here.
+    Raises `ValueError` for a name that does not consist of a known colour, shape and action.
     """
     scene = draw_scene(class_name, seed, index)
     return paint_scene(scene), scene.fps
@@ -299,7 +300,7 @@ def _article(noun: str) -> str:
 
 
 def _describe(rng: np.random.Generator, scene: Scene, frame: int, class_name: str) -> str:
-    """A caption of one frame: always colour and shape, and at times the size, the place, the action or a bystander."""
+    """A caption of one frame: colour and shape, and sometimes the size, the place, the action or a distractor."""
     number, colour, shape, action = parse_class_name(class_name)
     subjects = scene.objects[-scene.num_subjects :]
     x = np.mean([item.track.at("x", scene.num_frames)[frame] for item in subjects])
@@ -310,7 +311,7 @@ def _describe(rng: np.random.Generator, scene: Scene, frame: int, class_name: st
     noun = f"{colour} {shape if number == 1 else PLURALS[shape]}"
     if kind == "size" and number == 1 and not 0.14 <= radius <= 0.25:
         noun = f"{SIZE_WORDS[int(radius > 0.25)]} {noun}"
-    # Class names carry no article (a few-shot prompt reads "a photo of red star growing"); captions mostly do.
+    # Class names have no article (a few-shot prompt reads "a photo of red star growing"); most captions have one.
     subject = f"{NUMBER_WORDS[number]} {noun}" if number > 1 else noun if rng.uniform() < 0.3 else _article(noun)
     if kind == "action":
         subject = f"{subject} {action}"
@@ -324,7 +325,7 @@ def _describe(rng: np.random.Generator, scene: Scene, frame: int, class_name: st
 
 
 def render_still(class_name: str, seed: int, index: int) -> tuple[np.ndarray, str]:
-    """One frame `(height, width, 3)`, uint8 RGB, out of clip `index` of a class, and a caption of that frame."""
+    """One frame `(height, width, 3)`, uint8 RGB, from clip `index` of a class, and its caption."""
     scene = draw_scene(class_name, seed, index)
     rng = np.random.default_rng([seed, zlib.crc32(class_name.encode()), index, 1])
     frame = int(rng.integers(scene.num_frames))
@@ -339,7 +340,7 @@ def render_still(class_name: str, seed: int, index: int) -> tuple[np.ndarray, st
 def write_clip(path: str | Path, frames: np.ndarray, fps: int) -> None:
     """Write frames `(num_frames, height, width, 3)`, uint8 RGB with even height and width, as H.264 in mp4.
 
-    The file appears under its name only once it is complete.
+    The file appears under its name only when it is complete.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")  # hidden, so that no dataset builder takes it for a video
@@ -348,7 +349,7 @@ def write_clip(path: str | Path, frames: np.ndarray, fps: int) -> None:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         # One thread: the pool below uses the cores, and x264's output depends on the number of its threads. No
-        # macroblock tree: for sizes that are no multiples of 16 its look-ahead reads what was never written, and equal
+        # macroblock tree: for sizes that are not multiples of 16, its look-ahead reads uninitialized memory, and equal
         # frames became different files.
         stream.options = {"preset": "veryfast", "crf": "20", "g": "12", "threads": "1", "x264-params": "mbtree=0"}
         for array in frames:
@@ -364,7 +365,7 @@ def _render_to_file(job: tuple[str, str, int, int]) -> None:
 
 
 def _check_manifest(output_dir: Path, manifest: dict) -> None:
-    """Write the manifest into a new folder; raise `ValueError` for a folder of other settings or of another origin."""
+    """Write the manifest into a new folder; raise `ValueError` for a folder with other settings or from elsewhere."""
     path = output_dir / MANIFEST_NAME
     if not path.exists():
         occupied = [name for name in SPLITS if (output_dir / name).exists()]
@@ -382,7 +383,7 @@ def _check_manifest(output_dir: Path, manifest: dict) -> None:
         details = "; ".join(f"{name} is {found.get(name)} there and {manifest[name]} here" for name in differing)
         raise ValueError(
             f"'{output_dir}' holds synthetic actions of other settings ({details}): choose another output_dir, delete "
-            "that folder, or ask for its settings again."
+            "the folder, or use its settings."
         )
 
 
@@ -394,12 +395,12 @@ def render_dataset(
     show_progress: bool = True,
     class_names: Mapping[str, Sequence[str]] = SPLITS,
 ) -> int:
-    """Write the three splits as a `videofolder` tree and return the number of clips that had to be rendered.
+    """Write the three splits as a `videofolder` tree and return the number of newly rendered clips.
 
     `num_videos_per_class` is one number, or one per split (`{"train": 24, "validation": 20, "test": 20}`; 0 leaves a
-    split out). What is already there is kept, so that an interrupted run continues. `num_workers=None` uses every core;
-    1 renders in this process. `class_names` are the classes of each split. Raises `ValueError` when `output_dir` holds
-    a tree of other settings.
+    split out). Existing clips are kept, so an interrupted run continues. `num_workers=None` uses every core; 1 renders
+    in this process. `class_names` are the classes of each split. Raises `ValueError` when `output_dir` holds a tree
+    with other settings.
     """
     output_dir = Path(output_dir)
     if isinstance(num_videos_per_class, int):
@@ -427,7 +428,7 @@ def render_dataset(
         for job in tqdm(jobs, **progress):
             _render_to_file(job)
     else:
-        # Spawned, not forked: the caller may hold threads (torch), which a forked process would inherit half-alive.
+        # Spawned, not forked: the caller may have torch's threads, which break in a forked process.
         with ending_pool(num_workers, get_context("spawn")) as pool:
             with shielding_children():
                 done = pool.map(_render_to_file, jobs, chunksize=8)
@@ -437,7 +438,7 @@ def render_dataset(
 
 
 def draw_contact_sheet(class_names: tuple[str, ...], seed: int = 0, index: int = 0, num_frames: int = 8) -> Image.Image:
-    """A sheet for looking: a row per class, `num_frames` frames of clip `index` in CLIP's centre crop."""
+    """A contact sheet: one row per class, with `num_frames` frames of clip `index` in CLIP's centre crop."""
     tile, label = 96, 14
     sheet = Image.new("RGB", (num_frames * tile, len(class_names) * (tile + label)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -457,7 +458,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Render synthetic actions: three splits of short H.264 videos as a videofolder tree "
         f"({len(BASE_CLASSES)} base, {len(VALIDATION_CLASSES)} validation and {len(NOVEL_CLASSES)} novel classes). "
-        "Already rendered clips are kept, so an interrupted run can simply be started again.",
+        "Existing clips are kept: to continue an interrupted run, start it again.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output_dir", help="folder for train/, validation/ and test/; not needed for a contact sheet")
@@ -465,12 +466,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--validation_videos_per_class", type=int, default=20, help="clips of each validation class")
     parser.add_argument("--test_videos_per_class", type=int, default=20, help="clips of each novel class")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other clips of the same classes")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes that render side by side")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes that render in parallel")
     parser.add_argument("--contact_sheet", metavar="PNG", help="draw one clip of every class into this image")
     parser.add_argument("--contact_sheet_index", type=int, default=0, help="which clip of each class the sheet shows")
     args = parser.parse_args(arguments)
     if not args.output_dir and not args.contact_sheet:
-        parser.error("nothing to do: give --output_dir DIR to render videos, --contact_sheet PNG to look at some")
+        parser.error("nothing to do: give --output_dir DIR to render videos, or --contact_sheet PNG to see some frames")
 
     if args.contact_sheet:
         classes = sum(SPLITS.values(), ())

@@ -1,4 +1,4 @@
-"""`index.html`: what the demo did, on one page that needs no other file."""
+"""Writes `index.html`: all results of the demo on one page, with no other files."""
 
 import base64
 from html import escape
@@ -8,27 +8,27 @@ from demo.synthetic.track_report import table_of
 
 INTRODUCTIONS = {
     "what": (
-        "Classes differ in what is seen, as in Kinetics: each has a colour and a shape of its own. Distractors are as "
-        "large as the subject, so one clip does not tell which object is meant. The class name does. Here a text can "
+        "Classes differ in what is seen, as in Kinetics: each class has its own colour and shape. Distractors are as "
+        "large as the subject, so one clip does not tell which object matters. The class name does: here a text can "
         "help."
     ),
     "order": (
-        "Classes show the same object and differ in its motion, as in Something-Something. Most motions come with "
-        "their twin, the same motion played backwards. Single frames of twins are the same, and so is all that a "
-        "text can say about a frame. Here alignment must help."
+        "Classes show the same object and differ in its motion, as in Something-Something. Most motions come with a "
+        "twin, the same motion played backwards. Twins show the same single frames, so a text that describes frames "
+        "cannot tell them apart. Here alignment must help."
     ),
 }
 MEANINGS = {
-    "frozen_mean": "Features of the tiny CLIP as they are. A video is the mean of its frames. No order, no training, "
+    "frozen_mean": "Features of the tiny CLIP, untrained. A video is the mean of its frames. No order, no training, "
     "no text.",
     "frozen_otam": "The same features. Frames are aligned in order by OTAM. No training, no text.",
     "without_text": "A temporal transformer, trained on base classes, and OTAM. No text.",
     "with_text": "CLIP-FSAR: the same, with prototypes modulated by the class names.",
     "swapped_texts": "CLIP-FSAR, but each motion gets the name of its twin. If names told twins apart, this row would "
-    "fall.",
-    "texts_only": "Class names alone, zero-shot. No support clip is used, so both columns are the same.",
+    "be lower.",
+    "texts_only": "Class names only, zero-shot. No support clips are used, so both columns are the same.",
     "ensemble": "CLIP-FSAR and texts together. The weight of the texts is chosen on validation classes.",
-    "ensemble_official": "The same with the weight of the official program, 0.9.",
+    "ensemble_official": "The same, with the official program's weight of 0.9.",
 }
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
@@ -44,15 +44,15 @@ dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
 
 
 def write_report(output_dir: Path, results: dict, answers: list[dict], run: dict, seconds: float) -> Path:
-    """Writes `index.html` with the pictures in it.
+    """Writes `index.html` with embedded pictures.
 
     Args:
-        output_dir: Has the pictures: `first_answer/why.png`, `TRACK.png` and `TRACK_episode.png` of each track,
+        output_dir: Folder with the pictures: `first_answer/why.png`, `TRACK.png` and `TRACK_episode.png` of each track,
             `run/training.png` and `run/why.png`.
-        results: Of `run_tracks`.
-        answers: Of `first_answer`.
-        run: Of `end_to_end`.
-        seconds: That the demo took.
+        results: Result of `run_tracks`.
+        answers: Result of `first_answer`.
+        run: Result of `end_to_end`.
+        seconds: Duration of the demo.
     """
     sections = [
         _first_answer(output_dir, answers),
@@ -67,9 +67,9 @@ def write_report(output_dir: Path, results: dict, answers: list[dict], run: dict
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>Few-shot action recognition: what the demo found</title>\n<style>{STYLE}</style>\n"
         "<h1>Few-shot action recognition: what the demo found</h1>\n"
-        "<p>Show a few clips per class, name the classes, and ask about the next clip. All clips on this page are "
-        "rendered, and the CLIP is a tiny one: the numbers compare methods with each other. They say nothing about "
-        "real videos.</p>\n" + "\n".join(sections) + "\n</html>\n"
+        "<p>Give a few clips and a name for each class, and classify the next clip. All clips on this page are "
+        "rendered, and the CLIP is tiny. The numbers compare methods with each other. They say nothing about real "
+        "videos.</p>\n" + "\n".join(sections) + "\n</html>\n"
     )
     path = output_dir / "index.html"
     path.write_text(page, encoding="utf-8")
@@ -90,11 +90,12 @@ def _first_answer(output_dir: Path, answers: list[dict]) -> str:
         f"<li>A clip of <b>{escape(found['class'])}</b>: {_answer(found['answer'])}</li>" for found in answers
     )
     return (
-        "<h2>A first answer</h2>\n<p>Four clips of each of four classes were shown. Nothing was trained. The last clip "
-        "is of a class that was not shown; &ldquo;none of these&rdquo; has a score of its own, from 0 to 1.</p>\n"
-        f"<ul>{items}</ul>\n"
+        "<h2>A first answer</h2>\n<p>Four clips of each of four classes were enrolled. Nothing was trained. The last "
+        "clip belongs to a class that was not enrolled. &ldquo;none of these&rdquo; has a separate score from 0 to "
+        f"1.</p>\n<ul>{items}</ul>\n"
         + _picture(
-            output_dir / "first_answer" / "why.png", "Which frames of the first clip met which frames of a support clip"
+            output_dir / "first_answer" / "why.png",
+            "Which frames of the first clip were aligned with which frames of a support clip",
         )
     )
 
@@ -103,7 +104,7 @@ def _track(output_dir: Path, name: str, track: dict) -> str:
     answers = "".join(f"<li><b>{escape(s['question'])}</b> {escape(s['answer'])}</li>" for s in track["sentences"])
     return (
         f"<h2>{escape(track['title'])}</h2>\n<p>{INTRODUCTIONS[name]}</p>\n{_table(track)}\n<ul>{answers}</ul>\n"
-        + _picture(output_dir / f"{name}.png", f"Rows of the track {name}, and their paired differences")
+        + _picture(output_dir / f"{name}.png", f"Accuracies of the track {name}, and paired differences")
         + "\n<h3>One episode</h3>\n"
         + _picture(output_dir / f"{name}_episode.png", f"Support and query clips of one episode of the track {name}")
     )
@@ -133,8 +134,8 @@ def _run(output_dir: Path, run: dict) -> str:
         "<p>The demo rendered mp4 files and kept their frames. It trained the last layer of the visual tower and the "
         "temporal transformer on episodes, and saved a folder for the Hub. These are the commands:</p>\n"
         f"<pre>{escape(chr(10).join(run['commands']))}</pre>\n<p>Accuracy on novel classes, with the 95% interval over "
-        "episodes. The run is short, and it has other classes and clips than the tracks above: do not compare the "
-        f"two.</p>\n<ul>{results}</ul>\n"
+        "episodes. The run is short, and its classes and clips differ from those of the tracks above: do not compare "
+        f"them.</p>\n<ul>{results}</ul>\n"
         + _picture(output_dir / "run" / "training.png", "Losses and accuracies of the training")
         + f"\n<p>The saved folder classifies a clip of <b>{escape(run['class'])}</b>: {_answer(run['answer'])}.</p>\n"
         + _picture(output_dir / "run" / "why.png", "Why the clip is classified as it is")
@@ -150,9 +151,9 @@ clipfsar prepare --source FOLDER_OF_CLASSES --frame_store jpeg --model openai/cl
     --output_dir data/mine
 clipfsar train --dataset data/mine --model openai/clip-vit-base-patch16 --output_dir runs/mine"""
     return (
-        "<h2>Go on with your own clips</h2>\n<p>Any CLIP will do. The first use downloads it.</p>\n"
-        f"<pre>{escape(commands)}</pre>\n<p><code>make page</code> opens a page in the browser that takes clips from "
-        "your camera.</p>"
+        "<h2>Continue with your own clips</h2>\n<p>You can use any CLIP. The first use downloads it.</p>\n"
+        f"<pre>{escape(commands)}</pre>\n<p><code>make page</code> opens a page in your browser; it can also record "
+        "clips with your camera.</p>"
     )
 
 
@@ -163,10 +164,10 @@ def _how_measured(results: dict, seconds: float) -> str:
         "<h2>How it was measured</h2>\n"
         "<p>Numbers are means over novel classes with the 95% interval over classes and "
         f"{settings['num_seeds']} training seeds, by bootstrap; differences are paired. Every choice was made on "
-        "validation classes. The visual tower is frozen in all rows of the two tracks. 1-shot accuracy counts every "
-        f"episode there is; 5-shot accuracy counts {settings['test_episodes']} sampled ones. The same numbers, with "
-        f"those of each class and seed, are in <code>results.json</code>.</p>\n<p>The demo took {seconds:.0f} s; the "
-        f"tracks: {took}.</p>"
+        "validation classes. The visual tower is frozen in all rows of the two tracks. 1-shot accuracy covers all "
+        f"possible episodes; 5-shot accuracy covers {settings['test_episodes']} sampled episodes. "
+        "<code>results.json</code> holds these numbers, also for each class and seed.</p>\n"
+        f"<p>The demo took {seconds:.0f} s; the tracks: {took}.</p>"
     )
 
 

@@ -1,15 +1,15 @@
-"""The main job on an embedded default: a first answer, what each part of the method is worth, and one training.
+"""The demo: a first answer, a comparison of the method's parts, and one training, on rendered clips.
 
     python -m demo.synthetic.run --output_dir demo_output
 
-Needs no network and no GPU: clips are rendered here, and the CLIP to start from lies beside this file.
+It needs no network and no GPU: it renders the clips and starts from the tiny CLIP next to this file.
 
-1. A few clips are enrolled and others classified, within seconds (first_answer.py).
-2. Two tracks with the same rows: on *What* classes differ in what is seen, on *Order* in the verb alone
-   (track_classes.py). The visual tower is frozen, so each clip is encoded once; the temporal transformer trains.
-3. One training from video files to a folder for the Hub (end_to_end.py).
+1. It enrolls a few clips and classifies others within seconds (first_answer.py).
+2. It compares the parts of the method on two tracks (track_classes.py). On *What*, classes differ in what is seen; on
+   *Order*, only in the verb. The visual tower is frozen, so each clip is encoded once; the temporal transformer trains.
+3. It trains once, from video files to a folder for the Hub (end_to_end.py).
 
-`index.html` in the output folder shows all of it. An interrupted demo goes on where it stopped.
+`index.html` in the output folder shows all results. An interrupted demo continues where it stopped.
 """
 
 import time
@@ -32,8 +32,8 @@ from demo.synthetic.tracks import TrackSettings, run_tracks
 @dataclass
 class Arguments:
     output_dir: str = option("demo_output", "Folder for clips, results, the trained model and pictures.")
-    num_seeds: int = option(3, "Trainings of each row of the tracks, with other seeds.")
-    num_workers: int | None = option(None, "Processes; by default one per core. Results do not depend on it.")
+    num_seeds: int = option(3, "Number of seeds, and so of trainings of each row of the tracks.")
+    num_workers: int | None = option(None, "Processes; by default one per core. Results do not depend on them.")
 
     def __post_init__(self):
         check_options(self)
@@ -42,7 +42,7 @@ class Arguments:
 def main(arguments: Arguments):
     start = time.perf_counter()
     output_dir = Path(arguments.output_dir)
-    print("=== A first answer: four clips of each class were shown, nothing was trained", flush=True)
+    print("=== A first answer: four clips per class are enrolled, nothing is trained", flush=True)
     with quiet():
         answers = first_answer(output_dir / "first_answer")
     print(f"{in_words(answers)}\n  Why: {output_dir / 'first_answer' / 'why.png'}\n", flush=True)
@@ -63,7 +63,7 @@ def main(arguments: Arguments):
 
 
 def draw_tracks(output_dir: Path, results: dict, settings: TrackSettings, tracks: Sequence[Track]):
-    """`TRACK.png` and `TRACK_episode.png` of each track."""
+    """Draws `TRACK.png` and `TRACK_episode.png` of each track."""
     for track in tracks:
         plot_track(results["tracks"][track.name], output_dir / f"{track.name}.png")
         draw_episode(output_dir, track, settings, output_dir / f"{track.name}_episode.png")

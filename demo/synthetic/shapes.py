@@ -1,10 +1,10 @@
-"""Signed distances of the shapes that act."""
+"""Signed distances to the outlines of the shapes."""
 
 import math
 
 import numpy as np
 
-# Shapes by name, with their plurals.
+# Names of the shapes, with their plurals.
 PLURALS = {
     "circle": "circles",
     "square": "squares",
@@ -32,13 +32,13 @@ def _polygon(x: np.ndarray, y: np.ndarray, corners: list[tuple[float, float]]) -
         px, py = x - ax, y - ay
         along = np.clip((px * edge_x + py * edge_y) / (edge_x**2 + edge_y**2), 0, 1)
         nearest = np.minimum(nearest, (px - along * edge_x) ** 2 + (py - along * edge_y) ** 2)
-        if ay != by:  # a horizontal edge is never crossed by a horizontal ray
+        if ay != by:  # a horizontal ray never crosses a horizontal edge
             inside ^= ((y < ay) != (y < by)) & (px < py * (edge_x / edge_y))
     return np.where(inside, -1, 1).astype(x.dtype) * np.sqrt(nearest)
 
 
 def _regular_corners(num_corners: int, inner_radius: float | None = None) -> list[tuple[float, float]]:
-    """Corners of a regular polygon, or of a star when `inner_radius` is given, the first one pointing up."""
+    """Corners of a regular polygon, or of a star if `inner_radius` is given; the first one points up."""
     radii = [1.0] if inner_radius is None else [1.0, inner_radius]
     count = num_corners * len(radii)
     angles = [2 * math.pi * i / count - math.pi / 2 for i in range(count)]
@@ -69,7 +69,7 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if shape == "square":
         return _box(x, y, 0.8, 0.8)
     if shape == "triangle":
-        return _polygon(x, y - 0.2, _TRIANGLE)  # lowered, so that its middle is nearer the origin
+        return _polygon(x, y - 0.2, _TRIANGLE)  # shifted down, so that its middle is nearer to the origin
     if shape == "star":
         return _polygon(x, y, _STAR)
     if shape == "ring":

@@ -1,20 +1,20 @@
-"""Trains the visual tower as well, as the paper does: what is that worth on the two tracks of the demo?
+"""Trains the visual tower as well, as the paper does, and measures what that gains on the two tracks of the demo.
 
     python -m demo.synthetic.study --output_dir study_output                       # everything: hours
     python -m demo.synthetic.study --output_dir study_output --tracks what --towers lora --num_seeds 1
 
-The demo freezes the tower and trains the temporal transformer on cached features, because that takes seconds. Here
-four recipes train on the same clips for longer: `frozen` (the demo's way), `last_layer` (the tower's last layer and
-what follows it), `lora` (adapters of rank 8) and `whole`. All but the first read pixels.
+The demo freezes the tower and trains the temporal transformer on cached features, because that takes seconds. This
+study trains four recipes on the same clips for longer: `frozen` (as in the demo), `last_layer` (the tower's last layer
+and everything after it), `lora` (adapters of rank 8) and `whole`. All recipes except `frozen` read pixels.
 
-1. Each recipe and track gets the learning rate that is best on validation classes, out of --learning_rates: one
-   training each, of CLIP-FSAR on the first fold with the first seed.
+1. For each recipe and track, validation classes select one of the --learning_rates. Each candidate gets one training:
+   CLIP-FSAR on the first fold with the first seed.
 2. Both trained rows run on every fold and seed. The best state on validation classes is kept.
-3. The novel classes are looked at once, when all trainings are done.
+3. The novel classes are tested once, after all trainings.
 
-Every training is saved: an interrupted study goes on where it stopped, and asking for more towers, tracks or seeds
-runs only what is missing. `study.json` holds all numbers (the form of `results.json` for each recipe); --report writes
-the tables as Markdown. A training of 150 episodes on pixels takes one to two minutes of one core.
+Every training is saved: an interrupted study continues where it stopped, and more towers, tracks or seeds add only the
+missing trainings. `study.json` holds all numbers, for each recipe in the form of `results.json`. --report writes the
+tables as Markdown. A training of 150 episodes on pixels takes one to two minutes on one core.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ from demo.synthetic.tracks import (
 )
 from modeling_clipfsar import CLIPFSARModel, evaluating
 
-# What trains besides the temporal transformer, as options of `clipfsar train`; the cheapest first.
+# Trained parts of the visual tower, as options of `clipfsar train`; the cheapest first.
 TOWERS = {
     "frozen": {"freeze_vision": True},
     "last_layer": {"train_last_layers": 1},
@@ -65,7 +65,7 @@ TOWERS = {
 
 @dataclass(frozen=True)
 class TowerRun:
-    """One training: which layers of the tower train, and at which rate. A job of a process."""
+    """One training, with its trained layers of the tower and its learning rate; a job for a process."""
 
     folder: str
     track: Track
@@ -102,9 +102,9 @@ def render_class(job: ClassClips) -> np.ndarray:
 
 
 def train_tower(run: TowerRun) -> dict:
-    """Trains and validates one model; from its files if it was done before.
+    """Trains and validates one model, or reads the files of an earlier training.
 
-    Gives `history`, `validation` (of `validate_modes`) and `cpu_seconds`.
+    Returns `history`, `validation` (from `validate_modes`) and `cpu_seconds`.
     """
     path = run.path(".json")
     if path.is_file():
@@ -116,7 +116,7 @@ def train_tower(run: TowerRun) -> dict:
         pixels, texts = _part(run, "base", run.track.base_of(run.fold))
         labels = np.repeat(np.arange(len(pixels)), pixels.shape[1])
         episodes = episodes_of(run.track.base_of(run.fold), labels, run.recipe, run.seed)
-        validate = lambda: mean_one_shot(model, run.track, validation(model))  # noqa: E731 - of the tower as it is
+        validate = lambda: mean_one_shot(model, run.track, validation(model))  # noqa: E731 - with the current tower
         history = train_on_episodes(model, run.recipe, episodes, _collator(run, model, pixels), texts, validate)
     modes = validate_modes(model, run.track, validation(model), run.settings, run.with_text)
     seconds = round(time.process_time() - start, 1)
@@ -137,7 +137,7 @@ def test_tower(job: tuple[TowerRun, dict[int, float]]) -> dict:
 
 
 def test_plain(run: TowerRun) -> dict:
-    """The rows that nothing is trained for."""
+    """Accuracies of the untrained rows on a fold's novel classes."""
     novel = _encoded(run, "novel", run.track.novel_of(run.fold), tiny_clip()[0])
     return rows_of_frozen(run.track, novel, run.settings)
 
@@ -151,7 +151,7 @@ def _new_model(run: TowerRun) -> CLIPFSARModel:
 
 
 def _collator(run: TowerRun, model: CLIPFSARModel, pixels: torch.Tensor):
-    """Episodes as pixels, or as features where the tower does not change."""
+    """The collator of episodes: features for a frozen tower, pixels for the others."""
     collate = FeatureCollator((encode(model, pixels) if run.tower == "frozen" else pixels).flatten(0, 1))
 
     def as_pixels(episodes: list[dict]) -> dict[str, torch.Tensor]:
@@ -209,10 +209,10 @@ def run_study(
     num_workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict:
-    """Runs what is missing, writes `study.json` and returns its content.
+    """Runs the missing trainings and tests, writes `study.json` and returns its content.
 
     Raises:
-        ValueError: For a tower that is none of `TOWERS`.
+        ValueError: For a tower that is not in `TOWERS`.
     """
     unknown = sorted(set(towers) - set(TOWERS))
     if unknown:
@@ -233,7 +233,7 @@ def run_study(
         }
         candidates = [run.at(rate) for run in first.values() for rate in learning_rates]
         found = dict(zip(candidates, run_all(train_tower, candidates, "choosing learning rates"), strict=True))
-        trained = {}  # everything trains before anything is tested
+        trained = {}  # all trainings come before all tests
         for key, run in first.items():
             accuracies = {rate: _best_validation(found[run.at(rate)]) for rate in learning_rates}
             runs = _all_runs(run.at(max(accuracies, key=accuracies.get)))
@@ -246,8 +246,8 @@ def run_study(
 
 
 def _folder(output_dir: Path, track: Track, settings: TrackSettings) -> Path:
-    """Other clips or another length of training get a folder of their own; more seeds do not."""
-    recipe = replace(settings.recipe, learning_rate=0.0)  # part of the files' names
+    """The folder of a track's clips and trainings. It depends on the clips and the recipe, but not on the seeds."""
+    recipe = replace(settings.recipe, learning_rate=0.0)  # the rate is part of the file names
     content = [asdict(track), asdict(recipe), settings.seed, settings.test_episodes, RENDERER_VERSION]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     return output_dir / f"{track.name}-{digest}"
@@ -299,13 +299,13 @@ def _tested(runs: list[TowerRun], trained: list[dict], run_all) -> dict:
 
 @dataclass
 class Arguments:
-    output_dir: str = option("study_output", "Folder for clips, weights and numbers; a study there goes on.")
-    tracks: list[str] = option([track.name for track in TRACKS], "Tracks.", [track.name for track in TRACKS])
-    towers: list[str] = option(list(TOWERS), "What trains of the visual tower.", list(TOWERS))
-    num_seeds: int = option(3, "Trainings of each row and fold, with other seeds.")
-    episodes: int = option(600, "Training episodes, of 20 classes, one support and one query clip each.")
-    learning_rates: list[float] = option([1e-4, 5e-4], "Candidates, of which validation chooses.")
-    num_workers: int | None = option(None, "Processes; by default one per core. Results do not depend on it.")
+    output_dir: str = option("study_output", "Folder for clips, weights and numbers. A study in it continues.")
+    tracks: list[str] = option([track.name for track in TRACKS], "Tracks to run.", [track.name for track in TRACKS])
+    towers: list[str] = option(list(TOWERS), "Recipes: the trained parts of the visual tower.", list(TOWERS))
+    num_seeds: int = option(3, "Number of seeds, and so of trainings of each row and fold.")
+    episodes: int = option(600, "Training episodes, each of 20 classes with one support and one query clip.")
+    learning_rates: list[float] = option([1e-4, 5e-4], "Candidate learning rates; validation selects one.")
+    num_workers: int | None = option(None, "Processes; by default one per core. Results do not depend on them.")
     report: str | None = option(None, "Write the tables as Markdown here, for example docs/study.md.")
 
     def __post_init__(self):

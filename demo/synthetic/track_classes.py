@@ -1,14 +1,14 @@
-"""The two tracks of the demo: which classes each one trains on, validates on and is tested on.
+"""The two tracks of the demo: their base, validation and novel classes.
 
-*What* is led by appearance, as Kinetics is. A class is a look (colour and shape) with one verb, and every class has a
-look of its own, so no two classes are each other played backwards. Distractors are as large as the subject. One clip
-does not tell which of its objects is meant; the class text does. Four of the novel looks were never named in the
-captions that the tiny CLIP learned from.
+On *What*, appearance decides, as in Kinetics. A class is a look (colour and shape) with one verb. Every class has a
+different look, so no class is another one played backwards. Distractors are as large as the subject. One clip does not
+tell which of its objects matters; the class text does. The captions that trained the tiny CLIP never named four of the
+novel looks.
 
-*Order* is led by motion, as Something-Something is. An episode's classes share one look and differ in the verb alone.
-Most verbs come with their *twin*: the same motion played backwards, which shows the same frames in another order.
-Verbs are left out in folds, twins together: each of the 36 verbs is novel once, in the fold whose training never saw
-it. Ten other verbs are the validation classes of every fold.
+On *Order*, motion decides, as in Something-Something. The classes of an episode share one look and differ only in the
+verb. Most verbs come with a *twin*: the same motion played backwards, which shows the same frames in another order.
+The 36 verbs are divided into folds, twins together. Each verb is novel once, in the fold whose training never saw it.
+Ten other verbs are the validation classes of every fold.
 """
 
 from dataclasses import dataclass
@@ -32,17 +32,17 @@ Look = tuple[str, str]  # colour and shape
 
 @dataclass(frozen=True)
 class Track:
-    """Classes of a track and how many clips each one has.
+    """The classes of a track, and their numbers of clips.
 
     Args:
         name: `"what"` or `"order"`.
-        title: Heading of its table.
-        base, validation, novel: Class names. A fold trains on the base classes whose verb it does not leave out, and
-            is tested on the novel classes whose verb it leaves out.
-        folds: Verbs that each fold leaves out.
-        shares_look: Whether an episode's classes share one look.
-        base_clips, draws: Clips of a base class, and the random draws of frames and crop of each one.
-        test_clips: Clips of a validation or novel class, with the frames and the crop of evaluation.
+        title: Heading of the table.
+        base, validation, novel: Class names. A fold trains on the base classes without its verbs, and is tested on the
+            novel classes with its verbs.
+        folds: Verbs that each fold leaves out of the training.
+        shares_look: Whether the classes of an episode share one look.
+        base_clips, draws: Number of clips of a base class, and of random draws of frames and crop per clip.
+        test_clips: Number of clips of a validation or novel class, with the frames and the crop of evaluation.
         distractor_size: Factor on the usual size of distractors.
     """
 
@@ -67,18 +67,18 @@ class Track:
         return tuple(name for name in self.novel if verb_of(name) in self.folds[fold])
 
     def scopes(self, class_names: tuple[str, ...]) -> list[tuple[str, ...]]:
-        """Sets of classes that episodes are drawn from: all of them, or those of each look."""
+        """Sets of classes to draw episodes from: one set of all classes, or one set per look."""
         if not self.shares_look:
             return [class_names]
         looks = dict.fromkeys(look_of(name) for name in class_names)
         return [tuple(name for name in class_names if look_of(name) == look) for look in looks]
 
     def item_of(self, class_name: str) -> str:
-        """What accuracies are counted by: the verb where classes share looks, the class elsewhere."""
+        """The item that accuracies are averaged over: the verb if classes share looks, otherwise the class."""
         return verb_of(class_name) if self.shares_look else class_name
 
     def group_of(self, item: str) -> str:
-        """What intervals draw as one: twins share a motion and count once."""
+        """The unit that intervals resample: twins share a motion and form one unit."""
         return ACTIONS[item].motion.__name__.strip("_") if self.shares_look else item
 
 
@@ -91,13 +91,13 @@ def look_of(class_name: str) -> Look:
 
 
 def twin_of(verb: str) -> str | None:
-    """The verb that is this one played backwards, if there is one."""
+    """The verb for the same motion played backwards; None if there is none."""
     twins = [name for name, action in ACTIONS.items() if action.motion is ACTIONS[verb].motion and name != verb]
     return twins[0] if twins else None
 
 
 def exchange_twins(class_names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names with each verb replaced by its twin; a verb without a twin keeps its name."""
+    """The class names with each verb replaced by its twin; a verb without a twin stays."""
     parts = [(*look_of(name), verb_of(name)) for name in class_names]
     return tuple(join_class_name(colour, shape, twin_of(verb) or verb) for colour, shape, verb in parts)
 
@@ -114,7 +114,7 @@ _NOVEL_VERBS = tuple(dict.fromkeys(verb_of(name) for name in NOVEL_CLASSES))
 
 
 def _other_looks() -> list[Look]:
-    """The looks that are neither validation nor unnamed ones: those of `BASE_CLASSES`, then the rest in fixed order."""
+    """The looks that are neither validation looks nor unnamed: those of `BASE_CLASSES`, then others in fixed order."""
     base = list(dict.fromkeys(look_of(name) for name in BASE_CLASSES))
     others = [look for look in product(COLOURS, SHAPES) if look not in _VALIDATION_LOOKS + UNNAMED_LOOKS]
     order = np.random.default_rng(7).permutation(len(others))
@@ -126,7 +126,7 @@ def _one_verb_each(looks: list[Look], verbs: list[str]) -> tuple[str, ...]:
 
 
 def _verb_folds(num_folds: int = 3) -> tuple[tuple[str, ...], ...]:
-    """Base and novel verbs in folds of equal size, twins in the same one."""
+    """Base and novel verbs in folds of equal size, twins in the same fold."""
     units = {}
     for verb in _BASE_VERBS + _NOVEL_VERBS:
         units.setdefault(ACTIONS[verb].motion, []).append(verb)

@@ -1,4 +1,4 @@
-"""One episode of a track as a picture: an example of each class above, two clips in question below."""
+"""Draws one episode of a track: a support clip of each class above, two query clips below."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SUPPORT_CLIP, QUERY_CLIP = 0, 1
 
 
 def classes_of_episode(track: Track, seed: int = 0) -> tuple[str, ...]:
-    """Five novel classes of the first fold; on *Order* two of them are each other's twin."""
+    """Five novel classes of the first fold; on *Order* two of them are twins."""
     names = track.scopes(track.novel_of(0))[0]
     rng = np.random.default_rng(seed)
     chosen = [str(name) for name in rng.permutation(names)]
@@ -29,7 +29,7 @@ def classes_of_episode(track: Track, seed: int = 0) -> tuple[str, ...]:
 
 
 def draw_episode(output_dir: Path, track: Track, settings: TrackSettings, picture: Path) -> None:
-    """Answers a 5-way 1-shot episode with the model of `with_text`, first fold and seed, and draws it."""
+    """Answers a 5-way 1-shot episode with the `with_text` model of the first fold and seed, and draws it."""
     folder = track_folder(output_dir, track, settings)
     names = classes_of_episode(track, settings.seed)
     features = load_features(folder, "novel").of(names)

@@ -1,7 +1,7 @@
-"""Frame features of rendered clips, straight from the renderer: no video file lies between.
+"""Frame features of rendered clips, directly from the renderer, without video files.
 
-Clips are rendered and go through the tiny CLIP's frozen towers once, one class at a time. Each class is a job of its
-own on one thread, so the features do not depend on the number of processes.
+Clips are rendered and encoded once with the tiny CLIP's frozen towers. Each class is a separate job on one thread, so
+the features do not depend on the number of processes.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
 NUM_FRAMES = 8
-_DRAWS = 99  # keeps the random numbers of frames and crops apart from those of the scenes
+_DRAWS = 99  # part of the seed: frames and crops get other random numbers than scenes
 
 
 @dataclass(frozen=True)
 class ClassClips:
-    """What is to be encoded of one class: `clips` clips, each by `draws` random draws or, with 0, as in evaluation."""
+    """Clips of one class to encode: `clips` clips with `draws` random draws each; 0 draws means as in evaluation."""
 
     class_name: str
     clips: int
@@ -47,7 +47,7 @@ class Features:
     texts: torch.Tensor
 
     def of(self, class_names: tuple[str, ...]) -> "Features":
-        """Those of some of the classes."""
+        """The features of some of the classes."""
         rows = [self._rows[name] for name in class_names]
         return Features(class_names, self.videos[rows], self.texts[rows])
 
@@ -61,12 +61,12 @@ class Features:
 
     @property
     def labels(self) -> np.ndarray:
-        """(C * clips,), class of each clip in the order of `clips`."""
+        """Class of each clip, (C * clips,), in the order of `clips`."""
         return np.repeat(np.arange(len(self.class_names)), self.videos.shape[1])
 
     @property
     def clips(self) -> torch.Tensor:
-        """(C * clips, draws, T, D)."""
+        """Features of all clips, (C * clips, draws, T, D)."""
         return self.videos.flatten(0, 1)
 
 
@@ -94,12 +94,12 @@ def encode_class(job: ClassClips) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def tiny_clip() -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
-    """The tiny CLIP as it is, and its processor; one copy in each process."""
+    """The unchanged tiny CLIP and its processor; one copy in each process."""
     return new_model(temporal_num_layers=0), CLIPFSARProcessor.from_pretrained(TINY_CLIP)
 
 
 def new_model(**settings) -> CLIPFSARModel:
-    """A model over the tiny CLIP's frozen towers in evaluation mode; settings are the configuration's."""
+    """A model over the tiny CLIP's frozen towers, in evaluation mode; `settings` are for its configuration."""
     model = CLIPFSARModel.from_pretrained(TINY_CLIP, dtype=torch.float32, **settings).eval()
     model.clip.requires_grad_(False)
     return model
@@ -108,10 +108,10 @@ def new_model(**settings) -> CLIPFSARModel:
 def frames_of_clip(job: ClassClips, clip: int, size: int | None = None) -> np.ndarray:
     """Frames (draws * T, size, size, 3), uint8: the centre of each of T segments, or random draws.
 
-    A draw takes a random frame of each segment and one random crop, as training on files does.
+    A draw takes a random frame of each segment and one random crop, as in training on files.
 
     Args:
-        size: By default what the tiny CLIP takes.
+        size: Side of a frame; by default the tiny CLIP's.
     """
     scene = draw_scene(job.class_name, job.seed, clip, job.distractor_size)
     size = size or tiny_clip()[0].config.clip_config.vision_config.image_size
@@ -128,7 +128,7 @@ def frames_of_clip(job: ClassClips, clip: int, size: int | None = None) -> np.nd
 
 
 def _crop(frames: np.ndarray, size: int, across: float, down: float) -> np.ndarray:
-    """Shortest side to `size`, bicubic, then a square whose place is given by two numbers in 0..1."""
+    """Frames with their shortest side resized to `size` (bicubic), cropped to a square at (across, down) in 0..1."""
     height, width = frames.shape[1:3]
     scale = size / min(height, width)
     new_width, new_height = max(size, int(width * scale)), max(size, int(height * scale))

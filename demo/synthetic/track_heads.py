@@ -1,8 +1,8 @@
-"""Training of the temporal transformer on cached features, and its accuracy with and without the texts.
+"""Trains the temporal transformer on cached features, and measures its accuracy with and without texts.
 
-Everything is the project's own: `CLIPFSARModel` on `support_embeds` and `query_embeds`, its loss, `EpisodeDataset`,
-`FeatureCollator`, `optimizer_groups`, exact 1-shot accuracy and `SplitFeatures`. `EpisodicTrainer` does the same with
-a frozen tower, but begins with video files.
+It uses the library's parts: `CLIPFSARModel` on `support_embeds` and `query_embeds`, its loss, `EpisodeDataset`,
+`FeatureCollator`, `optimizer_groups`, exact 1-shot accuracy and `SplitFeatures`. `EpisodicTrainer` with a frozen tower
+does the same, but starts from video files.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,18 +29,19 @@ SHOTS = (1, 5)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a temporal transformer is trained.
+    """Training recipe of a temporal transformer.
 
-    Chosen by CLIP-FSAR's 1-shot accuracy on the validation classes of both tracks, among recipes that take less than 10
-    seconds on one core. Wide episodes make more of a clip than the paper's 5-way ones: each query meets 20 classes.
+    The defaults have the best 1-shot accuracy of CLIP-FSAR on the validation classes of both tracks, among recipes that
+    take less than 10 seconds on one core. Episodes are wider than the paper's 5-way episodes: a query is compared with
+    20 classes, so each clip teaches more.
 
     Args:
         episodes: Training episodes.
-        episodes_per_step: Episodes of one optimizer step, in one forward pass.
-        n_way, n_query: Classes, and query clips per class, of a training episode. Support is one clip per class.
-        learning_rate: After a linear warm-up from a tenth of it; a tenth again in the last sixth.
-        weight_decay: Of AdamW.
-        validations: How often validation classes are looked at. The best of these states is the one that is tested.
+        episodes_per_step: Episodes per optimizer step, in one forward pass.
+        n_way, n_query: Classes of a training episode, and query clips per class. Each class has one support clip.
+        learning_rate: Full learning rate. It warms up linearly from a tenth, and is a tenth again in the last sixth.
+        weight_decay: Weight decay of AdamW.
+        validations: Number of validations during the training. The state with the best one is tested.
     """
 
     episodes: int = 150
@@ -64,7 +65,7 @@ class Recipe:
 
 
 def new_head(with_text: bool, seed: int) -> CLIPFSARModel:
-    """The model with a new temporal transformer. `with_text`: prototypes modulated by texts, and the contrast."""
+    """A model with a new temporal transformer; `with_text` turns on prototype modulation and video-text contrast."""
     torch.manual_seed(seed)
     return new_model(
         temporal_num_layers=1,
@@ -75,16 +76,16 @@ def new_head(with_text: bool, seed: int) -> CLIPFSARModel:
 
 
 def frozen_head(alignment: str) -> CLIPFSARModel:
-    """The tiny CLIP's features as they are."""
+    """A model that compares the tiny CLIP's unchanged features."""
     return new_model(temporal_num_layers=0, alignment=alignment, prototype_modulation=False)
 
 
 def train_head(
     track: Track, base: Features, validation: Features, recipe: Recipe, with_text: bool, seed: int
 ) -> tuple[CLIPFSARModel, list[dict]]:
-    """The state that is best on validation classes (1-shot), and what was measured on the way.
+    """The trained model with the best 1-shot validation accuracy, and the history of validations.
 
-    A pure function of its arguments: torch's global random numbers are as before when it returns.
+    A pure function of its arguments: it restores torch's global random state.
     """
     with torch.random.fork_rng():
         model = new_head(with_text, seed)
@@ -101,7 +102,7 @@ def train_head(
 
 
 def training_episodes(class_names: Sequence[str], labels: np.ndarray, recipe: Recipe, seed: int) -> EpisodeDataset:
-    """Episodes over row numbers of clips, in the place of videos."""
+    """Episodes over row numbers of clips instead of videos."""
     columns = {ROW: list(range(len(labels))), "label": labels.tolist()}
     types = Columns({ROW: Value("int64"), "label": ClassLabel(names=list(class_names))})
     dataset = Dataset.from_dict(columns, features=types)
@@ -116,19 +117,19 @@ def train_on_episodes(
     base_texts: torch.Tensor,
     validate: Callable[[], float],
 ) -> list[dict]:
-    """Trains what has a gradient and leaves the model in the state with the best validation.
+    """Trains all parameters that require gradients; the model then has the weights of the best validation.
 
     Args:
-        collate: Model inputs of a list of episodes.
-        base_texts: (C, D), texts of all base classes: for the modulation and for the contrast.
-        validate: Accuracy of the model as it is.
+        collate: Turns a list of episodes into model inputs.
+        base_texts: (C, D), texts of all base classes, for the modulation and the contrast.
+        validate: Returns the accuracy of the current model.
 
     Returns:
-        Each validation: `episode` and `validation_accuracy`.
+        `episode` and `validation_accuracy` of each validation.
     """
     optimizer = torch.optim.AdamW(optimizer_groups(model, recipe.weight_decay), recipe.rate_at(0), fused=True)
     starts = range(0, recipe.episodes, recipe.episodes_per_step)
-    looks = {len(starts) * (i + 1) // recipe.validations - 1 for i in range(recipe.validations)}
+    validation_steps = {len(starts) * (i + 1) // recipe.validations - 1 for i in range(recipe.validations)}
     history, best, weights = [], -1.0, {}
     for step, start in enumerate(starts):
         for group in optimizer.param_groups:
@@ -136,10 +137,10 @@ def train_on_episodes(
         indices = range(start, min(start + recipe.episodes_per_step, recipe.episodes))
         inputs = collate([episodes[index] for index in indices])
         model.train()
-        model(**inputs, base_class_embeds=base_texts).loss.backward()  # class_base_labels are rows of these
+        model(**inputs, base_class_embeds=base_texts).loss.backward()  # class_base_labels index these rows
         optimizer.step()
         optimizer.zero_grad()
-        if step in looks:
+        if step in validation_steps:
             accuracy = validate()
             history.append({"episode": indices[-1] + 1, "validation_accuracy": accuracy})
             if accuracy > best:
@@ -150,7 +151,7 @@ def train_on_episodes(
 
 
 def trained_weights(model: CLIPFSARModel) -> dict[str, torch.Tensor]:
-    """Copies of what trains."""
+    """Copies of the trained weights."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
@@ -164,9 +165,9 @@ def _split_features(model: CLIPFSARModel, features: Features) -> SplitFeatures:
 
 
 def _rankings(model: CLIPFSARModel, distances: torch.Tensor, texts: torch.Tensor, weights: Sequence[float]) -> dict:
-    """Numbers that grow as a class fits worse, per mode: `few_shot` and the ensemble with each text weight.
+    """Numbers that are larger for worse classes, per mode: `few_shot` and the ensemble with each text weight.
 
-    The ensemble's probabilities are normalised by factors that all classes of an episode share, so these rank alike.
+    They rank classes as the ensemble's probabilities do, since all classes of an episode share the normalization.
     """
     temperature = model.config.ensemble_temperature
     ensembles = {weight: (1 - weight) * distances / temperature - weight * texts for weight in weights}
@@ -178,7 +179,7 @@ def one_shot_accuracies(
 ) -> dict[str | float, dict[str, float]]:
     """Exact 5-way 1-shot accuracy (%) over all episodes: per mode, per item of the track.
 
-    Modes are `"few_shot"` and each of the ensemble's text `weights`; 1.0 is the texts alone.
+    Modes are `"few_shot"` and each text weight of the ensemble; weight 1.0 means texts only.
     """
     found = {}
     for names in track.scopes(features.class_names):
@@ -210,7 +211,7 @@ def few_shot_accuracies(
 ) -> dict[str | float, dict[str, float]]:
     """Accuracy (%) over `num_episodes` 5-way episodes of each scope: per mode, per item of the track.
 
-    The episodes depend on the clips alone, so that all rows answer the same ones.
+    The episodes depend only on the clips, so all rows answer the same episodes.
     """
     found = {}
     for scope, names in enumerate(track.scopes(features.class_names)):
@@ -228,7 +229,7 @@ def few_shot_accuracies(
 
 @torch.no_grad()
 def _answer_episodes(split: SplitFeatures, sampler: EpisodeSampler, num_episodes: int):
-    """True classes (queries of all episodes,), and distances and text logits (episodes, queries, classes)."""
+    """True classes (all queries,), and distances and text logits (episodes, queries, classes)."""
     parts = []
     for start in range(0, num_episodes, 50):
         drawn = [sampler.sample(index) for index in range(start, min(start + 50, num_episodes))]
@@ -247,7 +248,7 @@ def _answer_episodes(split: SplitFeatures, sampler: EpisodeSampler, num_episodes
 def twin_accuracies(model: CLIPFSARModel, track: Track, features: Features) -> dict[str, dict[str, float]]:
     """Exact 2-way 1-shot accuracy (%) between a verb and its twin on the same look: `few_shot` and `texts`, per verb.
 
-    Only the order of frames tells twins apart; guessing gives 50.
+    Only the order of frames tells twins apart. Chance is 50.
     """
     found = {}
     for names in track.scopes(features.class_names):

@@ -1,4 +1,4 @@
-"""Jobs on all cores, with progress and time: how the tracks and the study run."""
+"""Runs the jobs of the tracks and the study on all cores, with progress bars and timing."""
 
 import os
 import time
@@ -18,10 +18,10 @@ Progress = Callable[[str, int, int], None]  # phase, done, total
 
 
 def check_options(options) -> None:
-    """Raises `ValueError` for what would fail after minutes: numbers below 1, rates of 0, a file as output folder.
+    """Raises `ValueError` for values that would fail only after minutes: numbers below 1, rates of 0, a file as folder.
 
     Args:
-        options: Of one of the demo's programs; those that it has are checked.
+        options: Options of one of the demo's programs. Options that this program does not have are skipped.
     """
     for name in ("num_seeds", "episodes", "num_workers"):
         value = getattr(options, name, None)
@@ -35,14 +35,14 @@ def check_options(options) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The file appears under its name only once it is complete."""
+    """Writes a file. It appears under its name only when it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     os.replace(partial, path)
 
 
 class Clock:
-    """Seconds of each phase: on the wall, and of the processor in all processes together."""
+    """Wall-clock seconds of each phase, and CPU seconds over all processes."""
 
     def __init__(self):
         self.seconds = {}
@@ -56,13 +56,13 @@ class Clock:
         self.seconds[name] = {"wall": round(time.perf_counter() - start, 1), "cpu": round(cpu, 1)}
 
     def results(self, timed: list[tuple[object, float]]) -> list:
-        """Results of jobs, whose seconds are added to the phase's."""
+        """Results of timed jobs; adds their CPU seconds to the phase."""
         self._cpu += sum(seconds for _, seconds in timed)
         return [result for result, _ in timed]
 
 
 def _timed(function: Callable, job) -> tuple[object, float]:
-    """A job's result and its seconds on the processor, on one thread: more would make results depend on the machine."""
+    """A job's result and its CPU seconds. One thread only: with more, results would depend on the machine."""
     torch.set_num_threads(1)
     start = time.process_time()
     with quiet():
@@ -71,7 +71,7 @@ def _timed(function: Callable, job) -> tuple[object, float]:
 
 @contextmanager
 def working(num_workers: int | None) -> Iterator[Callable]:
-    """Gives a function that runs jobs, `(function, jobs, phase, report)`, and returns results and seconds in order."""
+    """Yields a function `(function, jobs, phase, report)` that runs jobs and returns results and seconds in order."""
     num_workers = num_workers or os.cpu_count() or 1
     if num_workers == 1:
         threads = torch.get_num_threads()
@@ -81,7 +81,7 @@ def working(num_workers: int | None) -> Iterator[Callable]:
             done = []
             for job in jobs:
                 result, _ = _timed(function, job)
-                done.append((result, 0.0))  # this process's own seconds are counted already
+                done.append((result, 0.0))  # `Clock` already counts this process's seconds
                 report(phase, len(done), len(jobs))
             return done
 
@@ -90,7 +90,7 @@ def working(num_workers: int | None) -> Iterator[Callable]:
         finally:
             torch.set_num_threads(threads)
         return
-    # Spawned, not forked: this process may hold threads (torch), which a forked one would inherit half-alive.
+    # Spawned, not forked: this process may have torch's threads, which break in a forked process.
     with ending_pool(num_workers, get_context("spawn")) as pool:
 
         def run_in_pool(function, jobs, phase, report):
@@ -108,7 +108,7 @@ def working(num_workers: int | None) -> Iterator[Callable]:
 
 @contextmanager
 def showing_progress(progress: Progress | None) -> Iterator[Progress]:
-    """The caller's own function, or a bar with an estimate for each phase."""
+    """Yields the caller's function, or by default one that shows a progress bar for each phase."""
     if progress is not None:
         yield progress
         return

@@ -21,7 +21,7 @@ COMPARISON_LABELS = {
 
 
 def plot_track(track: dict, path: Path) -> None:
-    """Rows of a track on the left, paired differences on the right, with their intervals over classes and seeds.
+    """Draws the rows of a track (left) and paired differences (right), with intervals over classes and seeds.
 
     Args:
         track: One of `tracks` in `results.json`.

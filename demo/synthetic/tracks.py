@@ -1,23 +1,24 @@
-"""Runs both tracks of the demo and writes what came out: `results.json` and `results.md`.
+"""Runs both tracks of the demo and writes the results: `results.json` and `results.md`.
 
     from demo.synthetic.tracks import run_tracks
     results = run_tracks("demo_output")
 
-As a program: `python -m demo.synthetic.tracks --output_dir demo_output`. What a track is: `track_classes.py`. Clips are
-rendered and encoded once (`track_features.py`), temporal transformers train on these features (`track_heads.py`), the
-ensemble's text weight is chosen on validation classes, and only then are the novel classes looked at, once. Everything
-is a pure function of the settings, whatever the number of processes; an interrupted run goes on where it stopped.
+As a program: `python -m demo.synthetic.tracks --output_dir demo_output`. `track_classes.py` defines the tracks.
+Clips are rendered and encoded once (`track_features.py`), and temporal transformers train on these features
+(`track_heads.py`). Validation classes select the ensemble's text weight. The novel classes are then tested once.
+Everything is a pure function of the settings, with any number of processes. An interrupted run continues where it
+stopped.
 
 Rows (the same on both tracks; the tower is frozen in all of them):
 
-- `frozen_mean`: features of the tiny CLIP as they are, mean over frames, cosine. No order, no training, no text.
+- `frozen_mean`: features of the tiny CLIP, mean over frames, cosine. No order, no training, no text.
 - `frozen_otam`: the same features, frames aligned by OTAM. No training, no text.
 - `without_text`: a temporal transformer trained on base classes, OTAM, no text.
 - `with_text`: the same with prototypes modulated by the class texts: CLIP-FSAR.
-- `swapped_texts` (*Order* only): the models of `with_text`, each verb given the text of its twin at the test.
-- `texts_only`: cosine of mean frame feature and class text; no support clip, so no shots. Exact, in both columns.
-- `ensemble`: `with_text` and `texts_only` together, with the text weight that is best on validation classes: one
-  weight per track and number of shots, over all seeds and folds.
+- `swapped_texts` (*Order* only): the models of `with_text`; in the test, each verb gets the text of its twin.
+- `texts_only`: cosine of mean frame feature and class text. No support clips, so both columns are the same, exact.
+- `ensemble`: `with_text` and `texts_only` together, with the text weight that is best on validation classes. There is
+  one weight per track and number of shots, over all seeds and folds.
 - `ensemble_official`: the same with the official weight, 0.9.
 
 `results.json`:
@@ -31,15 +32,15 @@ Rows (the same on both tracks; the tower is frozen in all of them):
           "num_base_classes": [int, ...],           # per fold
           "num_novel_items": int,                   # classes; verbs on Order
           "rows": {row: {
-            "label": str,                           # what the table calls it
+            "label": str,                           # name in the table
             "shots": {"1" | "5": {
               "accuracy": float,                    # %, mean over seeds and classes
               "interval": [low, high],              # 95%, over classes and seeds: see spread.py
               "half_width": float,
               "per_class": {class or verb: float},  # mean over seeds
-              "per_seed": [float, ...],             # one number where nothing is trained
+              "per_seed": [float, ...],             # one number for untrained rows
             }},
-            "twins": {...} | null,                  # Order, 1-shot: the same form; a verb against its twin, chance 50
+            "twins": {...} | null,                  # Order, 1-shot, same form: a verb against its twin, chance 50
           }},
           "differences": {name: {                   # paired: the same clips, episodes and seeds; names: COMPARISONS
             "rows": [row, minus row],
@@ -52,11 +53,11 @@ Rows (the same on both tracks; the tower is frozen in all of them):
         }
       },
       "table": str,                                 # Markdown, both tracks with their sentences; also results.md
-      "seconds": {phase: {"wall": float, "cpu": float}},  # the only numbers that differ between two runs
+      "seconds": {phase: {"wall": float, "cpu": float}},  # only these numbers differ between two runs
     }
 
-Exact 1-shot accuracy counts all 5-way episodes; 5-shot accuracy counts `test_episodes` sampled ones, the same for all
-rows.
+1-shot accuracy is exact: it covers all 5-way episodes. 5-shot accuracy covers `test_episodes` sampled episodes, the
+same for all rows.
 """
 
 import hashlib
@@ -99,13 +100,13 @@ ENCODING, TRAINING, TESTING = "rendering and encoding clips", "training", "testi
 
 @dataclass(frozen=True)
 class TrackSettings:
-    """How both tracks are run.
+    """Settings of both tracks.
 
     Args:
-        num_seeds: Trainings of each row and fold, with seeds `seed`, `seed + 1`, ...
-        recipe: How each one trains.
+        num_seeds: Number of trainings of each row and fold, with seeds `seed`, `seed + 1`, ...
+        recipe: Recipe of each training.
         test_episodes: 5-shot episodes of each scope; 1-shot accuracy is exact.
-        seed: Of the clips, and the first one of the trainings.
+        seed: Seed of the clips and of the first training.
     """
 
     num_seeds: int = 3
@@ -124,7 +125,7 @@ class TrackSettings:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a track: its fold, its seed and whether texts take part. A job of a process."""
+    """One training of a track, with its fold and seed, with or without texts; a job for a process."""
 
     folder: str
     track: Track
@@ -145,11 +146,11 @@ def run_tracks(
     num_workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict:
-    """Runs the tracks, writes `results.json` and `results.md` into `output_dir` and returns the former's content.
+    """Runs the tracks, writes `results.json` and `results.md` to `output_dir`, and returns the content of the first.
 
     Args:
-        num_workers: Processes; by default one per core. Results do not depend on it.
-        progress: Called with a phase's name, the jobs done and their number; by default bars on the terminal.
+        num_workers: Processes; by default one per core. Results do not depend on them.
+        progress: Called with the name of a phase, its finished jobs and all its jobs; by default a progress bar.
     """
     settings = settings or TrackSettings()
     output_dir = Path(output_dir)
@@ -187,21 +188,21 @@ def run_tracks(
 
 
 def track_folder(output_dir: Path, track: Track, settings: TrackSettings) -> Path:
-    """Other settings get a folder of their own, so that nothing old is taken for new."""
+    """The folder of a track's files. Each combination of settings has its own, so old files are never mistaken."""
     content = json.dumps([asdict(track), asdict(settings), RENDERER_VERSION], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:10]
     return output_dir / "tracks" / f"{track.name}-{digest}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Jobs, each on one thread of some process
+# Jobs, each on one thread of a process
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def train_run(run: Run) -> dict:
-    """Trains and validates one model; from its files if it was done before.
+    """Trains and validates one model, or reads the files of an earlier training.
 
-    Gives `history` and `validation`, of `validate_modes`.
+    Returns `history` and `validation` (from `validate_modes`).
     """
     path = run.path(".json")
     if path.is_file():
@@ -222,7 +223,7 @@ def train_run(run: Run) -> dict:
 def test_run(job: tuple[Run, dict[int, float] | None]) -> dict:
     """Accuracies on a fold's novel classes: `{row: {shots or "twins": {item: %}}}`.
 
-    Without weights: the rows that nothing is trained for.
+    Without weights, the accuracies of the untrained rows.
     """
     run, weights = job
     novel = load_features(run.folder, "novel").of(run.track.novel_of(run.fold))
@@ -236,7 +237,7 @@ def test_run(job: tuple[Run, dict[int, float] | None]) -> dict:
 def validate_modes(
     model: CLIPFSARModel, track: Track, features: Features, settings: TrackSettings, with_text: bool
 ) -> dict[str, dict[str, float]]:
-    """Mean accuracy per number of shots, of `few_shot` and, with texts, of the ensemble with each text weight."""
+    """Mean accuracies per number of shots: `few_shot`, and with texts also the ensemble with each text weight."""
     weights = dict.fromkeys(SHOTS, TEXT_WEIGHTS if with_text else ())
     accuracies = _accuracies(model, track, features, settings, weights)
     return {
@@ -248,7 +249,7 @@ def validate_modes(
 def rows_of_trained(
     model: CLIPFSARModel, track: Track, novel: Features, settings: TrackSettings, weights: dict[int, float] | None
 ) -> dict:
-    """The rows that a trained model gives; `weights`: the ensemble's, of a model with texts."""
+    """The rows of a trained model. `weights` are the ensemble's text weights, None for a model without texts."""
     if weights is None:
         return {"without_text": _row(model, track, novel, settings)}
     asked = {shots: (weights[shots], OFFICIAL_TEXT_WEIGHT) for shots in SHOTS}
@@ -283,21 +284,21 @@ def _twins(model: CLIPFSARModel, track: Track, features: Features) -> dict:
 
 
 def _accuracies(model, track: Track, features: Features, settings: TrackSettings, weights: dict) -> dict:
-    """Per number of shots: per mode, per item."""
+    """Accuracies per number of shots, per mode, per item."""
     few = few_shot_accuracies(model, track, features, settings.test_episodes, weights[5])
     return {1: one_shot_accuracies(model, track, features, weights[1]), 5: few}
 
 
 @cache
 def load_features(folder: str | Path, split: str) -> Features:
-    """Features of a split, "base", "validation" or "novel", out of a track's folder."""
+    """Features of a split ("base", "validation" or "novel") from a track's folder."""
     tensors = load_file(Path(folder) / f"{split}.safetensors")
     names = json.loads((Path(folder) / f"{split}.json").read_text())
     return Features(tuple(names), tensors["videos"], tensors["texts"])
 
 
 def _encode(tracks, folders: dict[str, Path], settings: TrackSettings, workers, report, clock) -> None:
-    """Writes the features of every split that is not there yet."""
+    """Encodes and writes the splits whose features are missing."""
     missing = {}
     for track in tracks:
         folders[track.name].mkdir(parents=True, exist_ok=True)
@@ -314,12 +315,12 @@ def _encode(tracks, folders: dict[str, Path], settings: TrackSettings, workers, 
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What the jobs found, put together
+# Combining the results of the jobs
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def choose_weights(track: Track, runs: list[Run], trained: list[dict]) -> dict[int, float]:
-    """The text weight with the best mean validation accuracy, per number of shots; the smaller one of equals."""
+    """The text weight with the best mean validation accuracy, per number of shots; the smaller one on a tie."""
     own = [result["validation"] for run, result in zip(runs, trained, strict=True) if run.track is track]
     with_text = [result for result in own if str(TEXT_WEIGHTS[0]) in result["1"]]
     return {
@@ -340,7 +341,7 @@ def mean_validation(track: Track, runs: list[Run], trained: list[dict], weights:
 
 
 def gather(jobs: list, tested: list[dict], track: Track) -> Accuracies:
-    """Row -> shots (or "twins") -> items and a table (seeds, items) of accuracies over all folds."""
+    """`{row: {shots or "twins": (items, accuracies)}}`, with accuracies (seeds, items) over all folds."""
     per_seed = {}
     for (run, _), rows in zip(jobs, tested, strict=True):
         if run.track is track:
@@ -363,9 +364,9 @@ def _log(run: Run, trained: dict) -> dict:
 @dataclass
 class Arguments:
     output_dir: str = option("demo_output", "Folder for features, heads and results.")
-    num_seeds: int = option(3, "Trainings of each row.")
+    num_seeds: int = option(3, "Number of seeds, and so of trainings of each row.")
     episodes: int = option(Recipe().episodes, "Training episodes.")
-    num_workers: int | None = option(None, "Processes; one per core by default. Results do not depend on it.")
+    num_workers: int | None = option(None, "Processes; by default one per core. Results do not depend on them.")
 
     def __post_init__(self):
         check_options(self)

@@ -1,4 +1,4 @@
-"""Accuracy over episodes, as a metric of the `evaluate` library; needs nothing else of this repository."""
+"""Accuracy over episodes, as a metric of the `evaluate` library. It needs no other files of this repository."""
 
 import math
 
@@ -7,24 +7,24 @@ import evaluate
 import numpy as np
 
 _DESCRIPTION = """
-Few-shot accuracy: the share of right answers in each episode, its mean over the episodes and the 95% interval of that
-mean. Queries of one episode share their support videos, so episodes, not queries, are the independent sample.
+Few-shot accuracy: the share of right answers in each episode, its mean over episodes, and the 95% interval of this
+mean. Queries of one episode share their support videos, so episodes are the independent samples, not queries.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions: Predicted class of each query, numbers or names.
-    references: True class of each query, likewise.
-    episodes: Number of the episode of each query, the same for all its queries and for none of another episode (it
-        counts on from batch to batch). Without it, or where it is negative, each query is an episode of its own.
-    class_names: For `compute`: names of the classes 0, 1, ..., which `per_class_accuracy` then carries.
+    references: True class of each query, in the same form.
+    episodes: Episode number of each query. Numbers must not repeat in later batches. Without it, or if it is negative,
+        each query is a separate episode.
+    class_names: For `compute`: names of the classes 0, 1, ..., to use in `per_class_accuracy`.
 
 Returns:
     accuracy: Mean over episodes of the share of right answers, 0..1.
     interval: Half width of the 95% interval of `accuracy`, in its unit (normal approximation); NaN for one episode.
     n_episodes: Number of episodes.
-    per_class_accuracy: Share of right answers about each true class, pooled over episodes; classes that were never
-        asked about are left out.
+    per_class_accuracy: Share of right answers for each true class, pooled over episodes; classes without queries are
+        left out.
 
 Examples:
 
@@ -40,7 +40,7 @@ def mean_and_interval(accuracies) -> tuple[float, float]:
     """Mean of independent accuracies (E,) and the half width of its 95% interval, 1.96 s / sqrt(E); NaN for E = 1.
 
     Raises:
-        ValueError: When there are none.
+        ValueError: When `accuracies` is empty.
     """
     accuracies = np.asarray(accuracies, dtype=np.float64)
     if accuracies.size == 0:
@@ -51,10 +51,10 @@ def mean_and_interval(accuracies) -> tuple[float, float]:
 
 
 def per_class_accuracy(predictions, references) -> dict:
-    """Share of right answers about each class that occurs in `references`, in order of the classes.
+    """Share of right answers for each class in `references`, in order of the classes.
 
     Raises:
-        ValueError: When there are none, or not one prediction for each reference.
+        ValueError: When there are no answers, or the numbers of predictions and references differ.
     """
     _check_lengths(predictions=predictions, references=references)
     references = np.asarray(references)
@@ -77,17 +77,17 @@ class EpisodicAccuracy(evaluate.Metric):
             description=_DESCRIPTION,
             citation="",
             inputs_description=_KWARGS_DESCRIPTION,
-            # Names first: a name made of digits could pass for a number, a number never for a name.
+            # Names first: a name of digits could be taken for a number, but a number never for a name.
             features=[
                 datasets.Features({"predictions": label, "references": label, "episodes": number})
                 for label in (name, number)
             ],
         )
 
-    # `evaluate` knows no optional input, so the three ways in fill in the episodes.
+    # `evaluate` has no optional inputs, so these three methods fill in the episodes.
 
     def compute(self, *, predictions=None, references=None, episodes=None, class_names=None):
-        """The metric over what is given here and by `add` and `add_batch` before."""
+        """The metric over these answers and those added before with `add` and `add_batch`."""
         if self.writer is None and predictions is None and references is None:
             raise ValueError("There are no answers: give predictions and references, here or to add_batch.")
         return super().compute(
@@ -95,7 +95,7 @@ class EpisodicAccuracy(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions=None, references=None, episodes=None):
-        """Adds answers to many queries."""
+        """Adds the answers to several queries."""
         if predictions is None or references is None:
             raise ValueError("Both predictions and references are needed.")
         if episodes is None:
@@ -109,8 +109,8 @@ class EpisodicAccuracy(evaluate.Metric):
 
     def _compute(self, predictions, references, episodes, class_names=None):
         predictions, references, episodes = np.asarray(predictions), np.asarray(references), np.asarray(episodes)
-        alone = episodes < 0
-        episodes = np.where(alone, episodes.max() + 1 + np.arange(len(episodes)), episodes)
+        has_no_number = episodes < 0
+        episodes = np.where(has_no_number, episodes.max() + 1 + np.arange(len(episodes)), episodes)
         _, episode_of_answer, sizes = np.unique(episodes, return_inverse=True, return_counts=True)
         accuracy, interval = mean_and_interval(np.bincount(episode_of_answer, predictions == references) / sizes)
         per_class = per_class_accuracy(predictions, references)
