@@ -197,8 +197,8 @@ class Explanation:
             {
                 "few_shot": "Decided by the example clips.",
                 "zero_shot": "Decided by the class names alone, without clips.",
-                "ensemble": f"Class names decide {100 * self.text_share:.0f}% of the choice between the first two"
-                f"{'' if self.text_agrees else ', and disagree with it'}.",
+                "ensemble": f"Between the top two classes, the class names count {100 * self.text_share:.0f}%"
+                f"{'' if self.text_agrees else ' and disagree with the clips'}.",
             }[self.inference_mode]
         ]
         hidden = len(self.class_names) - 8

@@ -344,7 +344,7 @@ def test_numbers_of_an_explanation_stand_under_their_names():
 
 def test_the_sentences_of_a_picture_say_what_decided():
     assert explanation_of(11)._sentences() == [
-        "Class names have 38% of the say between the first two, and disagree.",
+        "Between the top two classes, the class names count 38% and disagree with the clips.",
         "3 less probable classes are not shown.",
         'Score of "none of these": 0.12.',
     ]
