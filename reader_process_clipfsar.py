@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing.util
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -64,6 +65,8 @@ def serve():
     os.dup2(2, 1)  # output that a library prints must not mix with the answers
     # This also works while a decoder hangs, and while a sibling holds the other end of the pipe open.
     end_with_parent()
+    # Schedulers may send SIGTERM to all processes: the program decides when to stop, and its readers end with it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _limit_memory()
     reader = None
     try:

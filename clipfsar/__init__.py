@@ -9,7 +9,7 @@ from clipfsar.first_seconds import guard_first_seconds
 
 guard_first_seconds()
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 # The metric's folder, for `evaluate.load(clipfsar.EPISODIC_ACCURACY)`.
 EPISODIC_ACCURACY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "metrics", "episodic_accuracy")

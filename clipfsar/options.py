@@ -145,12 +145,14 @@ def _value_type(hint: Any, name: str) -> tuple[type, bool]:
     return hint, is_list
 
 
+TRUTH = {"true": True, "yes": True, "t": True, "y": True, "1": True}
+TRUTH |= {"false": False, "no": False, "f": False, "n": False, "0": False}
+
+
 def _truth(text: str | bool) -> bool:
-    words = {"true": True, "yes": True, "t": True, "y": True, "1": True}
-    words |= {"false": False, "no": False, "f": False, "n": False, "0": False}
-    if str(text).lower() not in words:
+    if str(text).lower() not in TRUTH:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return words[str(text).lower()]
+    return TRUTH[str(text).lower()]
 
 
 def _chooser(kind: type, choices: list) -> Callable[[str], Any]:
@@ -229,6 +231,7 @@ def end_quietly_when_interrupted() -> None:
 __all__ = [
     "INTERRUPTED",
     "REQUIRED",
+    "TRUTH",
     "HelpFormatter",
     "OptionParser",
     "end_quietly_when_interrupted",

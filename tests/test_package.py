@@ -69,7 +69,7 @@ def test_a_misspelt_name_suggests_the_nearest():
 
 
 def test_the_version_stands_in_one_place():
-    assert clipfsar.__version__ == "0.2.0.dev0"
+    assert clipfsar.__version__ == "0.2.0"
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     assert settings["project"]["dynamic"] == ["version"]
     assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "clipfsar.__version__"}

@@ -6,7 +6,14 @@ import pytest
 from accelerate import Accelerator
 from tiny_data import run_in_children
 
-from clipfsar.processes import first_process_decides, holds_everywhere
+from clipfsar.processes import (
+    check_same_everywhere,
+    check_shared_folder,
+    first_process_decides,
+    holds_anywhere,
+    holds_everywhere,
+    machines_first,
+)
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -45,3 +52,50 @@ def test_one_process_decides_for_itself():
     with pytest.raises(FileNotFoundError, match="There is nothing"):
         first_process_decides(accelerator, refuse)
     assert holds_everywhere(accelerator, False) is False
+
+
+def look_in_process(folder: Path):
+    """Each process looks into the same folder, then into one of its own, and downloads first or second."""
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    check_shared_folder(accelerator, folder / "shared", "--output_dir")
+    found = []
+    for check in (
+        lambda: check_shared_folder(accelerator, folder / f"own_{rank}", "--output_dir", patience_seconds=0.1),
+        lambda: check_same_everywhere(accelerator, "the seed", lambda: rank),
+        lambda: check_same_everywhere(accelerator, "nothing", lambda: 5),
+        lambda: machines_first(accelerator, refuse),
+    ):
+        try:
+            check()
+            found.append(None)
+        except (ValueError, OSError) as refusal:
+            found.append(str(refusal))
+    mark = folder / "downloaded"
+    found.append(machines_first(accelerator, lambda: mark.exists() or mark.touch()))
+    found.append(holds_anywhere(accelerator, rank == 1))
+    (folder / f"{rank}.txt").write_text(repr(found))
+    accelerator.end_training()
+
+
+def test_all_processes_see_one_folder_and_the_same_values(tmp_path):
+    run_in_children(look_in_process, tmp_path, folder=tmp_path / "output", num_processes=2).check()
+    for rank in (0, 1):
+        own, seed, nothing, refused, downloaded, anywhere = eval((tmp_path / f"{rank}.txt").read_text())
+        assert "--output_dir" in own
+        assert "is not one folder for all processes" in own
+        assert "do not agree on the seed: process 0 has 0, process 1 has 1." in seed
+        assert (nothing, refused, anywhere) == (None, "There is nothing.", True)
+        assert downloaded is (None if rank == 0 else True)  # the second process finds what the first has fetched
+    left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert left == {"shared", "own_0", "output"}
+    assert list((tmp_path / "shared").iterdir()) == list((tmp_path / "own_0").iterdir()) == []
+
+
+def test_one_process_compares_nothing(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    check_shared_folder(accelerator, tmp_path / "new", "--output_dir")
+    check_same_everywhere(accelerator, "nothing", refuse)
+    assert not (tmp_path / "new").exists()
+    assert holds_anywhere(accelerator, True) is True
+    assert machines_first(accelerator, lambda: 4) == 4

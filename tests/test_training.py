@@ -5,6 +5,7 @@ state are the real ones.
 """
 
 import json
+import multiprocessing
 import os
 import re
 import runpy
@@ -21,6 +22,7 @@ import datasets
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from datasets import load_from_disk
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
@@ -44,6 +46,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clipfsar.training import trainer
 from clipfsar.training.arguments import parse_arguments
 from clipfsar.training.optimization import make_optimizer, optimizer_groups
+from clipfsar.training.preemption import PREEMPTED
 from clipfsar.training.program import main
 from clipfsar.training.run_folder import complete_folder, replace_folder
 from modeling_clipfsar import CLIPFSARModel
@@ -335,11 +338,11 @@ def die_between_the_renames_of(folder_name: str, call: int):
 def test_a_run_that_dies_again_and_again_ends_as_if_it_had_not(train, reference, tmp_path):
     run = tmp_path / "run"
     deaths = [
-        (die_at, "_record", 3),  # within the first update, no checkpoint yet
+        (die_at, "recorded_values", 3),  # within the first update, no checkpoint yet
         (die_at, "replace_folder", 1),  # the first checkpoint is complete, but still called state.new
         (die_at, "TrainingLog.draw", 1),  # between the models and the state of the first checkpoint
-        (die_at, "_record", 11),  # within the accumulation of an update after the first checkpoint
-        (die_at, "_record", 5, True),  # at its first step after it (of a resumed run the calls count anew)
+        (die_at, "recorded_values", 11),  # within the accumulation of an update after the first checkpoint
+        (die_at, "recorded_values", 5, True),  # at its first step after it (of a resumed run the calls count anew)
         (die_at, "TrainingLog.write", 3),  # a validation is done, but not written down
         (die_between_the_renames_of, "state", 1),  # the last checkpoint is there, the one before called state.old
         (die_at, "Evaluation._answers", 1),  # in the last validation
@@ -397,6 +400,102 @@ def test_a_run_is_resumed_with_other_episodes_per_forward(train, without_dropout
     assert outcome.exit_codes == [-signal.SIGKILL]
     train(resume=True, episodes_per_forward=then, **settings).check()
     assert_close_run(tmp_path / "run", tmp_path / "whole")
+
+
+def terminate_after_update(number: int):
+    """In a child: SIGTERM to this process and to its loader's workers, in the middle of that update."""
+    original, done = trainer.EpisodicTrainer._set_learning_rate, []
+
+    def set_learning_rate(self, value):
+        done.append(value)
+        if len(done) == number:
+            for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+                os.kill(process, signal.SIGTERM)
+        original(self, value)
+
+    trainer.EpisodicTrainer._set_learning_rate = set_learning_rate
+
+
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.whole_program)])
+def test_a_run_that_its_scheduler_stops_saves_at_the_next_update_and_goes_on_exactly(
+    train, reference, tmp_path, num_processes
+):
+    # the reference has no loader workers; they change nothing
+    outcome = train(prepare=(terminate_after_update, 3), num_workers=1, num_processes=num_processes)
+    assert set(outcome.exit_codes) == {PREEMPTED}
+    assert outcome.output.count("SIGTERM: saved a checkpoint after episode 12. --resume continues from it.") == 1
+    progress = json.loads((tmp_path / "run" / "state" / "progress.json").read_text())
+    assert progress["episodes_done"] == 12
+    train(resume=True).check()
+    if num_processes == 1:
+        assert_same_run(tmp_path / "run", reference)
+    else:
+        assert_close_run(tmp_path / "run", reference)
+
+
+def test_a_run_is_continued_and_made_longer_by_its_folder_alone(train, reference, tmp_path):
+    train(episodes=8).check()
+    command_line = ["--resume", str(tmp_path / "run"), "--episodes", "16"]
+    assert parse_arguments(command_line).learning_rate == 1e-3
+    run_in_children(run_program, command_line, folder=tmp_path / "output").check()
+    assert_same_run(tmp_path / "run", reference)
+
+
+def test_a_run_is_not_made_shorter(reference):
+    saved = json.loads((reference / "state" / "progress.json").read_text())["arguments"]
+    args = parse_arguments(["--resume", str(reference), "--episodes", "12"])
+    with pytest.raises(ValueError, match=r"was started with --episodes 16 \(now 12\): resume with the same settings"):
+        args.check_same_run(saved)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "this folder holds no checkpoint"), ("{", "progress.json is damaged: put back")]
+)
+def test_a_folder_without_a_sound_checkpoint_is_not_continued(content, reason, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state" / "progress.json").write_text(content)
+    with pytest.raises(SystemExit) as end:
+        parse_arguments([f"--resume={tmp_path}"])
+    assert end.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def run_in_folder_of_its_own(arguments: list[str]):
+    """In a child: each process is a machine with an output folder of its own."""
+    place = arguments.index("--output_dir") + 1
+    arguments[place] += f"_{os.environ['RANK']}"
+    main(parse_arguments(arguments))
+
+
+@pytest.mark.whole_program
+def test_machines_with_folders_of_their_own_are_refused_in_one_sentence(dataset, tiny_clip, tmp_path):
+    arguments = training_arguments(dataset, tiny_clip, tmp_path / "run", resume=True)
+    outcome = run_in_children(run_in_folder_of_its_own, arguments, folder=tmp_path / "output", num_processes=2)
+    assert set(outcome.exit_codes) == {1}
+    assert outcome.output.count("is not one folder for all processes: what the main process on") == 2
+    assert not any((tmp_path / f"run_{rank}" / "state").exists() for rank in (0, 1))
+
+
+def load_other_weights():
+    """In a child: the second process loads other weights than the first."""
+    load = Accelerator.load_state
+
+    def load_state(self, *args, **kwargs):
+        load(self, *args, **kwargs)
+        if self.process_index == 1:
+            with torch.no_grad():
+                next(iter(self._models[0].parameters())).add_(1)
+
+    Accelerator.load_state = load_state
+
+
+@pytest.mark.whole_program
+def test_processes_that_loaded_other_weights_are_refused(train):
+    train(episodes=8, test_episodes=0).check()
+    outcome = train(resume=True, episodes=16, num_processes=2, prepare=(load_other_weights,))
+    assert set(outcome.exit_codes) == {1}
+    assert outcome.output.count("The processes do not agree on the episodes done and the loaded weights") == 2
 
 
 def test_resuming_a_finished_run_tests_it_again(train, reference, tmp_path):
@@ -699,7 +798,7 @@ def test_episodes_that_processes_cannot_share_are_refused(train):
 
 def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
     outcome = train(learning_rate=1e30, warmup_episodes=0)
-    assert_refused(outcome, r"FloatingPointError: The loss is (nan|inf) at episode \d+: ")
+    assert_refused(outcome, r"FloatingPointError: The loss is (nan|inf) at episode \d+\. ")
     assert not (tmp_path / "run" / "state").exists()
     assert all(line["loss"] == line["loss"] for line in read_log(tmp_path / "run"))
 

@@ -37,6 +37,7 @@ from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.callbacks import EpisodicFlowCallback, EpisodicProgressCallback
 from clipfsar.training.optimization import make_optimizer
 from clipfsar.training.run_folder import TrainingLog, put_in_place
+from clipfsar.training.step import mix_seeds
 from clipfsar.training.trainable import choose_trainable
 from container_clipfsar import VideoTimes
 from enrolled_clipfsar import _linear_discriminant, _nearest_clip
@@ -653,7 +654,7 @@ def test_of_an_earlier_model_those_files_go_that_the_new_one_has_not(tmp_path):
 
 
 def test_seeds_of_dropout_are_those_of_the_run_and_of_the_episode():
-    seeds = [training._mix_seeds(seed, episode) for seed in range(20) for episode in range(20)]
+    seeds = [mix_seeds(seed, episode) for seed in range(20) for episode in range(20)]
     assert len(set(seeds)) == 400
     assert min(abs(one - other) for one, other in itertools.pairwise(seeds)) > 2**32
 

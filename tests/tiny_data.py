@@ -198,10 +198,13 @@ def _run_child(function, arguments, output: Path, variables: dict[str, str]):
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     try:
         function(*arguments)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+        if code == 1:
+            traceback.print_exc()
+        sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
 

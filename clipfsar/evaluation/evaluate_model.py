@@ -23,6 +23,7 @@ from clipfsar.evaluation.report import compare
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.inference.load_model import load_model
+from clipfsar.processes import machines_first
 from modeling_clipfsar import CLIPFSARModel
 from paths_clipfsar import check_output_file
 from processing_clipfsar import CLIPFSARProcessor
@@ -188,10 +189,11 @@ def run(arguments: EvaluateArguments) -> EvaluationResults:
         cpu=not torch.accelerator.is_available() or arguments.dtype == "int8",
         mixed_precision="no" if arguments.dtype != "float32" else arguments.mixed_precision,
     )
-    splits = load_video_splits(arguments.dataset, arguments.video_column, arguments.label_column)
+    columns = (arguments.video_column, arguments.label_column)
+    splits = machines_first(accelerator, lambda: load_video_splits(arguments.dataset, *columns))
     if arguments.split not in splits:
         raise ValueError(f"{arguments.dataset} has no split {arguments.split!r}; it has {', '.join(splits)}.")
-    split = VideoSplit(splits[arguments.split], arguments.video_column, arguments.label_column, arguments.split)
+    split = VideoSplit(splits[arguments.split], *columns, arguments.split)
     given = (arguments.n_way, arguments.n_shot, arguments.n_query, arguments.n_episodes, arguments.seed)
     protocol = Protocol(*given, arguments.inference_modes)
     # A list of episodes about other videos is rejected here, before the encoding.
@@ -220,7 +222,7 @@ def _encoder(
 ) -> VideoEncoder | FeatureStore:
     """The `VideoEncoder` of a named model, in a `FeatureStore` if the arguments name one."""
     settings = {} if arguments.alignment is None else {"alignment": arguments.alignment}
-    model, processor = load_model(name, arguments.dtype, **settings)
+    model, processor = machines_first(accelerator, lambda: load_model(name, arguments.dtype, **settings))
     model.to(accelerator.device)
     processor.seconds_per_video = arguments.seconds_per_video
     cost = (arguments.batch_size, arguments.num_workers, arguments.seed)

@@ -1,10 +1,16 @@
 """The processes, device and precision of a run."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, is_tensorboard_available
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    is_tensorboard_available,
+)
 
 from clipfsar.training.arguments import EpisodicTrainingArguments
 
@@ -28,6 +34,7 @@ def make_accelerator(args: EpisodicTrainingArguments) -> Accelerator:
         project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tensorboard")),
         dataloader_config=DataLoaderConfiguration(non_blocking=True),  # copy batches while the GPU computes
         dynamo_backend="inductor" if args.torch_compile else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
     )
     per_step = accelerator.num_processes * args.episodes_per_forward
     if args.episodes_per_update % per_step:

@@ -1,8 +1,10 @@
 """Command line of the training program: `defaults < benchmark preset < command line`."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 from choices_clipfsar import (
     ALIGNMENTS,
@@ -16,7 +18,7 @@ from choices_clipfsar import (
     check_same_num_frames,
 )
 from clipfsar.names import check_source, find_model
-from clipfsar.options import option, parse_options
+from clipfsar.options import TRUTH, make_parser, option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
 
 
@@ -45,7 +47,11 @@ class EpisodicTrainingArguments:
         "runs/clipfsar",
         "Folder for models, log, plot and the state to resume from. With --benchmark NAME the default is runs/NAME.",
     )
-    resume: bool = option(False, "Continue the run in output_dir exactly where it stopped.")
+    resume: bool = option(
+        False,
+        "Continue the run in output_dir exactly where it stopped; without a run there, start one. --resume RUN "
+        "continues the run in folder RUN with its own settings; a larger --episodes makes it longer.",
+    )
     video_column: str = option("video", "Column with the videos.")
     label_column: str = option("label", "Column with the classes.")
     allow_shared_classes: bool = option(False, "Let splits share classes. The results are then not few-shot results.")
@@ -147,6 +153,7 @@ class EpisodicTrainingArguments:
     )
     log_every: int = option(20, "Episodes between lines of the log; rounded up to whole updates.")
     eval_batch_size: int = option(16, "Videos per forward pass when a split is encoded.")
+    ddp_timeout: int = option(1800, "Seconds that a process waits for the others before the run fails.")
     num_workers: int = option(2, "Worker processes that read videos, per training process.")
     report_to: str = option(
         "auto", "Tracker: tensorboard, wandb, trackio, ..., all, none. auto uses tensorboard if it is installed."
@@ -272,10 +279,13 @@ class EpisodicTrainingArguments:
         Runs of version 0.1 may not have recorded settings of the model; these are not compared.
         """
         left_to_model = {name for name in CONFIG_SETTINGS if saved.get(name) is None}
+        may_change = MAY_CHANGE_ON_RESUME | left_to_model
+        if self.episodes > saved["episodes"]:  # the learning rate of the episodes before stays the same
+            may_change |= {"episodes"}
         different = [
             f"--{name} {saved[name]} (now {value})"
             for name, value in asdict(self).items()
-            if name in saved and saved[name] != value and name not in MAY_CHANGE_ON_RESUME | left_to_model
+            if name in saved and saved[name] != value and name not in may_change
         ]
         if self.n_shot[0] != saved["n_shot"][0]:  # validation uses the first, and selects the best model
             different.append(f"--n_shot {saved['n_shot'][0]} ... (now {self.n_shot[0]} ...)")
@@ -299,7 +309,7 @@ PROCESSOR_SETTINGS = (
 MAY_CHANGE_ON_RESUME = {
     *("output_dir", "resume", "decoder", "seconds_per_video", "dataset", "benchmark", "features_dir", "keep_adapter"),
     *("episodes_per_forward", "gradient_checkpointing", "torch_compile", "preprocess_on_device", "mixed_precision"),
-    *("eval_batch_size", "num_workers", "report_to", "project", "run_name", "print_config", "log_every"),
+    *("eval_batch_size", "num_workers", "ddp_timeout", "report_to", "project", "run_name", "print_config", "log_every"),
     *("push_to_hub", "hub_private", "hub_revision", "test_episodes", "inference_modes", "n_shot"),
 }
 
@@ -307,7 +317,8 @@ MAY_CHANGE_ON_RESUME = {
 DESCRIPTION = """Trains CLIP-FSAR on episodes.
 
     clipfsar train --dataset data/mine --output_dir runs/mine
-    clipfsar train --dataset data/mine --output_dir runs/mine --resume        # continue after a stop
+    clipfsar train --resume runs/mine                                         # continue after a stop
+    clipfsar train --resume runs/mine --episodes 4000                         # make the run longer
     clipfsar train --benchmark hmdb51 --print_config                          # every setting, resolved
     accelerate launch -m clipfsar train --benchmark ssv2_small                # several GPUs
 
@@ -317,8 +328,19 @@ not the result.
 
 
 def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None = None) -> EpisodicTrainingArguments:
-    """The settings of a command line: its options override the benchmark's preset, which overrides the defaults."""
-    command_line = sys.argv[1:] if command_line is None else command_line
+    """The settings of a command line: its options override the benchmark's preset, which overrides the defaults.
+
+    With `--resume RUN`, the options override the settings of that run instead.
+    """
+    command_line = list(sys.argv[1:] if command_line is None else command_line)
+    run = _run_to_resume(command_line)
+    if run is not None:
+        parser = make_parser(EpisodicTrainingArguments, DESCRIPTION, prog)
+        try:
+            defaults = settings_of_run(Path(run)) | {"output_dir": run, "print_config": False}
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+        return parse_options(EpisodicTrainingArguments, DESCRIPTION, command_line, prog, defaults)
     benchmark, defaults = benchmark_on(command_line), {}
     if benchmark:
         known = {item.name for item in fields(EpisodicTrainingArguments)}
@@ -327,4 +349,38 @@ def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None 
     return parse_options(EpisodicTrainingArguments, DESCRIPTION, command_line, prog, defaults)
 
 
-__all__ = ["EpisodicTrainingArguments", "parse_arguments"]
+def _run_to_resume(command_line: list[str]) -> str | None:
+    """The folder after `--resume`, which becomes a plain `--resume`; None if no folder follows."""
+    for position, part in enumerate(command_line):
+        name, equals, value = part.partition("=")
+        if name == "--resume":
+            given = [value] if equals else command_line[position + 1 : position + 2]
+            if given and not given[0].startswith("--") and given[0].lower() not in TRUTH:
+                command_line[position : position + (1 if equals else 2)] = ["--resume"]
+                return given[0]
+    return None
+
+
+def settings_of_run(folder: Path) -> dict:
+    """The settings that the run in `folder` was started with.
+
+    Raises:
+        FileNotFoundError: For a folder without a checkpoint.
+        ValueError: For a damaged one.
+    """
+    places = [folder / state / "progress.json" for state in ("state", "state.old")]
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"--resume {folder}: this folder holds no checkpoint. To start a run there, give its options and "
+            f"--output_dir {folder} --resume."
+        )
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))["arguments"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged: put back a copy of it.") from None
+    known = {item.name for item in fields(EpisodicTrainingArguments)}
+    return {name: value for name, value in saved.items() if name in known}
+
+
+__all__ = ["EpisodicTrainingArguments", "parse_arguments", "settings_of_run"]

@@ -13,10 +13,11 @@ from clipfsar.checkpoints.model_card import SELECTED_ON_TEST
 from clipfsar.data.splits import load_video_splits
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.results import EvaluationResults
-from clipfsar.processes import first_process_decides
+from clipfsar.processes import first_process_decides, machines_first
 from clipfsar.training.accelerator import make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.checks import check_classes
+from clipfsar.training.preemption import PreemptionCallback, noting_sigterm
 from clipfsar.training.run_folder import find_saved_state, run_lock
 from clipfsar.training.trainer import EpisodicTrainer, log_to_terminal
 from modeling_clipfsar import CLIPFSARModel
@@ -34,21 +35,27 @@ def make_trainer(
     args.check_files()
     accelerator = make_accelerator(args)  # its checks read no files, so they come first
     first_process_decides(accelerator, lambda: _check_output_dir(args))
-    datasets = load_video_splits(args.dataset, args.video_column, args.label_column)
+    datasets = machines_first(
+        accelerator, lambda: load_video_splits(args.dataset, args.video_column, args.label_column)
+    )
     if "train" not in datasets:
         raise ValueError(f"{args.dataset} has no split 'train'; it has {', '.join(datasets)}.")
     columns = (args.video_column, args.label_column)
     splits = {name: VideoSplit(dataset, *columns, name) for name, dataset in datasets.items()}
     test = splits.get("test") if args.test_episodes else None
     check_classes(splits, args, tests=test is not None)
-    set_seed(args.seed)  # for the new layers
-    processor = CLIPFSARProcessor.from_pretrained(args.model, **args.processor_settings())
-    model = CLIPFSARModel.from_pretrained(args.model, for_training=True, dtype=torch.float32, **args.config_overrides())
+    model, processor = machines_first(accelerator, lambda: _model_and_processor(args))
     trainer = trainer_class(
         model, args, splits["train"], splits.get(args.select_on), processor, accelerator=accelerator
     )
     trainer.test_split, trainer.classes_are_checked = test, True
     return trainer, test
+
+
+def _model_and_processor(args: EpisodicTrainingArguments) -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
+    set_seed(args.seed)  # for the new layers
+    model = CLIPFSARModel.from_pretrained(args.model, for_training=True, dtype=torch.float32, **args.config_overrides())
+    return model, CLIPFSARProcessor.from_pretrained(args.model, **args.processor_settings())
 
 
 def _check_output_dir(args: EpisodicTrainingArguments):
@@ -71,7 +78,9 @@ def run(args: EpisodicTrainingArguments) -> EvaluationResults:
 
 def _train_and_test(trainer: EpisodicTrainer, test: VideoSplit | None) -> EvaluationResults:
     args, results = trainer.args, EvaluationResults()
-    trainer.train(resume_from_checkpoint=args.resume)
+    with noting_sigterm() as notice:
+        trainer.callback_handler.add_callback(PreemptionCallback(notice, trainer.accelerator))
+        trainer.train(resume_from_checkpoint=args.resume)
     if test is not None:
         results = trainer.evaluate(test)
         if trainer.accelerator.is_main_process:

@@ -42,13 +42,14 @@ from clipfsar.evaluation.feature_store import FeatureStore
 from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.presets import learning_rate_at
-from clipfsar.processes import first_process_decides
+from clipfsar.processes import check_same_everywhere, check_shared_folder, first_process_decides
 from clipfsar.training.accelerator import NAMED_TRACKERS, make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.callbacks import EpisodicFlowCallback, EpisodicProgressCallback
 from clipfsar.training.checks import check_classes, check_first_video, check_protocol, check_same_data
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from clipfsar.training.optimization import make_optimizer
+from clipfsar.training.preemption import ignore_sigterm
 from clipfsar.training.run_folder import (
     CARD,
     TrainingLog,
@@ -60,6 +61,7 @@ from clipfsar.training.run_folder import (
     restore_folder,
     run_lock,
 )
+from clipfsar.training.step import mix_seeds, recorded_values
 from clipfsar.training.trainable import (
     ADAPTER_FOLDER,
     choose_trainable,
@@ -68,6 +70,7 @@ from clipfsar.training.trainable import (
     trainable_report,
 )
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
+from fingerprint_clipfsar import model_digest
 from paths_clipfsar import public_name
 
 
@@ -223,6 +226,7 @@ class EpisodicTrainer:
     @contextlib.contextmanager
     def writing(self):
         """Locks `output_dir` against other runs; the main process holds the lock for all processes."""
+        check_shared_folder(self.accelerator, self.output_dir, "--output_dir")
         with contextlib.ExitStack() as stack:
             first_process_decides(self.accelerator, lambda: stack.enter_context(self._lock) and None)
             yield
@@ -257,7 +261,7 @@ class EpisodicTrainer:
         args, accelerator = self.args, self.accelerator
         with accelerator.accumulate(self.wrapped_model):
             # Dropout depends only on the seed and the episode.
-            torch.manual_seed(_mix_seeds(args.seed, episode))
+            torch.manual_seed(mix_seeds(args.seed, episode))
             inputs = self._finish_batch(batch)
             inputs["base_class_embeds"] = self.base_class_embeds
             loss, outputs = self.compute_loss(self.wrapped_model, inputs, return_outputs=True)
@@ -271,7 +275,7 @@ class EpisodicTrainer:
             if accelerator.sync_gradients:
                 self.control = self._call("on_optimizer_step")
             self.wrapped_optimizer.zero_grad()
-        return _record(loss, outputs, inputs["labels"])
+        return recorded_values(loss, outputs, inputs["labels"])
 
     def _set_learning_rate(self, learning_rate: float):
         for group in self.wrapped_optimizer.param_groups:
@@ -433,6 +437,8 @@ class EpisodicTrainer:
             accelerator.step = 0
             self._restore_callbacks(progress.get("callbacks", []))
             self._restore_best()
+            loaded = lambda: (self.episodes_done, model_digest(self.model))  # noqa: E731
+            check_same_everywhere(accelerator, "the episodes done and the loaded weights", loaded)
             logger.info(f"Resuming after episode {self.episodes_done} of {args.episodes}.")
         log = self.output_dir / "training_log.jsonl"
         self.log = TrainingLog(log, self.episodes_done, accelerator.is_main_process, progress.get("log_sha256"))
@@ -493,6 +499,7 @@ class EpisodicTrainer:
             batch_size=args.episodes_per_forward,
             collate_fn=collator,
             num_workers=0 if args.trains_on_features else args.num_workers,
+            worker_init_fn=ignore_sigterm,
             pin_memory=self.accelerator.device.type == "cuda",
         )
 
@@ -667,18 +674,6 @@ class EpisodicTrainer:
         accelerator, self.accelerator = self.accelerator, None
         accelerator.free_memory()
         accelerator.end_training()
-
-
-def _record(loss: torch.Tensor, outputs, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Losses and accuracy of a forward pass, still on the device."""
-    losses = {"loss": loss, "few_shot_loss": outputs.few_shot_loss, "video_text_loss": outputs.video_text_loss}
-    values = {name: value.detach().float() for name, value in losses.items() if value is not None}
-    return values | {"accuracy": (outputs.logits.argmax(-1) == labels).float().mean()}
-
-
-def _mix_seeds(seed: int, episode: int) -> int:
-    """A seed for PyTorch from two numbers; neighbouring numbers give seeds that are far apart."""
-    return (seed * 0x9E3779B97F4A7C15 + episode * 0xBF58476D1CE4E5B9 + 1) % 2**63
 
 
 def _name_of(model) -> str:
