@@ -44,16 +44,17 @@ def machines_first(accelerator: Accelerator, function: Callable[[], Result]) -> 
     """
     if accelerator.num_processes == 1:
         return function()
-    result, error = None, None
+    results: list[Result] = []
+    error = None
     if accelerator.is_local_main_process:
         try:
-            result = function()
+            results.append(function())
         except (ValueError, OSError) as refusal:
             error = refusal
     messages = gather_object([None if error is None else str(error)])
     if any(messages):
         raise error or ValueError(next(filter(None, messages)))
-    return result if accelerator.is_local_main_process else function()
+    return results[0] if results else function()
 
 
 def check_shared_folder(accelerator: Accelerator, folder: Path, option: str, patience_seconds: float = 10.0) -> None:
