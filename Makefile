@@ -44,7 +44,8 @@ test: install  ## run the tests, without whole programs (`make programs`), code 
 		--ignore tests/test_documentation.py --ignore tests/test_notebooks.py -m "not whole_program"
 
 programs: install  ## run whole programs as users start them: the wheel's commands, accelerate launch, the demo
-	$(BIN)/python -m pytest -n 2 -m whole_program --dist loadfile tests/test_wheel.py tests/test_demo.py tests/test_training.py
+	$(BIN)/python -m pytest -n 2 -m whole_program --dist loadfile \
+		tests/test_wheel.py tests/test_demo.py tests/test_training.py tests/test_export_model.py tests/test_pipeline_clipfsar.py
 
 upstream: install  ## run transformers' own tests on our classes (4 minutes on 2 cores; downloads them once)
 	PYTHONPATH=$$($(BIN)/python tests/transformers_source.py) $(BIN)/python -m pytest -n 2 \

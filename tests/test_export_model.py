@@ -191,6 +191,7 @@ def answer_with_the_documentation(folder) -> dict[str, float]:
     return {name: float(score) for name, score in re.findall(r"(\w): (\d\.\d+)", printed)}
 
 
+@pytest.mark.whole_program
 def test_the_program_of_the_documentation_answers_as_the_pipeline_and_takes_other_classes_without_a_new_export(
     exported,
 ):
@@ -213,6 +214,7 @@ def test_the_program_of_the_documentation_answers_as_the_pipeline_and_takes_othe
 
 
 @pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, 1), (0, -1, -1, 0), (0, 0, 0, 0)])
+@pytest.mark.whole_program
 def test_the_program_of_the_documentation_reads_a_phones_video_upright_and_decodes_only_what_it_needs(exported, matrix):
     # 60 frames that differ above and below, left and right, and in time; key frames every 5
     rng = np.random.default_rng(1)

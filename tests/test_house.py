@@ -1,6 +1,7 @@
 """Sizes that keep the code readable: functions fit a screen, files can be read in one go."""
 
 import ast
+import re
 import statistics
 from pathlib import Path
 
@@ -38,3 +39,9 @@ def test_the_median_function_is_shorter_than_10_lines():
 @pytest.mark.parametrize("path", CODE)
 def test_files_have_at_most_700_lines(path):
     assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= 700
+
+
+def test_make_programs_runs_every_file_with_a_whole_program():
+    marked = {path.name for path in (ROOT / "tests").glob("test_*.py") if "mark.whole" + "_program" in path.read_text()}
+    (command,) = re.findall(r"-m whole_program.*\n.*", (ROOT / "Makefile").read_text())
+    assert set(re.findall(r"tests/(test_\w+\.py)", command)) == marked

@@ -393,6 +393,7 @@ def run_elsewhere(folder: Path, elsewhere: Path) -> list:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.whole_program
 def test_a_saved_pipeline_gives_the_same_scores_in_a_fresh_python(classify, tmp_path):
     folder = tmp_path / "saved"
     classify.save_pretrained(folder)

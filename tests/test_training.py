@@ -335,6 +335,7 @@ def die_between_the_renames_of(folder_name: str, call: int):
     Path.rename = rename
 
 
+@pytest.mark.whole_program
 def test_a_run_that_dies_again_and_again_ends_as_if_it_had_not(train, reference, tmp_path):
     run = tmp_path / "run"
     deaths = [
@@ -449,7 +450,12 @@ def test_a_run_is_not_made_shorter(reference):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(None, "this folder holds no checkpoint"), ("{", "progress.json is damaged: put back")]
+    ("content", "reason"),
+    [
+        (None, "this folder holds no checkpoint"),
+        ("{", "progress.json is damaged (Expecting"),
+        ('{"arguments": 3}', "progress.json is damaged (it holds no settings)"),
+    ],
 )
 def test_a_folder_without_a_sound_checkpoint_is_not_continued(content, reason, tmp_path, capsys):
     if content is not None:

@@ -1,6 +1,5 @@
 """Command line of the training program: `defaults < benchmark preset < command line`."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -375,10 +374,11 @@ def settings_of_run(folder: Path) -> dict:
             f"--resume {folder}: this folder holds no checkpoint. To start a run there, give its options and "
             f"--output_dir {folder} --resume."
         )
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))["arguments"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: put back a copy of it.") from None
+    from clipfsar.checked_files import read_json  # imports torch, which no other option needs
+
+    saved = read_json(path, "put back a copy of it").get("arguments")
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} is damaged (it holds no settings): put back a copy of it.")
     known = {item.name for item in fields(EpisodicTrainingArguments)}
     return {name: value for name, value in saved.items() if name in known}
 
