@@ -115,9 +115,8 @@ class Evaluation:
         self.samplers = protocol.samplers(split) if episodes is None else {episodes.n_shot: episodes}
         if exact and 1 not in self.samplers:
             raise ValueError(f"exact is about 1-shot episodes: add 1 to n_shot={list(self.samplers)}.")
-        self.n_episodes: dict[
-            int, int
-        ] = {}  # per number of shots, once known; the second model answers the same number
+        # Per number of shots, once known: the second model answers the same number.
+        self.n_episodes: dict[int, int] = {}
 
     def run(
         self,
