@@ -221,6 +221,7 @@ def child_results(saved_folder, pushed_folder, resnet_folder, videos, tmp_path_f
     return results
 
 
+@pytest.mark.whole_program
 @pytest.mark.parametrize("origin", ["saved", "pushed"])
 def test_fresh_python_without_the_checkout_gives_the_same_bits(child_results, expected_logits, origin):
     result = child_results[origin]
@@ -231,6 +232,7 @@ def test_fresh_python_without_the_checkout_gives_the_same_bits(child_results, ex
             assert torch.equal(logits[f"{label}.{mode}"], expected_logits[mode]), (label, mode)
 
 
+@pytest.mark.whole_program
 def test_fresh_python_runs_a_resnet_too(child_results, resnet_and_processor, videos):
     result = child_results["saved"]
     assert result.returncode == 0, result.output
@@ -245,6 +247,7 @@ def test_logits_to_compare_are_not_trivial(expected_logits):
         assert (expected_logits[mode][..., 0] - expected_logits[mode][..., 1]).abs().item() > 1e-4
 
 
+@pytest.mark.whole_program
 def test_saved_folder_holds_the_code_as_it_stands_here(saved_folder, pushed_folder, child_results):
     for folder in (saved_folder, pushed_folder, child_results["saved"].folder / "saved_again"):
         names = {path.name for path in folder.iterdir()}

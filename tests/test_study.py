@@ -20,6 +20,7 @@ def small_track():
     return replace(WHAT, **names, base_clips=2, draws=1, test_clips=6)
 
 
+@pytest.mark.whole_program
 def test_a_study_trains_the_tower_and_goes_on_where_it_stopped(tmp_path):
     calls = []
     arguments = (tmp_path, SMALL, [small_track()], ["frozen", "last_layer"], [1e-4], 1)

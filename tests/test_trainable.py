@@ -270,6 +270,7 @@ CHOICES = {
 }
 
 
+@pytest.mark.whole_program
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_run_stopped_half_way_ends_as_if_it_had_not(choice, dataset, tiny_clip, tmp_path):
     start_folder = save_tiny_resnet_clip(tmp_path / "resnet") if choice == "resnet" else tiny_clip
