@@ -35,7 +35,10 @@ def pytest_collection_modifyitems(items):
 def modules_cache(tmp_path_factory):
     """transformers keeps the code of folders loaded with trust_remote_code: not in the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        folder = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", folder)
+        # In front: evaluate puts the user's own cache on the path, where a folder of the same name may lie.
+        patch.syspath_prepend(folder)
         yield
 
 

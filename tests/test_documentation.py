@@ -2,11 +2,13 @@
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import yaml
@@ -14,6 +16,7 @@ from documentation import NOT_RUN, PAGES, ROOT, RUN_ELSEWHERE, PageRunner, block
 from tiny_data import save_tiny_clip, video_splits, write_video
 
 import clipfsar
+from clipfsar.training.arguments import EpisodicTrainingArguments
 from demo.synthetic.render import render_clip, write_clip
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
@@ -49,6 +52,9 @@ def make_models(folder):
     for name in ("runs/mine/best", "runs/a/best", "runs/b/best", "path/or/hub-id", "demo_output/run/best"):
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
+    (folder / "runs/mine/state").mkdir()
+    progress = {"arguments": asdict(EpisodicTrainingArguments(dataset="data/mine", output_dir="runs/mine"))}
+    (folder / "runs/mine/state/progress.json").write_text(json.dumps(progress))
     (folder / "demo").symlink_to(ROOT / "demo")
     (folder / "MODEL").symlink_to(folder / "runs/mine/best")
     (folder / "runs/hmdb51").symlink_to(folder / "runs/mine")
