@@ -5,25 +5,19 @@ old file or the new one.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from limits_clipfsar import UnreadableError, read_file
+from clipfsar.json_files import DamagedFileError
 from paths_clipfsar import replace_file
 
 CHECKSUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
-
-
-class DamagedFileError(ValueError):
-    """Raised if a file has changed since it was written. The message names the file and the remedy."""
 
 
 def write_checksums(folder: Path, leave_out: Sequence[str] = ()) -> None:
@@ -86,25 +80,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
-    """The content of a JSON file that this library wrote: an object, or a value of type `kind`.
-
-    Args:
-        remedy: Last part of the error message.
-
-    Raises:
-        DamagedFileError: If it is not JSON, not of type `kind`, not a regular file, or too large.
-        OSError: If it cannot be read.
-    """
-    try:
-        value = json.loads(read_file(path, "json_bytes").decode("utf-8"))
-    except (ValueError, RecursionError, UnreadableError) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}): {remedy}.") from None
-    if not isinstance(value, kind):
-        raise DamagedFileError(f"{path} is damaged (it holds {type(value).__name__}, not {kind.__name__}): {remedy}.")
-    return value
-
-
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Writes a safetensors file that contains a checksum of its tensors. It gets its name when it is complete."""
     with replace_file(path) as partial:
@@ -146,7 +121,6 @@ __all__ = [
     "check_files",
     "listed_files",
     "load_tensors",
-    "read_json",
     "save_tensors",
     "write_checksums",
 ]

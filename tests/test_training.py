@@ -467,6 +467,14 @@ def test_a_folder_without_a_sound_checkpoint_is_not_continued(content, reason, t
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--output_dir=other", "--benchmark=hmdb51"])
+def test_a_run_named_by_its_folder_takes_no_other_folder_and_no_other_preset(reference, option, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_arguments(["--resume", str(reference), option])
+    assert end.value.code == 2
+    assert f"already says the folder and the settings: leave {option.partition('=')[0]} out." in capsys.readouterr().err
+
+
 def run_in_folder_of_its_own(arguments: list[str]):
     """In a child: each process is a machine with an output folder of its own."""
     place = arguments.index("--output_dir") + 1

@@ -5,9 +5,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from transformers.dynamic_module_utils import get_relative_imports
 
-from clipfsar.checked_files import read_json
 from clipfsar.checkpoints.arguments import PushArguments
 from clipfsar.checkpoints.model_card import MODEL_PLACEHOLDER
+from clipfsar.json_files import read_json
 
 # Files that a used folder may also hold: caches, half-written files, training states.
 _NOT_UPLOADED = ["__pycache__/**", "*.pyc", ".*", "**/.*", "*.partial", "*.tmp", "state/**", "optimizer*", "*.bin"]

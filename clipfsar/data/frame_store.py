@@ -26,8 +26,9 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is
 from tqdm.auto import tqdm
 
 from choices_clipfsar import SECONDS_PER_VIDEO
-from clipfsar.checked_files import check_files, read_json, write_checksums
+from clipfsar.checked_files import check_files, write_checksums
 from clipfsar.content import digests_of_videos
+from clipfsar.json_files import read_json
 from clipfsar.locks import FolderLock
 from container_clipfsar import READER_VERSION
 from frame_archive_clipfsar import FRAME_FORMATS, pack_frames

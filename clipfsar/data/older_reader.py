@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from clipfsar.checked_files import DamagedFileError, read_json
+from clipfsar.checked_files import DamagedFileError
 from clipfsar.data.arguments import PrepareArguments
 from clipfsar.data.sources import listed_clips
+from clipfsar.json_files import read_json
 from container_clipfsar import READER_VERSION
 from paths_clipfsar import replace_file
 from video_clipfsar import frames_differ_from_0_1

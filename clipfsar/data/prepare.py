@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Value, Video
 
-from clipfsar.checked_files import read_json
 from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, FRAME_SIZE, SPLITS, PrepareArguments
 from clipfsar.data.clips import LeftOut
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
@@ -18,6 +17,7 @@ from clipfsar.data.older_reader import REPORT
 from clipfsar.data.sources import listed_clips, resplit, to_dataset
 from clipfsar.data.splits import WORK_FOLDER, check_disjoint_classes, load_video_splits
 from clipfsar.data.tables import csv_text
+from clipfsar.json_files import read_json
 from clipfsar.locks import LOCK_NAME, FolderLock
 from clipfsar.presets import PRESETS
 from container_clipfsar import READER_VERSION

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from clipfsar.data.video_split import VideoSplit
 from episodes_clipfsar import EpisodeRows, EpisodeSampler
+from paths_clipfsar import replace_file
 
 
 class EpisodeList:
@@ -40,7 +41,8 @@ def write_episodes(path: str | Path, sampler: EpisodeSampler, n_episodes: int, v
         name: torch.stack([torch.as_tensor(getattr(episode, name)) for episode in episodes]).contiguous()
         for name in ("class_ids", "support_rows", "query_rows")
     }
-    save_file(tensors, path, metadata={"videos": videos, "seed": json.dumps(sampler.seed)})
+    with replace_file(Path(path)) as partial:  # an earlier list stays complete until this one is
+        save_file(tensors, partial, metadata={"videos": videos, "seed": json.dumps(sampler.seed)})
 
 
 def read_episodes(path: str | Path, videos: str | VideoSplit) -> EpisodeList:

@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from backbones_clipfsar import tower_configs
-from clipfsar.checked_files import DamagedFileError, load_tensors, read_json, save_tensors
+from clipfsar.checked_files import DamagedFileError, load_tensors, save_tensors
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.encoding import VideoEncoder
+from clipfsar.json_files import read_json
 from clipfsar.locks import LOCK_NAME, FolderLock
 from clipfsar.processes import first_process_decides, holds_everywhere
 from container_clipfsar import READER_VERSION

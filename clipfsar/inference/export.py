@@ -12,9 +12,9 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from backbones_clipfsar import takes_patches
-from clipfsar.checked_files import read_json
 from clipfsar.inference.arguments import ExportArguments
 from clipfsar.inference.load_model import load_model
+from clipfsar.json_files import read_json
 from fingerprint_clipfsar import model_digest, preprocessing_settings
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from support_set_clipfsar import SupportSet

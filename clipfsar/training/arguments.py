@@ -16,6 +16,7 @@ from choices_clipfsar import (
     SUPPORT_POOLINGS,
     check_same_num_frames,
 )
+from clipfsar.json_files import read_json
 from clipfsar.names import check_source, find_model
 from clipfsar.options import TRUTH, make_parser, option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
@@ -335,6 +336,10 @@ def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None 
     run = _run_to_resume(command_line)
     if run is not None:
         parser = make_parser(EpisodicTrainingArguments, DESCRIPTION, prog)
+        names = {part.partition("=")[0].replace("-", "_").lstrip("_") for part in command_line if part.startswith("--")}
+        for name in ("output_dir", "benchmark"):  # they would choose another run, or other settings
+            if name in names:
+                parser.error(f"--resume {run} already says the folder and the settings: leave --{name} out")
         try:
             defaults = settings_of_run(Path(run)) | {"output_dir": run, "print_config": False}
         except (ValueError, OSError) as error:
@@ -374,8 +379,6 @@ def settings_of_run(folder: Path) -> dict:
             f"--resume {folder}: this folder holds no checkpoint. To start a run there, give its options and "
             f"--output_dir {folder} --resume."
         )
-    from clipfsar.checked_files import read_json  # imports torch, which no other option needs
-
     saved = read_json(path, "put back a copy of it").get("arguments")
     if not isinstance(saved, dict):
         raise ValueError(f"{path} is damaged (it holds no settings): put back a copy of it.")

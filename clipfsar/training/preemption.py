@@ -16,11 +16,7 @@ PREEMPTED = 128 + signal.SIGTERM  # exit code, as in shells
 class PreemptionNotice:
     """Whether this process has received SIGTERM."""
 
-    def __init__(self):
-        self.has_come = False
-
-    def note(self, *_) -> None:
-        self.has_come = True
+    has_come = False
 
 
 @contextlib.contextmanager
@@ -37,7 +33,7 @@ def noting_sigterm() -> Iterator[PreemptionNotice]:
 
     def note(*_):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        notice.note()
+        notice.has_come = True
 
     signal.signal(signal.SIGTERM, note)
     try:

@@ -7,7 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
-from clipfsar.checked_files import DamagedFileError, check_files, listed_files, read_json, write_checksums
+from clipfsar.checked_files import DamagedFileError, check_files, listed_files, write_checksums
+from clipfsar.json_files import read_json
 from clipfsar.locks import FolderLock
 from clipfsar.plots import plot_training
 from paths_clipfsar import flush_to_disk, replace_file
