@@ -15,10 +15,10 @@ from clipfsar.checked_files import (
     check_files,
     listed_files,
     load_tensors,
-    read_json,
     save_tensors,
     write_checksums,
 )
+from clipfsar.json_files import read_json
 from paths_clipfsar import replace_file
 
 TENSORS = {"embeds": torch.arange(60, dtype=torch.float32).reshape(3, 4, 5), "rows": torch.tensor([3, 1, 2])}
