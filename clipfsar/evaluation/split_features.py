@@ -1,11 +1,15 @@
 """Features of a split's videos that are the same in every episode, computed once."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 import torch
 
+from enrolled_clipfsar import distances_in_pieces
 from modeling_clipfsar import CLIPFSARModel, evaluating
+
+PROTOTYPES_AT_ONCE = 4096
 
 
 class SplitFeatures:
@@ -41,29 +45,44 @@ class SplitFeatures:
 
     @cached_property
     def query_states(self) -> torch.Tensor:
-        with evaluating(self.model):
-            return torch.cat(
-                [self.model.get_query_states(batch) for batch in self.video_embeds.split(self.videos_per_batch)]
-            )
+        return self._of_all_videos(lambda rows: self.model.get_query_states(self.video_embeds[rows]))
 
     @cached_property
     def text_logits(self) -> torch.Tensor:
-        with evaluating(self.model):
-            return self.model.get_text_logits(self.video_embeds, self.class_embeds)
+        return self._of_all_videos(self.text_logits_of)
 
     @cached_property
     def one_shot_prototypes(self) -> torch.Tensor:
-        texts = self.class_embeds[self.labels]
-        prototypes = []
+        def prototypes_of(rows: slice) -> torch.Tensor:
+            videos, own_texts = self.video_embeds[rows], self.class_embeds[self.labels[rows]]
+            only_class = torch.zeros(len(videos), 1, dtype=torch.long, device=videos.device)
+            return self.model.get_prototypes(videos.unsqueeze(1), only_class, own_texts.unsqueeze(1)).squeeze(1)
+
+        return self._of_all_videos(prototypes_of)
+
+    def _of_all_videos(self, values_of: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+        """Values (V, ...) from those of batches of videos, without a second copy of all of them."""
+        num_videos, size = len(self.video_embeds), self.videos_per_batch
         with evaluating(self.model):
-            for videos, own_texts in zip(
-                self.video_embeds.split(self.videos_per_batch), texts.split(self.videos_per_batch), strict=True
-            ):
-                only_class = torch.zeros(len(videos), 1, dtype=torch.long, device=videos.device)
-                prototypes.append(
-                    self.model.get_prototypes(videos.unsqueeze(1), only_class, own_texts.unsqueeze(1)).squeeze(1)
-                )
-        return torch.cat(prototypes)
+            first = values_of(slice(0, size))
+            whole = first.new_empty(num_videos, *first.shape[1:])
+            whole[:size] = first
+            for start in range(size, num_videos, size):
+                whole[start : start + size] = values_of(slice(start, start + size))
+        return whole
+
+    def one_shot_distances(self, query_rows: torch.Tensor, support_rows: torch.Tensor) -> torch.Tensor:
+        """Distances (Q, S) of videos as queries to the 1-shot prototypes of videos, computed in pieces."""
+        prototypes = self.one_shot_prototypes
+        with evaluating(self.model):
+            query_states = self.model.get_query_states(self.video_embeds[query_rows])
+            pieces = support_rows.split(PROTOTYPES_AT_ONCE)
+            return torch.cat([distances_in_pieces(self.model, query_states, prototypes[rows]) for rows in pieces], -1)
+
+    def text_logits_of(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Zero-shot logits (rows, C) of some videos."""
+        with evaluating(self.model):
+            return self.model.get_text_logits(self.video_embeds[rows], self.class_embeds)
 
     def prototypes(self, support_rows: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
         """Prototypes (B, N, T, D) of episodes with support videos (B, N, K) of the classes (B, N).
