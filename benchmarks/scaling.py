@@ -198,9 +198,9 @@ LAWS = {
     "calibration": Law(
         "calibration of unknown videos", "classes of 5 clips", (20, 60), (100, 400), calibration, 10_000
     ),
-    "prototypes": Law("prototypes of enrolled classes", "classes of 5 clips", (100, 400), (1000, 4000), prototypes),
+    "prototypes": Law("prototypes of enrolled classes", "classes of 5 clips", (400, 1600), (1000, 4000), prototypes),
     "windows": Law("256 windows", "enrolled classes", (50, 200), (200, 1000), windows),
-    "exact": Law("exact accuracy, three modes", "videos", (250, 500), (750, 1500), exact, 50_000),
+    "exact": Law("exact accuracy, three modes", "videos", (400, 1200), (1000, 2000), exact, 50_000),
     "merge": Law("merging a feature store", "videos", (1000, 3000), (4000, 16_000), merge),
     "draws": Law("four draws of a frozen tower", "videos", (500, 1500), (3000, 12_000), draws),
     "labels": Law("reading labels", "videos", (5000, 20_000), (24_000, 240_000), labels),
