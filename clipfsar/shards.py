@@ -4,8 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-BLOCKS_PER_SHARD = 8  # at least, so that all shards have about the same number of rows
-
 
 @dataclass(frozen=True)
 class Shard:
@@ -17,16 +15,13 @@ class Shard:
     def __str__(self) -> str:
         return f"shard {self.index} of {self.count}"
 
-    def rows(self, num_rows: int, largest_block: int = 1) -> list[int]:
-        """Rows of this shard: the blocks `index`, `index + count`, ... Every row is in exactly one shard.
+    def rows(self, num_rows: int, block: int = 1) -> list[int]:
+        """Rows of this shard: the blocks `index`, `index + count`, ... of `block` consecutive rows each.
 
-        Args:
-            num_rows: Number of all rows.
-            largest_block: Rows of a block, at most. Small data sets have smaller blocks: each shard gets several.
+        Every row is in exactly one of the `count` shards.
         """
-        size = max(1, min(largest_block, num_rows // (BLOCKS_PER_SHARD * self.count)))
-        starts = range(self.index * size, num_rows, self.count * size)
-        return [row for start in starts for row in range(start, min(start + size, num_rows))]
+        starts = range(self.index * block, num_rows, self.count * block)
+        return [row for start in starts for row in range(start, min(start + block, num_rows))]
 
 
 def shard_of(values: Sequence[int], environment: Mapping[str, str] = os.environ) -> Shard | None:

@@ -43,6 +43,7 @@ from video_clipfsar import VideoReadError, VideoTimes, read_video_frames, sample
 MISSING = "missing"
 VIDEOS_PER_SHARD = 256
 BYTES_PER_SHARD = 256 * 2**20
+BLOCKS_PER_TASK = 8  # in a large split, so that all tasks have about the same number of videos
 
 
 @dataclass(frozen=True)
@@ -270,24 +271,39 @@ def read_split(
         return concatenate_datasets(_in_order(folder, shards, [keys[row] for row in good])), problems
 
 
+def block_of_task(num_rows: int, task: Shard) -> int:
+    """Number of consecutive videos that a task reads: a piece that becomes part of the data set as it is.
+
+    A task reads every so manieth block rather than every so manieth video, or all pieces would have to be rewritten.
+    """
+    size = num_rows // (BLOCKS_PER_TASK * task.count)
+    return max(1, VIDEOS_PER_SHARD // 16, min(size, VIDEOS_PER_SHARD))
+
+
 def read_shard(
-    dataset: Dataset, folder: Path, settings: FrameStoreSettings, num_workers: int, description: str, shard: Shard
+    dataset: Dataset, folder: Path, settings: FrameStoreSettings, num_workers: int, description: str, task: Shard
 ) -> dict[int, str]:
-    """Reads the rows of one shard into `folder`, where `read_split` finds them. Tasks may do so at the same time.
+    """Reads the videos of one task into `folder`, where `read_split` finds them. Others may do so at the same time.
 
     Args:
-        dataset: The rows of the shard; see `read_split`.
+        dataset: The whole split; see `read_split`.
 
     Returns:
-        For each row that cannot be read, the reason.
+        For each row of the task that cannot be read, the reason.
 
     Raises:
         FolderInUseError: If `read_split` works in the folder.
         DamagedFileError: If a list of finished videos has changed since it was written.
     """
+    block = block_of_task(len(dataset), task)
+    rows = task.rows(len(dataset), block)
+    if not rows:
+        return {}
     with _lock(folder, is_shared=True):
         shards = _finished_shards(folder, only="keys.json")  # `read_split` checks the others
-        return _read_missing(dataset, folder, settings, num_workers, description, shards, shard)[1]
+        mine = dataset.select(rows)
+        _, problems = _read_missing(mine, folder, settings, num_workers, description, shards, task, block)
+    return {rows[row]: problem for row, problem in problems.items()}
 
 
 def _lock(folder: Path, is_shared: bool = False) -> FolderLock:
@@ -303,8 +319,13 @@ def _read_missing(
     description: str,
     shards: list[_Shard],
     task: Shard | None = None,
+    block: int | None = None,
 ) -> tuple[list[str], dict[int, str]]:
     """Reads the videos that are in none of the shards, and appends new shards.
+
+    Args:
+        task: Gives names to the new shards that no other task uses.
+        block: A new shard lies within one block of so many rows.
 
     Returns:
         The key of each row; and the reasons why rows cannot be read.
@@ -323,6 +344,9 @@ def _read_missing(
         shards.append(_write_shard(_new_shard(folder, task), videos, [keys[row] for row in read]))
 
     for row, result in zip(to_read, results, strict=True):
+        if read and block is not None and row // block != max(read) // block:
+            write()
+            read, num_bytes = {}, 0
         if isinstance(result, BrokenProcessPool):
             result = ReadVideo(error=f"Cannot read video {_path_of(dataset[row]['video'])!r}: the decoder crashed.")
         if result.error is None:
@@ -433,7 +457,7 @@ def save_linked(splits: DatasetDict, folder: Path) -> None:
         names = [f"data-{number:05d}-of-{len(sources):05d}.arrow" for number in range(len(sources))]
         for source, target in zip(sources, names, strict=True):
             link_or_copy(source, folder / name / target)
-        state = json.loads((folder / name / "state.json").read_text())
+        state = read_json(folder / name / "state.json", "run the command again")
         state |= {"_data_files": [{"filename": target} for target in names], "_fingerprint": split._fingerprint}
         (folder / name / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
 
@@ -510,6 +534,7 @@ __all__ = [
     "MISSING",
     "FrameStoreSettings",
     "ReadVideo",
+    "block_of_task",
     "in_processes",
     "is_missing",
     "read_shard",

@@ -15,8 +15,8 @@ from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, FRAME_SIZE, SPLITS, Pre
 from clipfsar.data.clips import LeftOut
 from clipfsar.data.frame_store import (
     MISSING,
-    VIDEOS_PER_SHARD,
     FrameStoreSettings,
+    block_of_task,
     is_missing,
     read_shard,
     read_split,
@@ -141,18 +141,15 @@ class Preparation:
             print(f"{task}: nothing to do, {self.output_dir} is prepared.")
             return
         self._open_output_dir()
-        settings = frame_store_settings(self.arguments)
+        settings, num_workers, num_rows = frame_store_settings(self.arguments), self.arguments.num_workers, 0
         for split, dataset in self.splits.items():
-            rows = task.rows(len(dataset), VIDEOS_PER_SHARD)
-            self.splits[split] = mine = dataset.select(rows)
-            if not rows:
-                continue
             description = f"reading {split} videos, {task}"
-            folder = self.work_dir / split
-            problems = read_shard(mine, folder, settings, self.arguments.num_workers, description, task)
+            problems = read_shard(dataset, self.work_dir / split, settings, num_workers, description, task)
             self._leave_out(split, problems)
+            rows = task.rows(len(dataset), block_of_task(len(dataset), task))
             print(f"{task}: {len(rows):,} {split} videos, {len(problems):,} of them missing or unreadable.")
-        if self.bad and not any(len(dataset) for dataset in self.splits.values()):
+            num_rows += len(rows)
+        if self.bad and len(self.bad) == num_rows:
             raise self._nothing_readable()
         print("After the last shard, run the same command without --shard (in a Slurm array: --shard 0 1).")
 
