@@ -25,7 +25,7 @@ from clipfsar.shards import Shard, shard_of
 # --- which rows, which shard ------------------------------------------------------------------------------------------
 
 
-def test_a_shard_has_every_so_manieth_row():
+def test_shard_1_of_3_has_every_third_row():
     assert Shard(1, 3).rows(8) == [1, 4, 7]
     assert Shard(2, 3).rows(2) == []
 

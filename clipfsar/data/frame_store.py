@@ -272,9 +272,10 @@ def read_split(
 
 
 def block_of_task(num_rows: int, task: Shard) -> int:
-    """Number of consecutive videos that a task reads: a piece that becomes part of the data set as it is.
+    """Number of videos in a block: task I of N reads the blocks I, I + N, ... of consecutive videos.
 
-    A task reads every so manieth block rather than every so manieth video, or all pieces would have to be rewritten.
+    The file of a block becomes part of the data set as it is. Files of single videos I, I + N, ... would have to be
+    written again, in order.
     """
     size = num_rows // (BLOCKS_PER_TASK * task.count)
     return max(1, VIDEOS_PER_SHARD // 16, min(size, VIDEOS_PER_SHARD))
