@@ -4,9 +4,13 @@ A new file is written under another name, flushed to the disk, and then renamed.
 old file or the new one.
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
+import secrets
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,47 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from clipfsar.json_files import DamagedFileError
-from paths_clipfsar import replace_file
+from paths_clipfsar import flush_to_disk, replace_file
 
 CHECKSUMS = "SHA256SUMS"
+# Errors of file systems without hard links, and of a file with as many links as they allow.
+_CANNOT_LINK = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EXDEV, errno.EMLINK}
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 _BYTES_AT_ONCE = 2**24
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
+
+
+def create_file(path: Path, text: str) -> bool:
+    """Writes a new file, complete from the moment when it exists. Returns False, and changes nothing, if it is there.
+
+    If several processes create the same file at once, one of them succeeds.
+    """
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        flush_to_disk(draft)
+        return link_or_copy(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Makes a hard link, which takes no space, or a copy where the file system has no links.
+
+    Returns False, and changes nothing, if `target` exists.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        if target.exists():
+            return False
+        with replace_file(target) as partial:
+            shutil.copyfile(source, partial)
+    return True
 
 
 def write_checksums(folder: Path, leave_out: Sequence[str] = ()) -> None:
@@ -185,6 +224,8 @@ __all__ = [
     "CHECKSUMS",
     "DamagedFileError",
     "check_files",
+    "create_file",
+    "link_or_copy",
     "listed_files",
     "load_tensors",
     "save_rows",

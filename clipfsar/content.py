@@ -10,6 +10,7 @@ import os
 import stat
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from video_clipfsar import is_address
 DIGEST_BYTES = 16
 BYTES_AT_ENDS = 4096
 IMAGES_LOOKED_INTO = 16  # images of a folder whose bytes are read; the others count by name and size
-ROWS_AT_ONCE = 100
+ROWS_COMPARED = 4  # of a column of digests
 
 
 def framed_digest(parts: Iterable[bytes]) -> bytes:
@@ -106,22 +107,57 @@ def _images(folder: str) -> Iterator[str | bytes | int]:
         yield from _ends_of_file(os.path.join(folder, names[int(number * step)]))
 
 
+def digest_column(video_column: str = "video") -> str:
+    """Name of the column with the digests of the videos in `video_column`, as hexadecimal text."""
+    return f"{video_column}_digest"
+
+
 def digests_of_videos(dataset, video_column: str = "video") -> np.ndarray:
-    """Digest of each video of a `datasets.Dataset`, uint8 (V, 16). Only the ends of bytes in the data set are read."""
-    digests = [digest_of_video(video) for video in _references(dataset, video_column)]
+    """Digest of each video of a `datasets.Dataset`, uint8 (V, 16).
+
+    If `clipfsar prepare` stored them in a column, a few are compared with the videos, and all others are taken from it.
+    Otherwise the ends of each video are read. No video is copied.
+    """
+    column = digest_column(video_column)
+    if column not in dataset.column_names:
+        return _read_digests(dataset, video_column, range(len(dataset)))
+    stored = dataset[column][:]
+    few = np.unique(np.linspace(0, len(dataset) - 1, min(ROWS_COMPARED, len(dataset))).astype(int))
+    if [stored[row] for row in few] == [digest.tobytes().hex() for digest in _read_digests(dataset, video_column, few)]:
+        return _array_of(map(bytes.fromhex, stored))
+    warnings.warn(f"The column {column!r} belongs to other videos: the digests are computed again.", stacklevel=2)
+    return _read_digests(dataset, video_column, range(len(dataset)))
+
+
+def _read_digests(dataset, video_column: str, rows: Iterable[int]) -> np.ndarray:
+    return _array_of(map(digest_of_video, _references(dataset, video_column, rows)))
+
+
+def _array_of(digests: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-def _references(dataset, video_column: str) -> Iterator[Any]:
-    """Paths, addresses and bytes of a video column. Bytes are not copied."""
-    for batch in dataset.select_columns([video_column]).with_format("arrow").iter(ROWS_AT_ONCE):
-        videos = batch[video_column]
-        if not pyarrow.types.is_struct(videos.type):
-            yield from videos.to_pylist()
+def table_rows(dataset) -> np.ndarray:
+    """Position of each row of a `datasets.Dataset` in its Arrow table: `select` and `shuffle` keep the table.
+
+    Reading such a data set through `datasets` copies whole rows, with all the bytes of their videos.
+    """
+    if dataset._indices is None:
+        return np.arange(len(dataset))
+    return dataset._indices.column(0).to_numpy()
+
+
+def _references(dataset, video_column: str, rows: Iterable[int]) -> Iterator[Any]:
+    """Paths, addresses and bytes of some rows of a video column. Bytes are not copied."""
+    videos, positions = dataset.data.column(video_column), table_rows(dataset)
+    is_struct = pyarrow.types.is_struct(videos.type)
+    for row in rows:
+        video = videos[int(positions[row])]
+        if not is_struct:
+            yield video.as_py()
             continue
-        for video in videos:
-            values = dict(video.items()) if video.is_valid else {}
-            yield {name: _plain(values[name]) if name in values else None for name in ("path", "bytes")}
+        values = dict(video.items()) if video.is_valid else {}
+        yield {name: _plain(values[name]) if name in values else None for name in ("path", "bytes")}
 
 
 def _plain(value: pyarrow.Scalar) -> Any:
@@ -134,4 +170,12 @@ def joint_digest(digests: np.ndarray) -> str:
     return "content " + framed_digest([digests.tobytes()]).hex()
 
 
-__all__ = ["DIGEST_BYTES", "digest_of_video", "digests_of_videos", "framed_digest", "joint_digest"]
+__all__ = [
+    "DIGEST_BYTES",
+    "digest_column",
+    "digest_of_video",
+    "digests_of_videos",
+    "framed_digest",
+    "joint_digest",
+    "table_rows",
+]

@@ -1,4 +1,7 @@
-"""Allows one writer at a time in a folder. The kernel keeps the lock and releases it when its process ends or dies."""
+"""Allows one writer at a time in a folder, or several that share the work.
+
+The kernel keeps the lock and releases it when its process ends or dies.
+"""
 
 import contextlib
 import errno
@@ -38,10 +41,14 @@ class FolderLock:
         doing: What the holder does, for the error message of other processes: "trains", "encodes videos".
         remedy: What other processes can do, for their error message.
         wait_seconds: How long to wait for another holder; None waits without a limit.
+        is_shared: Whether other shared locks of the folder may be held at the same time, but no lock of one holder.
     """
 
-    def __init__(self, folder: str | Path, doing: str, remedy: str, wait_seconds: float | None = 0):
+    def __init__(
+        self, folder: str | Path, doing: str, remedy: str, wait_seconds: float | None = 0, is_shared: bool = False
+    ):
         self.folder, self.doing, self.remedy, self.wait_seconds = Path(folder), doing, remedy, wait_seconds
+        self.is_shared = is_shared
         self._depth, self._made_folder = 0, False
         self._descriptor: int | None = None
 
@@ -81,7 +88,7 @@ class FolderLock:
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if self.is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 if _is_at(descriptor, self._path):
                     break
             except BlockingIOError:
@@ -109,12 +116,23 @@ class FolderLock:
 
     def _release(self):
         if self._descriptor is not None:
-            self._path.unlink(missing_ok=True)  # before unlocking: afterwards it could be the file of the next holder
+            if self._is_last_holder():
+                self._path.unlink(missing_ok=True)  # before unlocking: then it could be the file of the next holder
             os.close(self._descriptor)
             self._descriptor = None
         if self._made_folder:
             with contextlib.suppress(OSError):  # it is not empty: something was written
                 self.folder.rmdir()
+
+    def _is_last_holder(self) -> bool:
+        """Whether nobody else holds this lock. While others share it, the file must stay."""
+        if not self.is_shared:
+            return True
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return _is_at(self._descriptor, self._path)
 
     def _holder(self) -> str:
         try:

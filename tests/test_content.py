@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 
 import clipfsar.content
 from clipfsar.content import digest_of_video, digests_of_videos, framed_digest, joint_digest
@@ -173,3 +174,76 @@ def test_a_replaced_file_of_equal_size_is_told(files):
     record = split_of(files).record()
     Path(files["a"][1]).write_bytes(b"?" * 50)
     assert split_of(files).changes_since(record) == ["s: class 'a' has other videos, or the same in another order"]
+
+
+# --- what is read for digests -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looked_at(monkeypatch) -> list:
+    """The videos whose ends are read, in order."""
+    videos, digest = [], clipfsar.content.digest_of_video
+
+    def look(video):
+        videos.append(video["path"] if isinstance(video, dict) else video)
+        return digest(video)
+
+    monkeypatch.setattr(clipfsar.content, "digest_of_video", look)
+    return videos
+
+
+def stored(number: int, size: int = 50) -> dict:
+    return {"path": f"{number}.mp4", "bytes": b"%d" % number * size}
+
+
+def with_digests(number: int) -> Dataset:
+    videos = [stored(n) for n in range(number)]
+    digests = [digest_of_video(video).hex() for video in videos]
+    return Dataset.from_dict({"video": videos, "label": ["run"] * number, "video_digest": digests})
+
+
+def test_of_videos_with_a_column_of_digests_four_are_looked_at(looked_at):
+    dataset = with_digests(30)
+    expected = digests_of_videos(dataset.remove_columns("video_digest"))
+    looked_at.clear()
+    assert np.array_equal(digests_of_videos(dataset), expected)
+    assert looked_at == ["0.mp4", "9.mp4", "19.mp4", "29.mp4"]
+
+
+def test_selected_videos_keep_their_digests():
+    dataset = with_digests(9).select([5, 2, 7])
+    assert [digest.tobytes() for digest in digests_of_videos(dataset)] == [
+        digest_of_video(stored(n)) for n in (5, 2, 7)
+    ]
+
+
+def test_digests_of_other_videos_are_not_believed():
+    dataset = with_digests(3)
+    others = dataset.remove_columns("video").add_column("video", [stored(n, size=60) for n in range(3)])
+    with pytest.warns(UserWarning, match="The column 'video_digest' belongs to other videos: the digests are computed"):
+        digests = digests_of_videos(others)
+    assert [digest.tobytes() for digest in digests] == [digest_of_video(stored(n, size=60)) for n in range(3)]
+
+
+def test_digests_of_some_rows_look_at_no_others_and_at_none_once_all_are_known(looked_at):
+    split = VideoSplit(Dataset.from_dict({"video": [stored(n) for n in range(5)], "label": ["run"] * 5}))
+    some = split.digests_of([3, 1])
+    assert looked_at == ["3.mp4", "1.mp4"]
+    assert np.array_equal(split.digests[[3, 1]], some)
+    looked_at.clear()
+    assert np.array_equal(split.digests_of([3, 1]), some)
+    assert looked_at == []
+
+
+def test_only_the_ends_of_videos_inside_a_data_set_are_copied(tmp_path):
+    Dataset.from_dict({"video": [stored(n, 10**6) for n in range(4)]}).save_to_disk(tmp_path / "data")
+    dataset = load_from_disk(tmp_path / "data").select([3, 0, 2])
+    pool = pyarrow.proxy_memory_pool(pyarrow.default_memory_pool())
+    before = pyarrow.default_memory_pool()
+    pyarrow.set_memory_pool(pool)
+    try:
+        digests = digests_of_videos(dataset)
+    finally:
+        pyarrow.set_memory_pool(before)
+    assert pool.max_memory() < 10**5
+    assert digests[1].tobytes() == digest_of_video(stored(0, 10**6))

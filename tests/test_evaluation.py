@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from tiny_data import model_of_tiny_clip, run_in_children, video_splits, write_video_folder
 
+from clipfsar.evaluation import evaluate_model
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.episodes import evaluate_features, predict_episodes, predict_until_interval
@@ -480,6 +481,27 @@ def test_a_feature_store_is_filled_once_per_model(checkpoint, other_checkpoint, 
     assert len(forwards) == 3
     assert main(arguments(checkpoint, hard_data, **given)) == expected
     assert len(forwards) == 3
+
+
+def test_encode_only_fills_the_store_in_shards_and_answers_no_episodes(
+    checkpoint, hard_data, tmp_path, monkeypatch, capsys
+):
+    expected = main(arguments(checkpoint, hard_data))
+    encoded = []
+    encode = CLIPFSARModel.get_video_features
+    monkeypatch.setattr(
+        CLIPFSARModel, "get_video_features", lambda *given, **options: encoded.append(1) or encode(*given, **options)
+    )
+    given = {"feature_store": str(tmp_path / "store")}
+    for shard in ([0, 2], [1, 2], [1, 2], []):
+        evaluate_model.main(arguments(checkpoint, hard_data, **given, encode_only=True, shard=shard))
+    printed = capsys.readouterr().out
+    assert len(encoded) == 2  # a batch for each of the two shards
+    assert "holds the features of 8 test videos of shard 0 of 2." in printed
+    assert "holds the features of all 15 test videos." in printed
+    assert "1-shot" not in printed.split("holds the features")[1]
+    assert main(arguments(checkpoint, hard_data, **given)) == expected
+    assert len(encoded) == 2
 
 
 def run_program(given: EvaluateArguments):

@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from tiny_data import model_of_tiny_clip, run_in_children, write_video
 
 import video_clipfsar
+from clipfsar import content
 from clipfsar.data.video_split import VideoSplit, digest_of_videos
 from clipfsar.evaluation import feature_store
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.episode_list import read_episodes, write_episodes
 from clipfsar.evaluation.feature_store import FeatureStore
-from clipfsar.locks import FolderLock
+from clipfsar.locks import FolderInUseError, FolderLock
+from clipfsar.shards import Shard
 from episodes_clipfsar import EpisodeSampler
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -331,6 +333,85 @@ def test_two_processes_share_the_work_that_one_left(tiny_clip, processor, videos
         encoded.append(count)
         torch.testing.assert_close(embeds, expected, rtol=1e-5, atol=1e-5)
     assert sorted(encoded) == [2, 3]
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def encode_shard(encoder: Encoder, folder, processor, videos, index: int, count: int, rebuild=False) -> int:
+    videos_encoder = VideoEncoder(encoder.model, processor, Accelerator(cpu=True), batch_size=2)
+    return FeatureStore(folder, videos_encoder, rebuild).encode_shard(VideoSplit(videos), Shard(index, count))
+
+
+def test_shards_of_which_one_was_killed_and_repeated_give_the_features_of_one_encoding(
+    tiny_clip, processor, videos, expected, tmp_path
+):
+    encoder, killed = Encoder(tiny_clip), Encoder(tiny_clip, killed_in=2)
+    assert encode_shard(encoder, tmp_path, processor, videos, 2, 3) == 2  # rows 2 and 5
+    with pytest.raises(KeyboardInterrupt):
+        encode_shard(killed, tmp_path, processor, videos, 0, 3)  # rows 0 and 3, dies over 6
+    for index in (0, 1, 2):
+        encode_shard(encoder, tmp_path, processor, videos, index, 3)
+    assert (killed.encoded, encoder.encoded) == (2, NUM_VIDEOS - 2)
+    assert torch.equal(encoder.store(tmp_path, processor, videos), expected)
+    assert encoder.encoded == NUM_VIDEOS - 2
+    assert names(tmp_path) == ["features.safetensors", "manifest.json"]
+    assert encode_shard(encoder, tmp_path, processor, videos, 0, 3) == 3  # a task after the end finds its work done
+    assert names(tmp_path) == ["features.safetensors", "manifest.json"]
+
+
+def test_tasks_may_encode_the_same_videos_at_once_and_what_no_task_encoded_is_encoded_at_the_end(
+    tiny_clip, processor, videos, expected, tmp_path
+):
+    first, second, last = (Encoder(tiny_clip) for _ in range(3))
+    encode = first.model.get_video_features
+
+    def meanwhile(pixel_values, **kwargs):
+        if not second.encoded:
+            encode_shard(second, tmp_path, processor, videos, 0, 2)  # the same shard, from its start to its end
+        return encode(pixel_values, **kwargs)
+
+    first.model.get_video_features = meanwhile
+    encode_shard(first, tmp_path, processor, videos, 0, 2)
+    assert (first.encoded, second.encoded) == (4, 4)
+    assert torch.equal(last.store(tmp_path, processor, videos), expected)
+    assert last.encoded == NUM_VIDEOS - 4
+
+
+def test_a_task_with_another_model_is_refused(tiny_clip, processor, videos, tmp_path):
+    encode_shard(Encoder(tiny_clip), tmp_path, processor, videos, 0, 2)
+    other = Encoder(tiny_clip)
+    other_weights(other, processor, videos)
+    with pytest.raises(ValueError, match="does not match: visual tower: "):
+        encode_shard(other, tmp_path, processor, videos, 1, 2)
+    with pytest.raises(ValueError, match=r"A task cannot rebuild .*: delete the folder before the first task starts"):
+        encode_shard(other, tmp_path, processor, videos, 1, 2, rebuild=True)
+    assert other.encoded == 0
+
+
+def test_nothing_is_merged_while_a_task_encodes(tiny_clip, processor, videos, tmp_path, monkeypatch):
+    with FolderLock(tmp_path, "encodes videos", "Wait", is_shared=True):
+        encode_shard(Encoder(tiny_clip), tmp_path, processor, videos, 0, 2)  # beside another task
+        monkeypatch.setattr(FeatureStore, "_lock", lambda self: FolderLock(self.folder, "encodes videos", "Wait"))
+        with pytest.raises(FolderInUseError):
+            Encoder(tiny_clip).store(tmp_path, processor, videos)
+
+
+@pytest.mark.parametrize("has_column", [True, False])
+def test_a_store_looks_at_each_video_once_or_at_four_if_the_digests_are_stored(
+    tiny_clip, processor, video_paths, has_column, tmp_path, monkeypatch
+):
+    contents = [{"path": f"{number}.mp4", "bytes": Path(path).read_bytes()} for number, path in enumerate(video_paths)]
+    columns = {"video": contents}
+    if has_column:
+        columns["video_digest"] = [content.digest_of_video(video).hex() for video in contents]
+    looked_at, digest = [], content.digest_of_video
+    monkeypatch.setattr(content, "digest_of_video", lambda video: looked_at.append(video["path"]) or digest(video))
+    encoder = VideoEncoder(model_of_tiny_clip(tiny_clip), processor, Accelerator(cpu=True), batch_size=2)
+    split = VideoSplit(Dataset.from_dict(columns))
+    for draw in range(3):  # of a frozen tower, each with a store of its own
+        FeatureStore(tmp_path / str(draw), encoder).encode(split, (0, draw))
+    assert len(looked_at) == (4 if has_column else NUM_VIDEOS)
 
 
 # --- what videos hold -------------------------------------------------------------------------------------------------

@@ -176,3 +176,17 @@ def test_a_holder_that_cannot_be_read_is_another_process(tmp_path):
         held._path.write_bytes(b"\xff{")
         with pytest.raises(FolderInUseError, match="in use: another process writes there"), lock(tmp_path):
             pass
+
+
+def test_shared_locks_go_together_and_with_no_lock_of_one_holder(tmp_path):
+    folder = tmp_path / "run"
+    first, second = (FolderLock(folder, "reads a shard", "Wait", is_shared=True) for _ in range(2))
+    with first:
+        with second, pytest.raises(FolderInUseError, match="reads a shard there since"), lock(folder):
+            pass
+        assert (folder / LOCK_NAME).exists()  # the first one still holds it
+        with pytest.raises(FolderInUseError), lock(folder):
+            pass
+    assert not folder.exists()
+    with lock(folder), pytest.raises(FolderInUseError, match="trains there since"), first:
+        pass

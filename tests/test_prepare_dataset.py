@@ -361,9 +361,12 @@ def test_a_parquet_data_set_with_its_videos_inside_is_prepared(frame_store_forma
         format="parquet",
     )
     splits = load_video_splits(str(folder))
-    kept = Video(decode=False) if frame_store_format == "none" else {"bytes": Value("binary"), "path": Value("string")}
+    kept = {"video": Video(decode=False), "label": Value("string")}
+    if frame_store_format != "none":
+        kept["video"] = {"bytes": Value("binary"), "path": Value("string")}
+        kept["video_digest"] = Value("string")
     for dataset in splits.values():
-        assert dataset.features == Features({"video": kept, "label": Value("string")})
+        assert dataset.features == Features(kept)
     assert sorted(row for part in rows_of(splits).values() for row in part) == sorted(
         (clip["path"], name) for clip, name in zip(clips, columns["action"], strict=True)
     )
@@ -388,7 +391,8 @@ def test_a_frame_store_holds_the_frames_of_the_files(frame_store, tolerance, tab
     shutil.rmtree(tmp_path / "videos")  # the store stands by itself
     dataset = load_video_splits(str(folder))["train"]
     struct = {"bytes": Value("binary"), "path": Value("string")}
-    assert dataset.features == Features({"video": struct, "label": Value("string")})
+    columns = {"video": struct, "label": Value("string"), "video_digest": Value("string")}
+    assert dataset.features == Features(columns)
     stored = list(dataset["video"])
     assert [Path(video["path"]).name for video in stored] == [Path(path).name for path in paths]
     assert (processor.process_videos(stored) - expected).abs().mean() <= tolerance
@@ -431,7 +435,8 @@ def test_embedded_videos_are_the_files_themselves(format, table, tmp_path):
     folder = prepare(tmp_path / "data", source=table, embed_videos=True, format=format)
     shutil.rmtree(tmp_path / "videos")
     dataset = load_video_splits(str(folder))["train"]
-    assert dataset.features == Features({"video": Video(decode=False), "label": Value("string")})
+    columns = {"video": Video(decode=False), "label": Value("string"), "video_digest": Value("string")}
+    assert dataset.features == Features(columns)
     assert [video["bytes"] for video in dataset["video"]] == files
     again = prepare(tmp_path / "again", source=folder, frame_store="jpeg")  # a source like any other
     assert rows_of(load_from_disk(again)) == rows_of(load_video_splits(str(folder)))
@@ -1140,7 +1145,7 @@ def test_the_help_shows_the_example_commands_on_lines_of_their_own(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "    clipfsar prepare --source HUB_ID --class_split 64 12 24" in lines
     commands = [line for line in lines if line.startswith("    clipfsar prepare --")]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         parse_arguments([*command.split("#")[0].split()[2:], "--output_dir", "data"])  # no option that there is not
 

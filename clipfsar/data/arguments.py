@@ -9,6 +9,7 @@ from choices_clipfsar import DECODERS, FRAME_STORES, PREPROCESSINGS, SECONDS_PER
 from clipfsar.names import check_source, find_model
 from clipfsar.options import option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
+from clipfsar.shards import shard_of
 from paths_clipfsar import check_path
 
 SPLITS = ("train", "validation", "test")
@@ -26,6 +27,7 @@ class PrepareArguments:
         clipfsar prepare --source FOLDER          # SPLIT/CLASS/VIDEO; or CLASS/VIDEO, split by classes
         clipfsar prepare --source clips.csv       # columns path, label and, optionally, split
         clipfsar prepare --source HUB_ID --class_split 64 12 24
+        clipfsar prepare --source FOLDER --shard 0 8    # one of eight tasks; then once without --shard
 
     Every video is read once, in parallel. Videos that cannot be read are listed in bad_videos.csv. With --frame_store
     the data set keeps the resized frames; training reads them many times faster than the video files. To resume an
@@ -89,6 +91,11 @@ class PrepareArguments:
     decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
     seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; slower ones are unreadable.")
     num_workers: int = option(os.cpu_count() or 1, "Number of processes that read videos.")
+    shard: list[int] = option(
+        [],
+        "Read only shard I of N: --shard 0 8 to --shard 7 8, on one machine or several. Afterwards the same command "
+        "without --shard makes the data set. Default in a Slurm array: the task's shard; 0 1 reads everything.",
+    )
 
     # Where to
     output_dir: str | None = option(None, "Folder of the data set. Default with --benchmark NAME: data/NAME.")
@@ -122,6 +129,12 @@ class PrepareArguments:
                 raise ValueError(f"--{name} {value} must be at least {least}.")
         if not self.seconds_per_video > 0:
             raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
+        self.task = shard_of(self.shard)
+        if self.task is not None and self.skip_reading and self.frame_store == "none" and not self.embed_videos:
+            raise ValueError(
+                f"{self.task}: with --skip_reading no video is read, so there is nothing to divide. Leave --shard out "
+                "(in a Slurm array: --shard 0 1)."
+            )
         if self.jpeg_quality > 95:
             raise ValueError(f"--jpeg_quality {self.jpeg_quality} must be at most 95.")
 
@@ -133,6 +146,7 @@ class PrepareArguments:
     def settings(self) -> dict:
         """The options that determine the data set. Only a preparation with the same ones can be resumed."""
         others = {"output_dir", "num_workers", "seconds_per_video", "skip_bad_videos", "push_to_hub", "hub_private"}
+        others |= {"shard"}
         others |= {"model"}  # it only sets frame_size and preprocessing
         return {name: value for name, value in asdict(self).items() if name not in others}
 

@@ -6,6 +6,7 @@ Finished work is stored in shards on the disk. An interrupted run loses at most 
 import json
 import multiprocessing
 import os
+import secrets
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,15 +22,16 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 import torch
-from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Value, Video, concatenate_datasets, load_from_disk
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from tqdm.auto import tqdm
 
 from choices_clipfsar import SECONDS_PER_VIDEO
-from clipfsar.checked_files import check_files, write_checksums
-from clipfsar.content import digests_of_videos
+from clipfsar.checked_files import check_files, link_or_copy, write_checksums
+from clipfsar.content import digest_column, digest_of_video, digests_of_videos, table_rows
 from clipfsar.json_files import read_json
 from clipfsar.locks import FolderLock
+from clipfsar.shards import Shard
 from container_clipfsar import READER_VERSION
 from frame_archive_clipfsar import FRAME_FORMATS, pack_frames
 from limits_clipfsar import UnreadableError
@@ -41,6 +43,7 @@ from video_clipfsar import VideoReadError, VideoTimes, read_video_frames, sample
 MISSING = "missing"
 VIDEOS_PER_SHARD = 256
 BYTES_PER_SHARD = 256 * 2**20
+BLOCKS_PER_TASK = 8  # in a large split, so that all tasks have about the same number of videos
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,17 @@ def _run_in_separate_process(function: Callable, job, new_pool: Callable[[int], 
             return error
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """A finished shard: a folder, and the keys of its videos. The folder `videos` in it has the kept data, if any."""
+
+    path: Path
+    keys: list[str]
+
+    def load(self) -> Dataset:
+        return load_from_disk(str(self.path / "videos"), keep_in_memory=False)
+
+
 def read_split(
     dataset: Dataset, folder: Path, settings: FrameStoreSettings, num_workers: int, description: str = "reading videos"
 ) -> tuple[Dataset, dict[int, str]]:
@@ -248,22 +262,92 @@ def read_split(
         FolderInUseError: If another process works in the folder.
         DamagedFileError: If a file of a finished shard has changed since it was written.
     """
-    with FolderLock(folder, "keeps frames of videos", "Wait until it ends, or name another folder"):
-        return _read_split(dataset, folder, settings, num_workers, description)
+    with _lock(folder):
+        shards = _finished_shards(folder)
+        keys, problems = _read_missing(dataset, folder, settings, num_workers, description, shards)
+        good = [row for row in range(len(dataset)) if row not in problems]
+        if not settings.keeps_something or not good:
+            return dataset.select(good), problems
+        return concatenate_datasets(_in_order(folder, shards, [keys[row] for row in good])), problems
 
 
-def _read_split(
-    dataset: Dataset, folder: Path, settings: FrameStoreSettings, num_workers: int, description: str
-) -> tuple[Dataset, dict[int, str]]:
-    shards = _finished_shards(folder)
+def block_of_task(num_rows: int, task: Shard) -> int:
+    """Number of videos in a block: task I of N reads the blocks I, I + N, ... of consecutive videos.
+
+    The file of a block becomes part of the data set as it is. Files of single videos I, I + N, ... would have to be
+    written again, in order.
+    """
+    size = num_rows // (BLOCKS_PER_TASK * task.count)
+    return max(1, VIDEOS_PER_SHARD // 16, min(size, VIDEOS_PER_SHARD))
+
+
+def read_shard(
+    dataset: Dataset, folder: Path, settings: FrameStoreSettings, num_workers: int, description: str, task: Shard
+) -> dict[int, str]:
+    """Reads the videos of one task into `folder`, where `read_split` finds them. Others may do so at the same time.
+
+    Args:
+        dataset: The whole split; see `read_split`.
+
+    Returns:
+        For each row of the task that cannot be read, the reason.
+
+    Raises:
+        FolderInUseError: If `read_split` works in the folder.
+        DamagedFileError: If a list of finished videos has changed since it was written.
+    """
+    block = block_of_task(len(dataset), task)
+    rows = task.rows(len(dataset), block)
+    if not rows:
+        return {}
+    with _lock(folder, is_shared=True):
+        shards = _finished_shards(folder, only="keys.json")  # `read_split` checks the others
+        mine = dataset.select(rows)
+        _, problems = _read_missing(mine, folder, settings, num_workers, description, shards, task, block)
+    return {rows[row]: problem for row, problem in problems.items()}
+
+
+def _lock(folder: Path, is_shared: bool = False) -> FolderLock:
+    remedy = "Wait until it ends, or name another folder"
+    return FolderLock(folder, "keeps frames of videos", remedy, is_shared=is_shared)
+
+
+def _read_missing(
+    dataset: Dataset,
+    folder: Path,
+    settings: FrameStoreSettings,
+    num_workers: int,
+    description: str,
+    shards: list[_Shard],
+    task: Shard | None = None,
+    block: int | None = None,
+) -> tuple[list[str], dict[int, str]]:
+    """Reads the videos that are in none of the shards, and appends new shards.
+
+    Args:
+        task: Gives names to the new shards that no other task uses.
+        block: A new shard lies within one block of so many rows.
+
+    Returns:
+        The key of each row; and the reasons why rows cannot be read.
+    """
     keys = _keys(dataset)
     done = {key for shard in shards for key in shard.keys}
     to_read = [row for row, key in enumerate(keys) if key not in done]
     jobs = ((dataset[row]["video"], settings) for row in to_read)
     results = in_processes(read_video, jobs, num_workers)
     progress = tqdm(total=len(dataset), initial=len(dataset) - len(to_read), desc=description, unit="video")
-    read, problems, num_bytes = {}, {}, 0
+    read: dict[int, bytes | None] = {}
+    problems, num_bytes = {}, 0
+
+    def write():
+        videos = _kept_videos(dataset.select(read), list(read.values()), settings) if settings.keeps_something else None
+        shards.append(_write_shard(_new_shard(folder, task), videos, [keys[row] for row in read]))
+
     for row, result in zip(to_read, results, strict=True):
+        if read and block is not None and row // block != max(read) // block:
+            write()
+            read, num_bytes = {}, 0
         if isinstance(result, BrokenProcessPool):
             result = ReadVideo(error=f"Cannot read video {_path_of(dataset[row]['video'])!r}: the decoder crashed.")
         if result.error is None:
@@ -274,80 +358,122 @@ def _read_split(
         progress.update()
         progress.set_postfix(unreadable=len(problems), refresh=False)
         if len(read) == VIDEOS_PER_SHARD or num_bytes >= BYTES_PER_SHARD:
-            shards.append(_write_shard(folder, len(shards), dataset, read, [keys[row] for row in read], settings))
+            write()
             read, num_bytes = {}, 0
     if read:
-        shards.append(_write_shard(folder, len(shards), dataset, read, [keys[row] for row in read], settings))
+        write()
     progress.close()
-
-    good = [row for row in range(len(dataset)) if row not in problems]
-    if not settings.keeps_something or not good:
-        return dataset.select(good), problems
-    position = {key: number for number, key in enumerate(key for shard in shards for key in shard.keys)}
-    kept = concatenate_datasets([load_from_disk(str(shard.path / "videos")) for shard in shards])
-    order = [position[keys[row]] for row in good]
-    return kept if order == list(range(len(kept))) else kept.select(order), problems
+    return keys, problems
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """A finished shard: a folder, and the keys of its videos. The folder `videos` in it has the kept data, if any."""
-
-    path: Path
-    keys: list[str]
-
-
-def _finished_shards(folder: Path) -> list[_Shard]:
+def _finished_shards(folder: Path, only: str = "*") -> list[_Shard]:
+    """The finished shards of a folder. `only` is a name pattern of the files to compare with their checksums."""
     paths = sorted(folder.glob("shard-*"))  # unfinished ones are called .shard-...
     remedies = {path: f"delete {path}, and its videos are read again" for path in paths}
-    unchecked = [path for path, remedy in remedies.items() if not check_files(path, remedy, must_be_listed="*")]
+    unchecked = [path for path, remedy in remedies.items() if not check_files(path, remedy, only, must_be_listed="*")]
     if unchecked:
         print(f"note: {len(unchecked)} finished pieces in {folder} have no checksums; they are used unchecked.")
     return [_Shard(path, read_json(path / "keys.json", remedies[path], list)) for path in paths]
 
 
-def _write_shard(
-    folder: Path,
-    number: int,
-    dataset: Dataset,
-    kept: dict[int, bytes | None],
-    keys: list[str],
-    settings: FrameStoreSettings,
-) -> _Shard:
+def _new_shard(folder: Path, task: Shard | None = None) -> Path:
+    """A name that no finished shard has, and that no other task gives at the same time."""
+    if task is not None:
+        return folder / f"shard-{task.index:05d}-of-{task.count:05d}-{secrets.token_hex(8)}"
+    numbers = [int(path.name[6:]) for path in folder.glob("shard-*") if path.name[6:].isdecimal()]
+    return folder / f"shard-{max(numbers, default=-1) + 1:06d}"
+
+
+def _write_shard(path: Path, videos: Dataset | None, keys: list[str]) -> _Shard:
     """Writes a shard. It gets its name only when it is complete."""
-    path = folder / f"shard-{number:06d}"
     with replace_file(path) as partial:
         partial.mkdir()
-        if settings.keeps_something:
-            _save_quietly(_kept_videos(dataset.select(kept), list(kept.values())), partial / "videos")
+        if videos is not None:
+            _save_quietly(videos, partial / "videos")
         (partial / "keys.json").write_text(json.dumps(keys))
         write_checksums(partial)
     return _Shard(path, keys)
 
 
-def _kept_videos(part: Dataset, kept: list[bytes | None]) -> Dataset:
-    """The rows with the kept data in place of the videos."""
+def _kept_videos(part: Dataset, kept: list[bytes | None], settings: FrameStoreSettings) -> Dataset:
+    """The rows with the kept data in place of the videos, and with the digests of these."""
     videos = [
         {"path": os.path.basename(video["path"] or "") or None, "bytes": data}
         for video, data in zip(references(part), kept, strict=True)
     ]
+    digests = [digest_of_video(video).hex() for video in videos]
     # A plain struct: with a video column, `datasets` would decode frames as a video and drop bytes if the path exists.
-    features = Features({"video": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("string")})
-    return Dataset.from_dict({"video": videos, "label": part["label"][:]}, features=features)
+    video = {"bytes": Value("binary"), "path": Value("string")}
+    features = Features({"video": video, "label": Value("string"), digest_column(): Value("string")})
+    columns = {"video": videos, "label": part["label"][:], digest_column(): digests}
+    dataset = Dataset.from_dict(columns, features=features)
+    return dataset.cast_column("video", Video(decode=False)) if settings.frame_format == "file" else dataset
+
+
+def _in_order(folder: Path, shards: list[_Shard], keys: list[str]) -> list[Dataset]:
+    """Data sets that hold the videos with these keys, one after the other, each all of one shard.
+
+    A shard that fits into the order stays as it is. Videos of other shards are copied into new ones.
+    """
+    starting = {shard.keys[0]: shard for shard in shards if shard.keys}
+    ordered: list[_Shard] = []
+    others: list[str] = []
+    start = 0
+    while start < len(keys):
+        shard = starting.get(keys[start])
+        if shard is None or shard.keys != keys[start : start + len(shard.keys)]:
+            others.append(keys[start])
+            start += 1
+            continue
+        ordered += _copied(folder, shards, others)
+        ordered.append(shard)
+        others, start = [], start + len(shard.keys)
+    ordered += _copied(folder, shards, others)
+    return [shard.load() for shard in ordered]
+
+
+def _copied(folder: Path, shards: list[_Shard], keys: list[str]) -> list[_Shard]:
+    """New shards with copies of the videos with these keys, in this order."""
+    if not keys:
+        return []
+    wanted = set(keys)
+    sources = [shard for shard in shards if not wanted.isdisjoint(shard.keys)]
+    videos = concatenate_datasets([shard.load() for shard in sources])
+    position = {key: number for number, key in enumerate(key for shard in sources for key in shard.keys)}
+    parts = [keys[start : start + VIDEOS_PER_SHARD] for start in range(0, len(keys), VIDEOS_PER_SHARD)]
+    return [_write_shard(_new_shard(folder), videos.select([position[key] for key in part]), part) for part in parts]
+
+
+def save_linked(splits: DatasetDict, folder: Path) -> None:
+    """Writes what `DatasetDict.save_to_disk` writes, with links to the files of the shards instead of copies.
+
+    Args:
+        splits: Data sets that `read_split` returned.
+    """
+    _save_quietly(DatasetDict({name: split.select([]) for name, split in splits.items()}), folder)
+    for name, split in splits.items():
+        for path in (folder / name).glob("*.arrow"):
+            path.unlink()
+        sources = [Path(file["filename"]) for file in split.cache_files]
+        names = [f"data-{number:05d}-of-{len(sources):05d}.arrow" for number in range(len(sources))]
+        for source, target in zip(sources, names, strict=True):
+            link_or_copy(source, folder / name / target)
+        state = read_json(folder / name / "state.json", "run the command again")
+        state |= {"_data_files": [{"filename": target} for target in names], "_fingerprint": split._fingerprint}
+        (folder / name / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
 
 
 def references(dataset: Dataset) -> Iterator[dict]:
     """Yields the values of the column `video` with their paths, but with `b""` in place of stored bytes."""
-    for batch in dataset.select_columns(["video"]).with_format("arrow").iter(1000):
-        videos = batch["video"]
-        if pyarrow.types.is_struct(videos.type):
-            has_bytes = pyarrow.compute.is_valid(pyarrow.compute.struct_field(videos, "bytes")).to_pylist()
-            paths = pyarrow.compute.struct_field(videos, "path").to_pylist()
-        else:
-            paths = videos.to_pylist()
-            has_bytes = [False] * len(paths)
-        for path, has in zip(paths, has_bytes, strict=True):
-            yield {"path": path, "bytes": b"" if has else None}
+    videos = dataset.data.column("video")
+    if pyarrow.types.is_struct(videos.type):
+        has_bytes = pyarrow.compute.is_valid(pyarrow.compute.struct_field(videos, "bytes")).to_pylist()
+        paths = pyarrow.compute.struct_field(videos, "path").to_pylist()
+    else:
+        paths = videos.to_pylist()
+        has_bytes = [False] * len(paths)
+    for row in table_rows(dataset):
+        yield {"path": paths[row], "bytes": b"" if has_bytes[row] else None}
 
 
 def _keys(dataset: Dataset) -> list[str]:
@@ -363,7 +489,7 @@ def _key(video: dict, label: str, digest: np.ndarray | None) -> str:
 
     Keys of version 0.1 have no reader version, so videos from its interrupted runs are read again.
     """
-    reader = f"reader {READER_VERSION}"
+    reader = f"reader {READER_VERSION}, with digest"
     if digest is not None:
         return json.dumps([video["path"], digest.tobytes().hex(), label, reader])
     try:
@@ -377,7 +503,7 @@ def _is_folder(path: str | None) -> bool:
     return path is not None and os.path.isdir(path)
 
 
-def _save_quietly(dataset: Dataset, folder: Path):
+def _save_quietly(dataset: Dataset | DatasetDict, folder: Path):
     was_enabled = is_progress_bar_enabled()
     disable_progress_bar()
     dataset.save_to_disk(str(folder))
@@ -409,9 +535,12 @@ __all__ = [
     "MISSING",
     "FrameStoreSettings",
     "ReadVideo",
+    "block_of_task",
     "in_processes",
     "is_missing",
+    "read_shard",
     "read_split",
     "read_video",
     "references",
+    "save_linked",
 ]

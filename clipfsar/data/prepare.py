@@ -10,9 +10,19 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Value, Video
 
+from clipfsar.checked_files import create_file
 from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, FRAME_SIZE, SPLITS, PrepareArguments
 from clipfsar.data.clips import LeftOut
-from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
+from clipfsar.data.frame_store import (
+    MISSING,
+    FrameStoreSettings,
+    block_of_task,
+    is_missing,
+    read_shard,
+    read_split,
+    references,
+    save_linked,
+)
 from clipfsar.data.older_reader import REPORT
 from clipfsar.data.sources import listed_clips, resplit, to_dataset
 from clipfsar.data.splits import WORK_FOLDER, check_disjoint_classes, load_video_splits
@@ -20,6 +30,7 @@ from clipfsar.data.tables import csv_text
 from clipfsar.json_files import read_json
 from clipfsar.locks import LOCK_NAME, FolderLock
 from clipfsar.presets import PRESETS
+from clipfsar.shards import Shard
 from container_clipfsar import READER_VERSION
 from episodes_clipfsar import read_labels
 from paths_clipfsar import flush_to_disk, replace_file
@@ -89,10 +100,18 @@ class Preparation:
         self.bad: list[dict[str, str]] = []  # {"split", "class", "path", "problem"}
 
     def run(self):
-        """Prepares the data set. Raises `FolderInUseError` if another preparation works in the same folder."""
-        remedy = "Wait until it ends, stop it, or name another --output_dir"
-        with FolderLock(self.output_dir, "prepares a data set", remedy):
-            self._run()
+        """Prepares the data set, or reads one shard of its videos.
+
+        Raises:
+            FolderInUseError: If another preparation works in the same folder. Only shards may be read at the same time.
+        """
+        remedy, task = "Wait until it ends, stop it, or name another --output_dir", self.arguments.task
+        if task is None:
+            with FolderLock(self.output_dir, "prepares a data set", remedy):
+                self._run()
+        else:
+            with FolderLock(self.output_dir, f"prepares {task}", remedy, is_shared=True):
+                self._run_task(task)
 
     def _run(self):
         arguments = self.arguments
@@ -108,11 +127,7 @@ class Preparation:
         self._write_bad_videos()
         print("\n".join(self.summary()))
         if not any(len(dataset) for dataset in self.splits.values()):
-            first = self.bad[0]
-            raise ValueError(
-                f"None of the {len(self.bad)} videos can be read; the first is {first['path']} ({first['problem']}). "
-                "Check the folder of the videos."
-            )
+            raise self._nothing_readable()
         if self.bad and not arguments.skip_bad_videos:
             raise ValueError(
                 f"{_videos(len(self.bad))} missing or unreadable, see {self.output_dir / 'bad_videos.csv'}. Fix them "
@@ -120,24 +135,56 @@ class Preparation:
             )
         self._save()
 
+    def _run_task(self, task: Shard):
+        """Reads the videos of one shard. The preparation without a shard finds them, and reports the bad ones."""
+        if self._is_prepared():
+            print(f"{task}: nothing to do, {self.output_dir} is prepared.")
+            return
+        self._open_output_dir()
+        settings, num_workers, num_rows = frame_store_settings(self.arguments), self.arguments.num_workers, 0
+        for split, dataset in self.splits.items():
+            description = f"reading {split} videos, {task}"
+            problems = read_shard(dataset, self.work_dir / split, settings, num_workers, description, task)
+            self._leave_out(split, problems)
+            rows = task.rows(len(dataset), block_of_task(len(dataset), task))
+            print(f"{task}: {len(rows):,} {split} videos, {len(problems):,} of them missing or unreadable.")
+            num_rows += len(rows)
+        if self.bad and len(self.bad) == num_rows:
+            raise self._nothing_readable()
+        print("After the last shard, run the same command without --shard (in a Slurm array: --shard 0 1).")
+
+    def _nothing_readable(self) -> ValueError:
+        first = self.bad[0]
+        return ValueError(
+            f"None of the {len(self.bad)} videos can be read; the first is {first['path']} ({first['problem']}). "
+            "Check the folder of the videos."
+        )
+
+    def _is_prepared(self) -> bool:
+        """Whether the folder holds the data set already, prepared with the same settings."""
+        if not (self.output_dir / REPORT).is_file():
+            return False
+        report = read_json(self.output_dir / REPORT, f"delete {self.output_dir}, and all videos are read again")
+        settings = json.loads(json.dumps(self.arguments.settings()))
+        return all(report["settings"].get(name) == value for name, value in settings.items())
+
     def _open_output_dir(self):
         """Resumes an interrupted preparation with the same settings. Refuses a folder with any other content."""
         settings, path = self.arguments.settings(), self.work_dir / "settings.json"
         if (self.output_dir / REPORT).is_file():
             raise ValueError(f"{self.output_dir} already holds a prepared data set: delete it or name another folder.")
-        if path.is_file():
-            earlier = read_json(path, f"delete {self.work_dir}, and all videos are read again")
-            different = [f"--{name} {earlier.get(name)}" for name in settings if earlier.get(name) != settings[name]]
-            if different:
-                raise ValueError(
-                    f"An unfinished preparation in {self.output_dir} was started with {', '.join(different)}: use "
-                    "the same settings, delete the folder, or name another one."
-                )
-        elif any(path.name != LOCK_NAME for path in self.output_dir.iterdir()):
+        others = {path.name for path in self.output_dir.iterdir()} - {LOCK_NAME, WORK_FOLDER}
+        if others and not path.is_file():
             raise ValueError(f"{self.output_dir} is not empty: name another folder for the data set.")
         self.work_dir.mkdir(exist_ok=True)
-        with replace_file(path) as partial:
-            partial.write_text(json.dumps(settings, indent=2) + "\n")
+        create_file(path, json.dumps(settings, indent=2) + "\n")  # unless it is there
+        earlier = read_json(path, f"delete {self.work_dir}, and all videos are read again")
+        different = [f"--{name} {earlier.get(name)}" for name in settings if earlier.get(name) != settings[name]]
+        if different:
+            raise ValueError(
+                f"An unfinished preparation in {self.output_dir} was started with {', '.join(different)}: use the same "
+                "settings, delete the folder, or name another one."
+            )
 
     def _missing_rows(self) -> dict[str, list[int]]:
         return {
@@ -151,8 +198,6 @@ class Preparation:
             description = f"reading {split} videos"
             read, problems = read_split(dataset, self.work_dir / split, settings, num_workers, description)
             self._leave_out(split, problems)
-            if self.arguments.embed_videos and len(read):
-                read = read.cast_column("video", Video(decode=False))
             self.splits[split] = read
 
     def _leave_out(self, split: str, problems: dict[int, str]):
@@ -259,7 +304,9 @@ class Preparation:
         """Writes the whole data set to a folder in the work folder, and returns it."""
         folder = self.work_dir / "result"
         shutil.rmtree(folder, ignore_errors=True)
-        if self.arguments.format == "disk":
+        if self.arguments.format == "disk" and frame_store_settings(self.arguments).keeps_something:
+            save_linked(self.splits, folder)
+        elif self.arguments.format == "disk":
             self.splits.save_to_disk(str(folder))
         else:
             (folder / "data").mkdir(parents=True)
@@ -273,11 +320,16 @@ class Preparation:
 
     def _put_in_place(self, folder: Path):
         flush_to_disk(folder)
-        for path in sorted(folder.iterdir(), key=Path.is_file):  # files, such as the list of splits, come last
-            target = self.output_dir / path.name  # left there by this preparation before an interruption
-            if target.is_dir():
-                shutil.rmtree(target)
-            path.replace(target)
+        targets = {path: self.output_dir / path.name for path in folder.iterdir()}
+        is_placing = self.work_dir / "is_placing"  # from then on, files with these names are those of this preparation
+        present = [] if is_placing.exists() else [target for target in targets.values() if target.exists()]
+        if present:
+            raise ValueError(f"{present[0]} does not belong to this preparation: move it away and run it again.")
+        is_placing.touch()
+        for path in sorted(targets, key=Path.is_file):  # files, such as the list of splits, come last
+            if targets[path].is_dir():  # left there before an interruption
+                shutil.rmtree(targets[path])
+            path.replace(targets[path])
 
     def _what_next(self, classes: dict[str, dict[str, int]]) -> str:
         """The next command. Training needs two classes with two clips each (support and query); enrolling does not."""

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -76,6 +76,12 @@ class VideoSplit:
     def digests(self) -> np.ndarray:
         """Digest of each video, (V, 16); see `clipfsar.content`. Computed once, at the first access."""
         return digests_of_videos(self.dataset, self.video_column)
+
+    def digests_of(self, rows: Sequence[int]) -> np.ndarray:
+        """Digests of some videos, (len(rows), 16). Reads no others."""
+        if "digests" in self.__dict__:  # where `cached_property` keeps them
+            return self.digests[rows]
+        return digests_of_videos(self.dataset.select(rows), self.video_column)
 
     @cached_property
     def digest(self) -> str:

@@ -6,6 +6,7 @@ from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SECONDS_PER_VIDEO
 from clipfsar.inference.arguments import DTYPE_CHOICES, DTYPE_HELP
 from clipfsar.names import check_source, find_model
 from clipfsar.options import REQUIRED, option
+from clipfsar.shards import shard_of
 from paths_clipfsar import check_path
 
 
@@ -49,6 +50,12 @@ class EvaluateArguments:
         None, "Folder that keeps the frame features for later evaluations, and after an interruption."
     )
     rebuild_features: bool = option(False, "Replace a feature store that does not match the model or the videos.")
+    encode_only: bool = option(False, "Only fill the feature store; answer no episodes.")
+    shard: list[int] = option(
+        [],
+        "With --encode_only: encode only shard I of N, on one machine or several. Afterwards the same command without "
+        "--shard merges them. Default in a Slurm array: the task's shard; 0 1 encodes everything.",
+    )
     output_dir: str | None = option(None, "Folder for results.json and pictures.")
     output_json: str | None = option(None, "Write the results to this file.")
     batch_size: int = option(16, "Videos per forward pass.")
@@ -82,9 +89,22 @@ class EvaluateArguments:
                 f"--dtype {self.dtype} and --mixed_precision {self.mixed_precision} both set the precision of the "
                 "visual tower: give one of them."
             )
+        self._check_encoding()
         for name in ("write_episodes", "until_interval"):
             if self.read_episodes is not None and getattr(self, name) is not None:
                 raise ValueError(f"--read_episodes already fixes the episodes: leave --{name} out.")
+
+    def _check_encoding(self):
+        if self.shard and not self.encode_only:
+            raise ValueError("--shard divides the encoding, not the episodes: add --encode_only.")
+        if self.encode_only and self.feature_store is None:
+            raise ValueError("--encode_only fills a feature store: name its folder with --feature_store.")
+        self.task = shard_of(self.shard) if self.encode_only else None
+        if self.task is not None and self.rebuild_features:
+            raise ValueError(
+                f"{self.task}: with --rebuild_features one task would delete the features of another. Delete the "
+                "folder before the first task starts."
+            )
 
     def check_files(self):
         """Raises `FileNotFoundError` for a missing file, data set or model."""

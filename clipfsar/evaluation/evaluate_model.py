@@ -190,15 +190,8 @@ def run(arguments: EvaluateArguments) -> EvaluationResults:
     paths: list[str | Path] = [*_output_files(arguments)]
     for path in [*paths, arguments.write_episodes] if arguments.write_episodes else paths:
         check_output_file(path)  # before the work
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available() or arguments.dtype == "int8",
-        mixed_precision="no" if arguments.dtype != "float32" else arguments.mixed_precision,
-    )
-    columns = (arguments.video_column, arguments.label_column)
-    splits = machines_first(accelerator, lambda: load_video_splits(arguments.dataset, *columns))
-    if arguments.split not in splits:
-        raise ValueError(f"{arguments.dataset} has no split {arguments.split!r}; it has {', '.join(splits)}.")
-    split = VideoSplit(splits[arguments.split], *columns, arguments.split)
+    accelerator = _accelerator(arguments)
+    split = _split(arguments, accelerator)
     given = (arguments.n_way, arguments.n_shot, arguments.n_query, arguments.n_episodes, arguments.seed)
     protocol = Protocol(*given, arguments.inference_modes)
     # A list of episodes about other videos is rejected here, before the encoding.
@@ -218,8 +211,45 @@ def run(arguments: EvaluateArguments) -> EvaluationResults:
     return results
 
 
+def encode(arguments: EvaluateArguments) -> None:
+    """`clipfsar evaluate --encode_only`: fills the feature stores of the models, or one shard of them."""
+    accelerator, task = _accelerator(arguments), arguments.task
+    split = _split(arguments, accelerator)
+    for name in filter(None, (arguments.model, arguments.compare_with)):
+        store = _encoder(name, split, arguments, accelerator)
+        assert isinstance(store, FeatureStore)  # the arguments name a folder
+        description = f"encoding {split.name} videos"
+        if task is None:
+            told = f"all {len(store.encode(split, description=description)):,} {split.name} videos"
+        else:
+            told = f"{store.encode_shard(split, task, f'{description}, {task}'):,} {split.name} videos of {task}"
+        if accelerator.is_main_process:
+            print(f"{store.folder} holds the features of {told}.")
+    if task is not None and accelerator.is_main_process:
+        print("After the last shard, run the same command without --shard (in a Slurm array: --shard 0 1).")
+    accelerator.end_training()
+
+
 def main(arguments: EvaluateArguments):
-    run(arguments)
+    if arguments.encode_only:
+        encode(arguments)
+    else:
+        run(arguments)
+
+
+def _accelerator(arguments: EvaluateArguments) -> Accelerator:
+    return Accelerator(
+        cpu=not torch.accelerator.is_available() or arguments.dtype == "int8",
+        mixed_precision="no" if arguments.dtype != "float32" else arguments.mixed_precision,
+    )
+
+
+def _split(arguments: EvaluateArguments, accelerator: Accelerator) -> VideoSplit:
+    columns = (arguments.video_column, arguments.label_column)
+    splits = machines_first(accelerator, lambda: load_video_splits(arguments.dataset, *columns))
+    if arguments.split not in splits:
+        raise ValueError(f"{arguments.dataset} has no split {arguments.split!r}; it has {', '.join(splits)}.")
+    return VideoSplit(splits[arguments.split], *columns, arguments.split)
 
 
 def _encoder(
@@ -258,4 +288,4 @@ def _store_folder(feature_store: str | Path, model_name: str, split: VideoSplit)
     return Path(feature_store) / name / split.name
 
 
-__all__ = ["Evaluation", "evaluate_episodes", "main", "run"]
+__all__ = ["Evaluation", "encode", "evaluate_episodes", "main", "run"]

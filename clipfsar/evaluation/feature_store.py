@@ -8,19 +8,22 @@ their content (`clipfsar.content`); videos at web addresses by their address.
 import contextlib
 import errno
 import json
+import secrets
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from backbones_clipfsar import tower_configs
-from clipfsar.checked_files import DamagedFileError, load_tensors, save_rows, save_tensors
+from clipfsar.checked_files import DamagedFileError, create_file, load_tensors, save_rows, save_tensors
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.json_files import read_json
 from clipfsar.locks import LOCK_NAME, FolderLock
 from clipfsar.processes import first_process_decides, holds_everywhere
+from clipfsar.shards import Shard
 from container_clipfsar import READER_VERSION
 from fingerprint_clipfsar import precision_of, preprocessing_settings, unseen_settings, weights_digest
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
@@ -65,16 +68,33 @@ class FeatureStore:
         split, accelerator = VideoSplit.of(split), self.encoder.accelerator
         with contextlib.ExitStack() as stack:
             is_done, manifest = first_process_decides(accelerator, lambda: self._open(split, draw_seed, stack))
-            if not holds_everywhere(accelerator, self._present() == manifest):
-                raise ValueError(
-                    f"Not every process sees the feature store {self.folder} of the first one: name a folder that all "
-                    "of them share."
-                )
+            self._check_everywhere(manifest)
             if not is_done:
-                self._encode_missing(split, draw_seed, description)
+                self._encode_missing(split, range(len(split)), draw_seed, description)
                 accelerator.wait_for_everyone()
                 first_process_decides(accelerator, lambda: self._merge(split))
         return load_tensors(self._features, _ENCODE_AGAIN, manifest["format"] > 1)["embeds"]
+
+    def encode_shard(self, split, shard: Shard, description: str = "encoding videos") -> int:
+        """Encodes the videos of one shard that are not in the store yet. Returns the number of videos of the shard.
+
+        Several tasks may encode into the same folder at once; `encode` then puts their features together.
+
+        Raises:
+            ValueError: When the store does not match. When a file is damaged. When `rebuild` is set: one task would
+                delete the features of another.
+        """
+        if self.rebuild:
+            raise ValueError(f"A task cannot rebuild {self.folder}: delete the folder before the first task starts.")
+        split, accelerator = VideoSplit.of(split), self.encoder.accelerator
+        rows = shard.rows(len(split))
+        with contextlib.ExitStack() as stack:
+            is_done, manifest = first_process_decides(accelerator, lambda: self._open_shard(split, stack))
+            self._check_everywhere(manifest)
+            if not is_done:
+                self._encode_missing(split, rows, None, description, f"-{secrets.token_hex(8)}")
+                accelerator.wait_for_everyone()
+        return len(rows)
 
     def manifest(self, split: VideoSplit, draw_seed: tuple[int, ...] | None = None) -> dict:
         """All inputs of the features: two stores with equal manifests hold the same features."""
@@ -106,6 +126,24 @@ class FeatureStore:
                 return {}
             raise
 
+    def _check_everywhere(self, manifest: dict):
+        if not holds_everywhere(self.encoder.accelerator, self._present() == manifest):
+            raise ValueError(
+                f"Not every process sees the feature store {self.folder} of the first one: name a folder that all of "
+                "them share."
+            )
+
+    def _open_shard(self, split: VideoSplit, stack) -> tuple[bool, dict]:
+        """Like `_open`. The lock is shared with other tasks, which write the same manifest or are refused."""
+        manifest = self.manifest(split)
+        if self._present() == manifest and self._features.is_file():
+            return True, manifest
+        stack.enter_context(self._lock(is_shared=True))
+        if not self._matches(split, manifest):
+            create_file(self.folder / "manifest.json", _text_of(manifest))
+            self._matches(split, manifest)  # another task may have been first
+        return self._features.is_file(), manifest
+
     def _open(self, split: VideoSplit, draw_seed: tuple[int, ...] | None, stack) -> tuple[bool, dict]:
         """Whether the store is complete, and its manifest. An incomplete store is locked in `stack`.
 
@@ -126,10 +164,10 @@ class FeatureStore:
         self._check_or_clear(split, manifest)
         return self._features.is_file(), manifest
 
-    def _lock(self) -> FolderLock:
+    def _lock(self, is_shared: bool = False) -> FolderLock:
         seconds = None if self.encoder.accelerator.num_processes == 1 else SECONDS_TO_WAIT
         remedy = "Wait until it has ended, or name another folder for the features"
-        return FolderLock(self.folder, "encodes videos", remedy, seconds)
+        return FolderLock(self.folder, "encodes videos", remedy, seconds, is_shared)
 
     def _check_older(self, split: VideoSplit, present: dict | None, manifest: dict) -> bool:
         """Whether an older version made this store, and everything it recorded matches.
@@ -177,15 +215,29 @@ class FeatureStore:
 
     def _write_manifest(self, manifest: dict):
         with replace_file(self.folder / "manifest.json") as partial:
-            partial.write_text(json.dumps(manifest, indent=2) + "\n")
+            partial.write_text(_text_of(manifest))
 
     def _check_or_clear(self, split: VideoSplit, manifest: dict):
         """Checks that the store matches, or empties it for new features. Other files in the folder stay."""
-        folder, present = self.folder, self._present()
-        if present is None and {path.name for path in folder.iterdir()} - {LOCK_NAME}:
+        if self._matches(split, manifest):
+            return
+        for path in (self._features, *self._parts()):  # before the manifest changes
+            path.unlink(missing_ok=True)
+        self._write_manifest(manifest)
+
+    def _matches(self, split: VideoSplit, manifest: dict) -> bool:
+        """Whether the store has this manifest. False for an empty folder, and for a store that is to be replaced.
+
+        Raises:
+            ValueError: When it has another one; the message lists the differences. When the folder is no store.
+        """
+        folder = self.folder
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".manifest.json")} - {LOCK_NAME}
+        present = self._present()  # after the names, because another task may write it meanwhile
+        if present is None and names:
             raise ValueError(f"{folder} is no feature store, but not empty either: name another folder.")
         if present == manifest:
-            return
+            return True
         if present is not None and not self.rebuild:
             names = [*manifest, *(name for name in present if name not in manifest)]
             different = [name for name in names if present.get(name) != manifest.get(name)]
@@ -196,9 +248,7 @@ class FeatureStore:
                 f"The feature store {folder} does not match: {details}{self._other_videos(split)}. Name another "
                 "folder, delete this one, or, in an evaluation, rebuild it with --rebuild_features."
             )
-        for path in (self._features, *self._parts()):  # before the manifest changes
-            path.unlink(missing_ok=True)
-        self._write_manifest(manifest)
+        return False
 
     def _other_videos(self, split: VideoSplit) -> str:
         """Text that names the videos that changed since they were encoded; empty if the store cannot tell."""
@@ -214,22 +264,33 @@ class FeatureStore:
         names = ", ".join(_file_of(split.video(row)) for row in others[:5]) + (", ..." if len(others) > 5 else "")
         return f"; {len(others)} of {len(known)} encoded videos have changed: {names}" if others else ""
 
-    def _encode_missing(self, split: VideoSplit, draw_seed: tuple[int, ...] | None, description: str):
-        """Encodes this process's share of the videos that are not in the store yet."""
+    def _encode_missing(
+        self,
+        split: VideoSplit,
+        rows: Sequence[int],
+        draw_seed: tuple[int, ...] | None,
+        description: str,
+        name_end: str = "",
+    ):
+        """Encodes this process's share of those rows that are not in the store yet.
+
+        Args:
+            name_end: End of the names of new files. Two tasks with different ones never write the same file.
+        """
         accelerator = self.encoder.accelerator
         done = {row for part in self._parts() for row in _rows_of(part)}
-        to_do = [row for row in range(len(split)) if row not in done]
+        to_do = [row for row in rows if row not in done]
         accelerator.wait_for_everyone()  # no process may write a part while another one still lists them
         mine = to_do[accelerator.process_index :: accelerator.num_processes]
-        for rows, embeds in self.encoder.batches(split, mine, draw_seed, description):
-            part = self.folder / f"part-{rows[0]:08d}.safetensors"
-            digests = torch.from_numpy(split.digests[rows])
-            save_tensors({"rows": torch.tensor(rows), "digests": digests, "embeds": embeds.cpu().contiguous()}, part)
+        for batch, embeds in self.encoder.batches(split, mine, draw_seed, description):
+            part = self.folder / f"part-{batch[0]:08d}{name_end}.safetensors"
+            digests = torch.from_numpy(split.digests_of(batch).copy())
+            save_tensors({"rows": torch.tensor(batch), "digests": digests, "embeds": embeds.cpu().contiguous()}, part)
 
     def _merge(self, split: VideoSplit):
-        rows = [row for part in self._parts() for row in _rows_of(part)]
-        if sorted(rows) != list(range(len(split))):
-            raise ValueError(f"The parts in {self.folder} do not hold every video exactly once: delete the folder.")
+        rows = {row for part in self._parts() for row in _rows_of(part)}  # parts of overlapping tasks share rows
+        if rows != set(range(len(split))):
+            raise ValueError(f"The parts in {self.folder} do not hold every video: delete the folder.")
         loaded = (load_tensors(part, _ENCODE_AGAIN) for part in self._parts())
         parts = ((part["rows"].tolist(), part["embeds"]) for part in loaded)
         with safe_open(self._parts()[0], "pt") as first:
@@ -241,6 +302,10 @@ class FeatureStore:
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.safetensors"))
+
+
+def _text_of(manifest: dict) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
 
 
 def _rows_of(part: Path) -> list[int]:
