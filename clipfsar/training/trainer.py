@@ -22,13 +22,7 @@ from accelerate.logging import MultiProcessAdapter
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers.trainer_callback import (
-    CallbackHandler,
-    ExportableState,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
+from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from backbones_clipfsar import is_convolutional
@@ -45,7 +39,12 @@ from clipfsar.presets import learning_rate_at
 from clipfsar.processes import check_same_everywhere, check_shared_folder, first_process_decides
 from clipfsar.training.accelerator import NAMED_TRACKERS, make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments
-from clipfsar.training.callbacks import EpisodicFlowCallback, EpisodicProgressCallback
+from clipfsar.training.callbacks import (
+    EpisodicFlowCallback,
+    EpisodicProgressCallback,
+    callback_states,
+    restore_callbacks,
+)
 from clipfsar.training.checks import check_classes, check_first_video, check_protocol, check_same_data
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from clipfsar.training.optimization import make_optimizer
@@ -364,7 +363,7 @@ class EpisodicTrainer:
                 "arguments": asdict(self.args),
                 "data": self._data,
                 "log_sha256": self.log.digest(),
-                "callbacks": [[type(callback).__name__, callback.state()] for callback in self._stateful_callbacks()],
+                "callbacks": callback_states(self.callback_handler.callbacks),
             }
             (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
             write_checksums(new)
@@ -435,7 +434,7 @@ class EpisodicTrainer:
             # Checkpoints lie between updates. If the number of processes or of episodes per forward has changed,
             # accelerate's count of forwards would be in the middle of an update.
             accelerator.step = 0
-            self._restore_callbacks(progress.get("callbacks", []))
+            restore_callbacks(self.callback_handler.callbacks, progress.get("callbacks", []))
             self._restore_best()
             loaded = lambda: (self.episodes_done, model_digest(self.model))  # noqa: E731
             check_same_everywhere(accelerator, "the episodes done and the loaded weights", loaded)
@@ -642,18 +641,6 @@ class EpisodicTrainer:
     def _call(self, event: str, **details) -> TrainerControl:
         positional = list(details.values())
         return getattr(self.callback_handler, event)(self.args, self.state, self.control, *positional)
-
-    def _stateful_callbacks(self) -> list[ExportableState]:
-        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
-
-    def _restore_callbacks(self, saved: list):
-        """Restores the saved state of the callbacks, matched by class name and order."""
-        saved = list(saved)
-        for callback in self._stateful_callbacks():
-            position = next((i for i, (name, _) in enumerate(saved) if name == type(callback).__name__), None)
-            if position is not None:
-                for name, value in saved.pop(position)[1]["attributes"].items():
-                    setattr(callback, name, value)
 
     # --- closing ------------------------------------------------------------------------------------------------------
 
