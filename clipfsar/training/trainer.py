@@ -37,6 +37,7 @@ from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.presets import learning_rate_at
 from clipfsar.processes import check_same_everywhere, check_shared_folder, first_process_decides
+from clipfsar.training import sharding
 from clipfsar.training.accelerator import NAMED_TRACKERS, make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.callbacks import (
@@ -290,6 +291,8 @@ class EpisodicTrainer:
         if self.control.should_log or stops:
             self._log_training(recorded)
             recorded = []
+        if self.control.should_evaluate or self.control.should_save or self.control.should_training_stop:
+            sharding.gather_weights(self.accelerator, self.wrapped_model, self.model)
         if self.control.should_evaluate or stops:
             self._validate_and_select()
         if self.control.should_save or self.control.should_training_stop:
@@ -363,6 +366,7 @@ class EpisodicTrainer:
                 "arguments": asdict(self.args),
                 "data": self._data,
                 "log_sha256": self.log.digest(),
+                "fsdp": sharding.form_of_state(self.accelerator),
                 "callbacks": callback_states(self.callback_handler.callbacks),
             }
             (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
@@ -396,6 +400,7 @@ class EpisodicTrainer:
         notes = check_saved_state(saved_state, self.output_dir)
         progress = read_progress(saved_state)
         self.args.check_same_run(progress["arguments"])
+        sharding.check_form_of_state(self.accelerator, progress.get("fsdp"), self.output_dir)
         return saved_state, notes + check_same_data(progress.get("data"), self._splits(), self.output_dir)
 
     def _splits(self) -> dict[str, VideoSplit]:
@@ -418,19 +423,20 @@ class EpisodicTrainer:
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
             enable()
         self.model.to(accelerator.device)
-        if is_convolutional(self.model.config.clip_config):
+        if is_convolutional(self.model.config.clip_config) and not sharding.is_sharded(accelerator):
             self.model.to(memory_format=torch.channels_last)  # RN50 on a CPU: one eighth faster
-        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.episodes = self._training_episodes()
         # The text tower is frozen, so the class texts are encoded here and never again.
         self.base_class_embeds = self.encoder.encode_classes(self.episodes.class_names)
         if self.optimizer is None:
             self.optimizer = self.create_optimizer()
-        self.wrapped_model, self.wrapped_optimizer, loader = accelerator.prepare(
-            self.model, self.optimizer, self._make_loader()
+        self.wrapped_model, self.wrapped_optimizer, loader = sharding.prepare(
+            accelerator, self.model, self.optimizer, self._make_loader()
         )
+        self._trained = [parameter for parameter in self.wrapped_model.parameters() if parameter.requires_grad]
         if saved_state:
             accelerator.load_state(str(saved_state))
+            sharding.gather_weights(accelerator, self.wrapped_model, self.model)
             # Checkpoints lie between updates. If the number of processes or of episodes per forward has changed,
             # accelerate's count of forwards would be in the middle of an update.
             accelerator.step = 0
@@ -518,9 +524,10 @@ class EpisodicTrainer:
 
     def _say_what_trains(self):
         args, accelerator = self.args, self.accelerator
+        device = accelerator.device.type + (" with FSDP 2" if sharding.is_sharded(accelerator) else "")
         logger.info(
             f"{args.episodes} episodes of {len(self.episodes.class_names)} base classes, {accelerator.num_processes} "
-            f"process(es) on {accelerator.device.type}, {accelerator.mixed_precision} mixed precision, updates of "
+            f"process(es) on {device}, {accelerator.mixed_precision} mixed precision, updates of "
             f"{accelerator.gradient_accumulation_steps} x {args.episodes_per_forward} episode(s) per process."
         )
         logger.info(trainable_report(self.model))
