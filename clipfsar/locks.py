@@ -10,6 +10,8 @@ import warnings
 import weakref
 from pathlib import Path
 
+from paths_clipfsar import check_local
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -38,9 +40,13 @@ class FolderLock:
         doing: What the holder does, for the error message of other processes: "trains", "encodes videos".
         remedy: What other processes can do, for their error message.
         wait_seconds: How long to wait for another holder; None waits without a limit.
+
+    Raises:
+        ValueError: If the folder is an address, such as s3://BUCKET/FOLDER.
     """
 
     def __init__(self, folder: str | Path, doing: str, remedy: str, wait_seconds: float | None = 0):
+        check_local(folder)
         self.folder, self.doing, self.remedy, self.wait_seconds = Path(folder), doing, remedy, wait_seconds
         self._depth, self._made_folder = 0, False
         self._descriptor: int | None = None

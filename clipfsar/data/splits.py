@@ -6,10 +6,11 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset, load_from_disk
 from pyarrow.parquet import read_schema
 
+from clipfsar.data.addresses import local_copy
 from clipfsar.data.clips import find_clips
 from clipfsar.data.older_reader import REPORT, check_kept_frames
 from episodes_clipfsar import read_labels, undecoded_videos
-from paths_clipfsar import class_names_of_folders, looks_like_path, normalized_class_name
+from paths_clipfsar import class_names_of_folders, has_protocol, looks_like_path, normalized_class_name
 
 WORK_FOLDER = ".preparing"  # exists in the folder of a data set during its preparation
 
@@ -22,7 +23,8 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
 
     Args:
         source: A folder written by `save_to_disk`, a folder of Parquet files, a `videofolder` tree
-            (`train/CLASS/*.mp4`, `validation/...`, `test/...`), or the id of a data set on the Hub.
+            (`train/CLASS/*.mp4`, `validation/...`, `test/...`), the id of a data set on the Hub, or the address of
+            such a folder (s3://..., gs://..., hf://...), which is copied into the cache of `datasets`.
         video_column, label_column: Names of the two columns.
 
     Raises:
@@ -30,6 +32,8 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         ValueError: If a column is missing (the message lists the columns), two folders have one class name, or the
             preparation of the data set is unfinished.
     """
+    if has_protocol(source):
+        source = local_copy(source)
     path = Path(source)
     if path.is_file():
         raise ValueError(f"{source} is a file: clipfsar prepare --source {source} makes a data set from it.")
