@@ -1,7 +1,7 @@
 """Rules for names: paths, files, URLs and classes. This module imports only the standard library.
 
-It decides what looks like a path, which name is public, how a file is replaced, how a URL is encoded, which class a
-folder of clips belongs to, and which class names differ.
+It decides what looks like a path or an address, which name is public, how a file is replaced, how a URL is encoded,
+which class a folder of clips belongs to, and which class names differ.
 """
 
 import contextlib
@@ -28,6 +28,8 @@ _FILE_SUFFIXES = (
 )
 
 
+_PROTOCOL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")  # two letters at least: C:/ is a disk
+
 # Errors of file systems that cannot flush. A failed disk gives other errors.
 _CANNOT_FLUSH = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
@@ -45,6 +47,24 @@ def looks_like_path(name: str | os.PathLike) -> bool:
         or "\\" in name
         or name.lower().endswith(_FILE_SUFFIXES)
     )
+
+
+def has_protocol(name: str | os.PathLike) -> bool:
+    """Whether a name is an address with a protocol, such as s3://, hf:// or file://.
+
+    An address that became a `Path` counts as well. Only one of its slashes is left.
+    """
+    match = _PROTOCOL.match(os.fspath(name))
+    return match is not None and (isinstance(name, os.PathLike) or os.fspath(name).startswith("/", match.end()))
+
+
+def check_local(name: str | os.PathLike) -> None:
+    """Raises `ValueError` if a name to write to is an address. Python would make a local folder `s3:` of it."""
+    if has_protocol(name):
+        raise ValueError(
+            f"{name} is an address, and nothing is written to addresses: name a path of this machine, and copy the "
+            "result afterwards."
+        )
 
 
 def check_path(option: str, name: str | os.PathLike | None, remedy: str = "", is_local: bool = False) -> None:
@@ -121,8 +141,10 @@ def check_output_file(path: str | os.PathLike) -> None:
     """Checks before long work that its output file can be written. Creates the folder of the file.
 
     Raises:
+        ValueError: If it is an address.
         OSError: If it cannot be written: the name is too long, it is a folder, or you have no write permission.
     """
+    check_local(path)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -240,6 +262,7 @@ def _percent_encoded(text: str) -> str:
 
 __all__ = [
     "check_class_texts",
+    "check_local",
     "check_output_file",
     "check_path",
     "class_name_of_folder",
@@ -247,6 +270,7 @@ __all__ = [
     "encoded_url",
     "file_name_of",
     "flush_to_disk",
+    "has_protocol",
     "looks_like_path",
     "normalized_class_name",
     "printable",

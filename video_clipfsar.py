@@ -60,6 +60,7 @@ try:
         limit,
         read_file,
     )
+    from .paths_clipfsar import has_protocol
 except ImportError:
     if __package__:
         raise
@@ -72,6 +73,7 @@ except ImportError:
         limit,
         read_file,
     )
+    from paths_clipfsar import has_protocol
 
 try:
     from .reader_process_clipfsar import RemoteReader, can_start_processes
@@ -83,7 +85,6 @@ except ImportError:
 # Formats accepted for image files. Pillow knows 40 more; one of them starts a program.
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _EXIF_ORIENTATION = 0x0112
-_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
 def sample_frame_indices(
@@ -548,7 +549,7 @@ def is_address(video: Any) -> bool:
     """Whether a video is only an address (http://, hf://, s3://, ...), without bytes on this machine."""
     if isinstance(video, Mapping):
         video = None if video.get("bytes") is not None else video.get("path")
-    return isinstance(video, str) and not video.startswith("file://") and bool(_ADDRESS.match(video))
+    return isinstance(video, str) and not video.startswith("file://") and has_protocol(video)
 
 
 def is_one_video(value: Any) -> bool:

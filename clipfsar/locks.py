@@ -13,6 +13,8 @@ import warnings
 import weakref
 from pathlib import Path
 
+from paths_clipfsar import check_local
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -42,11 +44,15 @@ class FolderLock:
         remedy: What other processes can do, for their error message.
         wait_seconds: How long to wait for another holder; None waits without a limit.
         is_shared: Whether other shared locks of the folder may be held at the same time, but no lock of one holder.
+
+    Raises:
+        ValueError: If the folder is an address, such as s3://BUCKET/FOLDER.
     """
 
     def __init__(
         self, folder: str | Path, doing: str, remedy: str, wait_seconds: float | None = 0, is_shared: bool = False
     ):
+        check_local(folder)
         self.folder, self.doing, self.remedy, self.wait_seconds = Path(folder), doing, remedy, wait_seconds
         self.is_shared = is_shared
         self._depth, self._made_folder = 0, False

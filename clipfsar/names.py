@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from paths_clipfsar import check_path, looks_like_path
+from paths_clipfsar import check_path, has_protocol, looks_like_path
 
 HUB_TIMEOUT_SECONDS = 5.0
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu")
@@ -57,6 +57,8 @@ def check_source(option: str, name: str | None, kind: str = "model", remedy: str
     Raises:
         FileNotFoundError: If it does not exist, or if the Hub cannot be reached.
     """
+    if name is not None and kind == "dataset" and has_protocol(name):
+        return  # loading it tells, and comes before the model
     check_path(option, name, remedy)
     if name is None or looks_like_path(name) or Path(name).exists():
         return

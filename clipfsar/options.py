@@ -14,6 +14,7 @@ from dataclasses import MISSING, field, fields
 from typing import Any
 
 from clipfsar.first_seconds import INTERRUPTED
+from paths_clipfsar import has_protocol
 
 REQUIRED = MISSING  # default of an option that must be given
 
@@ -36,12 +37,20 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return f"{', '.join(action.option_strings)} {value}"
 
 
-def option(default: Any, text: str, choices: Iterable[str] | None = None, aliases: Sequence[str] = ()):
+def option(
+    default: Any,
+    text: str,
+    choices: Iterable[str] | None = None,
+    aliases: Sequence[str] = (),
+    reads_addresses: bool = False,
+):
     """A field of a dataclass of options, with its help. A list as default is copied. `REQUIRED` means no default.
 
-    `aliases` are other names of the option on the command line, such as an earlier name.
+    `aliases` are other names of the option on the command line, such as an earlier name. Only an option that
+    `reads_addresses` takes names such as s3://BUCKET/DATA.
     """
-    metadata = {"help": text, "aliases": tuple(aliases)} | ({"choices": list(choices)} if choices else {})
+    metadata: dict = {"help": text, "aliases": tuple(aliases), "reads_addresses": reads_addresses}
+    metadata |= {"choices": list(choices)} if choices else {}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -185,9 +194,24 @@ def parse_options(
     parser = make_parser(options_class, description, prog, defaults)
     values = parser.parse_options(sys.argv[1:] if command_line is None else command_line)
     try:
+        _check_addresses(options_class, values)
         return options_class(**values)
     except ValueError as error:
         parser.error(" ".join(str(error).split()))
+
+
+def _check_addresses(options_class: type, values: dict[str, Any]):
+    """Raises `ValueError` for an address as the value of an option that cannot read it."""
+    readers = [f"--{item.name}" for item in fields(options_class) if item.metadata.get("reads_addresses")]
+    for item in fields(options_class):
+        value = values[item.name]
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and has_protocol(name) and f"--{item.name}" not in readers:
+                reading = f" Only {' and '.join(readers)} can read addresses." if readers else ""
+                raise ValueError(
+                    f"--{item.name} {name} is an address, but this option needs a name of this machine.{reading} "
+                    "Nothing is written to addresses: copy results there afterwards."
+                )
 
 
 def interruption_handler(sentence: str = "Interrupted.") -> Callable:

@@ -17,21 +17,16 @@ def first_process_decides(accelerator: Accelerator, function: Callable[[], Resul
     """Calls a function on the main process only and returns its result on all processes.
 
     Raises:
-        ValueError, OSError: The error of the function, on the main process. The others raise a `ValueError` with the
-            same message, so that they do not wait for a process that has ended.
+        Exception: Whatever the function raises, on the main process. The others raise a `ValueError` with its message,
+            so that they do not wait for a process that has ended.
     """
     if accelerator.num_processes == 1:
         return function()
-    outcome, error = [None, None], None
-    if accelerator.is_main_process:
-        try:
-            outcome = [function(), None]
-        except (ValueError, OSError) as refusal:
-            outcome, error = [None, str(refusal)], refusal
-    result, message = broadcast_object_list(outcome)
+    results, error = _attempt(function) if accelerator.is_main_process else ([], None)
+    results, message = broadcast_object_list([results, _message_for_others(error)])
     if message is not None:
         raise error or ValueError(message)
-    return result
+    return results[0]
 
 
 def machines_first(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
@@ -40,21 +35,33 @@ def machines_first(accelerator: Accelerator, function: Callable[[], Result]) -> 
     The first call on a machine downloads what the other processes then find in the cache.
 
     Raises:
-        ValueError, OSError: The error of the function. Every process raises it if a first call fails.
+        Exception: Whatever the function raises. If a first call fails, every process raises: the others a `ValueError`
+            with its message.
     """
     if accelerator.num_processes == 1:
         return function()
-    results: list[Result] = []
-    error = None
-    if accelerator.is_local_main_process:
-        try:
-            results.append(function())
-        except (ValueError, OSError) as refusal:
-            error = refusal
-    messages = gather_object([None if error is None else str(error)])
-    if any(messages):
-        raise error or ValueError(next(filter(None, messages)))
+    results, error = _attempt(function) if accelerator.is_local_main_process else ([], None)
+    messages = [message for message in gather_object([_message_for_others(error)]) if message is not None]
+    if messages:
+        raise error or ValueError(messages[0])
     return results[0] if results else function()
+
+
+def _attempt(function: Callable[[], Result]) -> tuple[list[Result], Exception | None]:
+    """The result in a list, or the error. The caller raises it when the other processes know of it."""
+    try:
+        return [function()], None
+    except Exception as error:
+        return [], error
+
+
+def _message_for_others(error: Exception | None) -> str | None:
+    """The message of an error that is meant for people; other errors with their type."""
+    if error is None:
+        return None
+    if isinstance(error, ValueError | OSError) and str(error):
+        return str(error)
+    return f"Another process failed: {type(error).__name__}: {error}"
 
 
 def check_shared_folder(accelerator: Accelerator, folder: Path, option: str, patience_seconds: float = 10.0) -> None:

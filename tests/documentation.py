@@ -172,8 +172,8 @@ def check_command(words: list[str]) -> str | None:
     program = program.rpartition("/bin/")[2]
     if program == "clipfsar":
         return _check_subcommand(arguments)
-    if program == "accelerate":
-        _check_accelerate(arguments)
+    if program in ("accelerate", "torchrun"):
+        _check_launcher(program, arguments)
     elif program == "python":
         _check_module(arguments)
     elif program == "make":
@@ -197,11 +197,15 @@ def _check_subcommand(arguments: list[str]) -> str | None:
     return None
 
 
-def _check_accelerate(arguments: list[str]) -> None:
+def _check_launcher(program: str, arguments: list[str]) -> None:
     from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
 
-    assert arguments[0] == "launch"
-    launch = launch_command_parser().parse_args(arguments[1:])
+    if program == "accelerate":
+        assert arguments[0] == "launch"
+        launch = launch_command_parser().parse_args(arguments[1:])
+    else:
+        launch = get_args_parser().parse_args(arguments)
     assert launch.training_script == "train/train.py" or (launch.module and launch.training_script == "clipfsar")
     options = launch.training_script_args
     _parse("train", options[1:] if launch.module else options)

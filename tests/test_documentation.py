@@ -165,6 +165,7 @@ def test_a_block_that_fails_or_prints_something_else_is_found(tmp_path, monkeypa
         "clipfsar classify",
         "accelerate launch --gpus 2 train/train.py --dataset data",
         "accelerate launch train/train.py --dataset data --epochs 3",
+        "torchrun --nproc_per_node 2 train/train.py --dataset data --epochs 3",
         "python -m benchmarks.memory --backbone b32",
         "python -m benchmarks.nothing",
         "pip install '.[everything]'",

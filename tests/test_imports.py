@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "download_clipfsar": {"limits_clipfsar", "paths_clipfsar"},
     "video_clipfsar": {
         *("choices_clipfsar", "container_clipfsar", "decoding_clipfsar", "frame_archive_clipfsar"),
-        *("download_clipfsar", "limits_clipfsar", "reader_process_clipfsar"),
+        *("download_clipfsar", "limits_clipfsar", "paths_clipfsar", "reader_process_clipfsar"),
     },
     "pixels_clipfsar": {"limits_clipfsar"},
     "processing_clipfsar": {

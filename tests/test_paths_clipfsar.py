@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from datasets import ClassLabel
@@ -18,6 +19,7 @@ from paths_clipfsar import (
     class_names_of_folders,
     encoded_url,
     file_name_of,
+    has_protocol,
     looks_like_path,
     normalized_class_name,
     printable,
@@ -36,6 +38,20 @@ from paths_clipfsar import (
 )
 def test_a_path_is_told_from_a_hub_id(name, expected):
     assert looks_like_path(name) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, True) for name in ("s3://team/data", "hf://datasets/me/data", "file:///data", Path("s3://team/data"))),
+        *(
+            (name, False)
+            for name in ("me/data", "/data/s3://x", "C://data", "s3:data", "s3:/data", "", Path("C:/data"))
+        ),
+    ],
+)
+def test_an_address_is_told_from_a_path(name, expected):
+    assert has_protocol(name) is expected
 
 
 def test_a_path_that_is_not_there_is_named_with_its_option_and_a_hub_id_passes(tmp_path):

@@ -22,6 +22,14 @@ def refuse():
     raise FileNotFoundError("There is nothing.")
 
 
+def fail():
+    raise RuntimeError("No memory.")
+
+
+def fail_silently():
+    raise KeyError
+
+
 def decide_in_process(folder: Path):
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
@@ -65,11 +73,13 @@ def look_in_process(folder: Path):
         lambda: check_same_everywhere(accelerator, "the seed", lambda: rank),
         lambda: check_same_everywhere(accelerator, "nothing", lambda: 5),
         lambda: machines_first(accelerator, refuse),
+        lambda: machines_first(accelerator, fail),
+        lambda: first_process_decides(accelerator, fail_silently),
     ):
         try:
             check()
             found.append(None)
-        except (ValueError, OSError) as refusal:
+        except (ValueError, OSError, RuntimeError, KeyError) as refusal:
             found.append(str(refusal))
     mark = folder / "downloaded"
     found.append(machines_first(accelerator, lambda: mark.exists() or mark.touch()))
@@ -81,11 +91,13 @@ def look_in_process(folder: Path):
 def test_all_processes_see_one_folder_and_the_same_values(tmp_path):
     run_in_children(look_in_process, tmp_path, folder=tmp_path / "output", num_processes=2).check()
     for rank in (0, 1):
-        own, seed, nothing, refused, downloaded, anywhere = eval((tmp_path / f"{rank}.txt").read_text())
+        own, seed, nothing, refused, failed, silent, downloaded, anywhere = eval((tmp_path / f"{rank}.txt").read_text())
         assert "--output_dir" in own
         assert "is not one folder for all processes" in own
         assert "do not agree on the seed: process 0 has 0, process 1 has 1." in seed
         assert (nothing, refused, anywhere) == (None, "There is nothing.", True)
+        assert failed == ("No memory." if rank == 0 else "Another process failed: RuntimeError: No memory.")
+        assert silent == ("" if rank == 0 else "Another process failed: KeyError: ")
         assert downloaded is (None if rank == 0 else True)  # the second process finds what the first has fetched
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert left == {"shared", "own_0", "output"}

@@ -17,11 +17,12 @@ from datasets import (
 from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 from pyarrow.parquet import read_schema
 
+from clipfsar.data.addresses import local_copy
 from clipfsar.data.clips import LeftOut, find_clips
 from clipfsar.data.older_reader import REPORT, check_kept_frames
 from clipfsar.data.sources import SPLIT_FOLDERS
 from episodes_clipfsar import read_labels, undecoded_videos
-from paths_clipfsar import class_names_of_folders, looks_like_path, normalized_class_name
+from paths_clipfsar import class_names_of_folders, has_protocol, looks_like_path, normalized_class_name
 
 MANY_VIDEOS = 20_000
 WORK_FOLDER = ".preparing"  # exists in the folder of a data set during its preparation
@@ -35,7 +36,8 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
 
     Args:
         source: A folder written by `save_to_disk`, a folder of Parquet files, a `videofolder` tree
-            (`train/CLASS/*.mp4`, `validation/...`, `test/...`), or the id of a data set on the Hub.
+            (`train/CLASS/*.mp4`, `validation/...`, `test/...`), the id of a data set on the Hub, or the address of
+            such a folder (s3://..., gs://..., hf://...), which is copied into the cache of `datasets`.
         video_column, label_column: Names of the two columns.
 
     Raises:
@@ -43,6 +45,8 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         ValueError: If a column is missing (the message lists the columns), two folders have one class name, or the
             preparation of the data set is unfinished.
     """
+    if has_protocol(source):
+        source = local_copy(source)
     path = Path(source)
     if path.is_file():
         raise ValueError(f"{source} is a file: clipfsar prepare --source {source} makes a data set from it.")

@@ -24,7 +24,9 @@ class EvaluateArguments:
 
     # Model and data
     model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model (or of a plain CLIP, untrained).")
-    dataset: str = option(REQUIRED, "Folder or Hub id of a video data set.")
+    dataset: str = option(
+        REQUIRED, "Folder, Hub id or address (s3://..., hf://...) of a video data set.", reads_addresses=True
+    )
     split: str = option("test", "Split to draw episodes from.")
     compare_with: str | None = option(None, "Another model that answers the same episodes; the comparison is paired.")
     alignment: str | None = option(None, "Alignment to use instead of the model's.", ALIGNMENTS)

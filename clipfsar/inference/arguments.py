@@ -42,7 +42,7 @@ class PredictArguments:
         "Class names only (zero-shot), instead of --support_set: several values, or one value with commas.",
     )
     labels_file: str | None = option(None, "Text file with one class name per line, instead of --labels.")
-    query: list[str] = option([], "Videos to classify: files or folders.")
+    query: list[str] = option([], "Videos to classify: files, folders or addresses of files.", reads_addresses=True)
     inference_mode: str | None = option(
         None,
         "few_shot: by the clips; zero_shot: by the class names; ensemble: by both. Default: the model's.",

@@ -13,6 +13,7 @@ from accelerate.utils import (
 )
 
 from clipfsar.training.arguments import EpisodicTrainingArguments
+from clipfsar.training.sharding import make_fsdp_plugin, start_sharding
 
 # Trackers of accelerate that take a run name in addition to a project name.
 NAMED_TRACKERS = ("wandb", "trackio")
@@ -22,11 +23,13 @@ def make_accelerator(args: EpisodicTrainingArguments) -> Accelerator:
     """The `Accelerator` for the settings of a run.
 
     Raises:
-        ValueError: When the episodes of an update cannot be split evenly among the processes, or for fp16 on a CPU.
+        ValueError: When the episodes of an update cannot be split evenly among the processes, for fp16 on a CPU, or
+            when accelerate's settings ask for DeepSpeed or for an FSDP that is not supported.
     """
     report_to = args.report_to
     if report_to == "auto":
         report_to = "tensorboard" if is_tensorboard_available() else "none"
+    plugin = make_fsdp_plugin(args.mixed_precision, args.torch_compile)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # needed for several processes without a GPU
         mixed_precision=args.mixed_precision,
@@ -35,7 +38,10 @@ def make_accelerator(args: EpisodicTrainingArguments) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(non_blocking=True),  # copy batches while the GPU computes
         dynamo_backend="inductor" if args.torch_compile else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
+        fsdp_plugin=plugin,
     )
+    if plugin is not None:
+        start_sharding(accelerator, plugin)
     per_step = accelerator.num_processes * args.episodes_per_forward
     if args.episodes_per_update % per_step:
         raise ValueError(

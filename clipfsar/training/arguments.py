@@ -35,9 +35,10 @@ class EpisodicTrainingArguments:
     benchmark: str | None = option(None, "Official settings of a benchmark; other options override them.", PRESETS)
     dataset: str | None = option(
         None,
-        "Folder (videofolder tree train/CLASS/*.mp4, validation/..., test/...; save_to_disk; Parquet) or Hub id of a "
-        "video data set with class-disjoint splits. With --benchmark NAME the default is data/NAME, where "
-        "clipfsar prepare puts it.",
+        "Folder (videofolder tree train/CLASS/*.mp4, validation/..., test/...; save_to_disk; Parquet), Hub id or "
+        "address (s3://..., hf://...) of a video data set with class-disjoint splits. With --benchmark NAME the "
+        "default is data/NAME, where clipfsar prepare puts it.",
+        reads_addresses=True,
     )
     model: str = option(
         "openai/clip-vit-base-patch16",

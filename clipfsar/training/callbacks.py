@@ -1,7 +1,12 @@
-"""The trainer's callbacks: when to log, validate and save, and the progress bar. They run before the user's."""
+"""The trainer's callbacks: when to log, validate and save, and the progress bar. They run before the user's.
+
+The state of the user's callbacks is saved with a run and restored with it.
+"""
+
+from collections.abc import Iterable
 
 from tqdm.auto import tqdm
-from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
+from transformers.trainer_callback import DefaultFlowCallback, ExportableState, TrainerCallback
 
 
 class EpisodicFlowCallback(DefaultFlowCallback):
@@ -53,4 +58,19 @@ class EpisodicProgressCallback(TrainerCallback):
         self._bar.close()
 
 
-__all__ = ["EpisodicFlowCallback", "EpisodicProgressCallback"]
+def callback_states(callbacks: Iterable[TrainerCallback]) -> list[list]:
+    """Class name and state of each callback that has one, ready for JSON."""
+    return [[type(one).__name__, one.state()] for one in callbacks if isinstance(one, ExportableState)]
+
+
+def restore_callbacks(callbacks: Iterable[TrainerCallback], saved: list[list]) -> None:
+    """Restores what `callback_states` gave; callbacks are matched by class name and order."""
+    saved = list(saved)
+    for callback in (one for one in callbacks if isinstance(one, ExportableState)):
+        position = next((i for i, (name, _) in enumerate(saved) if name == type(callback).__name__), None)
+        if position is not None:
+            for name, value in saved.pop(position)[1]["attributes"].items():
+                setattr(callback, name, value)
+
+
+__all__ = ["EpisodicFlowCallback", "EpisodicProgressCallback", "callback_states", "restore_callbacks"]

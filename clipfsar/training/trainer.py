@@ -22,13 +22,7 @@ from accelerate.logging import MultiProcessAdapter
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers.trainer_callback import (
-    CallbackHandler,
-    ExportableState,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
+from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from backbones_clipfsar import is_convolutional
@@ -43,9 +37,15 @@ from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.presets import learning_rate_at
 from clipfsar.processes import check_same_everywhere, check_shared_folder, first_process_decides
+from clipfsar.training import sharding
 from clipfsar.training.accelerator import NAMED_TRACKERS, make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments
-from clipfsar.training.callbacks import EpisodicFlowCallback, EpisodicProgressCallback
+from clipfsar.training.callbacks import (
+    EpisodicFlowCallback,
+    EpisodicProgressCallback,
+    callback_states,
+    restore_callbacks,
+)
 from clipfsar.training.checks import check_classes, check_first_video, check_protocol, check_same_data
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from clipfsar.training.optimization import make_optimizer
@@ -291,6 +291,8 @@ class EpisodicTrainer:
         if self.control.should_log or stops:
             self._log_training(recorded)
             recorded = []
+        if self.control.should_evaluate or self.control.should_save or self.control.should_training_stop:
+            sharding.gather_weights(self.accelerator, self.wrapped_model, self.model)
         if self.control.should_evaluate or stops:
             self._validate_and_select()
         if self.control.should_save or self.control.should_training_stop:
@@ -364,7 +366,8 @@ class EpisodicTrainer:
                 "arguments": asdict(self.args),
                 "data": self._data,
                 "log_sha256": self.log.digest(),
-                "callbacks": [[type(callback).__name__, callback.state()] for callback in self._stateful_callbacks()],
+                "fsdp": sharding.form_of_state(self.accelerator),
+                "callbacks": callback_states(self.callback_handler.callbacks),
             }
             (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
             write_checksums(new)
@@ -397,6 +400,7 @@ class EpisodicTrainer:
         notes = check_saved_state(saved_state, self.output_dir)
         progress = read_progress(saved_state)
         self.args.check_same_run(progress["arguments"])
+        sharding.check_form_of_state(self.accelerator, progress.get("fsdp"), self.output_dir)
         return saved_state, notes + check_same_data(progress.get("data"), self._splits(), self.output_dir)
 
     def _splits(self) -> dict[str, VideoSplit]:
@@ -419,23 +423,24 @@ class EpisodicTrainer:
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
             enable()
         self.model.to(accelerator.device)
-        if is_convolutional(self.model.config.clip_config):
+        if is_convolutional(self.model.config.clip_config) and not sharding.is_sharded(accelerator):
             self.model.to(memory_format=torch.channels_last)  # RN50 on a CPU: one eighth faster
-        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.episodes = self._training_episodes()
         # The text tower is frozen, so the class texts are encoded here and never again.
         self.base_class_embeds = self.encoder.encode_classes(self.episodes.class_names)
         if self.optimizer is None:
             self.optimizer = self.create_optimizer()
-        self.wrapped_model, self.wrapped_optimizer, loader = accelerator.prepare(
-            self.model, self.optimizer, self._make_loader()
+        self.wrapped_model, self.wrapped_optimizer, loader = sharding.prepare(
+            accelerator, self.model, self.optimizer, self._make_loader()
         )
+        self._trained = [parameter for parameter in self.wrapped_model.parameters() if parameter.requires_grad]
         if saved_state:
             accelerator.load_state(str(saved_state))
+            sharding.gather_weights(accelerator, self.wrapped_model, self.model)
             # Checkpoints lie between updates. If the number of processes or of episodes per forward has changed,
             # accelerate's count of forwards would be in the middle of an update.
             accelerator.step = 0
-            self._restore_callbacks(progress.get("callbacks", []))
+            restore_callbacks(self.callback_handler.callbacks, progress.get("callbacks", []))
             self._restore_best()
             loaded = lambda: (self.episodes_done, model_digest(self.model))  # noqa: E731
             check_same_everywhere(accelerator, "the episodes done and the loaded weights", loaded)
@@ -519,9 +524,10 @@ class EpisodicTrainer:
 
     def _say_what_trains(self):
         args, accelerator = self.args, self.accelerator
+        device = accelerator.device.type + (" with FSDP 2" if sharding.is_sharded(accelerator) else "")
         logger.info(
             f"{args.episodes} episodes of {len(self.episodes.class_names)} base classes, {accelerator.num_processes} "
-            f"process(es) on {accelerator.device.type}, {accelerator.mixed_precision} mixed precision, updates of "
+            f"process(es) on {device}, {accelerator.mixed_precision} mixed precision, updates of "
             f"{accelerator.gradient_accumulation_steps} x {args.episodes_per_forward} episode(s) per process."
         )
         logger.info(trainable_report(self.model))
@@ -642,18 +648,6 @@ class EpisodicTrainer:
     def _call(self, event: str, **details) -> TrainerControl:
         positional = list(details.values())
         return getattr(self.callback_handler, event)(self.args, self.state, self.control, *positional)
-
-    def _stateful_callbacks(self) -> list[ExportableState]:
-        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
-
-    def _restore_callbacks(self, saved: list):
-        """Restores the saved state of the callbacks, matched by class name and order."""
-        saved = list(saved)
-        for callback in self._stateful_callbacks():
-            position = next((i for i, (name, _) in enumerate(saved) if name == type(callback).__name__), None)
-            if position is not None:
-                for name, value in saved.pop(position)[1]["attributes"].items():
-                    setattr(callback, name, value)
 
     # --- closing ------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,123 @@
+"""FSDP 2 trains like several processes without it; other settings of accelerate are refused, never ignored."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from tiny_data import read_log, run_in_children, training_arguments, video_splits, write_video_folder
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
+from clipfsar.training.program import make_trainer
+from clipfsar.training.sharding import check_form_of_state, make_fsdp_plugin, start_sharding
+from clipfsar.training.trainer import log_to_terminal
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+@pytest.fixture
+def fsdp_settings(monkeypatch):
+    """Sets the variables that `accelerate launch` makes of its configuration."""
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+
+    def choose(**variables: str):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return choose
+
+
+class StopAtHalf(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= state.max_steps // 2
+        return control
+
+
+def train_in_two_halves(arguments: list[str], variables: dict[str, str]):
+    """In a child: a run that stops at half, and the rest of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        log_to_terminal()
+        trainer, _ = make_trainer(parse_arguments(arguments))
+        trainer.add_callback(StopAtHalf())
+        trainer.train()
+        sharded = [weight for weight in trainer.wrapped_model.parameters() if isinstance(weight, DTensor)]
+        assert bool(sharded) == bool(variables)
+        if variables:
+            assert len(sharded) == sum(weight.requires_grad for weight in trainer.model.parameters())
+            ours, all_of_them = (sum(f(weight) for weight in sharded) for f in (_num_local, torch.Tensor.numel))
+            assert ours < 0.6 * all_of_them
+        trainer, test = make_trainer(parse_arguments([*arguments, "--resume"]))
+        trainer.train(resume_from_checkpoint=True)
+        trainer.evaluate(test)
+        trainer.close()
+
+
+def _num_local(weight: DTensor) -> int:
+    return weight.to_local().numel()
+
+
+@pytest.mark.whole_program
+def test_fsdp_2_gives_the_losses_and_whole_weights_of_the_same_processes_without_it(tiny_clip, tmp_path):
+    video_splits(write_video_folder(tmp_path / "videos", videos_per_class=3)).save_to_disk(tmp_path / "data")
+    runs = {"with": FSDP, "without": {}}
+    for name, variables in runs.items():
+        arguments = training_arguments(
+            tmp_path / "data", tiny_clip, tmp_path / name, eval_episodes=4, test_episodes=2, max_grad_norm=0.5
+        )
+        outcome = run_in_children(
+            train_in_two_halves, arguments, variables, folder=tmp_path / "output", num_processes=2
+        ).check()
+        assert ("with FSDP 2" in outcome.output) == (name == "with")
+    ours, theirs = (read_log(tmp_path / name) for name in runs)
+    assert len(ours) == 6
+    for line, expected in zip(ours, theirs, strict=True):
+        assert line == pytest.approx(expected, abs=1e-5)
+    for folder in ("best", "last"):
+        files = [load_file(tmp_path / name / folder / "model.safetensors") for name in runs]
+        assert files[0].keys() == files[1].keys()
+        # The gradient of these is only round-off, which Adam enlarges.
+        names = [name for name in files[0] if not name.endswith("k_proj.bias")]
+        assert max((files[0][name] - files[1][name]).abs().max() for name in names) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "match"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, r"DeepSpeed is not supported \(ACCELERATE_USE_DEEPSPEED is set\)"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "Megatron-LM is not supported"),
+        ({**FSDP, "FSDP_VERSION": "1"}, {}, "fsdp_version: 1 is not supported: set fsdp_version: 2"),
+        ({**FSDP, "FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params is not supported"),
+        ({**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "give --gradient_checkpointing"),
+        ({**FSDP, "FSDP_IGNORED_MODULES": "clip"}, {}, "frozen weights are never sharded"),
+        (FSDP, {"mixed_precision": "fp16"}, "use --mixed_precision bf16 or no"),
+        (FSDP, {"torch_compile": True}, "--torch_compile is not supported with FSDP 2"),
+    ],
+)
+def test_settings_of_accelerate_that_are_not_supported_are_refused(fsdp_settings, variables, options, match):
+    fsdp_settings(**variables)
+    args = EpisodicTrainingArguments(**options)
+    with pytest.raises(ValueError, match=match):
+        make_fsdp_plugin(args.mixed_precision, args.torch_compile)
+
+
+def test_fsdp_with_one_process_is_refused(fsdp_settings):
+    assert make_fsdp_plugin(None, False) is None  # nothing asks for it
+    fsdp_settings(**FSDP)
+    plugin = make_fsdp_plugin("bf16", False)
+    assert (plugin.fsdp_version, plugin.cpu_ram_efficient_loading) == (2, False)
+    with pytest.raises(ValueError, match="there is only one process: start several"):
+        start_sharding(Accelerator(cpu=True), plugin)
+
+
+def test_a_state_of_fsdp_does_not_continue_without_it():
+    accelerator = Accelerator(cpu=True)
+    check_form_of_state(accelerator, None, Path("runs/mine"))
+    with pytest.raises(ValueError, match=r"saved with FSDP 2 \(SHARDED_STATE_DICT\) and cannot continue without FSDP"):
+        check_form_of_state(accelerator, "SHARDED_STATE_DICT", Path("runs/mine"))

@@ -1,0 +1,76 @@
+"""Training under torchrun: two nodes on one machine, and a worker that is killed and started again."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_data import child_environment, free_port, read_log, training_arguments, video_splits, write_video_folder
+
+pytestmark = pytest.mark.whole_program
+
+SHORT = {"episodes": 8, "eval_every": 4, "eval_episodes": 4, "test_episodes": 0, "resume": True}
+KILLS_A_WORKER_ONCE = """
+import os, signal
+from clipfsar.training import trainer
+from clipfsar.training.arguments import parse_arguments
+from clipfsar.training.program import main
+
+save_state = trainer.EpisodicTrainer._save_state
+
+def save_state_and_die(self):
+    save_state(self)
+    print("rank", os.environ["RANK"], "saved episode", self.episodes_done, flush=True)
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trainer.EpisodicTrainer._save_state = save_state_and_die
+main(parse_arguments())
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    video_splits(write_video_folder(folder / "videos", videos_per_class=3)).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def start(options: list[str], program: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", *options, *program]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=child_environment(), **output)
+
+
+def two_nodes(dataset: Path, tiny_clip: Path, output_dirs: list[Path]) -> list[tuple[int, str]]:
+    """Exit code and output of each node."""
+    port = free_port()
+    nodes = []
+    for rank, output_dir in enumerate(output_dirs):
+        options = ["1", "--nnodes", "2", "--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", port]
+        arguments = training_arguments(dataset, tiny_clip, output_dir, **SHORT)
+        nodes.append(start(options, ["-m", "clipfsar", "train", *arguments]))
+    outputs = [node.communicate(timeout=240)[0] for node in nodes]
+    return [(node.returncode, output) for node, output in zip(nodes, outputs, strict=True)]
+
+
+def test_two_nodes_train_in_a_folder_that_they_share_and_in_no_others(dataset, tiny_clip, tmp_path):
+    for code, output in two_nodes(dataset, tiny_clip, [tmp_path / "one", tmp_path / "two"]):
+        assert code == 1
+        assert "is not one folder for all processes: what the main process on" in " ".join(output.split())
+        assert "clipfsar/training/program.py" not in output  # a sentence, no traceback of ours
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    for code, output in two_nodes(dataset, tiny_clip, [tmp_path / "shared"] * 2):
+        assert code == 0, output
+    assert [line["episode"] for line in read_log(tmp_path / "shared")] == [4, 4, 8, 8]
+
+
+def test_torchrun_starts_again_after_a_killed_worker(dataset, tiny_clip, tmp_path):
+    (tmp_path / "program.py").write_text(KILLS_A_WORKER_ONCE)
+    arguments = training_arguments(dataset, tiny_clip, tmp_path / "run", **SHORT)
+    run = start(["2", "--standalone", "--max_restarts", "1"], [str(tmp_path / "program.py"), *arguments])
+    output = run.communicate(timeout=240)[0]
+    assert run.returncode == 0, output
+    assert "Resuming after episode 4 of 8." in output or output.count("rank 1 saved episode 4") == 1
+    assert output.count("rank 1 saved episode 8") == 1
+    assert [line["episode"] for line in read_log(tmp_path / "run")] == [4, 4, 8, 8]
