@@ -21,6 +21,7 @@ TABLE_SUFFIXES = (".csv", ".jsonl", ".tsv")
 class PrepareArguments:
     """Makes a data set for training from your videos, and finds bad videos before training does.
 
+        clipfsar prepare --benchmark hmdb51 --video_root VIDEOS --frame_store jpeg    # downloads the official lists
         clipfsar prepare --benchmark hmdb51 --official_splits LISTS --video_root VIDEOS --frame_store jpeg
         clipfsar prepare --source FOLDER --frame_store jpeg --model openai/clip-vit-base-patch16
         clipfsar prepare --source FOLDER          # SPLIT/CLASS/VIDEO; or CLASS/VIDEO, split by classes
@@ -37,15 +38,21 @@ class PrepareArguments:
         None,
         "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .tsv, .jsonl), saved data set, or Hub id.",
     )
-    official_splits: str | None = option(None, "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt.")
+    official_splits: str | None = option(
+        None,
+        "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt. Default with --benchmark: the official "
+        "ones, downloaded once.",
+    )
     video_root: str | None = option(None, "Folder that paths in the official lists or a table are relative to.")
     class_names_file: str | None = option(
-        None, "YAML file of the official program with the class names. Default: names of the videos' folders."
+        None,
+        "YAML file of the official program with the class names. Default: with downloaded lists the benchmark's own, "
+        "otherwise names of the videos' folders.",
     )
     validation_class_names: str | None = option(
         None,
         "File of validation class names, one per line in the order of the ids, or Something-Something's JSON file of "
-        "labels. Default: names of the videos' folders.",
+        "labels. Default: names of the videos' folders; with --benchmark, numbers where there are none.",
     )
     splits: list[str] = option(list(SPLITS), "Official lists to read.", SPLITS)
     benchmark: str | None = option(
@@ -101,8 +108,14 @@ class PrepareArguments:
     hub_private: bool = option(True, "Make a new Hub repository private.")
 
     def __post_init__(self):
-        if (self.source is None) == (self.official_splits is None):
+        downloads_lists = self.source is None and self.official_splits is None and self.benchmark is not None
+        if (self.source is None) == (self.official_splits is None) and not downloads_lists:
             raise ValueError("Give either --source or --official_splits with --video_root.")
+        if downloads_lists and self.video_root is None:
+            raise ValueError(
+                f"--benchmark {self.benchmark} needs --video_root, the folder that the paths in the official lists are "
+                "relative to."
+            )
         if self.official_splits is not None and self.video_root is None:
             raise ValueError("--official_splits needs --video_root, the folder that the lists' paths are relative to.")
         if self.output_dir is None:
@@ -146,7 +159,7 @@ class PrepareArguments:
         check_source("source", self.source, "dataset", "" if is_table else remedy)
         self.model = find_model("model", self.model)
         folders = "official_splits", "video_root", "class_names_file", "validation_class_names"
-        for name in folders if self.official_splits is not None else ():
+        for name in folders if self.source is None else ():
             check_path(name, getattr(self, name), is_local=True)
 
 

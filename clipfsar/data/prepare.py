@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, Value, Video
 from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, FRAME_SIZE, SPLITS, PrepareArguments
 from clipfsar.data.clips import LeftOut
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_split, references
+from clipfsar.data.official_lists import with_official_lists
 from clipfsar.data.older_reader import REPORT
 from clipfsar.data.sources import listed_clips, resplit, to_dataset
 from clipfsar.data.splits import WORK_FOLDER, check_disjoint_classes, load_video_splits
@@ -328,6 +329,7 @@ def take_from_model(arguments: PrepareArguments):
 
 
 def main(arguments: PrepareArguments):
+    arguments = with_official_lists(arguments)
     if arguments.model is not None:
         take_from_model(arguments)
     Preparation(arguments).run()

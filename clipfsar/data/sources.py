@@ -6,6 +6,7 @@ Nothing is decoded here, so a list of a hundred thousand videos takes seconds.
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ def official_splits(
     class_names_file: Path | None = None,
     validation_class_names_file: Path | None = None,
     splits: Sequence[str] = SPLITS,
+    number_validation_classes: bool = False,
 ) -> dict[str, list[Clip]]:
     """The videos of the official lists, whether or not their files exist.
 
@@ -127,6 +129,7 @@ def official_splits(
             the order of the ids, or Something-Something's own JSON file of labels. Without it, the names come from the
             folders in the paths.
         splits: The splits to read.
+        number_validation_classes: Where nothing says the names of the validation classes, number them. A note says so.
 
     Raises:
         FileNotFoundError: If a list does not exist.
@@ -146,6 +149,8 @@ def official_splits(
         if split == "validation" and validation_class_names_file:
             names = _read_validation_names(validation_class_names_file, videos)
             names_source = validation_class_names_file
+        elif split == "validation" and number_validation_classes and not _have_folders(videos):
+            names, names_source = _numbered_names(videos), list_file
         elif split in official_names:
             names, names_source = dict(enumerate(official_names[split])), class_names_file
         else:
@@ -210,6 +215,20 @@ def _names_of_folders(videos: list[ListedVideo], list_file: Path, split: str) ->
                 f"{names[video.class_id]!r} further up: give the names of the {split} classes with {option}."
             )
     return names
+
+
+def _have_folders(videos: list[ListedVideo]) -> bool:
+    return any(os.path.dirname(video.path) for video in videos)
+
+
+def _numbered_names(videos: list[ListedVideo]) -> dict[int, str]:
+    print(
+        "note: the validation classes have numbers for names, because no official file names them. Their texts mean "
+        "nothing to the model, which makes validation harder; --validation_class_names takes Something-Something's "
+        "label file.",
+        file=sys.stderr,
+    )
+    return {video.class_id: f"validation class {video.class_id}" for video in videos}
 
 
 def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, str]:
@@ -365,6 +384,7 @@ def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -
             _path_or_none(arguments.class_names_file),
             _path_or_none(arguments.validation_class_names),
             arguments.splits,
+            number_validation_classes=arguments.benchmark is not None,
         )
     source = Path(arguments.source)
     if source.is_file() and source.suffix.lower() not in TABLE_SUFFIXES:
