@@ -47,7 +47,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(QuietHandler, "requests", [])
     handler = functools.partial(QuietHandler, directory=str(tmp_path / "served"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         monkeypatch.setattr(module, "ADDRESS", f"http://127.0.0.1:{running.server_port}")
         monkeypatch.setitem(SHA256, "hmdb51", digests)
