@@ -40,20 +40,21 @@ class PrepareArguments:
     )
     official_splits: str | None = option(
         None,
-        "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt. Default with --benchmark: the official "
-        "ones, downloaded once.",
+        "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt, or of TRX's and CLIP-MEI's "
+        "trainlist07.txt, ... (a line CLASS/VIDEO each). Default with --benchmark: the official ones, downloaded once.",
     )
     video_root: str | None = option(None, "Folder that paths in the official lists or a table are relative to.")
     class_names_file: str | None = option(
         None,
-        "YAML file of the official program with the class names. Default: with downloaded lists the benchmark's own, "
-        "otherwise names of the videos' folders.",
+        "YAML file of the official program with the class names; for TRX's lists a JSON file. Default: with downloaded "
+        "lists the benchmark's own, otherwise names of the videos' folders.",
     )
     validation_class_names: str | None = option(
         None,
         "File of validation class names, one per line in the order of the ids, or Something-Something's JSON file of "
         "labels. Default: names of the videos' folders; with --benchmark, numbers where there are none.",
     )
+    number_classes: bool = option(False, "Number the classes of official lists that nothing names, e.g. EPIC-Kitchens.")
     splits: list[str] = option(list(SPLITS), "Official lists to read.", SPLITS)
     benchmark: str | None = option(
         None,
@@ -147,6 +148,7 @@ class PrepareArguments:
         """The options that determine the data set. Only a preparation with the same ones can be resumed."""
         others = {"output_dir", "num_workers", "seconds_per_video", "skip_bad_videos", "push_to_hub", "hub_private"}
         others |= {"model"}  # it only sets frame_size and preprocessing
+        others |= set() if self.number_classes else {"number_classes"}  # earlier versions did not record it
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def check_files(self):
