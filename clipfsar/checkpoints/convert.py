@@ -12,6 +12,7 @@ from clipfsar.checkpoints.convert_official import (
     save_with_processor,
 )
 from clipfsar.checkpoints.convert_openai import convert_openai_checkpoint
+from clipfsar.checkpoints.converted_card import record_conversion
 from modeling_clipfsar import CLIPFSARModel
 from paths_clipfsar import replace_file
 
@@ -29,6 +30,7 @@ def from_official(arguments: ConvertArguments):
     if tokenizer is None and not Path(clip_checkpoint).is_file():
         tokenizer = clip_checkpoint
     save_with_processor(model, arguments.output_dir, tokenizer, program)
+    record_conversion(Path(arguments.output_dir), program.name, checkpoint, clip_checkpoint, model.config.num_frames)
 
 
 def from_openai(arguments: ConvertArguments):

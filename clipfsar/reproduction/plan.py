@@ -132,10 +132,10 @@ def plan(args: ReproduceArguments, cost: Cost | None = None) -> list[str]:
     ]
     for run in runs:
         lines.append(
-            f"  seed {run.seed}, selected on {run.select_on}: train {args.episodes:,} episodes {training:.1f} h, "
-            f"{num_validations} validations {validation:.1f} h, test {test:.1f} h"
+            f"  seed {run.seed}, selected on {run.select_on}: train {args.episodes:,} episodes {_time(training)}, "
+            f"{num_validations} validations {_time(validation)}, test {_time(test)}"
         )
-    lines.append(f"  in all    {len(runs) * (training + validation + test):.1f} h; several GPUs divide the training")
+    lines.append(f"  in all    {_time(len(runs) * (training + validation + test))}; several GPUs divide the training")
     if cost.memory_bytes is not None:
         activations = max(0, cost.memory_bytes - cost.weight_bytes - cost.trained_bytes) * per_episode / _VIDEOS
         memory = (cost.weight_bytes + 3 * cost.trained_bytes + activations) / 2**30
@@ -147,6 +147,10 @@ def plan(args: ReproduceArguments, cost: Cost | None = None) -> list[str]:
         f"{per_episode} videos."
     )
     return lines
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 __all__ = ["Cost", "measure", "plan", "split_sizes"]
