@@ -1,6 +1,6 @@
 """What a reproduction will take: steps, memory, disk and hours, from the measured cost of a few videos."""
 
-import resource
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def measure(args: ReproduceArguments) -> Cost:
             loss = model(**episode).loss
         loss.backward()
 
-    before = _memory(device)
+    before = _memory(device) or 0
     train_seconds = _second_time(train, device) / _VIDEOS
     peak = _memory(device)
     model.eval()
@@ -66,7 +66,7 @@ def measure(args: ReproduceArguments) -> Cost:
     weight_bytes = sum(weight.nbytes for weight in weights)
     trained_bytes = sum(weight.nbytes for weight in weights if weight.requires_grad)
     # On a CPU the weights were there before; the peak of a device counts them.
-    memory = peak if device.type == "cuda" else weight_bytes + peak - before
+    memory = peak if peak is None or device.type == "cuda" else weight_bytes + peak - before
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return Cost(train_seconds, encode_seconds / _WAYS, memory, weight_bytes, trained_bytes, name)
 
@@ -99,9 +99,13 @@ def _second_time(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _memory(device: torch.device) -> int:
+def _memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if importlib.util.find_spec("resource") is None:  # Windows
+        return None
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

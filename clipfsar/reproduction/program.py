@@ -7,11 +7,11 @@ import platform
 import time
 from dataclasses import asdict
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from clipfsar import __version__
 from clipfsar.data.arguments import parse_arguments as parse_prepare_arguments
 from clipfsar.data.older_reader import REPORT
 from clipfsar.data.prepare import main as prepare
@@ -113,7 +113,7 @@ def _machine() -> dict:
         "device": device,
         "cpu_count": os.cpu_count(),
         "torch": torch.__version__,
-        "clipfsar": __version__,
+        "clipfsar": version("clipfsar"),
     }
 
 
