@@ -311,12 +311,12 @@ class CLIPFSARProcessor(ProcessorMixin):
     ) -> torch.Tensor:
         """Pixel values of videos, float32 (V, T, C, H, W).
 
-        `training` draws random frames (`"segment_random"` for both segment samplings, a random start for `"interval"`)
-        and a random crop. Without it only `"segment_random"` is random. `generator` is one generator, a list of one per
-        video, or None for torch's global one. Every video takes the same number of draws, whatever its length and
-        decoder. `role="query"` in training applies the processor's `query_augmentation`. `frame_sampling` overrides the
-        processor's. `fps`: frames per second of videos that do not state it (frames in memory or in folders). Only
-        `"interval"` needs it.
+        `training` draws random frames (`"segment_random"` for both segment samplings, a random start for `"interval"`,
+        random ends for `"linspace"`) and a random crop. Without it only `"segment_random"` is random. `generator` is
+        one generator, a list of one per video, or None for torch's global one. Every video takes the same number of
+        draws, whatever its length and decoder. `role="query"` in training applies the processor's `query_augmentation`.
+        `frame_sampling` overrides the processor's. `fps`: frames per second of videos that do not state it (frames in
+        memory or in folders). Only `"interval"` needs it.
         """
         videos = as_video_list(videos)
         sampled = self._read_videos(videos, training, generator, frame_sampling, fps)

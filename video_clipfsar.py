@@ -105,6 +105,9 @@ def sample_frame_indices(
     - `"interval"`: evenly spaced frames of a clip of `num_frames * sampling_rate` frames at `target_fps` (official for
       Kinetics-100). With a `generator` the clip starts at random (training); without one it is centred (testing).
       `fps`, the video's frames per second, is required.
+    - `"linspace"`: evenly spaced frames from the second to the last but one, or from the first to the last of a video
+      with fewer than `num_frames + 3` frames. With a `generator` both ends are drawn, up to 5 frames from those of the
+      video (training). From TRX (Perrett et al., CVPR 2021) and CLIP-MEI, `video_reader.py`.
 
     If the video has fewer frames than `num_frames`, all are returned and some repeat. If it has exactly `num_frames`,
     each is returned once. (The official program breaks on shorter videos.)
@@ -124,8 +127,23 @@ def sample_frame_indices(
         segment_length = num_video_frames // num_frames
         offsets = torch.randint(segment_length, (num_frames,), generator=generator).tolist()
         return [i * segment_length + offset for i, offset in enumerate(offsets)]
+    if sampling == "linspace":
+        return _linspace_indices(num_video_frames, num_frames, generator)
 
     return _interval_indices(num_video_frames, num_frames, fps, sampling_rate, target_fps, generator)
+
+
+def _linspace_indices(num_video_frames: int, num_frames: int, generator: torch.Generator | None) -> list[int]:
+    last = num_video_frames - 1
+    if generator is None:
+        start, end = 1, last - 1
+    else:
+        most = min(5, (num_video_frames - num_frames) // 2)
+        before, after = torch.randint(most + 1, (2,), generator=generator).tolist()
+        start, end = before, last - after
+    if end - start < num_frames:
+        start, end = 0, last
+    return np.linspace(start, end, num_frames).astype(int).tolist()
 
 
 def _interval_indices(

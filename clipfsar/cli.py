@@ -55,6 +55,12 @@ COMMANDS = {
         "clipfsar.evaluation.arguments:EvaluateArguments",
         "clipfsar.evaluation.evaluate_model:main",
     ),
+    "reproduce": Command(
+        "prepare, train, evaluate and report a benchmark",
+        "clipfsar.reproduction.arguments:parse_arguments",
+        "clipfsar.reproduction.program:main",
+        "Run the same command again to continue where it stopped.",
+    ),
     "predict": Command(
         "classify videos by a few example clips per class",
         "clipfsar.inference.arguments:PredictArguments",

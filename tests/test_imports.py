@@ -86,6 +86,7 @@ FLOORS = (
     ("clipfsar.inference",),
     ("clipfsar.evaluation", "clipfsar.page"),
     ("clipfsar.training",),
+    ("clipfsar.reproduction",),
     ("clipfsar",),
     ("clipfsar.cli",),
     ("clipfsar.__main__",),

@@ -139,7 +139,7 @@ def test_segment_center_takes_the_middle_of_each_segment():
     assert sample_frame_indices(9, 4) == [1, 3, 5, 7]
 
 
-@pytest.mark.parametrize("sampling", ["segment_center", "segment_random", "interval"])
+@pytest.mark.parametrize("sampling", ["segment_center", "segment_random", "interval", "linspace"])
 def test_short_videos_repeat_frames_in_order(sampling):
     assert sample_frame_indices(3, 8, sampling) == [0, 0, 0, 1, 1, 2, 2, 2]
     assert sample_frame_indices(1, 4, sampling) == [0, 0, 0, 0]
@@ -173,6 +173,20 @@ def test_interval_sampling_with_a_generator_starts_anywhere_and_keeps_its_steps(
     assert min(starts) < 10
     assert max(starts) > 190  # 900 frames less a clip of 700
     assert {step for draw in draws for step in np.diff(draw).tolist()} <= {94, 95, 96}
+
+
+def test_linspace_sampling_leaves_out_the_first_and_the_last_frame():
+    assert sample_frame_indices(20, 8, "linspace") == [1, 3, 5, 8, 10, 13, 15, 18]
+    assert sample_frame_indices(11, 8, "linspace") == [1, 2, 3, 4, 5, 6, 7, 9]
+    assert sample_frame_indices(10, 8, "linspace") == [0, 1, 2, 3, 5, 6, 7, 9]  # too short to leave any out
+
+
+def test_linspace_sampling_with_a_generator_draws_both_ends():
+    generator = torch.Generator().manual_seed(0)
+    draws = [sample_frame_indices(100, 8, "linspace", generator=generator) for _ in range(200)]
+    assert {draw[0] for draw in draws} == {0, 1, 2, 3, 4, 5}
+    assert {draw[-1] for draw in draws} == {94, 95, 96, 97, 98, 99}
+    assert {(draw[0], draw[-1]) for draw in draws} > {(0, 94), (5, 94)}
 
 
 def test_interval_sampling_never_runs_backwards_in_a_short_clip():

@@ -20,6 +20,7 @@ from clipfsar.data.sources import (
     split_classes,
     table_splits,
     to_dataset,
+    trx_splits,
 )
 
 FILES = {"train": "train_few_shot.txt", "validation": "val_few_shot.txt", "test": "test_few_shot.txt"}
@@ -263,6 +264,74 @@ def test_a_class_id_outside_the_names_is_named_with_its_line(tmp_path):
 def test_ssv2_lists_without_names_say_what_to_give(tmp_path):
     with pytest.raises(ValueError, match=r"line 1: '78687' does not say the name of its class: .*--class_names_file"):
         train_clips(tmp_path, ["train8/78687"])
+
+
+def test_numbers_stand_for_names_that_nothing_says_if_asked_for(tmp_path, capsys):
+    lists = write_lists(tmp_path / "lists", train=["train1//clips_256/P01_11_100.MP4", "train0//clips_256/P01_1_7.MP4"])
+    clips = official_splits(lists, tmp_path, splits=["train"], numbered=["train"])["train"]
+    assert [clip.class_name for clip in clips] == ["train class 1", "train class 0"]
+    assert clips[0].path == str(tmp_path / "clips_256" / "P01_11_100.MP4")
+    assert "note: the train classes have numbers for names" in capsys.readouterr().err
+
+
+def test_a_folder_that_classes_share_is_no_name(tmp_path):
+    with pytest.raises(ValueError, match=r"classes share the folder 'clips 256'.*--class_names_file, or number them"):
+        train_clips(tmp_path, ["train1//clips_256/a.MP4", "train0//clips_256/b.MP4"])
+
+
+# --- lists of TRX and CLIP-MEI
+
+
+def write_trx_lists(folder: Path, **lists: str) -> Path:
+    folder.mkdir()
+    for name, text in lists.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+def test_lists_of_trx_name_folders_of_frames(tmp_path):
+    lists = write_trx_lists(
+        tmp_path / "lists",
+        trainlist03="brush_hair/one\nclimb/x.y_(1)\n",
+        vallist03="swim/two\n",
+        testlist03="dive/gone\nrun/c.avi\n",
+    )
+    root = touch(tmp_path / "frames", "brush_hair/one/1.jpg", "climb/x.y_(1)/1.jpg", "swim/two/1.jpg", "run/c.mp4")
+    splits = trx_splits(lists, root)
+    assert {split: [(clip.path, clip.class_name) for clip in clips] for split, clips in splits.items()} == {
+        "train": [(f"{root}/brush_hair/one", "brush hair"), (f"{root}/climb/x.y_(1)", "climb")],
+        "validation": [(f"{root}/swim/two", "swim")],
+        "test": [(f"{root}/dive/gone.mp4", "dive"), (f"{root}/run/c.mp4", "run")],
+    }
+
+
+def test_frames_of_clip_mei_lie_in_a_folder_per_split_and_json_names_its_classes(tmp_path):
+    lists = write_trx_lists(tmp_path / "lists", trainlist07="train0/78687\n", testlist07="test0/5\n")
+    (tmp_path / "names.json").write_text('{"train0": "Bending something", "test0": "Digging something"}')
+    root = touch(tmp_path / "frames", "train/train0/78687/1.jpg", "test/test0/5/1.jpg")
+    splits = trx_splits(lists, root, tmp_path / "names.json", ["train", "test"])
+    assert splits == {
+        "train": [Clip(f"{root}/train/train0/78687", "Bending something")],
+        "test": [Clip(f"{root}/test/test0/5", "Digging something")],
+    }
+    (tmp_path / "names.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"trainlist07.txt, line 1: .*names.json has no name for 'train0'"):
+        trx_splits(lists, root, tmp_path / "names.json", ["train"])
+
+
+@pytest.mark.parametrize("line", ["brush_hair", "a/b/c", "/b", "a/"])
+def test_a_line_of_another_form_than_trx_is_named(line, tmp_path):
+    lists = write_trx_lists(tmp_path / "lists", trainlist03=f"run/a\n{line}\n")
+    with pytest.raises(ValueError, match=r"trainlist03.txt, line 2: .* is not of the form CLASS/VIDEO"):
+        trx_splits(lists, tmp_path, splits=["train"])
+
+
+def test_several_lists_of_trx_in_a_folder_are_refused(tmp_path):
+    lists = write_trx_lists(tmp_path / "lists", trainlist03="run/a\n", trainlist07="run/a\n")
+    with pytest.raises(ValueError, match=r"several lists of train, trainlist03.txt, trainlist07.txt: leave the one"):
+        trx_splits(lists, tmp_path, splits=["train"])
+    with pytest.raises(FileNotFoundError, match=r"lists has no vallistNN.txt \(NN: two digits\); --splits"):
+        trx_splits(lists, tmp_path, splits=["validation"])
 
 
 def validation_clips(folder: Path, lines: list[str], names_file: Path | None = None) -> list[Clip]:

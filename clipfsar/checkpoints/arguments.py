@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from choices_clipfsar import SUPPORT_POOLINGS
 from clipfsar.names import check_source, find_model
 from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
@@ -12,7 +13,7 @@ _DIRECTIONS = {
     FROM_OFFICIAL: (
         "an official checkpoint",
         ("checkpoint", "clip_checkpoint", "output_dir"),
-        ("tokenizer", "num_frames"),
+        ("tokenizer", "num_frames", "support_pooling"),
     ),
     FROM_OPENAI: ("OpenAI's or open_clip's weights", ("clip_checkpoint", "output_dir"), ("tokenizer", "hidden_act")),
     TO_OFFICIAL: ("the way back (--model)", ("model", "checkpoint"), ()),
@@ -25,12 +26,17 @@ class ConvertArguments:
 
         clipfsar convert --checkpoint checkpoint_epoch_00001.pyth --clip_checkpoint RN50.pt \\
             --output_dir clip-fsar-rn50 --tokenizer openai/clip-vit-base-patch32  # from the official program
+        clipfsar convert --checkpoint checkpoint_best.pt --clip_checkpoint RN50.pt \\
+            --output_dir clip-fsar-ucf101 --tokenizer openai/clip-vit-base-patch32  # from CLIP-MEI's CLIP-FSAR
         clipfsar convert --clip_checkpoint RN50.pt --output_dir clip-rn50 \\
             --tokenizer openai/clip-vit-base-patch32                              # OpenAI's CLIP, to train from
         clipfsar convert --model clip-fsar-rn50 --checkpoint back_again.pyth      # to the official program
 
-    An official checkpoint holds the visual tower (a ViT or CLIP's ResNet, of any size), the temporal transformer (of
-    any depth) and the video-text scale. It does not hold CLIP's text tower. --clip_checkpoint gives the text tower:
+    CLIP-MEI is the only other program with CLIP-FSAR checkpoints; the file says which program wrote it. The model's
+    processor prepares videos as that program does.
+
+    Such a checkpoint holds the visual tower (a ViT or CLIP's ResNet, of any size), the temporal transformer (of any
+    depth) and the video-text scale. It does not hold CLIP's text tower. --clip_checkpoint gives the text tower:
     OpenAI's file (TorchScript archive or state dict), or a Hugging Face folder or Hub id of a CLIP or CLIP-FSAR model.
 
     CLIP weights of OpenAI or open_clip (ViT or ResNet) become a folder to start training from. It holds only CLIP's
@@ -39,7 +45,9 @@ class ConvertArguments:
     No code in the files is run. The optimizer's state is not converted.
     """
 
-    checkpoint: str | None = option(None, "The official program's .pyth file; with --model, the new file to write.")
+    checkpoint: str | None = option(
+        None, "The official program's .pyth file, or CLIP-MEI's .pt file; with --model, the new file to write."
+    )
     clip_checkpoint: str | None = option(
         None,
         "OpenAI's .pt file (TorchScript archive or state dict), or open_clip's .pt or .safetensors. With --checkpoint, "
@@ -52,7 +60,13 @@ class ConvertArguments:
         "Tokenizer to save with the weights: folder or Hub id of any of OpenAI's CLIPs. Default: the tokenizer of "
         "--clip_checkpoint if it is a Hugging Face model; .pt files have none.",
     )
-    num_frames: int = option(8, "Frames per video that an official checkpoint was trained with.")
+    num_frames: int = option(8, "Frames per video that the checkpoint was trained with.")
+    support_pooling: str | None = option(
+        None,
+        "Average several shots before or after modulation. Default: what the checkpoint's program does, before in the "
+        "official 5-shot settings and after in CLIP-MEI's.",
+        SUPPORT_POOLINGS,
+    )
     hidden_act: str = option(
         "quick_gelu",
         "Activation of the transformers, when you convert CLIP weights. OpenAI uses quick_gelu. open_clip's models use "
@@ -75,7 +89,7 @@ class ConvertArguments:
                 f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing."
             )
         defaults = {"num_frames": 8, "hidden_act": "quick_gelu"}
-        for name in ("clip_checkpoint", "output_dir", "tokenizer", "num_frames", "hidden_act"):
+        for name in ("clip_checkpoint", "output_dir", "tokenizer", "num_frames", "support_pooling", "hidden_act"):
             if name not in (*needed, *taken) and getattr(self, name) != defaults.get(name):
                 raise ValueError(f"--{name} plays no part in converting {kind}: leave it out.")
 
@@ -104,6 +118,7 @@ class PushArguments:
 
         clipfsar push --folder runs/mine/best --repo_id me/clip-fsar-mine
         clipfsar push --folder runs/mine/best --repo_id me/clip-fsar-mine --private false --revision v2
+        clipfsar push --folder clip-fsar-ucf101 --repo_id me/clip-fsar-ucf101 --license LICENCE --source ADDRESS
 
     Log in first with `hf auth login`. A new repository is private unless you give --private false. The upload contains
     the folder's weights, processor, code, settings and model card, but no caches, hidden files or training states. If a
@@ -115,6 +130,10 @@ class PushArguments:
     private: bool = option(True, "Create a new repository as private. An existing one is not changed.")
     revision: str | None = option(None, "Branch to upload to; created if missing.")
     commit_message: str = option("Upload CLIP-FSAR model", "Message of the commit.")
+    license: str | None = option(
+        None, "Licence of converted weights, e.g. mit. Required for them; the card of a trained model has its own."
+    )
+    source: str | None = option(None, "Address or citation of the original of converted weights. Required for them.")
 
     def check_files(self):
         """Raises `FileNotFoundError` when the folder does not exist."""

@@ -5,8 +5,14 @@ from pathlib import Path
 import torch
 
 from clipfsar.checkpoints.arguments import FROM_OFFICIAL, FROM_OPENAI, TO_OFFICIAL, ConvertArguments
-from clipfsar.checkpoints.convert_official import convert_official_checkpoint, official_checkpoint, save_with_processor
+from clipfsar.checkpoints.convert_official import (
+    model_of_state,
+    official_checkpoint,
+    read_checkpoint,
+    save_with_processor,
+)
 from clipfsar.checkpoints.convert_openai import convert_openai_checkpoint
+from clipfsar.checkpoints.converted_card import record_conversion
 from modeling_clipfsar import CLIPFSARModel
 from paths_clipfsar import replace_file
 
@@ -15,12 +21,16 @@ def from_official(arguments: ConvertArguments):
     checkpoint, clip_checkpoint = arguments.checkpoint, arguments.clip_checkpoint
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"--checkpoint {checkpoint}: there is no such file.")
-    model, report = convert_official_checkpoint(checkpoint, clip_checkpoint, arguments.num_frames)
+    program, state = read_checkpoint(checkpoint)
+    print(f"{checkpoint} was written by {program.name}.")
+    settings = (arguments.num_frames, arguments.support_pooling)
+    model, report = model_of_state(program, state, checkpoint, clip_checkpoint, *settings)
     print("\n".join(report))
     tokenizer = arguments.tokenizer
     if tokenizer is None and not Path(clip_checkpoint).is_file():
         tokenizer = clip_checkpoint
-    save_with_processor(model, arguments.output_dir, tokenizer)
+    save_with_processor(model, arguments.output_dir, tokenizer, program)
+    record_conversion(Path(arguments.output_dir), program.name, checkpoint, clip_checkpoint, model.config.num_frames)
 
 
 def from_openai(arguments: ConvertArguments):

@@ -1,12 +1,14 @@
-"""Converts official checkpoints to our models, and back.
+"""Converts official checkpoints and CLIP-MEI's to our models, and our models to official checkpoints.
 
-The official checkpoint holds the visual tower (a ViT or CLIP's ResNet, of any size), the temporal transformer (of any
-depth) and the video-text scale. It does not hold CLIP's text tower. No code in the files is run. The optimizer's state
+Both hold the visual tower (a ViT or CLIP's ResNet, of any size), the temporal transformer (of any
+depth) and the video-text scale. They do not hold CLIP's text tower. No code in the files is run. The optimizer's state
 is not converted.
 """
 
 import re
+from dataclasses import dataclass
 
+from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor
 
 from backbones_clipfsar import is_in_official_program
@@ -36,7 +38,66 @@ _TEMPORAL_NAMES = {
     "mlp.fc2": "1.net.3",
 }
 _NUM_HEADS = 8  # of the official temporal transformer, for every size
-_FEED_FORWARD = "head.context2.layers.0.1.net.0.weight"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that trains CLIP-FSAR, and the form of its checkpoints.
+
+    Args:
+        name: For messages.
+        weights: Key of the weights in a checkpoint.
+        prefix: Begins the name of every weight.
+        support_pooling: The program's default for several shots.
+    """
+
+    name: str
+    weights: str
+    prefix: str
+    support_pooling: str
+
+
+OFFICIAL = Program("the official program", "model_state", "head.", "before")
+# https://github.com/D-XH/CLIP-MEI, run/main_run.py: a dict of "iteration", "model_state_dict", states of optimizer and
+# scheduler, and "acc".
+CLIP_MEI = Program("CLIP-MEI", "model_state_dict", "", "after")
+
+# Weights that only other models of CLIP-MEI's repository have (its folder models/): start of a name -> model.
+_OTHER_MODELS_OF_CLIP_MEI = {
+    "token_tr.": "CLIP-MEI itself",
+    "class_token_motion": "CLIP-CPM2C",
+    "motion_conv1.": "a model with motion features (CLIP-MEI or CLIP-CPM2C)",
+    "resnet.": "a model on torchvision's ResNet (TRX, STRM, TA2N, OTAM, MoLo or SOAP)",
+}
+
+
+def read_checkpoint(checkpoint: str) -> tuple[Program, dict]:
+    """The program that wrote a checkpoint, and the weights in it.
+
+    Raises:
+        ValueError: When the file is no checkpoint of a known program, or is one of another model.
+    """
+    loaded = load_weights_only(checkpoint)
+    for program in (OFFICIAL, CLIP_MEI):
+        if isinstance(loaded, dict) and isinstance(loaded.get(program.weights), dict):
+            state = loaded[program.weights]
+            if program is CLIP_MEI:
+                _refuse_other_models(state, checkpoint)
+            return program, state
+    raise ValueError(
+        f"{checkpoint} is not a checkpoint of the official program: it has no 'model_state'. It is none of CLIP-MEI "
+        "either, which has 'model_state_dict'."
+    )
+
+
+def _refuse_other_models(state: dict, checkpoint: str):
+    for start, model in _OTHER_MODELS_OF_CLIP_MEI.items():
+        found = next((name for name in state if name.startswith(start)), None)
+        if found is not None:
+            raise ValueError(
+                f"{checkpoint} is of {model}, not of CLIP-FSAR: it has a weight {found}. Only the checkpoints of "
+                "CLIP-FSAR in CLIP-MEI's repository can be converted."
+            )
 
 
 def official_place(name: str) -> Place:
@@ -58,19 +119,32 @@ def is_in_official(name: str) -> bool:
 def convert_official_checkpoint(
     checkpoint: str, clip_checkpoint: str, num_frames: int = 8
 ) -> tuple[CLIPFSARModel, list[str]]:
-    """Our model with the weights of an official checkpoint and the text tower of `clip_checkpoint`, and a report.
+    """Our model with the weights of a checkpoint and the text tower of `clip_checkpoint`, and a report.
 
     Raises:
-        ValueError: When the file is no official checkpoint, or a weight is missing, unexpected or of another shape.
+        ValueError: When `read_checkpoint` does, or a weight is missing, unexpected or of another shape.
     """
-    loaded = load_weights_only(checkpoint)
-    if not isinstance(loaded, dict) or "model_state" not in loaded:
-        raise ValueError(f"{checkpoint} is not a checkpoint of the official program: it has no 'model_state'.")
-    state = loaded["model_state"]
-    if _FEED_FORWARD not in state:
-        raise ValueError(f"{checkpoint}: weight {_FEED_FORWARD} of the temporal transformer is missing.")
-    prefix = "head.backbone."
-    visual = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return model_of_state(*read_checkpoint(checkpoint), checkpoint, clip_checkpoint, num_frames)
+
+
+def model_of_state(
+    program: Program,
+    state: dict,
+    checkpoint: str,
+    clip_checkpoint: str,
+    num_frames: int,
+    support_pooling: str | None = None,
+) -> tuple[CLIPFSARModel, list[str]]:
+    """`convert_official_checkpoint` after reading; `checkpoint` names the file in messages.
+
+    Args:
+        support_pooling: See `CLIPFSARConfig`; by default the program's.
+    """
+    backbone, layers = f"{program.prefix}backbone.", f"{program.prefix}context2.layers."
+    feed_forward = f"{layers}0.1.net.0.weight"
+    if feed_forward not in state:
+        raise ValueError(f"{checkpoint}: weight {feed_forward} of the temporal transformer is missing.")
+    visual = {key.removeprefix(backbone): value for key, value in state.items() if key.startswith(backbone)}
     clip, report = load_clip(clip_checkpoint)
     clip_config = clip_config_from_openai(visual, clip.config.text_config)
     if clip_config.projection_dim != clip.config.projection_dim:
@@ -81,13 +155,19 @@ def convert_official_checkpoint(
     config = CLIPFSARConfig(
         clip_config=clip_config,
         num_frames=num_frames,
-        temporal_num_layers=len({key.split(".")[3] for key in state if key.startswith("head.context2.layers.")}),
+        support_pooling=support_pooling or program.support_pooling,
+        temporal_num_layers=len({key.removeprefix(layers).split(".")[0] for key in state if key.startswith(layers)}),
         temporal_num_heads=_NUM_HEADS,
-        temporal_intermediate_size=state[_FEED_FORWARD].shape[0],
+        temporal_intermediate_size=state[feed_forward].shape[0],
     )
     model = CLIPFSARModel(config).eval()
     own = {name: weight for name, weight in model.state_dict().items() if is_in_official(name)}
-    weights, lines = from_places(own, state, official_place, checkpoint)
+
+    def place_of(name: str) -> Place:
+        place = official_place(name)
+        return place._replace(key=place.key.replace(OFFICIAL.prefix, program.prefix, 1))
+
+    weights, lines = from_places(own, state, place_of, checkpoint)
     text = {f"clip.{name}": weight for name, weight in clip.state_dict().items()}
     model.load_state_dict(weights | {name: text[name] for name in text if not is_in_official(name)})
     text_lines = [line for line in report if not line.startswith(("visual.", "Image"))]
@@ -114,8 +194,29 @@ def official_checkpoint(model: CLIPFSARModel) -> dict:
     return {"epoch": 1, "model_state": to_places(own, official_place), "optimizer_state": {}, "cfg": "{}"}
 
 
-def save_with_processor(model: CLIPFSARModel, output_dir: str, tokenizer: str | None, **saving):
-    """Saves weights and code, and with a tokenizer also a processor with official preprocessing."""
+def _processor_settings(program: Program, image_size: int) -> dict:
+    """The image processor and settings of the processor for frames as a program's test prepares them.
+
+    CLIP-MEI (`video_reader.py`): shortest side 8/7 of the crop (256 for 224), bilinear, central crop, values from 0 to
+    1 that are not normalised. The official program squashes frames instead (`preprocessing="official"`).
+    """
+    crop_size = {"height": image_size, "width": image_size}
+    if program is not CLIP_MEI:
+        image_processor = CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=crop_size)
+        return {"image_processor": image_processor, "preprocessing": "official"}
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": round(image_size * 8 / 7)},
+        crop_size=crop_size,
+        resample=Image.Resampling.BILINEAR,
+        do_normalize=False,
+    )
+    return {"image_processor": image_processor, "preprocessing": "clip", "frame_sampling": "linspace"}
+
+
+def save_with_processor(
+    model: CLIPFSARModel, output_dir: str, tokenizer: str | None, program: Program = OFFICIAL, **saving
+):
+    """Saves weights and code, and with a tokenizer also a processor with the program's preprocessing."""
     config = model.config
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{output_dir}: {num_parameters:,} parameters, {config.temporal_num_layers} temporal layer(s).")
@@ -125,18 +226,22 @@ def save_with_processor(model: CLIPFSARModel, output_dir: str, tokenizer: str | 
         return
     size = config.clip_config.vision_config.image_size
     processor = CLIPFSARProcessor(
-        CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
-        AutoTokenizer.from_pretrained(tokenizer),
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer),
         num_frames=config.num_frames,
-        preprocessing="official",
+        **_processor_settings(program, size),
     )
     save_with_pipeline(model, processor, output_dir, **saving)
 
 
 __all__ = [
+    "CLIP_MEI",
+    "OFFICIAL",
+    "Program",
     "convert_official_checkpoint",
     "is_in_official",
+    "model_of_state",
     "official_checkpoint",
     "official_place",
+    "read_checkpoint",
     "save_with_processor",
 ]

@@ -11,15 +11,11 @@ SELECTED_ON_TEST = (
     "do not compare it with models selected on validation classes."
 )
 
-_TEXT = """
-# CLIP-FSAR on {dataset_name}
+TASK = """Few-shot recognition of actions in video. You give the model the class names and a few clips of each class; it
+then says to which class a new clip belongs. The model implements "CLIP-guided Prototype Modulating for Few-shot Action
+Recognition" (Wang et al., IJCV 2023, [arXiv:2303.02982](https://arxiv.org/abs/2303.02982))."""
 
-Few-shot recognition of actions in video. You give the model the class names and a few clips of each class; it then says
-to which class a new clip belongs. The model implements "CLIP-guided Prototype Modulating for Few-shot Action
-Recognition" (Wang et al., IJCV 2023, [arXiv:2303.02982](https://arxiv.org/abs/2303.02982)). It was fine-tuned on
-episodes from `{base_model}`.
-
-## Use
+USE = """## Use
 
 ```bash
 pip install "transformers>=5.14,<6" torch datasets pillow "av>=15"
@@ -37,32 +33,41 @@ classify.support_set.save_pretrained("my_classes")  # next time: pipeline(..., s
 ```
 
 `trust_remote_code=True` runs the Python files of this repository: read them first. In your own program, `AutoModel` and
-`AutoProcessor` load the model and its processor.
+`AutoProcessor` load the model and its processor."""
 
-## Results
-
-{results}
-
-## Training
-
-{episodes_done} episodes ({n_way}-way {train_n_shot}-shot, {train_n_query} queries per class) of {num_base_classes} base
-classes, seed {seed}. All settings are in `training_arguments.json`.{selection}
-
-## Limits
-
-- The numbers hold for the data set above and for similar videos.
-- The model always chooses one of the enrolled classes, unless you pass `detect_unknown=True`, which adds "none of
-  these".
+LIMITS = """- The model always chooses one of the enrolled classes, unless you pass `detect_unknown=True`, which adds
+  "none of these".
 - The model sees {num_frames} frames of a clip. Cut clips to the action: it misses short actions in long clips.
 - Class names matter: they modulate the prototypes. CLIP reads English.
 - You can compare the scores of the classes for one video. They are not calibrated probabilities.
 - CLIP learned from pictures and texts of the web, with their biases about people. Do not use it to identify or judge
   people, nor for surveillance. OpenAI's model card of CLIP declares every deployed use out of scope that was not tested
-  for its purpose.
+  for its purpose."""
+
+_TEXT = f"""
+# CLIP-FSAR on {{dataset_name}}
+
+{TASK} It was fine-tuned on episodes from `{{base_model}}`.
+
+{USE}
+
+## Results
+
+{{results}}
+
+## Training
+
+{{episodes_done}} episodes ({{n_way}}-way {{train_n_shot}}-shot, {{train_n_query}} queries per class) of
+{{num_base_classes}} base classes, seed {{seed}}. All settings are in `training_arguments.json`.{{selection}}
+
+## Limits
+
+- The numbers hold for the data set above and for similar videos.
+{LIMITS}
 
 ## Licence
 
-The code files are Apache-2.0. The weights are derived from {base_model_link} and are under its licence. {licence}
+The code files are Apache-2.0. The weights are derived from {{base_model_link}} and are under its licence. {{licence}}
 """
 
 MODEL_PLACEHOLDER = "path/or/hub-id"
@@ -161,4 +166,4 @@ def _eval_results(results: list, dataset_name: str) -> list[EvalResult] | None:
     ] or None
 
 
-__all__ = ["MODEL_PLACEHOLDER", "SELECTED_ON_TEST", "write_model_card"]
+__all__ = ["LIMITS", "MODEL_PLACEHOLDER", "SELECTED_ON_TEST", "TASK", "USE", "write_model_card"]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import CLIPConfig, PreTrainedConfig, PreTrainedModel
@@ -208,14 +209,41 @@ def text_config_from_openai(state: dict[str, torch.Tensor], hidden_act: str = "q
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+class _NumberType:
+    """Takes the place of `numpy.dtype` in a pickle: the kind and size of one number."""
+
+    def __init__(self, code: str, *_):
+        if re.fullmatch(r"[biuf][1248]", code) is None:
+            raise pickle.UnpicklingError(f"a numpy value of type {code!r} is no plain number")
+        self.code = code
+
+    def __setstate__(self, state: tuple):
+        self.code = f"{state[1].replace('|', '')}{self.code}"  # the byte order, such as "<"
+
+
+def _plain_number(kind: _NumberType, data: bytes) -> bool | int | float:
+    """Takes the place of numpy's function that makes a number from its bytes."""
+    (number,) = np.frombuffer(data, kind.code)
+    return number.item()
+
+
+# Numbers of numpy, such as an accuracy beside the weights, become plain ones: nothing of numpy's unpickling runs.
+_NUMPY_NUMBERS: list = [
+    (_NumberType, "numpy.dtype"),
+    *((_plain_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_NumberType, f"numpy.dtypes.{name}DType") for name in ("Bool", "Float32", "Float64", "Int32", "Int64")),
+]
+
+
 def load_weights_only(path: str | Path):
-    """`torch.load` that runs no code from the file.
+    """`torch.load` that runs no code from the file. Numbers of numpy become plain ones.
 
     Raises:
         ValueError: When the file holds more than weights and plain values, or is no PyTorch file.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         raise ValueError(
             f"{path} was not read, because it is no file of weights and plain values: other content could run any code "

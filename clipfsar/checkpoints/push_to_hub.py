@@ -6,11 +6,19 @@ from huggingface_hub import HfApi
 from transformers.dynamic_module_utils import get_relative_imports
 
 from clipfsar.checkpoints.arguments import PushArguments
+from clipfsar.checkpoints.converted_card import state_origin
 from clipfsar.checkpoints.model_card import MODEL_PLACEHOLDER
 from clipfsar.json_files import read_json
 
 # Files that a used folder may also hold: caches, half-written files, training states.
-_NOT_UPLOADED = ["__pycache__/**", "*.pyc", ".*", "**/.*", "*.partial", "*.tmp", "state/**", "optimizer*", "*.bin"]
+_NOT_UPLOADED = ["__pycache__/**", "*.pyc", "**/.*", "*.partial", "*.tmp", "state/**", "optimizer*", "*.bin"]
+_EVAL_RESULTS = ".eval_results"  # the Hub reads results from this folder
+
+
+def _not_uploaded(folder: Path) -> list[str]:
+    """Patterns of files that stay here: those of `_NOT_UPLOADED` and hidden ones, without `.eval_results`."""
+    hidden = [path.name for path in folder.iterdir() if path.name[0] == "." and path.name != _EVAL_RESULTS]
+    return [*_NOT_UPLOADED, *hidden, *(f"{name}/**" for name in hidden)]
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -35,12 +43,18 @@ def push_folder(
     private: bool = True,
     revision: str | None = None,
     commit_message: str = "Upload CLIP-FSAR model",
+    license: str | None = None,
+    source: str | None = None,
 ) -> str:
     """Uploads a complete model folder and returns the commit's URL. The model card then names the repository.
 
+    Args:
+        license, source: Of converted weights: their licence, and an address or citation of the original ones. Needed
+            once; the folder keeps them.
+
     Raises:
         FileNotFoundError: When the folder does not exist.
-        ValueError: When files are missing; the message lists them.
+        ValueError: When files are missing (the message lists them), or licence and source of converted weights.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -49,6 +63,7 @@ def push_folder(
     if missing:
         hint = f" Did you mean {folder / 'best'}?" if (folder / "best" / "config.json").is_file() else ""
         raise ValueError(f"{folder} is not complete, {', '.join(missing)} missing: nothing was uploaded.{hint}")
+    state_origin(folder, license, source)
     api = HfApi()
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     card = folder / "README.md"
@@ -60,7 +75,7 @@ def push_folder(
         folder_path=folder,
         revision=revision,
         commit_message=commit_message,
-        ignore_patterns=_NOT_UPLOADED,
+        ignore_patterns=_not_uploaded(folder),
     )
     return str(commit)
 

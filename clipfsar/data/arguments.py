@@ -22,6 +22,7 @@ TABLE_SUFFIXES = (".csv", ".jsonl", ".tsv")
 class PrepareArguments:
     """Makes a data set for training from your videos, and finds bad videos before training does.
 
+        clipfsar prepare --benchmark hmdb51 --video_root VIDEOS --frame_store jpeg    # downloads the official lists
         clipfsar prepare --benchmark hmdb51 --official_splits LISTS --video_root VIDEOS --frame_store jpeg
         clipfsar prepare --source FOLDER --frame_store jpeg --model openai/clip-vit-base-patch16
         clipfsar prepare --source FOLDER          # SPLIT/CLASS/VIDEO; or CLASS/VIDEO, split by classes
@@ -39,16 +40,23 @@ class PrepareArguments:
         None,
         "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .tsv, .jsonl), saved data set, or Hub id.",
     )
-    official_splits: str | None = option(None, "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt.")
+    official_splits: str | None = option(
+        None,
+        "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt, or of TRX's and CLIP-MEI's "
+        "trainlist07.txt, ... (a line CLASS/VIDEO each). Default with --benchmark: the official ones, downloaded once.",
+    )
     video_root: str | None = option(None, "Folder that paths in the official lists or a table are relative to.")
     class_names_file: str | None = option(
-        None, "YAML file of the official program with the class names. Default: names of the videos' folders."
+        None,
+        "YAML file of the official program with the class names; for TRX's lists a JSON file. Default: with downloaded "
+        "lists the benchmark's own, otherwise names of the videos' folders.",
     )
     validation_class_names: str | None = option(
         None,
         "File of validation class names, one per line in the order of the ids, or Something-Something's JSON file of "
-        "labels. Default: names of the videos' folders.",
+        "labels. Default: names of the videos' folders; with --benchmark, numbers where there are none.",
     )
+    number_classes: bool = option(False, "Number the classes of official lists that nothing names, e.g. EPIC-Kitchens.")
     splits: list[str] = option(list(SPLITS), "Official lists to read.", SPLITS)
     benchmark: str | None = option(
         None,
@@ -108,8 +116,14 @@ class PrepareArguments:
     hub_private: bool = option(True, "Make a new Hub repository private.")
 
     def __post_init__(self):
-        if (self.source is None) == (self.official_splits is None):
+        downloads_lists = self.source is None and self.official_splits is None and self.benchmark is not None
+        if (self.source is None) == (self.official_splits is None) and not downloads_lists:
             raise ValueError("Give either --source or --official_splits with --video_root.")
+        if downloads_lists and self.video_root is None:
+            raise ValueError(
+                f"--benchmark {self.benchmark} needs --video_root, the folder that the paths in the official lists are "
+                "relative to."
+            )
         if self.official_splits is not None and self.video_root is None:
             raise ValueError("--official_splits needs --video_root, the folder that the lists' paths are relative to.")
         if self.output_dir is None:
@@ -148,6 +162,7 @@ class PrepareArguments:
         others = {"output_dir", "num_workers", "seconds_per_video", "skip_bad_videos", "push_to_hub", "hub_private"}
         others |= {"shard"}
         others |= {"model"}  # it only sets frame_size and preprocessing
+        others |= set() if self.number_classes else {"number_classes"}  # earlier versions did not record it
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def check_files(self):
@@ -160,7 +175,7 @@ class PrepareArguments:
         check_source("source", self.source, "dataset", "" if is_table else remedy)
         self.model = find_model("model", self.model)
         folders = "official_splits", "video_root", "class_names_file", "validation_class_names"
-        for name in folders if self.official_splits is not None else ():
+        for name in folders if self.source is None else ():
             check_path(name, getattr(self, name), is_local=True)
 
 

@@ -23,6 +23,7 @@ from clipfsar.data.frame_store import (
     references,
     save_linked,
 )
+from clipfsar.data.official_lists import with_official_lists
 from clipfsar.data.older_reader import REPORT
 from clipfsar.data.sources import listed_clips, resplit, to_dataset
 from clipfsar.data.splits import WORK_FOLDER, check_disjoint_classes, load_video_splits
@@ -380,6 +381,7 @@ def take_from_model(arguments: PrepareArguments):
 
 
 def main(arguments: PrepareArguments):
+    arguments = with_official_lists(arguments)
     if arguments.model is not None:
         take_from_model(arguments)
     Preparation(arguments).run()

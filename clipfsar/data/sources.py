@@ -6,6 +6,7 @@ Nothing is decoded here, so a list of a hundred thousand videos takes seconds.
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ def official_splits(
     class_names_file: Path | None = None,
     validation_class_names_file: Path | None = None,
     splits: Sequence[str] = SPLITS,
+    numbered: Sequence[str] = (),
 ) -> dict[str, list[Clip]]:
     """The videos of the official lists, whether or not their files exist.
 
@@ -127,6 +129,7 @@ def official_splits(
             the order of the ids, or Something-Something's own JSON file of labels. Without it, the names come from the
             folders in the paths.
         splits: The splits to read.
+        numbered: Splits whose classes get numbers for names if nothing says their names. A note says so.
 
     Raises:
         FileNotFoundError: If a list does not exist.
@@ -148,6 +151,8 @@ def official_splits(
             names_source = validation_class_names_file
         elif split in official_names:
             names, names_source = dict(enumerate(official_names[split])), class_names_file
+        elif split in numbered and not _folders_are_classes(videos):
+            names, names_source = _numbered_names(videos, split), list_file
         else:
             names, names_source = _names_of_folders(videos, list_file, split), list_file
         for video in videos:
@@ -209,7 +214,29 @@ def _names_of_folders(videos: list[ListedVideo], list_file: Path, split: str) ->
                 f"{list_file}, line {video.line}: class id {video.class_id} is {name!r} here and "
                 f"{names[video.class_id]!r} further up: give the names of the {split} classes with {option}."
             )
+    if not _folders_are_classes(videos):
+        raise ValueError(
+            f"{list_file}: classes share the folder {name!r}, so folders do not name them: give the names of the "
+            f"{split} classes with {option}, or number them with --number_classes."
+        )
     return names
+
+
+def _folders_are_classes(videos: list[ListedVideo]) -> bool:
+    """Whether each class has a folder of its own."""
+    folders = {(video.class_id, os.path.dirname(video.path)) for video in videos}
+    names = {os.path.basename(folder) for _, folder in folders}
+    return "" not in names and len(names) >= len({class_id for class_id, _ in folders})
+
+
+def _numbered_names(videos: list[ListedVideo], split: str) -> dict[int, str]:
+    remedy = {"validation": "--validation_class_names takes names, or Something-Something's label file"}
+    print(
+        f"note: the {split} classes have numbers for names, because no file names them. Their texts mean nothing to "
+        f"the model; {remedy.get(split, '--class_names_file takes names')}.",
+        file=sys.stderr,
+    )
+    return {video.class_id: f"{split} class {video.class_id}" for video in videos}
 
 
 def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, str]:
@@ -239,6 +266,69 @@ def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, s
     if not names:
         raise ValueError(f"{path} has no label of any video of the validation list.")
     return names
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Lists of TRX and the programs after it: https://github.com/tobyperrett/trx, https://github.com/D-XH/CLIP-MEI
+# ----------------------------------------------------------------------------------------------------------------------
+
+_TRX_LISTS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def is_in_trx_form(list_folder: Path) -> bool:
+    """Whether a folder holds lists such as `trainlist07.txt`, and none of the official program."""
+    if any((list_folder / name).is_file() for name in _LIST_FILES.values()):
+        return False
+    return any(list_folder.glob("*list[0-9][0-9].txt"))
+
+
+def trx_splits(
+    list_folder: Path, video_root: Path, class_names_file: Path | None = None, splits: Sequence[str] = SPLITS
+) -> dict[str, list[Clip]]:
+    """The videos of lists with a line CLASS/VIDEO each: a folder of frames (or a file) CLASS/VIDEO below `video_root`,
+    or SPLIT/CLASS/VIDEO, where SPLIT is train, val or test.
+
+    Args:
+        list_folder: Folder of `trainlistNN.txt`, `vallistNN.txt`, `testlistNN.txt` with one number NN.
+        class_names_file: JSON file `{"train0": "Bending something until it breaks", ...}` for lists whose classes are
+            called by split and number. Without it, classes are called as in the list.
+
+    Raises:
+        FileNotFoundError: If a list does not exist.
+        ValueError: If the lists have several numbers, or a line another form; the message has file and line.
+    """
+    names = json.loads(read_text(class_names_file)) if class_names_file is not None else None
+    result = {}
+    for split in splits:
+        list_file = _trx_list(list_folder, split)
+        root = video_root / _TRX_LISTS[split]
+        folders, clips = _FolderListings(root if root.is_dir() else video_root), []
+        for number, line in enumerate(read_text(list_file).splitlines(), start=1):
+            class_name, _, video = line.strip().partition("/")
+            if not line.strip():
+                continue
+            if not class_name or not video or "/" in video:
+                raise ValueError(f"{list_file}, line {number}: {line.strip()!r} is not of the form CLASS/VIDEO.")
+            if names is not None and class_name not in names:
+                raise ValueError(f"{list_file}, line {number}: {class_names_file} has no name for {class_name!r}.")
+            name = class_name_of_folder(class_name) if names is None else str(names[class_name])
+            clips.append(Clip(folders.find(f"{class_name}/{video}"), name))
+        if not clips:
+            raise ValueError(f"{list_file} names no videos.")
+        result[split] = clips
+    return result
+
+
+def _trx_list(list_folder: Path, split: str) -> Path:
+    pattern = f"{_TRX_LISTS[split]}list[0-9][0-9].txt"
+    found = sorted(list_folder.glob(pattern))
+    if not found:
+        name = f"{_TRX_LISTS[split]}listNN.txt"
+        raise FileNotFoundError(f"{list_folder} has no {name} (NN: two digits); --splits leaves a split out.")
+    if len(found) > 1:
+        listed = ", ".join(path.name for path in found)
+        raise ValueError(f"{list_folder} has several lists of {split}, {listed}: leave the one that you want there.")
+    return found[0]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -358,6 +448,9 @@ def _local_path(root: Path, path: str) -> str:
 
 def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -> dict[str, list[Clip]] | None:
     """The clips of official lists, a table or a folder, by split. None for a saved data set or a Hub id."""
+    if arguments.official_splits is not None and is_in_trx_form(Path(arguments.official_splits)):
+        names = _path_or_none(arguments.class_names_file)
+        return trx_splits(Path(arguments.official_splits), Path(arguments.video_root), names, arguments.splits)
     if arguments.official_splits is not None:
         return official_splits(
             Path(arguments.official_splits),
@@ -365,6 +458,7 @@ def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -
             _path_or_none(arguments.class_names_file),
             _path_or_none(arguments.validation_class_names),
             arguments.splits,
+            SPLITS if arguments.number_classes else ("validation",) if arguments.benchmark is not None else (),
         )
     source = Path(arguments.source)
     if source.is_file() and source.suffix.lower() not in TABLE_SUFFIXES:
@@ -476,6 +570,7 @@ __all__ = [
     "Clip",
     "class_name_of_folder",
     "folder_splits",
+    "is_in_trx_form",
     "listed_clips",
     "official_splits",
     "read_official_class_names",
@@ -484,4 +579,5 @@ __all__ = [
     "split_classes",
     "table_splits",
     "to_dataset",
+    "trx_splits",
 ]

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
+from support_set_clipfsar import repeatable_sampling
 from video_clipfsar import VideoTimes, sample_frame_indices, stream_video_frames
 
 THUMBNAILS_PER_TIMELINE = 9
@@ -58,7 +59,7 @@ def _plan(
     Bounds are counted in `num_video_frames` frames of constant rate; `times` maps these to frames of the file.
     `lengths`: seconds of a window, and seconds from one window to the next.
     """
-    sampling = "interval" if processor.frame_sampling == "interval" else "segment_center"
+    sampling = repeatable_sampling(processor) or processor.frame_sampling
     settings = {"fps": fps, "sampling_rate": processor.sampling_rate, "target_fps": processor.target_fps}
     bounds = window_bounds(num_video_frames, fps, *lengths)
     windows = [

@@ -1,0 +1,1 @@
+"""One command that prepares, trains, evaluates and reports a benchmark."""

@@ -1,0 +1,139 @@
+"""Options of `clipfsar reproduce`: those of `clipfsar train`, and what it does before and after training."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from choices_clipfsar import FRAME_STORES
+from clipfsar.names import find_model
+from clipfsar.options import option, parse_options
+from clipfsar.presets import PRESETS, benchmark_on
+from clipfsar.training.arguments import EpisodicTrainingArguments
+from paths_clipfsar import check_path
+
+SHOTS = [1, 3, 5]  # of the paper's results
+
+
+@dataclass
+class ReproduceArguments(EpisodicTrainingArguments):
+    """Settings of a reproduction. The options of training have their names and meaning; a run resumes by itself."""
+
+    # The data; see `clipfsar prepare`
+    video_root: str | None = option(None, "Folder that the paths in the official lists are relative to.")
+    official_splits: str | None = option(None, "Folder of the official lists. Default: downloaded once.")
+    class_names_file: str | None = option(None, "YAML file of the official program with the class names.")
+    validation_class_names: str | None = option(
+        None, "File of validation class names, or Something-Something's JSON file of labels."
+    )
+    skip_bad_videos: bool = option(False, "Leave out missing and unreadable videos; the report lists them.")
+    frame_store: str = option("jpeg", "Frames to keep in the data set: jpeg, raw, or none to read files.", FRAME_STORES)
+    frame_size: int | None = option(None, "Input size of the model, if it is not 224.")
+
+    # What is run and reported
+    seeds: list[int] = option([], "Seeds to train with, one run for each. Default: the benchmark's seed.")
+    mimic_selection: bool = option(
+        False, "Also train runs that select on the test split, as the official program does. Doubles the training."
+    )
+    published: str | None = option(None, "JSON file of published figures to show beside the results (see the docs).")
+    hub_dataset: str | None = option(
+        None, "Hub id of the benchmark's data set: writes .eval_results for it into the folders of the models."
+    )
+    plan: bool = option(False, "Measure the cost of an episode, print steps, memory, disk and hours, and stop.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.benchmark is None:
+            raise ValueError(f"Name a benchmark: clipfsar reproduce {'|'.join(PRESETS)} --video_root VIDEOS.")
+        if self.dataset is None and self.video_root is None:
+            raise ValueError(
+                "--video_root is missing: give the folder of the benchmark's videos, or a prepared data set as "
+                "--dataset."
+            )
+        if self.push_to_hub is not None:
+            raise ValueError("--push_to_hub plays no part here: read the report, then use clipfsar push.")
+
+    def check_files(self):
+        """Raises `FileNotFoundError` for a missing folder, file or model."""
+        for name in ("video_root", "official_splits", "class_names_file", "validation_class_names", "published"):
+            check_path(name, getattr(self, name), is_local=True)
+        self.model = find_model("model", self.model)
+
+    @property
+    def data(self) -> str:
+        """The prepared data set."""
+        return self.dataset or str(Path(self.output_dir) / "data")
+
+    def prepare_command(self) -> list[str]:
+        """The options of `clipfsar prepare` for the data."""
+        values = {
+            "benchmark": self.benchmark,
+            "output_dir": self.data,
+            "num_workers": max(1, self.num_workers),
+            "preprocessing": self.preprocessing,
+            "decoder": self.decoder,
+            "seconds_per_video": self.seconds_per_video,
+        }
+        names = ("video_root", "official_splits", "class_names_file", "validation_class_names", "frame_store")
+        values |= {name: getattr(self, name) for name in (*names, "frame_size", "skip_bad_videos")}
+        command = [f"--{name}={value}" for name, value in values.items() if value is not None]
+        return command if self.frame_store != "none" else [*command, "--skip_reading"]
+
+    def runs(self) -> list[EpisodicTrainingArguments]:
+        """The settings of each training run: per seed, then the same selected on the test split."""
+        common = {item.name: getattr(self, item.name) for item in fields(EpisodicTrainingArguments)}
+        first = EpisodicTrainingArguments(**common | {"dataset": self.data, "resume": True})
+        selections = [self.select_on, *(["test"] if self.mimic_selection and self.select_on != "test" else [])]
+        return [
+            replace(first, seed=seed, select_on=split, output_dir=str(Path(self.output_dir) / _run_name(seed, split)))
+            for split in selections
+            for seed in self.seeds or [self.seed]
+        ]
+
+
+def _run_name(seed: int, select_on: str) -> str:
+    return f"seed_{seed}" if select_on == "validation" else f"seed_{seed}_selected_on_{select_on}"
+
+
+DESCRIPTION = """Reproduces a benchmark: prepares the data, trains, tests 1-, 3- and 5-shot in three modes, and reports.
+
+    clipfsar reproduce hmdb51 --video_root VIDEOS --plan        # what it will take, measured on this machine
+    clipfsar reproduce hmdb51 --video_root VIDEOS
+    clipfsar reproduce hmdb51 --video_root VIDEOS --seeds 0 1 2 --mimic_selection
+    accelerate launch -m clipfsar reproduce ssv2_small --video_root VIDEOS
+
+The same command continues after a stop, at every step. The report has our numbers with intervals, what was selected on
+what, differences from the official protocol, missing videos, machine and time. Options override the benchmark's
+settings; the report lists them.
+"""
+
+
+def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None = None) -> ReproduceArguments:
+    """The settings of a command line, which may begin with the name of a benchmark."""
+    command_line = list(sys.argv[1:] if command_line is None else command_line)
+    if command_line and not command_line[0].startswith("-"):
+        command_line[:1] = ["--benchmark", command_line[0]]
+    benchmark, defaults = benchmark_on(command_line), {"n_shot": SHOTS}
+    if benchmark:
+        known = {item.name for item in fields(ReproduceArguments)}
+        preset = {name: value for name, value in PRESETS[benchmark].as_defaults().items() if name in known}
+        defaults |= preset | {"output_dir": f"reproductions/{benchmark}"}
+    return parse_options(ReproduceArguments, DESCRIPTION, command_line, prog, defaults)
+
+
+def overridden(args: ReproduceArguments) -> dict:
+    """Settings of the method that differ from the benchmark's preset: name -> (preset's, given)."""
+    benchmark = args.benchmark or ""
+    preset = {item.name: item.default for item in fields(EpisodicTrainingArguments)}
+    preset |= {"decay_episodes": [], **PRESETS[benchmark].as_defaults(), "n_shot": SHOTS}
+    names = ("n_way", "train_n_shot", "train_n_query", "n_query", "episodes", "episodes_per_update", "num_frames")
+    names += ("frame_sampling", "preprocessing", "query_augmentation", "prompt_template", "alignment", "n_shot")
+    names += ("support_pooling", "prototype_modulation", "temporal_num_layers", "video_text_loss_weight", "optimizer")
+    names += ("learning_rate", "warmup_learning_rate", "warmup_episodes", "decay_episodes", "weight_decay")
+    names += ("max_grad_norm", "mixed_precision", "freeze_vision", "train_last_layers", "lora_rank", "eval_every")
+    names += ("freeze_batch_norm", "test_episodes", "model")
+    given = {name: getattr(args, name) for name in names}
+    return {name: (preset[name], value) for name, value in given.items() if value != preset[name]}
+
+
+__all__ = ["SHOTS", "ReproduceArguments", "overridden", "parse_arguments"]

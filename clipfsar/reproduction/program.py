@@ -1,0 +1,127 @@
+"""`clipfsar reproduce`: prepares, trains, tests and reports a benchmark, and continues where it stopped."""
+
+import json
+import math
+import os
+import platform
+import time
+from dataclasses import asdict
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from clipfsar.data.arguments import parse_arguments as parse_prepare_arguments
+from clipfsar.data.older_reader import REPORT
+from clipfsar.data.prepare import main as prepare
+from clipfsar.json_files import read_json
+from clipfsar.processes import first_process_decides
+from clipfsar.reproduction.arguments import ReproduceArguments
+from clipfsar.reproduction.plan import plan
+from clipfsar.reproduction.report import read_published, write_report
+from clipfsar.training.accelerator import make_accelerator
+from clipfsar.training.arguments import EpisodicTrainingArguments
+from clipfsar.training.program import run as train_and_test
+from clipfsar.training.run_folder import complete_folder
+from paths_clipfsar import replace_file
+
+FINISHED = "reproduction.json"  # in the folder of a run: its record, once it is trained and tested
+
+
+class Reproduction:
+    """The steps of a reproduction. Each leaves a file when it is done; a step with its file is not done again."""
+
+    def __init__(self, args: ReproduceArguments):
+        self.args, self.runs = args, args.runs()
+        self.published = read_published(args.published)
+        self.accelerator = make_accelerator(self.runs[0])
+        self.is_main = self.accelerator.is_main_process
+
+    def run(self) -> Path | None:
+        """Returns the report, on the main process.
+
+        Raises:
+            ValueError: When several processes would have to train several runs.
+        """
+        to_do = [run for run in self.runs if not (Path(run.output_dir) / FINISHED).is_file()]
+        if self.accelerator.num_processes > 1 and len(to_do) > 1:
+            raise ValueError(
+                f"{len(to_do)} runs are left, but {self.accelerator.num_processes} processes train one run per start: "
+                "give one --seeds per start, and at last all of them for the report."
+            )
+        first_process_decides(self.accelerator, self.prepare)
+        for number, settings in enumerate(self.runs, start=1):
+            if settings in to_do:
+                self._say(f"Run {number} of {len(self.runs)}: {settings.output_dir}")
+                self.train(settings)
+        if not self.is_main:
+            return None
+        finished = [read_json(Path(run.output_dir) / FINISHED, "delete the run's folder") for run in self.runs]
+        report = write_report(self.args, finished, self.published)
+        self._say(f"\n{report.read_text(encoding='utf-8')}\nReport: {report} and report.json next to it.")
+        return report
+
+    def prepare(self):
+        """Prepares the data set, unless it is there."""
+        args = self.args
+        if args.dataset is None and not (Path(args.data) / REPORT).is_file():
+            self._say(f"Preparing {args.benchmark} in {args.data}")
+            prepare(parse_prepare_arguments(args.prepare_command()))
+
+    def train(self, settings: EpisodicTrainingArguments):
+        """Trains and tests one run, or continues it, and records it."""
+        start, num_processes = time.monotonic(), self.accelerator.num_processes
+        results = train_and_test(settings)
+        if not self.is_main:
+            return
+        folder = Path(settings.output_dir)
+        rows = [asdict(result.summary()) for result in results]
+        record = {
+            "folder": folder.name,
+            "seed": settings.seed,
+            "selected_on": settings.select_on,
+            "best": _best(folder),
+            "results": [row | {"interval": _without_nan(row["interval"])} for row in rows],
+            "seconds": time.monotonic() - start,
+            "num_processes": num_processes,
+            "machine": _machine(),
+            "date": date.today().isoformat(),
+        }
+        with replace_file(folder / FINISHED) as partial:
+            partial.write_text(json.dumps(record, indent=2) + "\n")
+
+    def _say(self, text: str):
+        if self.is_main:
+            print(text, flush=True)
+
+
+def _best(folder: Path) -> dict | None:
+    """The validation that selected the model; None if there was none."""
+    state = complete_folder(folder / "state")
+    best = read_json(state / "progress.json", "delete the run's folder").get("best") if state else None
+    return best and best | {"interval": _without_nan(best["interval"]) or 0.0}
+
+
+def _without_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _machine() -> dict:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "device": device,
+        "cpu_count": os.cpu_count(),
+        "torch": torch.__version__,
+        "clipfsar": version("clipfsar"),
+    }
+
+
+def main(args: ReproduceArguments):
+    if args.plan:
+        print("\n".join(plan(args)))
+        return
+    Reproduction(args).run()
+
+
+__all__ = ["FINISHED", "Reproduction", "main"]
