@@ -58,6 +58,7 @@ CLASSES_AT_ONCE = 256  # bounds the memory of prototypes and distances, whatever
 PAIRS_AT_ONCE_ON_CPU = 2**12  # pairs of videos whose frame distances fit a processor's cache
 PAIRS_AT_ONCE = 2**16  # on other devices
 ENTRIES_AT_ONCE = 2**20  # of a matrix (clips, classes)
+CLIPS_AT_ONCE = 256  # in the temporal transformer
 
 
 def distances_in_pieces(
@@ -201,13 +202,14 @@ class Snapshot:
         return self._novelties
 
     def _clip_pieces(self) -> Iterator[range]:
-        """Consecutive classes whose comparisons with all classes have about a million entries together."""
+        """Consecutive classes with few clips, and few pairs of a clip and a class. A piece has one class at least."""
         start, entries = 0, 0
+        width = max(len(self), ENTRIES_AT_ONCE // CLIPS_AT_ONCE)
         for label, count in enumerate(self._counts.tolist()):
-            if label > start and entries + count * len(self) > ENTRIES_AT_ONCE:
+            if label > start and entries + count * width > ENTRIES_AT_ONCE:
                 yield range(start, label)
                 start, entries = label, 0
-            entries += count * len(self)
+            entries += count * width
         yield range(start, len(self))
 
     def left_out_comparisons(self, model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -287,6 +287,10 @@ def cells_of(sizes: list[int], rows: Rows) -> Iterator[list[str]]:
         yield [*with_exponents, f"{row['peak'] / 2**20:,.0f}"]
 
 
+def _whole_decades(limits: tuple[float, float]) -> tuple[float, float]:
+    return 10 ** math.floor(math.log10(limits[0])), 10 ** math.ceil(math.log10(limits[1]))
+
+
 def plot(results: dict[str, dict[str, Rows]], sizes: dict[str, list[int]], path: Path, title: str):
     """Log-log, time above and memory below for each law. Hollow marks were stopped."""
     import matplotlib  # here, so that a measurement does not hold it
@@ -306,6 +310,9 @@ def plot(results: dict[str, dict[str, Rows]], sizes: dict[str, list[int]], path:
                     fill = "white" if row["stopped"] else colours[version]
                     axes.plot(size, value, "o", color=colours[version], markerfacecolor=fill, markersize=6)
             axes.set(xscale="log", yscale="log", ylabel=unit, xlabel=LAWS[law].unit)
+            axes.set_xticks(sizes[law], [f"{size:,}" for size in sizes[law]])
+            axes.tick_params(which="minor", labelbottom=False, labelleft=False)
+            axes.set_ylim(*_whole_decades(axes.get_ylim()))
             axes.grid(alpha=0.3)
         column[0].set_title(LAWS[law].title, fontsize=9)
     panels[0, 0].legend()

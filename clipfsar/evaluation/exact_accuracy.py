@@ -208,8 +208,12 @@ def exact_accuracy_of_videos(
         return {mode: rankings[mode]() for mode in inference_modes}
 
     labels = features.labels.cpu().numpy()
-    given = {"accelerator": accelerator, "entries_at_once": entries_at_once, "show_progress": True}
-    return exact_chances(rank, labels, n_way, inference_modes, **given)
+    return exact_chances(
+        *(rank, labels, n_way, inference_modes),
+        accelerator=accelerator,
+        entries_at_once=entries_at_once,
+        show_progress=True,
+    )
 
 
 __all__ = ["elementary_symmetric_polynomial", "exact_accuracy_of_videos", "exact_chances", "exact_one_shot_accuracies"]
