@@ -50,7 +50,7 @@ def two_nodes(dataset: Path, tiny_clip: Path, output_dirs: list[Path]) -> list[t
         options = ["1", "--nnodes", "2", "--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", port]
         arguments = training_arguments(dataset, tiny_clip, output_dir, **SHORT)
         nodes.append(start(options, ["-m", "clipfsar", "train", *arguments]))
-    outputs = [node.communicate(timeout=240)[0] for node in nodes]
+    outputs = [node.communicate(timeout=600)[0] for node in nodes]
     return [(node.returncode, output) for node, output in zip(nodes, outputs, strict=True)]
 
 
@@ -69,8 +69,8 @@ def test_torchrun_starts_again_after_a_killed_worker(dataset, tiny_clip, tmp_pat
     (tmp_path / "program.py").write_text(KILLS_A_WORKER_ONCE)
     arguments = training_arguments(dataset, tiny_clip, tmp_path / "run", **SHORT)
     run = start(["2", "--standalone", "--max_restarts", "1"], [str(tmp_path / "program.py"), *arguments])
-    output = run.communicate(timeout=240)[0]
+    output = run.communicate(timeout=600)[0]
     assert run.returncode == 0, output
-    assert "Resuming after episode 4 of 8." in output or output.count("rank 1 saved episode 4") == 1
-    assert output.count("rank 1 saved episode 8") == 1
+    for episode in (4, 8):  # the second start goes on after episode 4
+        assert output.count(f"rank 1 saved episode {episode}\n") == 1
     assert [line["episode"] for line in read_log(tmp_path / "run")] == [4, 4, 8, 8]
