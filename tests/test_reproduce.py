@@ -121,7 +121,7 @@ def test_our_numbers_stand_beside_published_ones_that_are_marked(tmp_path):
     assert "Seed 1: the model of episode 300, the best of all validations on the validation split (60.0 ± 0.5)" in text
     assert "- `--episodes`: 2000 instead of 5000." in text
     assert re.search(r"## Selected on test\n\n\*\*WARNING: the model was selected on the TEST split", text)
-    assert "Seed 0, selected on test: 2.00 h in the last start, 1 process(es) on a device" in text
+    assert "Seed 0, selected on test: 2.0 h in the last start, 1 process(es) on a device" in text
 
 
 def test_without_published_figures_the_report_has_none(tmp_path):
@@ -200,10 +200,13 @@ def test_a_reproduction_that_is_killed_twice_ends_with_a_report(benchmark, tmp_p
     command_line = [benchmark]
     for name, value in options.items():
         command_line += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    run = functools.partial(run_in_children, reproduce, tmp_path, command_line, folder=tmp_path / "output")
+    run = functools.partial(
+        run_in_children, reproduce, tmp_path, command_line, folder=tmp_path / "output", timeout_seconds=600
+    )
     assert run("_read_videos").exit_codes == [-signal.SIGKILL]
     assert run("_save_checkpoint").exit_codes == [-signal.SIGKILL]
-    outcome = run(None).check()
+    # SSv2 goes on with two processes, HMDB51 with one: the result does not depend on their number.
+    outcome = run(None, num_processes=1 if benchmark == "hmdb51" else 2).check()
     assert "Resuming after episode 8 of 16." in outcome.output
     folder = tmp_path / "reproductions" / benchmark
     report = json.loads((folder / "report.json").read_text())

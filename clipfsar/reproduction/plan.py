@@ -13,6 +13,7 @@ from clipfsar.data.older_reader import REPORT
 from clipfsar.data.splits import load_video_splits
 from clipfsar.presets import PRESETS
 from clipfsar.reproduction.arguments import ReproduceArguments
+from clipfsar.reproduction.report import in_words
 from clipfsar.training.trainable import choose_trainable
 from modeling_clipfsar import CLIPFSARModel
 
@@ -136,10 +137,12 @@ def plan(args: ReproduceArguments, cost: Cost | None = None) -> list[str]:
     ]
     for run in runs:
         lines.append(
-            f"  seed {run.seed}, selected on {run.select_on}: train {args.episodes:,} episodes {_time(training)}, "
-            f"{num_validations} validations {_time(validation)}, test {_time(test)}"
+            f"  seed {run.seed}, selected on {run.select_on}: train {args.episodes:,} episodes {in_words(training)}, "
+            f"{num_validations} validations {in_words(validation)}, test {in_words(test)}"
         )
-    lines.append(f"  in all    {_time(len(runs) * (training + validation + test))}; several GPUs divide the training")
+    lines.append(
+        f"  in all    {in_words(len(runs) * (training + validation + test))}; several GPUs divide the training"
+    )
     if cost.memory_bytes is not None:
         activations = max(0, cost.memory_bytes - cost.weight_bytes - cost.trained_bytes) * per_episode / _VIDEOS
         memory = (cost.weight_bytes + 3 * cost.trained_bytes + activations) / 2**30
@@ -151,10 +154,6 @@ def plan(args: ReproduceArguments, cost: Cost | None = None) -> list[str]:
         f"{per_episode} videos."
     )
     return lines
-
-
-def _time(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 __all__ = ["Cost", "measure", "plan", "split_sizes"]
