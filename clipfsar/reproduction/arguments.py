@@ -57,7 +57,7 @@ class ReproduceArguments(EpisodicTrainingArguments):
         """Raises `FileNotFoundError` for a missing folder, file or model."""
         for name in ("video_root", "official_splits", "class_names_file", "validation_class_names", "published"):
             check_path(name, getattr(self, name), is_local=True)
-        self.model = find_model("model", self.model)
+        self.model = find_model("model", self.model) or self.model
 
     @property
     def data(self) -> str:
