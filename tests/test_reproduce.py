@@ -52,6 +52,14 @@ def test_every_seed_and_each_selection_is_a_run_that_resumes():
     assert {run.dataset for run in runs} == {"reproductions/hmdb51/data"}
 
 
+def test_the_frame_store_is_for_the_model_unless_a_size_is_given():
+    assert "--model=openai/clip-vit-base-patch16" in settings().prepare_command()
+    command = settings("--frame_size", "336").prepare_command()
+    assert "--frame_size=336" in command
+    assert not [part for part in command if part.startswith("--model")]
+    assert settings("--frame_store", "none").prepare_command()[-1] == "--skip_reading"
+
+
 @pytest.mark.parametrize(
     ("command_line", "message"),
     [
@@ -193,7 +201,7 @@ def reproduce(folder: Path, command_line: list[str], killed_in: str | None):
 def test_a_reproduction_that_is_killed_twice_ends_with_a_report(benchmark, tmp_path):
     write_benchmark(tmp_path, benchmark)
     save_tiny_clip(tmp_path / "clip")
-    options = {"video_root": "videos", "official_splits": "lists", "model": "clip", "frame_size": 16}
+    options = {"video_root": "videos", "official_splits": "lists", "model": "clip"}
     options |= {"seeds": "3", "hub_dataset": "me/data", **SETTINGS, "n_shot": [1, 2]}
     if benchmark == "ssv2_small":
         options |= {"class_names_file": "names.yaml", "validation_class_names": "labels.json"}
