@@ -208,7 +208,10 @@ def _check_launcher(program: str, arguments: list[str]) -> None:
         launch = get_args_parser().parse_args(arguments)
     assert launch.training_script == "train/train.py" or (launch.module and launch.training_script == "clipfsar")
     options = launch.training_script_args
-    _parse("train", options[1:] if launch.module else options)
+    if launch.module:
+        _parse(options[0], options[1:])
+    else:
+        _parse("train", options)
 
 
 def _check_module(arguments: list[str]) -> None:

@@ -153,7 +153,9 @@ def test_saved_processor_prepares_frames_as_clip_mei_tests(convert):
     [
         ("token_tr.mlp.net.0.weight", "CLIP-MEI itself"),
         ("class_token_motion", "CLIP-CPM2C"),
+        ("mapm.layers.0.0.norm.weight", "STEN"),
         ("resnet.0.weight", r"a model on torchvision's ResNet \(TRX,"),
+        ("backbone.0.weight", r"a model on torchvision's ResNet \(OTAM or"),
     ],
 )
 def test_checkpoints_of_other_models_are_refused_by_name(weight, model, convert):

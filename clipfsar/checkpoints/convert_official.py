@@ -67,7 +67,9 @@ _OTHER_MODELS_OF_CLIP_MEI = {
     "token_tr.": "CLIP-MEI itself",
     "class_token_motion": "CLIP-CPM2C",
     "motion_conv1.": "a model with motion features (CLIP-MEI or CLIP-CPM2C)",
-    "resnet.": "a model on torchvision's ResNet (TRX, STRM, TA2N, OTAM, MoLo or SOAP)",
+    "mapm.": "STEN",
+    "resnet.": "a model on torchvision's ResNet (TRX, STRM, TA2N or SOAP)",
+    "backbone.0.": "a model on torchvision's ResNet (OTAM or MoLo)",
 }
 
 

@@ -28,7 +28,7 @@ class ReproduceArguments(EpisodicTrainingArguments):
     )
     skip_bad_videos: bool = option(False, "Leave out missing and unreadable videos; the report lists them.")
     frame_store: str = option("jpeg", "Frames to keep in the data set: jpeg, raw, or none to read files.", FRAME_STORES)
-    frame_size: int | None = option(None, "Input size of the model, if it is not 224.")
+    frame_size: int | None = option(None, "Input size that frames are kept for. Default: the model's.")
 
     # What is run and reported
     seeds: list[int] = option([], "Seeds to train with, one run for each. Default: the benchmark's seed.")
@@ -57,7 +57,7 @@ class ReproduceArguments(EpisodicTrainingArguments):
         """Raises `FileNotFoundError` for a missing folder, file or model."""
         for name in ("video_root", "official_splits", "class_names_file", "validation_class_names", "published"):
             check_path(name, getattr(self, name), is_local=True)
-        self.model = find_model("model", self.model)
+        self.model = find_model("model", self.model) or self.model
 
     @property
     def data(self) -> str:
@@ -76,6 +76,8 @@ class ReproduceArguments(EpisodicTrainingArguments):
         }
         names = ("video_root", "official_splits", "class_names_file", "validation_class_names", "frame_store")
         values |= {name: getattr(self, name) for name in (*names, "frame_size", "skip_bad_videos")}
+        if self.frame_size is None and self.frame_store != "none":
+            values["model"] = self.model  # whose input size the store is for
         command = [f"--{name}={value}" for name, value in values.items() if value is not None]
         return command if self.frame_store != "none" else [*command, "--skip_reading"]
 

@@ -13,6 +13,7 @@ from clipfsar.data.older_reader import REPORT
 from clipfsar.data.splits import load_video_splits
 from clipfsar.presets import PRESETS
 from clipfsar.reproduction.arguments import ReproduceArguments
+from clipfsar.reproduction.report import in_words
 from clipfsar.training.trainable import choose_trainable
 from modeling_clipfsar import CLIPFSARModel
 
@@ -41,7 +42,8 @@ class Cost:
 
 def measure(args: ReproduceArguments) -> Cost:
     """Runs a small episode twice on random frames, and times the second."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = accelerator or torch.device("cpu")
     overrides = args.runs()[0].config_overrides()
     model = CLIPFSARModel.from_pretrained(args.model, for_training=True, dtype=torch.float32, **overrides)
     model.to(device).train()
@@ -136,14 +138,17 @@ def plan(args: ReproduceArguments, cost: Cost | None = None) -> list[str]:
     ]
     for run in runs:
         lines.append(
-            f"  seed {run.seed}, selected on {run.select_on}: train {args.episodes:,} episodes {_time(training)}, "
-            f"{num_validations} validations {_time(validation)}, test {_time(test)}"
+            f"  seed {run.seed}, selected on {run.select_on}: train {args.episodes:,} episodes {in_words(training)}, "
+            f"{num_validations} validations {in_words(validation)}, test {in_words(test)}"
         )
-    lines.append(f"  in all    {_time(len(runs) * (training + validation + test))}; several GPUs divide the training")
+    lines.append(
+        f"  in all    {in_words(len(runs) * (training + validation + test))}; several GPUs divide the training"
+    )
     if cost.memory_bytes is not None:
         activations = max(0, cost.memory_bytes - cost.weight_bytes - cost.trained_bytes) * per_episode / _VIDEOS
         memory = (cost.weight_bytes + 3 * cost.trained_bytes + activations) / 2**30
-        lines.append(f"  memory    about {memory:.1f} GiB for {per_episode} videos at once; see docs/train/memory.md")
+        word = "at least" if cost.device == "cpu" else "about"  # of a CPU's process only the peak so far is known
+        lines.append(f"  memory    {word} {memory:.1f} GiB for {per_episode} videos at once; see docs/train/memory.md")
     lines.append(f"  disk      {store_gb:.0f} GB frame store ({args.frame_store}), {run_gb:.1f} GB per run")
     lines.append(
         f"Measured: {1000 * cost.train_seconds:.0f} ms to train on a video of {args.num_frames} frames, "
@@ -151,10 +156,6 @@ def plan(args: ReproduceArguments, cost: Cost | None = None) -> list[str]:
         f"{per_episode} videos."
     )
     return lines
-
-
-def _time(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 __all__ = ["Cost", "measure", "plan", "split_sizes"]

@@ -17,11 +17,18 @@ from paths_clipfsar import public_name, replace_file
 
 # How every reproduction differs from the official program; docs/official/differences.md has the whole list.
 DIFFERENCES = (
-    "The model is selected on the validation classes. The official program selects on the test split.",
+    "Models are selected on the validation classes, unless a table says otherwise. The official program selects on the "
+    "test split.",
+    "The official settings are for CLIP's ResNet-50. Other backbones use them untuned.",
     "The test reads the central frame of each segment (or of the interval). The official test draws frames at random.",
     "All processes draw different episodes. In the official program all four draw the same.",
     "Accuracies have 95% intervals over the episodes. The official program reports none.",
 )
+
+
+def in_words(hours: float) -> str:
+    """A duration for people, in hours or minutes."""
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def read_published(path: str | None) -> dict | None:
@@ -101,14 +108,15 @@ def markdown(data: dict) -> str:
         lines += ["", *_selected(data, select_on)]
     lines += ["", *_published_words(data["published"])]
     lines += ["", "## Differences from the official protocol", "", *(f"- {line}" for line in DIFFERENCES)]
-    lines += [f"- The frame store keeps {data['frame_store']} frames."] if data["frame_store"] == "jpeg" else []
+    if data["frame_store"] == "jpeg":
+        lines.append("- Frames come from a store of JPEG images, so they differ slightly from those of the files.")
     for name, (preset, given) in data["options_that_differ"].items():
         lines.append(f"- `--{name}`: {given} instead of {preset}.")
     lines += ["", "## Videos", "", *_videos(data), "", "## Machine and time", ""]
     for run in data["runs"]:
-        machine = run["machine"]
+        machine, duration = run["machine"], in_words(run["seconds"] / 3600)
         lines.append(
-            f"- Seed {run['seed']}, selected on {run['selected_on']}: {run['seconds'] / 3600:.2f} h in the last start, "
+            f"- Seed {run['seed']}, selected on {run['selected_on']}: {duration} in the last start, "
             f"{run['num_processes']} process(es) on {machine['device']}, {machine['cpu_count']} CPU cores, torch "
             f"{machine['torch']}, clipfsar {machine['clipfsar']}."
         )
@@ -145,11 +153,11 @@ def _selected(data: dict, select_on: str) -> list[str]:
         protocol = f"{results[0]['n_episodes']:,} test episodes" if results else "no test"
         if best is None:
             lines.append(
-                f"Seed {run['seed']}: there was no {select_on} split, so the last model was tested; {protocol}."
+                f"- Seed {run['seed']}: there was no {select_on} split, so the last model was tested; {protocol}."
             )
             continue
         lines.append(
-            f"Seed {run['seed']}: the model of episode {best['episode']:,}, the best of all validations on the "
+            f"- Seed {run['seed']}: the model of episode {best['episode']:,}, the best of all validations on the "
             f"{select_on} split ({best['accuracy']:.1f} ± {best['interval']:.1f}); {protocol}."
         )
     return lines
@@ -203,4 +211,4 @@ def write_eval_results(folder: Path, hub_dataset: str, run: dict):
     path.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-__all__ = ["markdown", "read_published", "report_data", "write_eval_results", "write_report"]
+__all__ = ["in_words", "markdown", "read_published", "report_data", "write_eval_results", "write_report"]
