@@ -113,6 +113,13 @@ def test_a_resnet_is_exported(tmp_path):
     check_files(model, "few_shot", tmp_path, ["torch"], image_size=32)
 
 
+def test_a_model_in_training_is_exported_as_it_predicts():
+    model = small_model().train()
+    classifier = QueryClassifier(model, "few_shot")
+    assert model.training
+    assert not any(module.training for module in classifier.modules())
+
+
 def test_siglip_is_exported_and_siglip_2_refused(tmp_path):
     torch.manual_seed(0)
     models = {}

@@ -34,7 +34,7 @@ from clipfsar.data.video_split import VideoSplit
 from clipfsar.inference.arguments import ExportArguments
 from clipfsar.training import checks, run_folder
 from clipfsar.training.arguments import EpisodicTrainingArguments
-from clipfsar.training.callbacks import EpisodicFlowCallback, EpisodicProgressCallback
+from clipfsar.training.callbacks import EpisodicFlowCallback, EpisodicProgressCallback, restore_callbacks
 from clipfsar.training.optimization import make_optimizer
 from clipfsar.training.run_folder import TrainingLog, put_in_place
 from clipfsar.training.step import mix_seeds
@@ -705,7 +705,8 @@ def test_callbacks_of_one_class_get_back_each_what_it_counted(trainer):
     for callback in callbacks:
         trainer.add_callback(callback)
     saved = [["EarlyStoppingCallback", {"attributes": {"early_stopping_patience_counter": n}}] for n in (1, 2)]
-    trainer._restore_callbacks([["Other", {"attributes": {"early_stopping_patience_counter": 9}}], *saved])
+    other = ["Other", {"attributes": {"early_stopping_patience_counter": 9}}]
+    restore_callbacks(trainer.callback_handler.callbacks, [other, *saved])
     assert [callback.early_stopping_patience_counter for callback in callbacks] == [1, 2, 0]
 
 
