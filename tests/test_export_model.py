@@ -117,7 +117,7 @@ def test_a_model_in_training_is_exported_as_it_predicts():
     model = small_model().train()
     classifier = QueryClassifier(model, "few_shot")
     assert model.training
-    assert not any(module.training for module in classifier.modules())
+    assert not any(module.training for module in classifier.model.modules())
 
 
 def test_siglip_is_exported_and_siglip_2_refused(tmp_path):
