@@ -26,9 +26,10 @@ MAY_IMPORT = {
     "labels_clipfsar": {"choices_clipfsar"},
     "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
     "temporal_clipfsar": {"configuration_clipfsar"},
+    "comparing_clipfsar": {"alignment_clipfsar", "choices_clipfsar"},
     "modeling_clipfsar": {
         *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
-        *("hub_clipfsar", "labels_clipfsar", "plain_clipfsar", "temporal_clipfsar"),
+        *("comparing_clipfsar", "hub_clipfsar", "labels_clipfsar", "plain_clipfsar", "temporal_clipfsar"),
     },
     "limits_clipfsar": set(),
     "container_clipfsar": {"limits_clipfsar"},
