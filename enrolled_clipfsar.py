@@ -34,6 +34,13 @@ except ImportError:
     from fingerprint_clipfsar import COMPARISON_SETTINGS, weights_state
 
 try:
+    from .heads_clipfsar import group_by_class
+except ImportError:
+    if __package__:
+        raise
+    from heads_clipfsar import group_by_class
+
+try:
     from .limits_clipfsar import UnreadableError, check_frame_size
 except ImportError:
     if __package__:
@@ -66,6 +73,8 @@ class Snapshot:
         class_names: N names, in the order of the logits.
         class_embeds: (N, D), on the model's device.
         prototypes: (N, T, D), on the model's device.
+        shots: For a model whose head compares with each clip: the encoded clips (1, N, K, X, E), and which of them are
+            clips and not padding (1, N, K), or None if all are. Otherwise None.
     """
 
     def __init__(self, model, classes: Mapping[str, EnrolledClass]):
@@ -77,8 +86,9 @@ class Snapshot:
         support_embeds = torch.cat([one.support_embeds for one in self._enrolled]).to(model.device)
         check_finite("The enrolled clips", support_embeds, [self.class_names[label] for label in self._labels], model)
         with evaluating(model):
-            labels = self._labels[None].to(model.device)
-            self.prototypes = model.get_prototypes(support_embeds[None], labels, self.class_embeds[None])[0]
+            support = support_embeds[None], self._labels[None].to(model.device), self.class_embeds[None]
+            self.prototypes = model.get_prototypes(*support)[0]
+            self.shots = _encoded_shots(model, *support) if model.keeps_shots else None
         self._left_out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._calibrations: dict = {}
 
@@ -113,7 +123,11 @@ class Snapshot:
         """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
         query_embeds = query_embeds.to(model.device)
         with evaluating(model):
-            distances = model.get_distances(model.get_query_states(query_embeds), self.prototypes)
+            query_states = model.get_query_states(query_embeds)
+            if self.shots is None:
+                distances = model.get_distances(query_states, self.prototypes)
+            else:
+                distances = model.compare_encoded(model.encode_states(query_states[None]), *self.shots)[0]
             return distances, model.get_text_logits(query_embeds, self.class_embeds)
 
     # None of these
@@ -150,10 +164,38 @@ class Snapshot:
         clip's own class is to the prototype made without the clip: infinite for the only clip of a class."""
         if self._left_out is None:
             distances, text_logits = self.compare(model, torch.cat([one.support_embeds for one in self._enrolled]))
-            own_distances = torch.cat([_left_out_distances(model, one) for one in self._enrolled])
+            if self.shots is None:
+                own_distances = torch.cat([_left_out_distances(model, one) for one in self._enrolled])
+            else:
+                own_distances = self._left_out_distances_of_head(model)
             left_out = distances.scatter(1, self._labels[:, None].to(model.device), own_distances[:, None])
             self._left_out = left_out, distances, text_logits
         return self._left_out
+
+    def _left_out_distances_of_head(self, model, clips_per_batch: int = 16) -> torch.Tensor:
+        """Distance (S,) of each clip to its own class without it, by the model's head; all other clips stay."""
+        assert self.shots is not None
+        shots, present = self.shots
+        if present is None:
+            present = torch.ones(shots.shape[:3], dtype=torch.bool, device=shots.device)
+        embeds = torch.cat([one.support_embeds for one in self._enrolled]).to(model.device)
+        places = torch.cat([torch.arange(count) for count in self._counts.tolist()])  # of a clip within its class
+        distances = []
+        with evaluating(model):
+            for rows in torch.arange(len(embeds)).split(clips_per_batch):
+                queries = model.encode_states(model.get_query_states(embeds[rows.to(model.device)])).unsqueeze(1)
+                without = present.repeat(len(rows), 1, 1)
+                without[torch.arange(len(rows)), self._labels[rows], places[rows]] = False
+                others = shots.expand(len(rows), *shots.shape[1:])
+                labels = self._labels[rows].to(model.device)
+                if not model.chosen_head.compares_classes_together:  # the clip's own class is enough
+                    chosen = torch.arange(len(rows), device=labels.device), labels
+                    others, without = others[chosen].unsqueeze(1), without[chosen].unsqueeze(1)
+                    labels = torch.zeros_like(labels)
+                found = model.compare_encoded(queries, others, without)[:, 0]
+                distances.append(found.take_along_dim(labels[:, None], 1)[:, 0])
+        is_only = self._counts[self._labels] == 1
+        return torch.cat(distances).masked_fill(is_only.to(model.device), torch.inf)
 
     # Why
 
@@ -163,10 +205,11 @@ class Snapshot:
         """See `SupportSet.explain`."""
         inference_mode = self._checked_mode(model, inference_mode)
         query_embeds = query_embeds.to(model.device)
+        nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self._enrolled]
         with evaluating(model):
             given = (model, query_embeds, self.prototypes, self.class_embeds, inference_mode)
-            numbers = explain_classification(*given)
-        nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self._enrolled]
+            shots = None if self.shots is None else (*self.shots, torch.tensor(nearest, device=model.device))
+            numbers = explain_classification(*given, shots)
         enrolled = list(zip(self._enrolled, nearest, strict=True))
         return Explanation(
             class_names=list(self.class_names),
@@ -178,6 +221,12 @@ class Snapshot:
             support_clips=[(one.clip_names[row], len(one.clip_names)) for one, row in enrolled],
             **numbers,
         )
+
+
+def _encoded_shots(model, support_embeds, labels, class_embeds) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Shots (1, N, K, ...) for `model.compare_encoded`, and which of them are not padding."""
+    states = model.get_support_states(support_embeds, labels, class_embeds)
+    return group_by_class(model.encode_states(states), labels, class_embeds.shape[1])
 
 
 def checked_mode(model, inference_mode: str | None) -> str:

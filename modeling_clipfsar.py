@@ -61,6 +61,13 @@ except ImportError:
     from configuration_clipfsar import CLIPFSARConfig
 
 try:
+    from .heads_clipfsar import make_head
+except ImportError:
+    if __package__:
+        raise
+    from heads_clipfsar import make_head
+
+try:
     from .hub_clipfsar import HubFolder, check_is_episode
 except ImportError:
     if __package__:
@@ -124,7 +131,8 @@ class CLIPFSAROutput(ModelOutput):
     """Output of [`CLIPFSARModel`] for a batch of episodes.
 
     Args:
-        loss: `few_shot_loss + config.video_text_loss_weight * video_text_loss`; a loss that is None is left out.
+        loss: `few_shot_loss + config.video_text_loss_weight * video_text_loss + head_loss`; a loss that is None is left
+            out.
         logits: (B, Q, N); `softmax(logits)` gives the class probabilities in every inference mode.
         few_shot_loss: Cross-entropy of minus the distances. Without support videos, cross-entropy of `logits`.
         video_text_loss: Cross-entropy of `video_text_logits` over the base classes.
@@ -140,6 +148,7 @@ class CLIPFSAROutput(ModelOutput):
             tensor per layer, (B, N, heads, T + 1, T + 1): frames, then the class text. Without prototype modulation
             there is no text. With `support_pooling="after"` the second dimension is support videos, not classes.
         query_attentions: On request: the same for queries, (B, Q, heads, T, T).
+        head_loss: In training, what the head of `config.alignment` adds to the loss, such as HyRSM++'s coherence.
     """
 
     loss: torch.Tensor | None = None
@@ -155,6 +164,7 @@ class CLIPFSAROutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     prototype_attentions: tuple[torch.Tensor, ...] | None = None
     query_attentions: tuple[torch.Tensor, ...] | None = None
+    head_loss: torch.Tensor | None = None
 
 
 class CLIPFSARPreTrainedModel(PreTrainedModel):
@@ -171,6 +181,7 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["CLIPFSARTemporalLayer"]  # the backbone's are added to these
+    _keep_in_fp32_modules_strict = {"head"}  # videos are compared in float32 under any precision
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -198,6 +209,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         is_resnet = config.clip_config.model_type == CLIPResNetModel.config_class.model_type
         self.clip = (CLIPResNetModel._from_config if is_resnet else AutoModel.from_config)(config.clip_config)
         self.temporal_transformer = CLIPFSARTemporalTransformer(config)
+        self.head = make_head(config)
         self.video_text_scale = nn.Parameter(torch.full((1,), float(config.video_text_scale_init)))
         getter = inspect.signature(self.clip.get_image_features).parameters
         self._visual_inputs = {*getter, *TransformersKwargs.__annotations__, "return_dict"} - {"pixel_values"}
@@ -384,10 +396,11 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         encoded = self._encode_episode_frames(*videos, kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
         encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
-        compared = self._compare(encoded, support_labels, labels, inference_mode, kwargs.get("output_attentions"))
+        all_labels = (support_labels, labels, support_base_labels, query_base_labels)
+        compared = self._compare(encoded, *all_labels, inference_mode, kwargs.get("output_attentions"))
         contrasted = self._contrast(encoded, base_class_embeds, support_base_labels, query_base_labels)
         check_answer(self, compared["logits"], *videos, class_embeds, base_class_embeds)
-        loss = self._weighted_sum(compared["few_shot_loss"], contrasted["video_text_loss"])
+        loss = self._weighted_sum(compared["few_shot_loss"], contrasted["video_text_loss"], compared.get("head_loss"))
         output = CLIPFSAROutput(loss=loss, **compared, **contrasted, **encoded)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
@@ -418,7 +431,14 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         return None if input_ids is None else self.get_class_features(input_ids, attention_mask)
 
     def _compare(
-        self, encoded: dict, support_labels, labels, inference_mode: str, output_attentions: bool | None
+        self,
+        encoded: dict,
+        support_labels,
+        labels,
+        support_base_labels,
+        query_base_labels,
+        inference_mode: str,
+        output_attentions: bool | None,
     ) -> dict:
         """Prototypes, logits, few-shot loss and attention weights of encoded episodes, by their names in the output."""
         support_embeds, query_embeds, class_embeds = (
@@ -430,23 +450,27 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             compares = inference_mode != "zero_shot" or labels is not None
             n_way = check_support_labels(support_labels, support_embeds.shape[:2], n_way, compares)
         check_labels("labels", labels, n_way)
-        prototypes = distances = text_logits = loss = None
-        prototype_record: dict
-        query_record: dict
-        prototype_record, query_record = ({"attentions": []} if output_attentions else {} for _ in range(2))
+        distances = text_logits = loss = None
+        compared: dict[str, Any] = {"prototypes": None}
         if support_embeds is not None:
-            prototypes = self.get_prototypes(support_embeds, support_labels, class_embeds, **prototype_record)
-            distances = self.get_distances(self.get_query_states(query_embeds, **query_record), prototypes)
+            support, records = (support_embeds, support_labels, class_embeds), {"query": {}, "prototype": {}}
+            if output_attentions:
+                records = {name: {"attentions": []} for name in records}
+            query_states = self.get_query_states(query_embeds, **records["query"])
+            if self.keeps_shots:
+                base_labels = (query_base_labels, support_base_labels) if self.training else None
+                compared, distances = self._compare_shots(query_states, support, base_labels, records["prototype"])
+            else:
+                compared["prototypes"] = self.get_prototypes(*support, **records["prototype"])
+                distances = self.get_distances(query_states, compared["prototypes"])
+            if output_attentions:
+                compared |= {f"{name}_attentions": tuple(one["attentions"]) or None for name, one in records.items()}
         if inference_mode != "few_shot":
             text_logits = self.get_text_logits(query_embeds, class_embeds)
         logits = self.get_logits(distances, text_logits, inference_mode)
         if labels is not None:
             loss = _cross_entropy(logits if distances is None else -distances, labels)
-        compared: dict[str, Any] = {"prototypes": prototypes, "logits": logits, "few_shot_loss": loss}
-        if output_attentions:
-            compared["prototype_attentions"] = tuple(prototype_record["attentions"]) or None
-            compared["query_attentions"] = tuple(query_record["attentions"]) or None
-        return compared
+        return compared | {"logits": logits, "few_shot_loss": loss}
 
     def _contrast(self, encoded: dict, base_class_embeds, support_base_labels, query_base_labels) -> dict:
         """Logits and loss of all videos of encoded episodes against all base classes, by their names in the output."""
@@ -468,13 +492,17 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         return {"video_text_logits": logits, "video_text_loss": loss}
 
     def _weighted_sum(
-        self, few_shot_loss: torch.Tensor | None, video_text_loss: torch.Tensor | None
+        self,
+        few_shot_loss: torch.Tensor | None,
+        video_text_loss: torch.Tensor | None,
+        head_loss: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """The weighted sum of the losses that are not None; None if both are."""
-        if video_text_loss is None:
-            return few_shot_loss
-        weighted = self.config.video_text_loss_weight * video_text_loss
-        return weighted if few_shot_loss is None else few_shot_loss + weighted.to(few_shot_loss.device)
+        """The weighted sum of the losses that are not None; None if all are."""
+        total = few_shot_loss
+        for weight, loss in ((self.config.video_text_loss_weight, video_text_loss), (1.0, head_loss)):
+            if loss is not None:
+                total = weight * loss if total is None else total + weight * loss.to(total.device)
+        return total
 
     def _encode_episode_frames(self, support_pixel_values, support_embeds, query_pixel_values, query_embeds, kwargs):
         """Encodes support and query videos of all episodes in one call of the visual tower; keeps given features.

@@ -15,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from clipfsar.evaluation.split_features import SplitFeatures
+from modeling_clipfsar import CLIPFSARModel
 
 
 def exact_one_shot_accuracies(distances: torch.Tensor, labels: np.ndarray, n_way: int = 5) -> torch.Tensor:
@@ -81,6 +82,15 @@ def elementary_symmetric_polynomial(values: torch.Tensor, degree: int) -> torch.
     return sums[degree]
 
 
+def check_has_exact_accuracy(model: CLIPFSARModel) -> None:
+    """Raises `ValueError` when a distance depends on more than a query and a class."""
+    if model.keeps_shots and model.chosen_head.compares_classes_together:
+        raise ValueError(
+            f"The prototypes of alignment={model.config.alignment!r} depend on the other videos of an episode, so "
+            "there is no exact accuracy: draw episodes, without exact."
+        )
+
+
 @torch.no_grad()
 def exact_accuracy_of_videos(
     features: SplitFeatures, n_way: int = 5, inference_modes: Sequence[str] = ("few_shot",), queries_per_batch: int = 4
@@ -91,8 +101,10 @@ def exact_accuracy_of_videos(
     or text. The ensemble normalises over the classes of an episode, but with one factor for all classes.
     """
     model, own_class = features.model, features.labels.clamp(min=0)
-    batches = tqdm(features.query_states.split(queries_per_batch), desc="aligning all pairs", unit="batch", leave=False)
-    distances = torch.cat([model.get_distances(batch, features.one_shot_prototypes) for batch in batches])
+    check_has_exact_accuracy(model)
+    starts = range(0, len(own_class), queries_per_batch)
+    starts = tqdm(starts, desc="aligning all pairs", unit="batch", leave=False)
+    distances = torch.cat([features.one_shot_distances(slice(start, start + queries_per_batch)) for start in starts])
     text_scores = features.text_logits[:, own_class]  # (V, V)
     beta, temperature = model.config.ensemble_text_weight, model.config.ensemble_temperature
     rankings = {
@@ -104,4 +116,9 @@ def exact_accuracy_of_videos(
     return {mode: exact_one_shot_accuracies(rankings[mode].cpu(), labels, n_way) for mode in inference_modes}
 
 
-__all__ = ["elementary_symmetric_polynomial", "exact_accuracy_of_videos", "exact_one_shot_accuracies"]
+__all__ = [
+    "check_has_exact_accuracy",
+    "elementary_symmetric_polynomial",
+    "exact_accuracy_of_videos",
+    "exact_one_shot_accuracies",
+]

@@ -7,6 +7,8 @@ import torch
 
 from modeling_clipfsar import CLIPFSARModel, evaluating
 
+_BYTES_OF_FEATURES = 2**26  # encoded videos that are copied at once; larger copies leave a processor's cache
+
 
 class SplitFeatures:
     """Frame features of a split, and the values computed from them that do not depend on the episode.
@@ -23,6 +25,7 @@ class SplitFeatures:
         query_states: (V, T, D). A query passes the temporal transformer without a text.
         text_logits: (V, C), zero-shot.
         one_shot_prototypes: (V, T, D). The text of its own class modulates each support video.
+        encoded_queries, encoded_shots: (V, X, E), the same two encoded by the model's head, if it has one.
     """
 
     def __init__(
@@ -64,6 +67,46 @@ class SplitFeatures:
                     self.model.get_prototypes(videos.unsqueeze(1), only_class, own_texts.unsqueeze(1)).squeeze(1)
                 )
         return torch.cat(prototypes)
+
+    @cached_property
+    def encoded_queries(self) -> torch.Tensor:
+        return self._encoded(self.query_states)
+
+    @cached_property
+    def encoded_shots(self) -> torch.Tensor:
+        if torch.equal(self.one_shot_prototypes, self.query_states):  # no text, no temporal transformer
+            return self.encoded_queries
+        return self._encoded(self.one_shot_prototypes)
+
+    def _encoded(self, states: torch.Tensor) -> torch.Tensor:
+        with evaluating(self.model):
+            return torch.cat([self.model.encode_states(batch) for batch in states.split(self.videos_per_batch)])
+
+    def distances(self, query_rows: torch.Tensor, support_rows: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
+        """Distances (B, Q, N) of queries (B, Q) to the classes (B, N) with support videos (B, N, K)."""
+        model = self.model
+        if not model.keeps_shots:
+            return model.get_distances(self.query_states[query_rows], self.prototypes(support_rows, class_ids))
+        bytes_per_video = self.encoded_queries[0].nbytes
+        videos_per_episode = query_rows.shape[1] + support_rows.shape[1:].numel()
+        at_once = max(1, _BYTES_OF_FEATURES // (bytes_per_video * videos_per_episode))
+        pieces = zip(query_rows.split(at_once), support_rows.split(at_once), strict=True)
+        with evaluating(model):
+            return torch.cat(
+                [
+                    model.compare_encoded(self.encoded_queries[queries], self.encoded_shots[shots])
+                    for queries, shots in pieces
+                ]
+            )
+
+    def one_shot_distances(self, rows: slice) -> torch.Tensor:
+        """Distances (rows, V) of some videos as queries to every video as the only shot of a class."""
+        model = self.model
+        with evaluating(model):
+            if not model.keeps_shots:
+                return model.get_distances(self.query_states[rows], self.one_shot_prototypes)
+            queries, shots = self.encoded_queries[None, rows], self.encoded_shots[None, :, None]
+            return model.compare_encoded(queries, shots)[0]
 
     def prototypes(self, support_rows: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
         """Prototypes (B, N, T, D) of episodes with support videos (B, N, K) of the classes (B, N).
