@@ -16,7 +16,7 @@ from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.episode_list import EpisodeList, read_episodes, write_episodes
 from clipfsar.evaluation.episodes import predict_episodes, predict_until_interval, results_of_answers
-from clipfsar.evaluation.exact_accuracy import exact_accuracy_of_videos
+from clipfsar.evaluation.exact_accuracy import check_has_exact_accuracy, exact_accuracy_of_videos
 from clipfsar.evaluation.feature_store import FeatureStore
 from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.report import compare
@@ -140,6 +140,8 @@ class Evaluation:
         """Results on the main process, None on the others, which only help to encode."""
         videos = encoder
         encoder = videos.encoder if isinstance(videos, FeatureStore) else videos
+        if self.exact:
+            check_has_exact_accuracy(encoder.model)
         split = self.split
         encoder.processor.tokenize_classes(split.class_names)  # rejects names of equal text before any encoding
         video_embeds = videos.encode(split, description=f"encoding {split.name} videos")
