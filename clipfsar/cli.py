@@ -55,6 +55,11 @@ COMMANDS = {
         "clipfsar.evaluation.arguments:EvaluateArguments",
         "clipfsar.evaluation.evaluate_model:main",
     ),
+    "compare": Command(
+        "compare heads and checkpoints on the same episodes",
+        "clipfsar.evaluation.arguments:CompareArguments",
+        "clipfsar.evaluation.compare_heads:main",
+    ),
     "predict": Command(
         "classify videos by a few example clips per class",
         "clipfsar.inference.arguments:PredictArguments",
