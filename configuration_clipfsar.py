@@ -334,6 +334,7 @@ class CLIPFSARConfig(PretrainedConfig):
     keys_to_ignore_at_inference = [
         *("few_shot_loss", "video_text_loss", "video_text_logits", "prototypes", "support_embeds", "query_embeds"),
         *("class_embeds", "hidden_states", "attentions", "prototype_attentions", "query_attentions"),
+        "head_loss",
     ]
 
     def __init__(
@@ -376,16 +377,12 @@ class CLIPFSARConfig(PretrainedConfig):
         self.temporal_hidden_dropout = temporal_hidden_dropout
         self.prototype_modulation = prototype_modulation
         self.alignment = alignment
-        self.otam_smoothing = otam_smoothing
-        self.otam_bidirectional = otam_bidirectional
+        self.otam_smoothing, self.otam_bidirectional = otam_smoothing, otam_bidirectional
         self.cosine_epsilon = cosine_epsilon
         self.support_pooling = support_pooling
-        self.chamfer_tuple_size = chamfer_tuple_size
-        self.trx_size = trx_size
-        self.trx_cardinalities = list(trx_cardinalities) if isinstance(trx_cardinalities, tuple) else trx_cardinalities
-        self.head_dropout = head_dropout
-        self.num_base_classes = num_base_classes
-        self.temporal_coherence_weight = temporal_coherence_weight
+        self.chamfer_tuple_size, self.head_dropout = chamfer_tuple_size, head_dropout
+        self.trx_size, self.trx_cardinalities = trx_size, trx_cardinalities
+        self.num_base_classes, self.temporal_coherence_weight = num_base_classes, temporal_coherence_weight
         self.temporal_coherence_window = temporal_coherence_window
         self.temporal_coherence_balance = temporal_coherence_balance
         self.video_text_loss_weight = video_text_loss_weight
@@ -395,6 +392,10 @@ class CLIPFSARConfig(PretrainedConfig):
         self.ensemble_temperature = ensemble_temperature
         self.added_by_training = added_by_training
         self._is_plain_checkpoint = kwargs.pop("_is_plain_checkpoint", False)
+        self._finish(kwargs)
+
+    def _finish(self, kwargs):
+        """Checks all values and names, and hands the others to transformers."""
         self._check_values()
         for name in kwargs:
             self._check_name(name, TypeError)
@@ -407,6 +408,7 @@ class CLIPFSARConfig(PretrainedConfig):
         # Checked here because transformers sets keyword arguments of `from_pretrained` after `__init__`.
         if name in _CHECKS:
             _CHECKS[name](name, value)
+            value = list(value) if isinstance(value, tuple) else value  # as it comes back from JSON
         elif name == "clip_config" and isinstance(value, PretrainedConfig):
             _check_names(value)
         else:

@@ -396,14 +396,13 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         encoded = self._encode_episode_frames(*videos, kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
         encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
-        all_labels = (support_labels, labels, support_base_labels, query_base_labels)
-        compared = self._compare(encoded, *all_labels, inference_mode, kwargs.get("output_attentions"))
-        contrasted = self._contrast(encoded, base_class_embeds, support_base_labels, query_base_labels)
+        own_labels, base_labels = (support_labels, labels), (support_base_labels, query_base_labels)
+        compared = self._compare(encoded, own_labels, base_labels, inference_mode, kwargs.get("output_attentions"))
+        compared |= self._contrast(encoded, base_class_embeds, *base_labels)
         check_answer(self, compared["logits"], *videos, class_embeds, base_class_embeds)
-        loss = self._weighted_sum(compared["few_shot_loss"], contrasted["video_text_loss"], compared.get("head_loss"))
-        output = CLIPFSAROutput(loss=loss, **compared, **contrasted, **encoded)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        output = CLIPFSAROutput(loss=self._weighted_sum(compared), **compared, **encoded)
+        as_output = self.config.return_dict if return_dict is None else return_dict
+        return output if as_output else output.to_tuple()
 
     def _check_names(self, names):
         check_is_episode(names)
@@ -433,14 +432,16 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
     def _compare(
         self,
         encoded: dict,
-        support_labels,
-        labels,
-        support_base_labels,
-        query_base_labels,
+        own_labels: tuple,
+        base_labels: tuple,
         inference_mode: str,
         output_attentions: bool | None,
     ) -> dict:
-        """Prototypes, logits, few-shot loss and attention weights of encoded episodes, by their names in the output."""
+        """Prototypes, logits, losses but the contrast, and attention weights, by their names in the output.
+
+        `own_labels` are those of support videos and queries within the episode; `base_labels` those of base classes.
+        """
+        support_labels, labels = own_labels
         support_embeds, query_embeds, class_embeds = (
             encoded[f"{name}_embeds"] for name in ("support", "query", "class")
         )
@@ -458,8 +459,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
                 records = {name: {"attentions": []} for name in records}
             query_states = self.get_query_states(query_embeds, **records["query"])
             if self.keeps_shots:
-                base_labels = (query_base_labels, support_base_labels) if self.training else None
-                compared, distances = self._compare_shots(query_states, support, base_labels, records["prototype"])
+                of_training = base_labels[::-1] if self.training else None
+                compared, distances = self._compare_shots(query_states, support, of_training, records["prototype"])
             else:
                 compared["prototypes"] = self.get_prototypes(*support, **records["prototype"])
                 distances = self.get_distances(query_states, compared["prototypes"])
@@ -491,15 +492,12 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
                 loss = _cross_entropy(logits, base_labels)
         return {"video_text_logits": logits, "video_text_loss": loss}
 
-    def _weighted_sum(
-        self,
-        few_shot_loss: torch.Tensor | None,
-        video_text_loss: torch.Tensor | None,
-        head_loss: torch.Tensor | None = None,
-    ) -> torch.Tensor | None:
-        """The weighted sum of the losses that are not None; None if all are."""
-        total = few_shot_loss
-        for weight, loss in ((self.config.video_text_loss_weight, video_text_loss), (1.0, head_loss)):
+    def _weighted_sum(self, losses: dict) -> torch.Tensor | None:
+        """The weighted sum of the losses, by their names in the output, that are not None; None if all are."""
+        total = losses["few_shot_loss"]
+        weights = {"video_text_loss": self.config.video_text_loss_weight, "head_loss": 1.0}
+        for name, weight in weights.items():
+            loss = losses.get(name)
             if loss is not None:
                 total = weight * loss if total is None else total + weight * loss.to(total.device)
         return total
