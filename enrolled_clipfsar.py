@@ -5,7 +5,7 @@ while another one adds or removes classes. Letters in shapes are those of `Suppo
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +61,32 @@ except ImportError:
         raise
     from support_set_files_clipfsar import EnrolledClass
 
+CLASSES_AT_ONCE = 256  # bounds the memory of prototypes and distances, whatever the number of classes
+PAIRS_AT_ONCE_ON_CPU = 2**12  # pairs of videos whose frame distances fit a processor's cache
+PAIRS_AT_ONCE = 2**16  # on other devices
+ENTRIES_AT_ONCE = 2**20  # of a matrix (clips, classes)
+CLIPS_AT_ONCE = 256  # in the temporal transformer
+
+
+def distances_in_pieces(
+    model, query_states: torch.Tensor, prototypes: torch.Tensor, pairs_at_once: int | None = None
+) -> torch.Tensor:
+    """`model.get_distances` of (Q, T, D) and (N, T, D), as (Q, N), computed for a few pairs of videos at a time.
+
+    All frame distances at once take about 2 KB per pair of videos with 8 frames. A piece has at most
+    `CLASSES_AT_ONCE` prototypes and, if that many queries are left, `pairs_at_once` pairs.
+    """
+    if pairs_at_once is None:
+        pairs_at_once = PAIRS_AT_ONCE_ON_CPU if query_states.device.type == "cpu" else PAIRS_AT_ONCE
+    columns = prototypes.split(min(CLASSES_AT_ONCE, pairs_at_once))
+    queries_at_once = max(1, pairs_at_once // max(1, len(columns[0])))
+    return torch.cat(
+        [
+            torch.cat([model.get_distances(rows, piece) for piece in columns], dim=-1)
+            for rows in query_states.split(queries_at_once)
+        ]
+    )
+
 
 class Snapshot:
     """The classes of a `SupportSet` at one moment, with their prototypes from one model. It never changes.
@@ -83,19 +109,49 @@ class Snapshot:
         self._enrolled = [replace(one) for one in classes.values()]
         self._counts = torch.tensor([len(one.clip_names) for one in self._enrolled])
         self.class_embeds = torch.stack([one.class_embeds for one in self._enrolled]).to(model.device)
-        support_embeds = torch.cat([one.support_embeds for one in self._enrolled]).to(model.device)
-        check_finite("The enrolled clips", support_embeds, [self.class_names[label] for label in self._labels], model)
-        with evaluating(model):
-            support = support_embeds[None], self._labels[None].to(model.device), self.class_embeds[None]
-            self.prototypes = model.get_prototypes(*support)[0]
-            self.shots = _encoded_shots(model, *support) if model.keeps_shots else None
-        self._left_out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self.prototypes = torch.cat([self._prototypes_of(model, classes) for classes in self._pieces()])
+        self.shots = self._encoded_shots(model) if model.keeps_shots else None
+        self._novelties: tuple[torch.Tensor, torch.Tensor] | None = None
         self._calibrations: dict = {}
+
+    def _pieces(self) -> Iterator[range]:
+        """Classes that are computed at once: each piece costs its clips times its classes."""
+        for start in range(0, len(self), CLASSES_AT_ONCE):
+            yield range(start, min(start + CLASSES_AT_ONCE, len(self)))
+
+    def _prototypes_of(self, model, classes: range) -> torch.Tensor:
+        """Prototypes (classes, T, D) of consecutive classes."""
+        support_embeds = self._support_embeds_of(classes).to(model.device)
+        labels = self._labels_of(classes)
+        check_finite("The enrolled clips", support_embeds, [self.class_names[label] for label in labels], model)
+        with evaluating(model):
+            labels = (labels - classes.start)[None].to(model.device)
+            texts = self.class_embeds[classes.start : classes.stop]
+            return model.get_prototypes(support_embeds[None], labels, texts[None])[0]
+
+    def _encoded_shots(self, model) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """All clips as `model.compare_encoded` takes them, encoded for a few classes at a time."""
+        encoded = []
+        with evaluating(model):
+            for classes in self._pieces():
+                support_embeds = self._support_embeds_of(classes).to(model.device)
+                labels = (self._labels_of(classes) - classes.start)[None].to(model.device)
+                texts = self.class_embeds[classes.start : classes.stop]
+                states = model.get_support_states(support_embeds[None], labels, texts[None])
+                encoded.append(model.encode_states(states))
+            return group_by_class(torch.cat(encoded, dim=1), self._labels[None].to(model.device), len(self))
+
+    def _support_embeds_of(self, classes: range) -> torch.Tensor:
+        return torch.cat([self._enrolled[label].support_embeds for label in classes])
+
+    def _labels_of(self, classes: range) -> torch.Tensor:
+        """Class of each clip of some classes."""
+        return torch.tensor(classes).repeat_interleave(self._counts[classes.start : classes.stop])
 
     @property
     def _labels(self) -> torch.Tensor:
         """Class (S,) of each clip."""
-        return torch.arange(len(self)).repeat_interleave(self._counts)
+        return self._labels_of(range(len(self)))
 
     def __len__(self) -> int:
         return len(self.class_names)
@@ -125,7 +181,7 @@ class Snapshot:
         with evaluating(model):
             query_states = model.get_query_states(query_embeds)
             if self.shots is None:
-                distances = model.get_distances(query_states, self.prototypes)
+                distances = distances_in_pieces(model, query_states, self.prototypes)
             else:
                 distances = model.compare_encoded(model.encode_states(query_states[None]), *self.shots)[0]
             return distances, model.get_text_logits(query_embeds, self.class_embeds)
@@ -142,8 +198,7 @@ class Snapshot:
     def _calibration(self, model, inference_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and offset of the linear discriminant of a mode; made once."""
         if inference_mode not in self._calibrations:
-            labels = self._labels
-            is_known = self._counts[labels] > 1
+            is_known = self._counts[self._labels] > 1
             if inference_mode == "zero_shot":
                 is_known[:] = True
             if not is_known.any():
@@ -151,50 +206,77 @@ class Snapshot:
                     "The score of unknown videos is calibrated by leaving clips out, but no class has two clips: "
                     "enroll more, or use inference_mode='zero_shot'."
                 )
-            known_distances, distances, text_logits = self.left_out_comparisons(model)
-            own = torch.nn.functional.one_hot(labels, len(self)).bool().to(distances.device)
-            known = _novelty(known_distances, text_logits, inference_mode)[is_known]
-            others = distances.masked_fill(own, torch.inf), text_logits.masked_fill(own, -torch.inf)
-            discriminant = _linear_discriminant(known, _novelty(*others, inference_mode))
-            self._calibrations[inference_mode] = discriminant
+            features = _NOVELTY_FEATURES[inference_mode]
+            known, unknown = (novelty[:, features] for novelty in self._left_out_novelties(model))
+            self._calibrations[inference_mode] = _linear_discriminant(known[is_known], unknown)
         return self._calibrations[inference_mode]
+
+    def _left_out_novelties(self, model) -> tuple[torch.Tensor, torch.Tensor]:
+        """Novelty of each enrolled clip as a known video and as one of no class, both (S, 2), on the CPU.
+
+        Distances and text logits are made for a few classes at a time: all of them are (S, N), and S grows with N.
+        """
+        if self._novelties is None:
+            known, unknown = [], []
+            for classes in self._clip_pieces():
+                left_out, distances, text_logits = self._left_out_comparisons_of(model, classes)
+                own = (self._labels_of(classes)[:, None] == torch.arange(len(self))).to(distances.device)
+                known.append(_novelty(left_out, text_logits, "ensemble"))
+                others = distances.masked_fill(own, torch.inf), text_logits.masked_fill(own, -torch.inf)
+                unknown.append(_novelty(*others, "ensemble"))
+            self._novelties = torch.cat(known), torch.cat(unknown)
+        return self._novelties
+
+    def _clip_pieces(self) -> Iterator[range]:
+        """Consecutive classes with few clips, and few pairs of a clip and a class. A piece has one class at least."""
+        start, entries = 0, 0
+        width = max(len(self), ENTRIES_AT_ONCE // CLIPS_AT_ONCE)
+        for label, count in enumerate(self._counts.tolist()):
+            if label > start and entries + count * width > ENTRIES_AT_ONCE:
+                yield range(start, label)
+                start, entries = label, 0
+            entries += count * width
+        yield range(start, len(self))
 
     def left_out_comparisons(self, model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Left-out distances, distances and text logits of all enrolled clips, each (S, N). The left-out distance to a
         clip's own class is to the prototype made without the clip: infinite for the only clip of a class."""
-        if self._left_out is None:
-            distances, text_logits = self.compare(model, torch.cat([one.support_embeds for one in self._enrolled]))
-            if self.shots is None:
-                own_distances = torch.cat([_left_out_distances(model, one) for one in self._enrolled])
-            else:
-                own_distances = self._left_out_distances_of_head(model)
-            left_out = distances.scatter(1, self._labels[:, None].to(model.device), own_distances[:, None])
-            self._left_out = left_out, distances, text_logits
-        return self._left_out
+        return self._left_out_comparisons_of(model, range(len(self)))
 
-    def _left_out_distances_of_head(self, model, clips_per_batch: int = 16) -> torch.Tensor:
-        """Distance (S,) of each clip to its own class without it, by the model's head; all other clips stay."""
+    def _left_out_comparisons_of(self, model, classes: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`left_out_comparisons` of the clips of some classes, with all classes."""
+        distances, text_logits = self.compare(model, self._support_embeds_of(classes))
+        if self.shots is None:
+            own_distances = torch.cat([_left_out_distances(model, self._enrolled[label]) for label in classes])
+        else:
+            own_distances = self._left_out_distances_of_head(model, classes)
+        own = self._labels_of(classes)[:, None].to(distances.device)
+        return distances.scatter(1, own, own_distances[:, None]), distances, text_logits
+
+    def _left_out_distances_of_head(self, model, classes: range, clips_per_batch: int = 16) -> torch.Tensor:
+        """Distance (clips,) of each clip of some classes to its own class without it; all other clips stay."""
         assert self.shots is not None
         shots, present = self.shots
         if present is None:
             present = torch.ones(shots.shape[:3], dtype=torch.bool, device=shots.device)
-        embeds = torch.cat([one.support_embeds for one in self._enrolled]).to(model.device)
-        places = torch.cat([torch.arange(count) for count in self._counts.tolist()])  # of a clip within its class
+        embeds, labels_of_clips = self._support_embeds_of(classes), self._labels_of(classes)
+        counts = self._counts[classes.start : classes.stop]
+        places = torch.cat([torch.arange(count) for count in counts.tolist()])  # of a clip within its class
         distances = []
         with evaluating(model):
             for rows in torch.arange(len(embeds)).split(clips_per_batch):
-                queries = model.encode_states(model.get_query_states(embeds[rows.to(model.device)])).unsqueeze(1)
+                queries = model.encode_states(model.get_query_states(embeds[rows].to(model.device))).unsqueeze(1)
                 without = present.repeat(len(rows), 1, 1)
-                without[torch.arange(len(rows)), self._labels[rows], places[rows]] = False
+                without[torch.arange(len(rows)), labels_of_clips[rows], places[rows]] = False
                 others = shots.expand(len(rows), *shots.shape[1:])
-                labels = self._labels[rows].to(model.device)
+                labels = labels_of_clips[rows].to(model.device)
                 if not model.chosen_head.compares_classes_together:  # the clip's own class is enough
                     chosen = torch.arange(len(rows), device=labels.device), labels
                     others, without = others[chosen].unsqueeze(1), without[chosen].unsqueeze(1)
                     labels = torch.zeros_like(labels)
                 found = model.compare_encoded(queries, others, without)[:, 0]
                 distances.append(found.take_along_dim(labels[:, None], 1)[:, 0])
-        is_only = self._counts[self._labels] == 1
+        is_only = self._counts[labels_of_clips] == 1
         return torch.cat(distances).masked_fill(is_only.to(model.device), torch.inf)
 
     # Why
@@ -221,12 +303,6 @@ class Snapshot:
             support_clips=[(one.clip_names[row], len(one.clip_names)) for one, row in enrolled],
             **numbers,
         )
-
-
-def _encoded_shots(model, support_embeds, labels, class_embeds) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Shots (1, N, K, ...) for `model.compare_encoded`, and which of them are not padding."""
-    states = model.get_support_states(support_embeds, labels, class_embeds)
-    return group_by_class(model.encode_states(states), labels, class_embeds.shape[1])
 
 
 def checked_mode(model, inference_mode: str | None) -> str:
@@ -279,11 +355,14 @@ def _left_out_distances(model, one: EnrolledClass, clips_per_batch: int = 16) ->
     return torch.cat(distances)
 
 
+# Columns of `_novelty` that a mode looks at.
+_NOVELTY_FEATURES = {"few_shot": [0], "zero_shot": [1], "ensemble": [0, 1]}
+
+
 def _novelty(distances: torch.Tensor, text_logits: torch.Tensor, inference_mode: str) -> torch.Tensor:
     """Features that separate unknown from known videos, (Q, N) and (Q, N) -> (Q, 1 or 2); larger is less known."""
-    nearest = {"few_shot": [distances.amin(-1)], "zero_shot": [-text_logits.amax(-1)]}
-    nearest["ensemble"] = nearest["few_shot"] + nearest["zero_shot"]
-    return torch.stack(nearest[inference_mode], dim=-1).cpu()
+    novelty = torch.stack([distances.amin(-1), -text_logits.amax(-1).to(distances.device)], dim=-1)
+    return novelty[:, _NOVELTY_FEATURES[inference_mode]].cpu()
 
 
 def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -336,4 +415,4 @@ def listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-__all__ = ["Snapshot", "check_enough_classes", "checked_mode", "listed"]
+__all__ = ["Snapshot", "check_enough_classes", "checked_mode", "distances_in_pieces", "listed"]

@@ -53,7 +53,8 @@ TABLES = {
     "latency": ("One clip through the pipeline", ["--rounds", "10"]),
     "startup": ("Import and loading", []),
     "precision": ("bfloat16 and int8 on a CPU", []),
-    "scaling": ("Cost as work grows", ["--rounds", "2"]),
+    "episode_size": ("Cost as an episode grows", ["--rounds", "2"]),
+    "scaling": ("At scale", []),
 }
 
 

@@ -5,9 +5,11 @@ old file or the new one.
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +19,8 @@ from clipfsar.json_files import DamagedFileError
 from paths_clipfsar import replace_file
 
 CHECKSUMS = "SHA256SUMS"
+_DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
+_BYTES_AT_ONCE = 2**24
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 
 
@@ -86,8 +90,62 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save_file(tensors, partial, metadata={"sha256": _sha256_of_tensors(tensors)})
 
 
+def save_rows(
+    name: str,
+    whole: torch.Tensor,
+    parts: Iterable[tuple[Sequence[int], torch.Tensor]],
+    others: dict[str, torch.Tensor],
+    path: Path,
+) -> None:
+    """Writes the file that `save_tensors` would write, but one tensor comes in parts and never lies whole in memory.
+
+    Args:
+        name: Name of that tensor.
+        whole: A tensor of its shape and type, on the device "meta".
+        parts: Row numbers and values (rows, ...). Each row is in a part.
+        others: The other tensors.
+    """
+    tensors, row_bytes = {name: whole, **others}, whole.nbytes // len(whole)
+    with replace_file(path) as partial, partial.open("w+b") as file:
+        file.write(_header(tensors, "0" * 64))
+        start = file.tell()
+        for rows, values in parts:
+            for row, value in zip(rows, values, strict=True):
+                file.seek(start + row * row_bytes)
+                file.write(_bytes_of(value))
+        file.seek(start + whole.nbytes)
+        for tensor in others.values():
+            file.write(_bytes_of(tensor))
+        digest = hashlib.sha256()
+        for each, tensor in sorted(tensors.items()):
+            digest.update(_described(each, tensor))
+            if each != name:
+                digest.update(_bytes_of(tensor))
+                continue
+            file.seek(start)
+            for done in range(0, whole.nbytes, _BYTES_AT_ONCE):
+                digest.update(file.read(min(_BYTES_AT_ONCE, whole.nbytes - done)))
+        file.seek(0)
+        file.write(_header(tensors, digest.hexdigest()))
+
+
+def _header(tensors: dict[str, torch.Tensor], checksum: str) -> bytes:
+    """Start of a safetensors file: length of the JSON text, and that text with the place of each tensor.
+
+    The format is described at https://github.com/huggingface/safetensors#format.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"sha256": checksum}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
 def load_tensors(path: Path, remedy: str, has_checksum: bool = True) -> dict[str, torch.Tensor]:
-    """Reads what `save_tensors` wrote.
+    """Reads what `save_tensors` wrote. The tensors are memory-mapped: processes of one machine share them.
 
     Args:
         remedy: Last part of the message about a damaged file.
@@ -110,9 +168,17 @@ def load_tensors(path: Path, remedy: str, has_checksum: bool = True) -> dict[str
 def _sha256_of_tensors(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{len(name)} {name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(_described(name, tensor))
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def _described(name: str, tensor: torch.Tensor) -> bytes:
+    return f"{len(name)} {name} {tensor.dtype} {list(tensor.shape)} ".encode()
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 __all__ = [
@@ -121,6 +187,7 @@ __all__ = [
     "check_files",
     "listed_files",
     "load_tensors",
+    "save_rows",
     "save_tensors",
     "write_checksums",
 ]

@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clipfsar import checked_files
 from clipfsar.checked_files import (
     CHECKSUMS,
     DamagedFileError,
     check_files,
     listed_files,
     load_tensors,
+    save_rows,
     save_tensors,
     write_checksums,
 )
@@ -36,6 +38,21 @@ def test_tensors_come_back_and_others_can_read_them(tmp_path):
         assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
             name: tensor.tolist() for name, tensor in TENSORS.items()
         }
+
+
+@pytest.mark.parametrize("size", [1, 3, 9], ids="{} rows in a part".format)
+def test_rows_in_parts_give_the_file_of_the_whole_tensor(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(checked_files, "_BYTES_AT_ONCE", 7)
+    embeds = torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(0))
+    others = {"digests": torch.arange(112, dtype=torch.uint8).reshape(7, 16)}
+    order = torch.tensor([3, 0, 6, 1, 2, 5, 4])
+    parts = ((rows.tolist(), embeds[rows]) for rows in order.split(size))
+    save_rows("embeds", torch.empty(7, 2, 3, device="meta"), parts, others, tmp_path / "parts.safetensors")
+    save_tensors({"embeds": embeds} | others, tmp_path / "whole.safetensors")
+    found, expected = (load_tensors(tmp_path / f"{name}.safetensors", "") for name in ("parts", "whole"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 def test_any_flipped_bit_of_a_file_of_tensors_is_found(tmp_path):

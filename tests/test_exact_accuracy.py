@@ -2,15 +2,18 @@
 
 import math
 from itertools import combinations, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from clipfsar.evaluation import exact_accuracy, split_features
 from clipfsar.evaluation.episodes import predict_episodes
 from clipfsar.evaluation.exact_accuracy import (
     elementary_symmetric_polynomial,
     exact_accuracy_of_videos,
+    exact_chances,
     exact_one_shot_accuracies,
 )
 from clipfsar.evaluation.report import half_interval
@@ -142,10 +145,65 @@ def test_many_drawn_episodes_agree_with_the_exact_accuracy_in_every_mode(tiny_mo
         assert abs(accuracies.mean() - expected) < 1.3 * half_interval(accuracies), mode  # nine of them, at 99%
 
 
-def test_the_exact_accuracy_does_not_depend_on_the_batches(tiny_model):
+def plain_exact_accuracy(features: SplitFeatures, n_way: int, mode: str) -> torch.Tensor:
+    """From one matrix of all videos with all videos."""
+    model, own_class = features.model, features.labels.clamp(min=0)
+    with torch.no_grad():
+        distances = model.get_distances(features.query_states, features.one_shot_prototypes)
+    texts = features.text_logits[:, own_class]
+    beta, temperature = model.config.ensemble_text_weight, model.config.ensemble_temperature
+    ensemble = (1 - beta) * distances / temperature - beta * texts
+    ranking = {"few_shot": distances, "zero_shot": -texts, "ensemble": ensemble}[mode]
+    return exact_one_shot_accuracies(ranking, features.labels.numpy(), n_way)
+
+
+@pytest.mark.parametrize("entries", [1, 3 * 20, 10**6], ids=["a query at once", "three", "a class"])
+def test_in_pieces_the_exact_accuracy_is_that_of_the_whole_matrix(tiny_model, monkeypatch, entries):
+    monkeypatch.setattr(split_features, "PROTOTYPES_AT_ONCE", 3 if entries < 100 else 10**6)
     features, _ = noisy_classes(tiny_model())
-    whole, parts = (exact_accuracy_of_videos(features, 3, queries_per_batch=size)["few_shot"] for size in (64, 3))
-    torch.testing.assert_close(whole, parts, equal_nan=True)
+    pieces = exact_accuracy_of_videos(features, 3, INFERENCE_MODES, entries_at_once=entries)
+    for mode in INFERENCE_MODES:
+        torch.testing.assert_close(pieces[mode], plain_exact_accuracy(features, 3, mode), equal_nan=True)
+
+
+def test_no_matrix_of_all_videos_with_all_videos_is_made():
+    labels, asked = np.repeat(np.arange(4), 5), []
+
+    def rank(queries, supports):
+        asked.append((len(queries), len(supports)))
+        return {"": torch.rand(asked[-1])}
+
+    exact_chances(rank, labels, 3, entries_at_once=60)
+    assert asked == 4 * [(3, 20), (2, 20)]
+
+
+def test_modes_that_nobody_asked_for_are_not_computed(tiny_model):
+    features, _ = noisy_classes(tiny_model())
+    features.one_shot_distances = None
+    assert list(exact_accuracy_of_videos(features, 3, ["zero_shot"])) == ["zero_shot"]
+    features, _ = noisy_classes(tiny_model())
+    features.text_logits_of = None
+    assert list(exact_accuracy_of_videos(features, 3, ["few_shot"])) == ["few_shot"]
+
+
+def test_processes_share_the_queries_and_all_get_the_chances(monkeypatch):
+    distances = torch.tensor(random_distances(len(LABELS), 0))
+    expected = exact_one_shot_accuracies(distances, LABELS, 3)
+    asked = []
+
+    def rank(queries, supports):
+        asked.extend(queries.tolist())
+        return {"": distances[queries][:, supports]}
+
+    def chances_of(index, others):
+        process = SimpleNamespace(process_index=index, num_processes=3)
+        monkeypatch.setattr(exact_accuracy, "gather_object", lambda mine: others + mine)
+        return exact_chances(rank, LABELS, 3, accelerator=process, entries_at_once=2 * len(LABELS))
+
+    shares = [chances_of(index, []) for index in range(3)]
+    assert sorted(asked) == list(range(len(LABELS)))
+    assert all(share[""].isnan().any() for share in shares)
+    assert torch.equal(chances_of(2, shares[:2])[""], expected)
 
 
 def test_perfect_features_are_right_in_all_episodes_and_constant_ones_by_chance(tiny_model):

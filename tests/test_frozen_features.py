@@ -34,7 +34,8 @@ def model_and_processor(tmp_path_factory):
 def encode(split, model_and_processor, tmp_path):
     def run(num_draws, seed=0):
         encoder = VideoEncoder(*model_and_processor, Accelerator(cpu=True), batch_size=5)
-        return encode_draws(FeatureStore(tmp_path / "features", encoder), VideoSplit(split), num_draws, seed)
+        draws = encode_draws(FeatureStore(tmp_path / "features", encoder), VideoSplit(split), num_draws, seed)
+        return torch.stack(draws, dim=1)
 
     return run
 
@@ -101,6 +102,18 @@ def test_every_episode_picks_its_own_draws():
     assert draws == {0, 1, 2, 3}
     again = collator([episode | {"seed": 0}, episode | {"seed": 1}])
     assert torch.equal(again["support_embeds"][1:], batches[1]["support_embeds"])
+
+
+def test_draws_in_separate_tensors_give_the_batches_of_one_tensor():
+    features = torch.randn(6, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    names = ("class_base_labels", "support_labels", "support_base_labels", "labels", "query_base_labels")
+    episodes = [
+        {"support_videos": [0, 1, 2], "query_videos": [5, 4, 5], "seed": seed} | {name: [0, 1, 2] for name in names}
+        for seed in range(4)
+    ]
+    whole, draws = (FeatureCollator(given)(episodes) for given in (features, [features[:, d] for d in range(3)]))
+    assert whole.keys() == draws.keys()
+    assert all(torch.equal(whole[name], draws[name]) for name in whole)
 
 
 def test_augmentation_of_pixels_is_refused_on_features():

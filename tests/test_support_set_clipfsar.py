@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tiny_data import random_clip, tiny_model_and_processor
 
+import enrolled_clipfsar
 import support_set_clipfsar
 from clipfsar.inference.load_model import load_model
 from demo.synthetic import TINY_CLIP
@@ -190,6 +191,51 @@ def test_calibration_leaves_each_clip_out(bare_parts):
     assert float(left_out[4, 1]) == pytest.approx(float(expected), abs=1e-5)  # the fifth clip is class 1's second
     assert float(distances[4, 1]) < float(left_out[4, 1])  # its own prototype has seen it
     assert torch.equal(left_out[4, [0, 2]], distances[4, [0, 2]])
+
+
+def plain_calibration(model, support_set, mode) -> tuple[torch.Tensor, torch.Tensor]:
+    """Novelty of the clips as known and as unknown videos, from whole matrices of all clips with all classes."""
+    left_out, distances, text_logits = support_set.snapshot(model).left_out_comparisons(model)
+    labels = torch.arange(len(support_set)).repeat_interleave(torch.tensor(list(support_set.num_clips.values())))
+    own = torch.nn.functional.one_hot(labels).bool()
+    known = torch.stack([left_out.amin(1), -text_logits.amax(1)], 1)
+    unknown = torch.stack(
+        [distances.masked_fill(own, torch.inf).amin(1), -text_logits[~own].view(len(labels), -1).amax(1)], 1
+    )
+    columns = {"few_shot": [0], "zero_shot": [1], "ensemble": [0, 1]}[mode]
+    is_known = torch.bincount(labels)[labels] > (0 if mode == "zero_shot" else 1)
+    return enrolled_clipfsar._linear_discriminant(known[is_known][:, columns], unknown[:, columns])
+
+
+@pytest.mark.parametrize("pooling", ["before", "after"])
+@pytest.mark.parametrize("at_once", [1, 3, 5], ids="{} classes at once".format)
+def test_in_pieces_prototypes_distances_and_calibration_are_those_of_the_whole(monkeypatch, at_once, pooling):
+    model, processor = tiny_model_and_processor(support_pooling=pooling)
+    embeds = clusters(n_way=6, n_shot=3, spread=0.7)
+    enrolled = enrolled_features(SupportSet.from_videos(model, processor, CLIPS), embeds[:5])
+    for name, kept in (("class 1", 2), ("class 3", 1)):  # classes of different sizes
+        one = enrolled.classes[name]
+        enrolled.classes[name] = EnrolledClass(one.class_embeds, one.clip_names[:kept], one.support_embeds[:kept])
+    whole, queries = enrolled.snapshot(model), embeds[:, 0]
+    expected = whole.prototypes, *whole.compare(model, queries), *(plain_calibration(model, enrolled, m) for m in MODES)
+    scores = [whole.score_unknown(model, queries, mode) for mode in MODES]
+
+    monkeypatch.setattr(enrolled_clipfsar, "CLASSES_AT_ONCE", at_once)
+    monkeypatch.setattr(enrolled_clipfsar, "PAIRS_AT_ONCE_ON_CPU", 2 * at_once)
+    monkeypatch.setattr(enrolled_clipfsar, "ENTRIES_AT_ONCE", 5 * 3 * at_once)  # five classes, three clips
+    pieces = SupportSet(enrolled.fingerprint, enrolled.classes).snapshot(model)
+    found = pieces.prototypes, *pieces.compare(model, queries), *(pieces._calibration(model, m) for m in MODES)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close([pieces.score_unknown(model, queries, mode) for mode in MODES], scores)
+
+
+def test_no_call_compares_more_pairs_than_allowed(bare_parts, monkeypatch):
+    model, _ = bare_parts
+    support_set = enrolled_features(SupportSet.from_videos(*bare_parts, CLIPS), clusters(300, 1, 0.7))
+    pairs, get_distances = [], model.get_distances
+    monkeypatch.setattr(model, "get_distances", lambda q, p: pairs.append((len(q), len(p))) or get_distances(q, p))
+    support_set.compare(model, torch.randn(20, 4, 16))
+    assert pairs == [(16, 256), (16, 44), (4, 256), (4, 44)]
 
 
 def test_the_limit_follows_the_set(bare_parts):

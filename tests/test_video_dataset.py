@@ -5,7 +5,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 from tiny_data import COLOURS, video_splits, write_video_folder
 
+from clipfsar.data import splits as splits_module
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
+from episodes_clipfsar import read_labels
 
 CLASSES = {split: sorted(colours) for split, colours in COLOURS.items()}
 
@@ -45,6 +47,70 @@ def test_a_video_folder_has_the_rows_of_the_same_data_set_in_memory(video_folder
     for split in splits:
         assert [video["path"] for video in read[split]["video"]] == list(splits[split]["video"])
         assert names_of(read[split]) == [name.replace("_", " ") for name in names_of(splits[split])]
+
+
+@pytest.mark.parametrize("validation", ["validation", "val", None])
+def test_a_walked_tree_is_the_data_set_that_load_dataset_makes(tmp_path, validation):
+    folders = ["train/a b", "train/a", "train/a-b", "test/A", "test/zoom"] + ([f"{validation}/c"] if validation else [])
+    for folder in folders:
+        (tmp_path / "tree" / folder).mkdir(parents=True)
+        for name in ("10.mp4", "9.mp4", "x.MOV", ".hidden"):
+            (tmp_path / "tree" / folder / name).touch()
+    (tmp_path / "tree" / "test" / "A" / "broken.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    expected = datasets.load_dataset(str(tmp_path / "tree")).cast_column("video", datasets.Video(decode=False))
+    (tmp_path / "link").symlink_to(tmp_path / "tree")
+    walked = splits_module._load_folder(tmp_path / "link", "label")
+    assert list(walked) == list(expected)
+    for name, split in expected.items():
+        assert walked[name].features == split.features
+        assert walked[name].split == split.split
+        assert walked[name].info.builder_name == split.info.builder_name == "videofolder"
+        assert walked[name].to_dict() == split.to_dict()
+
+
+def test_a_plain_tree_is_walked_once_and_others_are_left_to_load_dataset(tmp_path, monkeypatch):
+    for name in ("train/run/a.mp4", "train/test drive/a.mp4", "test/dive/a.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    walks, find = [], splits_module.find_clips
+    monkeypatch.setattr(splits_module, "find_clips", lambda *given: walks.append(given) or find(*given))
+    monkeypatch.setattr(splits_module, "load_dataset", None)
+    read = load_video_splits(str(tmp_path))
+    assert len(walks) == 1
+    assert {name: names_of(split) for name, split in read.items()} == {"train": ["run", "test drive"], "test": ["dive"]}
+    for other in ("train/run/deeper/b.mp4", "metadata.csv", "dev/swim/a.mp4", "train/run/b.webm", "val/run/a.jpg"):
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / other).touch()
+        with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+            load_video_splits(str(tmp_path))
+        (tmp_path / other).unlink()
+
+
+def test_a_large_tree_is_read_with_a_note_that_preparing_is_faster(video_folder, monkeypatch, recwarn):
+    load_video_splits(str(video_folder))
+    assert not [warning for warning in recwarn if "in separate files" in str(warning.message)]
+    monkeypatch.setattr(splits_module, "MANY_VIDEOS", 3)
+    with pytest.warns(UserWarning, match=r"holds \d+ videos in separate files: clipfsar prepare --source"):
+        load_video_splits(str(video_folder))
+
+
+def test_a_column_of_labels_is_read_at_once(splits):
+    class Rows(type(splits["train"])):
+        def __getitem__(self, key):
+            column = super().__getitem__(key)
+            return Column(column) if isinstance(key, str) else column
+
+    class Column:
+        def __init__(self, column):
+            self.column = column
+
+        def __getitem__(self, key):
+            assert key == slice(None)
+            return self.column[:]
+
+    split = splits["train"]
+    rows = Rows(split.data, split.info, split.split)
+    assert read_labels(rows)[0].tolist() == read_labels(split)[0].tolist()
 
 
 def test_saved_splits_are_read(splits, tmp_path):

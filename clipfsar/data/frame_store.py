@@ -333,7 +333,7 @@ def _kept_videos(part: Dataset, kept: list[bytes | None]) -> Dataset:
     ]
     # A plain struct: with a video column, `datasets` would decode frames as a video and drop bytes if the path exists.
     features = Features({"video": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("string")})
-    return Dataset.from_dict({"video": videos, "label": part["label"]}, features=features)
+    return Dataset.from_dict({"video": videos, "label": part["label"][:]}, features=features)
 
 
 def references(dataset: Dataset) -> Iterator[dict]:
@@ -352,7 +352,7 @@ def references(dataset: Dataset) -> Iterator[dict]:
 
 def _keys(dataset: Dataset) -> list[str]:
     """A key for each video and its class: see `_key`."""
-    rows = list(zip(references(dataset), dataset["label"], strict=True))
+    rows = list(zip(references(dataset), dataset["label"][:], strict=True))
     others = [row for row, (video, _) in enumerate(rows) if video["bytes"] is not None or _is_folder(video["path"])]
     digests = dict(zip(others, digests_of_videos(dataset.select(others)), strict=True)) if others else {}
     return [_key(video, label, digests.get(row)) for row, (video, label) in enumerate(rows)]

@@ -84,7 +84,7 @@ class Preparation:
         self.left_out = LeftOut()
         self.splits = read_source(arguments, self.left_out)
         check_disjoint_classes(self.splits, remedy="--class_split splits all classes anew")
-        self.listed = {split: (len(set(dataset["label"])), len(dataset)) for split, dataset in self.splits.items()}
+        self.listed = {split: (len(set(dataset["label"][:])), len(dataset)) for split, dataset in self.splits.items()}
         self.num_duplicates = self._leave_out_duplicates()
         self.bad: list[dict[str, str]] = []  # {"split", "class", "path", "problem"}
 
@@ -161,7 +161,7 @@ class Preparation:
             return
         dataset = self.splits[split]
         bad = dataset.select(problems)
-        for problem, name, video in zip(problems.values(), bad["label"], references(bad), strict=True):
+        for problem, name, video in zip(problems.values(), bad["label"][:], references(bad), strict=True):
             self.bad.append({"split": split, "class": name, "path": video["path"], "problem": problem})
         self.splits[split] = dataset.select([row for row in range(len(dataset)) if row not in problems])
 
@@ -175,7 +175,7 @@ class Preparation:
         num_duplicates = 0
         for split, dataset in self.splits.items():
             rows = []
-            for row, (video, name) in enumerate(zip(references(dataset), dataset["label"], strict=True)):
+            for row, (video, name) in enumerate(zip(references(dataset), dataset["label"][:], strict=True)):
                 path = None if video["bytes"] is not None else video["path"]
                 if path is None or path not in class_of:
                     rows.append(row)
@@ -198,7 +198,7 @@ class Preparation:
         published = PRESETS[self.arguments.benchmark].sizes if self.arguments.benchmark else {}
         lines = [f"{'split':<12}{'classes':>8}{'videos':>9}{'missing':>9}{'unreadable':>12}{'smallest class':>20}"]
         for split, dataset in self.splits.items():
-            sizes = Counter(dataset["label"])
+            sizes = Counter(dataset["label"][:])
             problems = Counter(
                 MISSING if bad["problem"] == MISSING else "unreadable" for bad in self.bad if bad["split"] == split
             )
@@ -216,7 +216,7 @@ class Preparation:
         if self.num_duplicates:
             lines.append(f"note: {_videos(self.num_duplicates)} listed twice; each is kept once.")
         for split, dataset in self.splits.items():
-            sizes = Counter(dataset["label"])
+            sizes = Counter(dataset["label"][:])
             if sizes and (len(sizes) < 5 or min(sizes.values()) < 6):
                 lines.append(
                     f"note: {split} has {len(sizes)} classes with at least {min(sizes.values())} videos; the default "
@@ -242,7 +242,7 @@ class Preparation:
         self._put_in_place(self._write())
         if arguments.push_to_hub:
             self._upload()
-        classes = {split: dict(Counter(dataset["label"])) for split, dataset in self.splits.items()}
+        classes = {split: dict(Counter(dataset["label"][:])) for split, dataset in self.splits.items()}
         report = {
             "settings": asdict(arguments),
             "reader": READER_VERSION,

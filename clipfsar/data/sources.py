@@ -21,7 +21,7 @@ from clipfsar.data.tables import read_rows, read_text
 from clipfsar.options import nearest
 from paths_clipfsar import class_name_of_folder, class_names_of_folders, normalized_class_name
 
-_SPLIT_FOLDERS = {
+SPLIT_FOLDERS = {
     "train": "train",
     "validation": "validation",
     "valid": "validation",
@@ -259,8 +259,8 @@ def folder_splits(folder: Path, left_out: LeftOut | None = None) -> dict[str, li
     """
     left_out = LeftOut() if left_out is None else left_out
     names = class_folders(folder, left_out)
-    if {name.lower() for name in names} & set(_SPLIT_FOLDERS):
-        unknown = [name for name in names if name.lower() not in _SPLIT_FOLDERS]
+    if {name.lower() for name in names} & set(SPLIT_FOLDERS):
+        unknown = [name for name in names if name.lower() not in SPLIT_FOLDERS]
         if unknown:
             raise ValueError(
                 f"{folder} has split folders and also {', '.join(map(repr, unknown))}: move all classes into train, "
@@ -269,7 +269,7 @@ def folder_splits(folder: Path, left_out: LeftOut | None = None) -> dict[str, li
         result: dict = {}
         for name in names:  # there may be both val and validation
             classes = class_folders(folder / name, left_out)
-            result.setdefault(_SPLIT_FOLDERS[name.lower()], []).extend(
+            result.setdefault(SPLIT_FOLDERS[name.lower()], []).extend(
                 _clips_of_classes(folder / name, classes, left_out)
             )
     else:
@@ -287,7 +287,7 @@ def folder_splits(folder: Path, left_out: LeftOut | None = None) -> dict[str, li
 def _check_depth(folder: Path, names: list[str]):
     """Refuses a folder around the data set: it would make the data set one class."""
     inner = class_folders(folder / names[0]) if len(names) == 1 else []
-    if len({_SPLIT_FOLDERS.get(name.lower()) for name in inner} - {None}) > 1:
+    if len({SPLIT_FOLDERS.get(name.lower()) for name in inner} - {None}) > 1:
         raise ValueError(f"The splits are one folder further down: give {folder / names[0]}.")
 
 
@@ -329,7 +329,7 @@ def table_splits(
                 )
             if row[column] in (None, ""):
                 raise ValueError(f"{table}, line {line}: the column {column!r} is empty.")
-        split = _SPLIT_FOLDERS.get(str(row[split_column]).lower()) if split_column in row else "all"
+        split = SPLIT_FOLDERS.get(str(row[split_column]).lower()) if split_column in row else "all"
         if split is None:
             raise ValueError(f"{table}, line {line}: split {row[split_column]!r} is not one of {', '.join(SPLITS)}.")
         path = str(row[path_column])
@@ -423,7 +423,7 @@ def resplit(splits: DatasetDict, shares: Sequence[float], seed: int = 0) -> Data
     """
     pooled = concatenate_datasets(list(splits.values()))
     first: dict = {}
-    names = list(pooled["label"])
+    names = pooled["label"][:]
     labels = np.array([first.setdefault(normalized_class_name(name), name) for name in names])
     if labels.tolist() != names:
         pooled = pooled.remove_columns("label").add_column("label", labels.tolist())
@@ -471,6 +471,7 @@ def to_dataset(splits: dict[str, list[Clip]]) -> DatasetDict:
 
 __all__ = [
     "SPLITS",
+    "SPLIT_FOLDERS",
     "VIDEO_SUFFIXES",
     "Clip",
     "class_name_of_folder",

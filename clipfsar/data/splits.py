@@ -3,14 +3,27 @@
 import warnings
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    Features,
+    NamedSplit,
+    Video,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 from pyarrow.parquet import read_schema
 
-from clipfsar.data.clips import find_clips
+from clipfsar.data.clips import LeftOut, find_clips
 from clipfsar.data.older_reader import REPORT, check_kept_frames
+from clipfsar.data.sources import SPLIT_FOLDERS
 from episodes_clipfsar import read_labels, undecoded_videos
 from paths_clipfsar import class_names_of_folders, looks_like_path, normalized_class_name
 
+MANY_VIDEOS = 20_000
 WORK_FOLDER = ".preparing"  # exists in the folder of a data set during its preparation
 
 
@@ -44,9 +57,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         splits = load_from_disk(source)
     elif path.is_dir() or ("/" in source and not looks_like_path(source)):  # data sets on the Hub have an owner
-        splits = load_dataset(source)
-        _warn_of_files_left_out(path, splits)
-        _check_class_names_of_files(path, label_column)
+        splits = _load_folder(path, label_column) if path.is_dir() else load_dataset(source)
     else:
         raise FileNotFoundError(
             f"{source} does not exist. Give a folder with videos or the Hub id of a data set (OWNER/NAME); "
@@ -65,24 +76,74 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
     return splits
 
 
-def _warn_of_files_left_out(folder: Path, splits: DatasetDict):
+def _load_folder(folder: Path, label_column: str) -> DatasetDict:
+    """The splits of a folder of videos or Parquet files. A tree of videos is walked only once."""
+    left_out = LeftOut()
+    clips = find_clips(folder.expanduser().resolve(), left_out)
+    if len(clips) > MANY_VIDEOS:
+        warnings.warn(
+            f"{folder} holds {len(clips):,} videos in separate files: clipfsar prepare --source {folder} decodes each "
+            "of them once, and training and evaluation then read its frames several times faster.",
+            stacklevel=3,
+        )
+    if not left_out.suffixes and not left_out.num_images:
+        splits = _splits_of_tree(folder.expanduser().resolve(), clips)
+        if splits is not None:
+            return splits
+    splits = load_dataset(str(folder))
+    _warn_of_files_left_out(folder, splits, clips)
+    _check_class_names_of_files(folder, label_column)
+    return splits
+
+
+def _splits_of_tree(root: Path, clips: list[Path]) -> DatasetDict | None:
+    """The data set that `load_dataset` makes of a plain tree SPLIT/CLASS/VIDEO; None for any other tree.
+
+    `load_dataset` walks the tree about 50 times to match its patterns of names. Here the name of the first folder
+    alone decides the split: `load_dataset` takes the class "test drive" of the split `train` for test videos.
+    """
+    places = [(clip.relative_to(root).parts, clip) for clip in sorted(clips, key=str)]
+    names = {parts[0] for parts, _ in places}
+    class_names = sorted({parts[-2] for parts, _ in places if len(parts) == 3})
+    is_plain = all(len(parts) == 3 and clip.suffix.lower() in VideoFolder.EXTENSIONS for parts, clip in places)
+    if not is_plain or not names <= SPLIT_FOLDERS.keys() or len(class_names) < 2:
+        return None
+    if len({SPLIT_FOLDERS[name] for name in names}) < len(names):
+        return None
+    features = Features({"video": Video(decode=False), "label": ClassLabel(names=class_names)})
+    numbers = {name: number for number, name in enumerate(class_names)}
+    splits = DatasetDict()
+    for name in sorted(names, key=list(SPLIT_FOLDERS).index):
+        rows = [(str(clip), numbers[parts[1]]) for parts, clip in places if parts[0] == name and _has_file(clip)]
+        columns = {"video": [path for path, _ in rows], "label": [label for _, label in rows]}
+        split, info = NamedSplit(SPLIT_FOLDERS[name]), DatasetInfo(builder_name="videofolder", features=features)
+        splits[str(split)] = Dataset.from_dict(columns, features, info, split)
+    return splits
+
+
+def _has_file(clip: Path) -> bool:
+    """False for a broken link, which `load_dataset` leaves out."""
+    return not clip.is_symlink() or clip.is_file()
+
+
+def _warn_of_files_left_out(folder: Path, splits: DatasetDict, clips: list[Path]):
     """Warns of videos that `load_dataset` ignores: it knows few suffixes and silently leaves out other files."""
-    if not folder.is_dir() or any(split.info.builder_name != "videofolder" for split in splits.values()):
+    if any(split.info.builder_name != "videofolder" for split in splits.values()):
         return
-    num_videos = sum(clip.is_file() for clip in find_clips(folder))
+    num_videos = sum(clip.is_file() for clip in clips)
     num_rows = sum(len(split) for split in splits.values())
     if num_rows < num_videos:
         warnings.warn(
             f"{folder} holds {num_videos} videos, but load_dataset reads {num_rows} of them: it knows few file types. "
             f"clipfsar prepare --source {folder} reads them all.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
 def _check_class_names_of_files(folder: Path, label_column: str):
     """Refuses Parquet files with different class names: `load_dataset` silently uses those of the first file."""
     names = {}
-    for file in sorted(folder.rglob("*.parquet")) if folder.is_dir() else ():
+    for file in sorted(folder.rglob("*.parquet")):
         feature = Features.from_arrow_schema(read_schema(file)).get(label_column)
         names[file.name] = getattr(feature, "names", None)
     if len({tuple(value) for value in names.values() if value is not None}) > 1:

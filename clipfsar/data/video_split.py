@@ -1,6 +1,7 @@
 """A split of a data set for training and evaluation: videos, labels and class names."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable
 from functools import cached_property
@@ -130,7 +131,8 @@ def digest_of_videos(dataset, video_column: str) -> str:
 def _digest_of_0_1(dataset, video_column: str) -> str:
     """Digest as in version 0.1: order, names and sizes of files, or all bytes of videos stored in the dataset."""
     digest = hashlib.sha256()
-    for video in dataset[video_column]:
+    batches = dataset.select_columns([video_column]).iter(100)
+    for video in itertools.chain.from_iterable(batch[video_column] for batch in batches):
         path, data = (video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None)
         digest.update("/".join(Path(path).parts[-2:]).encode() if path else b"")
         if data is not None:

@@ -138,7 +138,7 @@ class Evaluation:
         return results
 
     def _results(self, encoder: VideoEncoder | FeatureStore) -> EvaluationResults | None:
-        """Results on the main process, None on the others, which only help to encode."""
+        """Results on the main process, None on the others, which help to encode and with the exact accuracy."""
         videos = encoder
         encoder = videos.encoder if isinstance(videos, FeatureStore) else videos
         if self.exact:
@@ -146,7 +146,8 @@ class Evaluation:
         split = self.split
         encoder.processor.tokenize_classes(split.class_names)  # rejects names of equal text before any encoding
         video_embeds = videos.encode(split, description=f"encoding {split.name} videos")
-        if not encoder.accelerator.is_main_process:
+        is_main, is_exact = encoder.accelerator.is_main_process, self.exact and 1 in self.samplers
+        if not is_main and not is_exact:
             return None
         class_embeds = encoder.encode_classes(split.class_names)
         # Without these checks NaN would count as an answer: always the first class.
@@ -154,11 +155,15 @@ class Evaluation:
         check_finite("The frame features", video_embeds, [f"video {row}" for row in range(len(split))])
         check_finite("The text features", class_embeds, split.class_names)
         features = SplitFeatures(encoder.model, video_embeds, class_embeds, split.labels)
+        # All processes share this work, so it comes before what only the main process does.
+        chances = self._exact_chances(features, encoder.accelerator) if is_exact else None
+        if not is_main:
+            return None
         results = EvaluationResults(protocol=self.protocol)
         for n_shot, sampler in self.samplers.items():
             answers = self._answers(sampler, features)
-            chances = self._exact_chances(features, sampler.n_way) if self.exact and n_shot == 1 else None
-            results += results_of_answers(answers, sampler, split.labels, split.class_names, chances)
+            given = (answers, sampler, split.labels, split.class_names)
+            results += results_of_answers(*given, chances if n_shot == 1 else None)
         return results
 
     def _answers(self, sampler, features: SplitFeatures) -> dict:
@@ -177,8 +182,9 @@ class Evaluation:
         self.n_episodes[sampler.n_shot] = len(next(iter(answers.values())).class_ids)
         return answers
 
-    def _exact_chances(self, features: SplitFeatures, n_way: int) -> dict:
-        chances = exact_accuracy_of_videos(features, n_way, self.protocol.inference_modes)
+    def _exact_chances(self, features: SplitFeatures, accelerator: Accelerator) -> dict:
+        given = (features, self.samplers[1].n_way, self.protocol.inference_modes)
+        chances = exact_accuracy_of_videos(*given, accelerator=accelerator)
         return {mode: values.numpy() for mode, values in chances.items()}
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from backbones_clipfsar import tower_configs
-from clipfsar.checked_files import DamagedFileError, load_tensors, save_tensors
+from clipfsar.checked_files import DamagedFileError, load_tensors, save_rows, save_tensors
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.json_files import read_json
@@ -52,6 +52,8 @@ class FeatureStore:
         self, split, draw_seed: tuple[int, ...] | None = None, description: str = "encoding videos"
     ) -> torch.Tensor:
         """The result of `VideoEncoder.encode`, (V, T, D), float32 on the CPU. Every video is encoded only once.
+
+        The features are memory-mapped: they may be larger than the memory, and processes of one machine share them.
 
         If another program encodes into the same folder, this one waits and then reads the features. With several
         `torch.distributed` processes it waits at most five minutes.
@@ -225,13 +227,15 @@ class FeatureStore:
             save_tensors({"rows": torch.tensor(rows), "digests": digests, "embeds": embeds.cpu().contiguous()}, part)
 
     def _merge(self, split: VideoSplit):
-        parts = [load_tensors(part, _ENCODE_AGAIN) for part in self._parts()]
-        rows = torch.cat([part["rows"] for part in parts])
-        order = rows.argsort()
-        if rows[order].tolist() != list(range(len(split))):
+        rows = [row for part in self._parts() for row in _rows_of(part)]
+        if sorted(rows) != list(range(len(split))):
             raise ValueError(f"The parts in {self.folder} do not hold every video exactly once: delete the folder.")
-        embeds = torch.cat([part["embeds"] for part in parts])[order].contiguous()
-        save_tensors({"embeds": embeds, "digests": torch.from_numpy(split.digests.copy())}, self._features)
+        loaded = (load_tensors(part, _ENCODE_AGAIN) for part in self._parts())
+        parts = ((part["rows"].tolist(), part["embeds"]) for part in loaded)
+        with safe_open(self._parts()[0], "pt") as first:
+            shape = first.get_slice("embeds").get_shape()
+        whole = torch.empty(len(split), *shape[1:], device="meta")
+        save_rows("embeds", whole, parts, {"digests": torch.from_numpy(split.digests.copy())}, self._features)
         for part in self._parts():
             part.unlink()
 

@@ -1,12 +1,15 @@
 """Features of a split's videos that are the same in every episode, computed once."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 import torch
 
+from enrolled_clipfsar import distances_in_pieces
 from modeling_clipfsar import CLIPFSARModel, evaluating
 
+PROTOTYPES_AT_ONCE = 4096
 _BYTES_OF_FEATURES = 2**26  # encoded videos that are copied at once; larger copies leave a processor's cache
 
 
@@ -44,29 +47,31 @@ class SplitFeatures:
 
     @cached_property
     def query_states(self) -> torch.Tensor:
-        with evaluating(self.model):
-            return torch.cat(
-                [self.model.get_query_states(batch) for batch in self.video_embeds.split(self.videos_per_batch)]
-            )
+        return self._of_all_videos(lambda rows: self.model.get_query_states(self.video_embeds[rows]))
 
     @cached_property
     def text_logits(self) -> torch.Tensor:
-        with evaluating(self.model):
-            return self.model.get_text_logits(self.video_embeds, self.class_embeds)
+        return self._of_all_videos(self.text_logits_of)
 
     @cached_property
     def one_shot_prototypes(self) -> torch.Tensor:
-        texts = self.class_embeds[self.labels]
-        prototypes = []
+        def prototypes_of(rows: slice) -> torch.Tensor:
+            videos, own_texts = self.video_embeds[rows], self.class_embeds[self.labels[rows]]
+            only_class = torch.zeros(len(videos), 1, dtype=torch.long, device=videos.device)
+            return self.model.get_prototypes(videos.unsqueeze(1), only_class, own_texts.unsqueeze(1)).squeeze(1)
+
+        return self._of_all_videos(prototypes_of)
+
+    def _of_all_videos(self, values_of: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+        """Values (V, ...) from those of batches of videos, without a second copy of all of them."""
+        num_videos, size = len(self.video_embeds), self.videos_per_batch
         with evaluating(self.model):
-            for videos, own_texts in zip(
-                self.video_embeds.split(self.videos_per_batch), texts.split(self.videos_per_batch), strict=True
-            ):
-                only_class = torch.zeros(len(videos), 1, dtype=torch.long, device=videos.device)
-                prototypes.append(
-                    self.model.get_prototypes(videos.unsqueeze(1), only_class, own_texts.unsqueeze(1)).squeeze(1)
-                )
-        return torch.cat(prototypes)
+            first = values_of(slice(0, size))
+            whole = first.new_empty(num_videos, *first.shape[1:])
+            whole[:size] = first
+            for start in range(size, num_videos, size):
+                whole[start : start + size] = values_of(slice(start, start + size))
+        return whole
 
     @cached_property
     def encoded_queries(self) -> torch.Tensor:
@@ -79,8 +84,7 @@ class SplitFeatures:
         return self._encoded(self.one_shot_prototypes)
 
     def _encoded(self, states: torch.Tensor) -> torch.Tensor:
-        with evaluating(self.model):
-            return torch.cat([self.model.encode_states(batch) for batch in states.split(self.videos_per_batch)])
+        return self._of_all_videos(lambda rows: self.model.encode_states(states[rows]))
 
     def distances(self, query_rows: torch.Tensor, support_rows: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
         """Distances (B, Q, N) of queries (B, Q) to the classes (B, N) with support videos (B, N, K)."""
@@ -99,14 +103,30 @@ class SplitFeatures:
                 ]
             )
 
-    def one_shot_distances(self, rows: slice) -> torch.Tensor:
-        """Distances (rows, V) of some videos as queries to every video as the only shot of a class."""
-        model = self.model
-        with evaluating(model):
-            if not model.keeps_shots:
-                return model.get_distances(self.query_states[rows], self.one_shot_prototypes)
-            queries, shots = self.encoded_queries[None, rows], self.encoded_shots[None, :, None]
-            return model.compare_encoded(queries, shots)[0]
+    def one_shot_distances(self, query_rows: torch.Tensor, support_rows: torch.Tensor) -> torch.Tensor:
+        """Distances (Q, S) of videos as queries to the 1-shot prototypes of videos, computed in pieces."""
+        if self.model.keeps_shots:
+            return self._one_shot_distances_of_head(query_rows, support_rows)
+        prototypes = self.one_shot_prototypes
+        with evaluating(self.model):
+            query_states = self.model.get_query_states(self.video_embeds[query_rows])
+            pieces = support_rows.split(PROTOTYPES_AT_ONCE)
+            return torch.cat([distances_in_pieces(self.model, query_states, prototypes[rows]) for rows in pieces], -1)
+
+    def _one_shot_distances_of_head(self, query_rows: torch.Tensor, support_rows: torch.Tensor) -> torch.Tensor:
+        queries, shots = self.encoded_queries, self.encoded_shots
+        at_once = max(1, _BYTES_OF_FEATURES // shots[0].nbytes)
+        with evaluating(self.model):
+            pieces = [
+                self.model.compare_encoded(queries[None, query_rows], shots[None, rows, None])[0]
+                for rows in support_rows.split(at_once)
+            ]
+        return torch.cat(pieces, dim=-1)
+
+    def text_logits_of(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Zero-shot logits (rows, C) of some videos."""
+        with evaluating(self.model):
+            return self.model.get_text_logits(self.video_embeds[rows], self.class_embeds)
 
     def prototypes(self, support_rows: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
         """Prototypes (B, N, T, D) of episodes with support videos (B, N, K) of the classes (B, N).
