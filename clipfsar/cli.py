@@ -58,7 +58,8 @@ COMMANDS = {
     "compare": Command(
         "compare heads and checkpoints on the same episodes",
         "clipfsar.evaluation.arguments:CompareArguments",
-        "clipfsar.evaluation.compare_heads:main",
+        "clipfsar.training.train_heads:main",
+        "Run the same command again: finished trainings are kept, and others continue.",
     ),
     "predict": Command(
         "classify videos by a few example clips per class",

@@ -125,7 +125,7 @@ def test_the_table_compares_every_head_with_the_first_on_the_same_episodes(tmp_p
     videos = torch.randn(4, 1, 16, generator=generator)[labels] + torch.randn(24, 4, 16, generator=generator)
     texts = torch.randn(4, 16, generator=generator)
     contenders = {
-        name: SplitFeatures(tiny_model(alignment=name, trx_size=8), videos, texts, labels)
+        name: [SplitFeatures(tiny_model(alignment=name, trx_size=8), videos, texts, labels)]
         for name in ("otam", "trx", "gda", own)
     }
     protocol = Protocol(3, (1, 2), 1, 40, 0, "few_shot")

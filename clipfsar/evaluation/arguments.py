@@ -103,8 +103,9 @@ class CompareArguments:
         clipfsar compare --models runs/mine/best --heads otam mine.py:MyHead --dataset DATA
 
     Differences are to the first row. Their p values are corrected for the number of differences (Holm). A head with
-    weights needs a checkpoint that was trained with it. References without training: nearest_mean, tip_adapter, gda
-    and linear_probe, on mean frames.
+    weights needs a checkpoint that was trained with it, or --train_heads, which trains on the split train and selects
+    on validation. An interrupted command continues when you run it again. References without training, on mean frames:
+    nearest_mean, tip_adapter, gda and linear_probe.
     """
 
     models: list[str] = option(REQUIRED, "Folders or Hub ids of CLIP-FSAR models or plain CLIPs.")
@@ -116,14 +117,25 @@ class CompareArguments:
     n_query: int = option(1, "Query videos per class.")
     n_episodes: int = option(10_000, "Episodes per number of shots.")
     seed: int = option(0, "Seed of the episodes.")
+    train_heads: list[str] = option(
+        [], "Also train these alignments on cached features of the first model, all with the same episodes."
+    )
+    train_seeds: int = option(3, "Trainings of each of them; their spread is part of the interval.")
+    train_episodes: int = option(2000, "Episodes of each training.")
     feature_store: str | None = option(None, "Folder that keeps the frame features for later comparisons.")
-    output_dir: str | None = option(None, "Folder for comparison.json, comparison.tex and pictures of mean ranks.")
+    output_dir: str | None = option(
+        None, "Folder for trainings, comparison.json, comparison.tex and pictures of mean ranks."
+    )
     batch_size: int = option(16, "Videos per forward pass.")
     num_workers: int = option(2, "Worker processes that read videos.")
 
     def __post_init__(self):
         if self.n_episodes < 2:
             raise ValueError(f"--n_episodes {self.n_episodes} must be at least 2, for an interval.")
+        if self.train_heads and self.output_dir is None:
+            raise ValueError("--train_heads needs --output_dir, where the trainings are kept.")
+        if self.train_heads and self.train_seeds < 2:
+            raise ValueError(f"--train_seeds {self.train_seeds} must be at least 2: one training shows no spread.")
 
     def check_files(self):
         """Raises `FileNotFoundError` for a missing data set or model."""

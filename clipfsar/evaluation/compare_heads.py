@@ -5,7 +5,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,9 +20,15 @@ from clipfsar.evaluation.arguments import CompareArguments
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.episodes import predict_episodes
 from clipfsar.evaluation.feature_store import FeatureStore
-from clipfsar.evaluation.paired import holm, indistinguishable_groups, mean_ranks, paired_difference
+from clipfsar.evaluation.paired import (
+    holm,
+    indistinguishable_groups,
+    mean_and_interval,
+    mean_ranks,
+    over_seeds,
+    paired_difference,
+)
 from clipfsar.evaluation.protocol import Protocol
-from clipfsar.evaluation.report import half_interval
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.inference.load_model import load_model
 from configuration_clipfsar import CLIPFSARConfig
@@ -58,7 +64,7 @@ class HeadResult:
 
 @dataclass
 class HeadComparison:
-    """Results of `clipfsar compare`: `results`, and per number of shots the accuracy of every episode by name."""
+    """Results of `clipfsar compare`, and per number of shots the accuracies (seeds, E) of the episodes by name."""
 
     results: list[HeadResult]
     accuracies: dict[int, dict[str, np.ndarray]]
@@ -93,7 +99,7 @@ class HeadComparison:
 
         paths = []
         for n_shot, accuracies in self.accuracies.items():
-            ranks = mean_ranks(np.stack(list(accuracies.values())))
+            ranks = mean_ranks(over_seeds(accuracies))
             paths.append(folder / f"ranks_{n_shot}_shot.png")
             title = f"{self.protocol.n_way}-way {n_shot}-shot, {self.protocol.n_episodes:,} episodes: mean rank"
             groups = indistinguishable_groups(accuracies)
@@ -160,20 +166,25 @@ def heads_of(model: str, heads: Sequence[str]) -> list[str]:
     return [name for name in (*heads, config.alignment) if name in chosen] if heads else chosen
 
 
-def compare_features(contenders: dict[str, SplitFeatures], protocol: Protocol, class_names) -> HeadComparison:
-    """Lets every contender answer the same episodes; the first is the reference of the differences."""
+def compare_features(
+    contenders: Mapping[str, Sequence[SplitFeatures]], protocol: Protocol, class_names: Sequence[str]
+) -> HeadComparison:
+    """Lets every contender answer the same episodes; the first is the reference of the differences.
+
+    Args:
+        contenders: Features by name; several of one name are trainings with different seeds.
+    """
     accuracies: dict[int, dict[str, np.ndarray]] = {}
     seconds: dict[tuple[int, str], float] = {}
     for n_shot in protocol.shots:
         accuracies[n_shot] = {}
-        for name, features in contenders.items():
-            labels = features.labels.cpu().numpy()
-            sampler = protocol.sampler(labels, n_shot, class_names)
+        for name, seeds in contenders.items():
+            sampler = protocol.sampler(seeds[0].labels.cpu().numpy(), n_shot, class_names)
             start = time.perf_counter()
-            answers = predict_episodes(features, sampler, range(protocol.n_episodes))["few_shot"]
-            seconds[n_shot, name] = (time.perf_counter() - start) / protocol.n_episodes * 1000
-            accuracies[n_shot][name] = 100 * answers.accuracies
-    parameters = {name: _parameters(features.model) for name, features in contenders.items()}
+            answers = [predict_episodes(one, sampler, range(protocol.n_episodes))["few_shot"] for one in seeds]
+            seconds[n_shot, name] = (time.perf_counter() - start) / protocol.n_episodes / len(seeds) * 1000
+            accuracies[n_shot][name] = np.stack([100 * one.accuracies for one in answers])
+    parameters = {name: _parameters(seeds[0].model) for name, seeds in contenders.items()}
     return HeadComparison(_results(accuracies, seconds, parameters), accuracies, protocol)
 
 
@@ -190,21 +201,24 @@ def _results(accuracies, seconds, parameters) -> list[HeadResult]:
     ranks = {
         (n_shot, name): rank
         for n_shot, of_shots in accuracies.items()
-        for name, rank in zip(of_shots, mean_ranks(np.stack(list(of_shots.values()))).tolist(), strict=True)
+        for name, rank in zip(of_shots, mean_ranks(over_seeds(of_shots)).tolist(), strict=True)
     }
     results = []
     for row in rows:
-        values = accuracies[row[0]][row[1]]
         difference, interval, _ = pairs.get(row, (0.0, 0.0, 1.0))
-        of_episodes = (float(values.mean()), half_interval(values), difference, interval)
+        of_episodes = (*mean_and_interval(accuracies[row[0]][row[1]]), difference, interval)
         p_value = corrected.get(row, float("nan"))
         results.append(HeadResult(row[1], row[0], *of_episodes, p_value, ranks[row], seconds[row], parameters[row[1]]))
     return results
 
 
 @torch.no_grad()
-def main(arguments: CompareArguments):
-    """Prints the table, and writes `comparison.json`, `comparison.tex` and pictures to the output folder."""
+def run(arguments: CompareArguments, trained: Mapping[str, Sequence[str]] | None = None) -> HeadComparison:
+    """Prints the table, and writes `comparison.json`, `comparison.tex` and pictures to the output folder.
+
+    Args:
+        trained: Folders of models that were trained with several seeds, by their name in the table.
+    """
     folder = None if arguments.output_dir is None else Path(arguments.output_dir)
     if folder is not None:
         check_output_file(folder / "comparison.json")
@@ -216,7 +230,7 @@ def main(arguments: CompareArguments):
     given = (arguments.n_way, arguments.n_shot, arguments.n_query, arguments.n_episodes, arguments.seed)
     protocol = Protocol(*given, "few_shot")
     protocol.samplers(split)  # raises an error for too few videos, before anything is encoded
-    contenders = {}
+    contenders: dict[str, list[SplitFeatures]] = {}
     for model_name in arguments.models:
         chosen = heads_of(model_name, heads)
         embeds = texts = None
@@ -226,8 +240,13 @@ def main(arguments: CompareArguments):
                 encoder = VideoEncoder(model, processor, _accelerator(), arguments.batch_size, arguments.num_workers)
                 store = encoder if arguments.feature_store is None else _store(arguments, model_name, encoder)
                 embeds, texts = store.encode(split), encoder.encode_classes(split.class_names)
+                if not contenders:
+                    first_embeds, first_texts = embeds, texts
             short = alignment if len(arguments.models) == 1 else f"{_short(model_name)} {alignment}"
-            contenders[short] = SplitFeatures(model, embeds, texts, split.labels)
+            contenders[short] = [SplitFeatures(model, embeds, texts, split.labels)]
+    for name, folders in (trained or {}).items():  # their visual tower is the first model's, frozen
+        models = [load_model(folder)[0] for folder in folders]
+        contenders[name] = [SplitFeatures(model, first_embeds, first_texts, split.labels) for model in models]
     comparison = compare_features(contenders, protocol, split.class_names)
     print(f"{arguments.dataset}, split {arguments.split}, {len(split)} videos, {protocol.n_episodes:,} episodes:\n")
     print(comparison)
@@ -236,6 +255,7 @@ def main(arguments: CompareArguments):
         comparison.to_json(folder / "comparison.json")
         comparison.to_latex(folder / "comparison.tex")
         comparison.plot(folder)
+    return comparison
 
 
 def _accelerator() -> Accelerator:
@@ -252,4 +272,4 @@ def _short(model_name: str) -> str:
     return path.parent.name if path.name in ("best", "last") and path.parent.name else path.name
 
 
-__all__ = ["HeadComparison", "HeadResult", "compare_features", "find_heads", "heads_of", "main", "references"]
+__all__ = ["HeadComparison", "HeadResult", "compare_features", "find_heads", "heads_of", "references", "run"]

@@ -36,7 +36,7 @@ def compare_on(track: Track, class_names: tuple[str, ...], arguments: Arguments)
     videos, texts = (torch.from_numpy(np.stack(parts)) for parts in zip(*map(encode_class, jobs), strict=True))
     labels = np.repeat(np.arange(len(class_names)), arguments.clips)
     frames = videos.flatten(0, 2)  # one draw each
-    contenders = {name: SplitFeatures(frozen_head(name), frames, texts, labels) for name in HEADS}
+    contenders = {name: [SplitFeatures(frozen_head(name), frames, texts, labels)] for name in HEADS}
     return compare_features(contenders, Protocol(5, (1, 5), 1, arguments.n_episodes, 0, "few_shot"), list(class_names))
 
 
