@@ -127,6 +127,7 @@ class ComparesVideos:
         """Runs the temporal transformer over (..., T, D) and the text (..., D) as one more token; drops that token."""
         num_frames = sequences.shape[-2]
         if self.config.prototype_modulation:
+            assert texts is not None  # `_check_support` has raised an error
             sequences = torch.cat([sequences, texts.unsqueeze(-2).to(sequences)], dim=-2)
         return self.temporal_transformer(sequences, attentions)[..., :num_frames, :]
 

@@ -8,7 +8,7 @@ Letters in shapes: B episodes, N classes, K shots, S support videos, Q queries, 
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ except ImportError:
     from choices_clipfsar import ALIGNMENTS, own_alignments
 
 # Size of the largest intermediate tensor without gradients: on a CPU it fits the cache, on a GPU it fills the cores.
-_NUMBERS_PER_CHUNK = {"cpu": 2**20}
+_NUMBERS_PER_CHUNK = {"cpu": 2**22}
 _NUMBERS_PER_CHUNK_ELSEWHERE = 2**26
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
@@ -238,10 +238,14 @@ class TRX(Head):
     normalised. A query's tuple attends over all tuples of all shots of a class, which gives the value it expects. The
     distance is the mean over its tuples of the squared distance of the expected and its own value, and the mean over c.
 
-    The maps are linear, so a tuple's key or value is a sum of one term per frame. `encode` computes these terms, c per
-    frame. `compare` takes their products, and sums products over the frames of tuples: 8 frames have 24 terms for c = 3
-    but 56 tuples. No tuple of the width of a value is ever made.
+    The maps are linear, so a tuple's key or value is a sum of one term per frame. `encode` computes these terms, one
+    per place in a tuple and frame. `compare` takes their products, and sums products over the frames of tuples: 8
+    frames have 18 terms for c = 3 but 56 tuples. No tuple of the width of a value is ever made.
     """
+
+    key_maps: Any  # lists of modules: of linear layers, and of layer norms
+    value_maps: Any
+    key_norms: Any
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -253,8 +257,9 @@ class TRX(Head):
         self.dropout = nn.Dropout(config.head_dropout)
 
     def encode(self, states: torch.Tensor) -> torch.Tensor:
-        """Terms (..., X, size): for each cardinality c, those of keys (c * T), then those of values (c * T)."""
-        code = _sine_code(*states.shape[-2:], states)
+        """Terms (..., X, size): for each cardinality c, those of keys, then those of values, c * (T - c + 1) each."""
+        _ordered_tuples(states.shape[-2], max(self.cardinalities), states.device)  # raises for too few frames
+        code = _sine_code(states.shape[-2], states.shape[-1], states)
         terms = []
         for c, key_map, value_map in zip(self.cardinalities, self.key_maps, self.value_maps, strict=True):
             frames = self.dropout(states + 0.1 * code)
@@ -264,31 +269,31 @@ class TRX(Head):
 
     def compare(self, query: torch.Tensor, shots: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
         distances = []
-        for tuples, attention, query_values, values in self._attend(query, shots, present):
-            # The expected value is a weighted sum of the shots' terms, (B, Q, tuples, N, K * terms).
+        for query_tuples, tuples, attention, query_values, values in self._attend(query, shots, present):
+            # The expected value is a weighted sum of the shots' terms, (B, Q, query tuples, N, K * terms).
             weights = (attention @ tuples).flatten(-2)
-            both = tuples @ _products(query_values, values).flatten(3)  # (B, Q, tuples, N * K * terms)
+            both = query_tuples @ _products(query_values, values).flatten(3)  # (B, Q, query tuples, N * K * terms)
             values = values.flatten(2, 3)  # (B, N, K * terms, size)
-            among_shots = values @ values.transpose(-2, -1)
-            expected = (
-                (weights.movedim(3, 1).flatten(2, 3) @ among_shots).unflatten(2, weights.shape[1:3]).movedim(1, 3)
-            )
-            own = _squared_sums(query_values, tuples).sum(-1, keepdim=True)
+            expected = weights.movedim(3, 1).flatten(2, 3) @ (values @ values.transpose(-2, -1))
+            expected = expected.unflatten(2, weights.shape[1:3]).movedim(1, 3)
+            own = _squared_sums(query_values, query_tuples).sum(-1, keepdim=True)
             of_class = ((expected - 2 * both.view(weights.shape)) * weights).sum((2, -1))
-            distances.append((own + of_class) / len(tuples))
+            distances.append((own + of_class) / len(query_tuples))
         return torch.stack(distances).mean(0)
 
-    def _attend(self, query: torch.Tensor, shots: torch.Tensor, present: torch.Tensor | None):
-        """Yields, per cardinality, the tuples as 0/1 sums of terms (tuples, terms), the attention (B, Q, query tuples,
-        N, K, tuples), and the terms of values of queries (B, Q, terms, size) and shots (B, N, K, terms, size)."""
+    def _attend(
+        self, query: torch.Tensor, shots: torch.Tensor, present: torch.Tensor | None
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """For each cardinality: tuples of queries and of shots as 0/1 sums of terms (tuples, terms), the attention (B,
+        Q, query tuples, N, K, tuples), and terms of values of queries (B, Q, terms, size) and shots (B, N, K, ...)."""
         of_query, of_shots = (self._split(features) for features in (query, shots))
         for number, norm in enumerate(self.key_norms):
             (query_keys, query_values), (keys, values) = of_query[number], of_shots[number]
-            tuples = _sums_of_terms(query, self.cardinalities[number], query_keys.shape[-2])
+            query_tuples, tuples = (
+                _sums_of_terms(query, self.cardinalities[number], one.shape[-2]) for one in (query_keys, keys)
+            )
             scores = (_products(query_keys * norm.weight**2, keys) @ tuples.T).flatten(3)
-            scores = (
-                tuples / _lengths(query_keys, tuples, norm).unsqueeze(-1)
-            ) @ scores  # (B, Q, tuples, N * K * tuples)
+            scores = (query_tuples / _lengths(query_keys, query_tuples, norm).unsqueeze(-1)) @ scores
             # Of the norms' offsets, only this part differs between a class's tuples; a softmax ignores the others.
             offsets = (keys @ (norm.weight * norm.bias)) @ tuples.T  # (B, N, K, tuples)
             factors = norm.normalized_shape[0] ** -0.5 / _lengths(keys, tuples, norm)
@@ -297,29 +302,38 @@ class TRX(Head):
             if present is not None:
                 scores = scores.masked_fill(~present[:, None, None, ..., None], -torch.inf)
             attention = scores.flatten(-2).softmax(-1)  # over all tuples of all shots of a class
-            yield tuples, attention.view(scores.shape), query_values, values
+            yield query_tuples, tuples, attention.view(scores.shape), query_values, values
+
+    def _num_frames(self, features: torch.Tensor) -> int:
+        """T of encoded videos: X = 2 * sum of c * (T - c + 1)."""
+        return (features.shape[-2] // 2 + sum(c * (c - 1) for c in self.cardinalities)) // sum(self.cardinalities)
 
     def _split(self, features: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Terms of keys and values for each cardinality."""
-        num_frames = features.shape[-2] // (2 * sum(self.cardinalities))
-        sizes = [c * num_frames for c in self.cardinalities for _ in range(2)]
-        parts = features.split(sizes, dim=-2)
+        num_frames = self._num_frames(features)
+        sizes = [c * (num_frames - c + 1) for c in self.cardinalities for _ in range(2)]
+        parts = [part.contiguous() for part in features.split(sizes, dim=-2)]
         return list(zip(parts[::2], parts[1::2], strict=True))
 
     def frame_weights(
         self, query: torch.Tensor, shots: torch.Tensor, present: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The attention between tuples, given to the pairs of their frames: first with first, second with second."""
-        weights = []
-        for (tuples, attention, *_), c in zip(self._attend(query, shots, present), self.cardinalities, strict=True):
+        num_rows, num_columns = (self._num_frames(features) for features in (query, shots))
+        weights = query.new_zeros(*query.shape[:2], *shots.shape[1:3], num_rows, num_columns)
+        attended = self._attend(query, shots, present)
+        for (query_tuples, tuples, attention, *_), c in zip(attended, self.cardinalities, strict=True):
             attention = attention.movedim(2, -2)  # (B, Q, N, K, query tuples, tuples)
-            of_terms = tuples.T @ attention @ tuples  # (B, Q, N, K, c * L, c * M)
-            pairs = of_terms.unflatten(-1, (c, -1)).unflatten(-3, (c, -1))  # (B, Q, N, K, c, L, c, M)
-            weights.append(pairs.diagonal(dim1=-4, dim2=-2).sum(-1) / (c * len(tuples)))
-        return torch.stack(weights).mean(0)
+            of_terms = query_tuples.T @ attention @ tuples / (c * len(query_tuples) * len(self.cardinalities))
+            of_places = of_terms.unflatten(-1, (c, -1)).unflatten(-3, (c, -1))  # (B, Q, N, K, c, terms, c, terms)
+            rows, columns = num_rows - c + 1, num_columns - c + 1
+            for place in range(c):
+                pairs = of_places[..., place, :, place, :]
+                weights[..., place : place + rows, place : place + columns] += pairs
+        return weights
 
     def numbers_per_pair(self, query: torch.Tensor) -> int:
-        num_frames = query.shape[-2] // (2 * sum(self.cardinalities))
+        num_frames = self._num_frames(query)
         return max(math.comb(num_frames, c) ** 2 for c in self.cardinalities)
 
 
@@ -332,18 +346,20 @@ def _sine_code(num_frames: int, size: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def _terms(linear: nn.Linear, frames: torch.Tensor, c: int) -> torch.Tensor:
-    """Each frame's part (..., c * T, size) of a linear map of c concatenated frames, for each of the c places."""
+    """Each frame's part of a linear map of c concatenated frames, (..., c * (T - c + 1), size): place after place, the
+    frames that can stand there in the order of time."""
     size, width = linear.weight.shape
     weight = linear.weight.view(size, c, width // c).transpose(0, 1)  # (c, size, D)
     terms = F.linear(frames, weight.flatten(0, 1)).unflatten(-1, (c, size)) + linear.bias / c  # (..., T, c, size)
-    return terms.transpose(-3, -2).flatten(-3, -2)
+    last = frames.shape[-2] - c + 1
+    return torch.cat([terms[..., place : place + last, place, :] for place in range(c)], dim=-2)
 
 
 def _sums_of_terms(like: torch.Tensor, c: int, num_terms: int) -> torch.Tensor:
     """(tuples, terms), 1 where a term belongs to a tuple."""
-    num_frames = num_terms // c
-    tuples = _ordered_tuples(num_frames, c, like.device)
-    places = torch.arange(c, device=like.device) * num_frames
+    per_place = num_terms // c
+    tuples = _ordered_tuples(per_place + c - 1, c, like.device)
+    places = torch.arange(c, device=like.device) * (per_place - 1)  # a place's first term is of the frame of its number
     return F.one_hot(tuples + places, num_terms).sum(1).to(like.dtype)
 
 
@@ -395,7 +411,7 @@ class HyRSM(Head):
 
     def encode(self, states: torch.Tensor) -> torch.Tensor:
         size = states.shape[-1]
-        frames = self.code_dropout(states * (size / 10) ** 0.5 + _official_code(*states.shape[-2:], states))
+        frames = self.code_dropout(states * (size / 10) ** 0.5 + _official_code(states.shape[-2], size, states))
         mixed = self._attend(self.frame_qkv(self.frame_norm(frames)))
         return (frames + self.frame_dropout(self.frame_out(mixed))).relu()
 

@@ -454,9 +454,10 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         distances = text_logits = loss = None
         compared: dict[str, Any] = {"prototypes": None}
         if support_embeds is not None:
-            support, records = (support_embeds, support_labels, class_embeds), {"query": {}, "prototype": {}}
-            if output_attentions:
-                records = {name: {"attentions": []} for name in records}
+            support = (support_embeds, support_labels, class_embeds)
+            records: dict[str, dict] = {
+                name: {"attentions": []} if output_attentions else {} for name in ("query", "prototype")
+            }
             query_states = self.get_query_states(query_embeds, **records["query"])
             if self.keeps_shots:
                 of_training = base_labels[::-1] if self.training else None

@@ -231,22 +231,13 @@ def run(arguments: CompareArguments, trained: Mapping[str, Sequence[str]] | None
     protocol = Protocol(*given, "few_shot")
     protocol.samplers(split)  # raises an error for too few videos, before anything is encoded
     contenders: dict[str, list[SplitFeatures]] = {}
-    for model_name in arguments.models:
-        chosen = heads_of(model_name, heads)
-        embeds = texts = None
-        for alignment in chosen:
-            model, processor = load_model(model_name, alignment=alignment)
-            if embeds is None:  # the visual tower is the same for all heads of a checkpoint
-                encoder = VideoEncoder(model, processor, _accelerator(), arguments.batch_size, arguments.num_workers)
-                store = encoder if arguments.feature_store is None else _store(arguments, model_name, encoder)
-                embeds, texts = store.encode(split), encoder.encode_classes(split.class_names)
-                if not contenders:
-                    first_embeds, first_texts = embeds, texts
-            short = alignment if len(arguments.models) == 1 else f"{_short(model_name)} {alignment}"
-            contenders[short] = [SplitFeatures(model, embeds, texts, split.labels)]
+    for name in arguments.models:
+        for alignment, features in _features_of(name, heads, split, arguments).items():
+            contenders[alignment if len(arguments.models) == 1 else f"{_short(name)} {alignment}"] = [features]
+    first = next(iter(contenders.values()))[0]
     for name, folders in (trained or {}).items():  # their visual tower is the first model's, frozen
         models = [load_model(folder)[0] for folder in folders]
-        contenders[name] = [SplitFeatures(model, first_embeds, first_texts, split.labels) for model in models]
+        contenders[name] = [SplitFeatures(one, first.video_embeds, first.class_embeds, split.labels) for one in models]
     comparison = compare_features(contenders, protocol, split.class_names)
     print(f"{arguments.dataset}, split {arguments.split}, {len(split)} videos, {protocol.n_episodes:,} episodes:\n")
     print(comparison)
@@ -258,8 +249,20 @@ def run(arguments: CompareArguments, trained: Mapping[str, Sequence[str]] | None
     return comparison
 
 
-def _accelerator() -> Accelerator:
-    return Accelerator(cpu=not torch.accelerator.is_available())
+def _features_of(
+    model_name: str, heads: Sequence[str], split: VideoSplit, arguments: CompareArguments
+) -> dict[str, SplitFeatures]:
+    """Features of a checkpoint by alignment. Its visual tower, which all of them share, encodes the videos once."""
+    alignments = heads_of(model_name, heads)
+    models = {alignment: load_model(model_name, alignment=alignment) for alignment in alignments}
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    encoder = VideoEncoder(*models[alignments[0]], accelerator, arguments.batch_size, arguments.num_workers)
+    store = encoder if arguments.feature_store is None else _store(arguments, model_name, encoder)
+    embeds, texts = store.encode(split), encoder.encode_classes(split.class_names)
+    return {
+        alignment: SplitFeatures(model.to(accelerator.device), embeds, texts, split.labels)
+        for alignment, (model, _) in models.items()
+    }
 
 
 def _store(arguments: CompareArguments, model_name: str, encoder: VideoEncoder) -> FeatureStore:

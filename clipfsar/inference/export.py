@@ -5,6 +5,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -192,7 +193,8 @@ def write_classes(model: CLIPFSARModel, support_set: SupportSet, folder: Path):
 
     For a model whose head compares with each clip, also `shots` (N, K, X, E) and `is_shot` (N, K).
     """
-    snapshot, of_head = support_set.snapshot(model), {}
+    snapshot = support_set.snapshot(model)
+    of_head: dict[str, Any] = {}
     if snapshot.shots is not None:
         shots, present = snapshot.shots
         of_head = {"shots": shots[0].cpu().numpy(), "is_shot": np.ones(shots.shape[1:3], dtype=np.float32)}
