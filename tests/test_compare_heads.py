@@ -8,11 +8,19 @@ import pytest
 import torch
 from golden.formula_model import tiny_model
 
+from clipfsar.evaluation.arguments import CompareArguments
 from clipfsar.evaluation.compare_heads import compare_features, find_heads, heads_of
-from clipfsar.evaluation.paired import holm, indistinguishable_groups, mean_ranks, paired_difference
+from clipfsar.evaluation.paired import (
+    holm,
+    indistinguishable_groups,
+    mean_and_interval,
+    mean_ranks,
+    paired_difference,
+)
 from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.references import REFERENCES, GaussianDiscriminant, LinearProbe, NearestMean, TipAdapter
 from clipfsar.evaluation.split_features import SplitFeatures
+from clipfsar.training import train_heads
 from heads_clipfsar import HEADS, own_alignments
 
 OWN_HEAD = '''
@@ -53,6 +61,14 @@ def test_a_paired_difference_has_the_interval_of_the_differences():
     assert p_value == pytest.approx(math.erfc(10 / deviation / 2**0.5))
     assert interval >= 1.9 * deviation
     assert paired_difference(first, first) == (0.0, 0.0, 1.0)
+
+
+def test_an_interval_over_seeds_holds_their_spread():
+    episodes = np.tile([0.0, 100.0], 50)
+    mean, interval = mean_and_interval(np.stack([episodes, episodes]))
+    assert (mean, interval) == (50.0, pytest.approx(mean_and_interval(episodes)[1]))
+    far_apart = mean_and_interval(np.stack([episodes, episodes + 10]))
+    assert far_apart == (55.0, pytest.approx(math.hypot(interval, 12.71 * 5), rel=1e-3))
 
 
 def test_ties_share_their_rank():
@@ -159,3 +175,22 @@ def test_a_head_without_its_weights_is_left_out(tmp_path, capsys):
     assert heads_of(str(tmp_path), ["otam", "trx", "chamfer"]) == ["otam", "chamfer", "bi_mhm"]
     assert "no weights for trx" in capsys.readouterr().out
     assert heads_of(str(tmp_path), []) == ["bi_mhm"]
+
+
+def test_every_head_is_trained_with_the_same_seeds_on_the_same_features(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(train_heads, "train", trained.append)
+    given = {"models": ["clip"], "dataset": "data", "output_dir": str(tmp_path), "train_heads": ["otam", "trx"]}
+    folders = train_heads.train_heads(CompareArguments(**given, train_seeds=2, train_episodes=400))
+    assert [(one.alignment, one.seed) for one in trained] == [("otam", 0), ("otam", 1), ("trx", 0), ("trx", 1)]
+    assert {(one.features_dir, one.freeze_vision, one.resume) for one in trained} == {
+        (str(tmp_path / "trained" / "features"), True, True)
+    }
+    assert folders["trx, trained"] == [str(tmp_path / "trained" / "trx" / f"seed_{n}" / "best") for n in range(2)]
+
+
+def test_trainings_need_a_folder_and_two_seeds():
+    with pytest.raises(ValueError, match="--train_heads needs --output_dir"):
+        CompareArguments(models=["clip"], dataset="data", train_heads=["trx"])
+    with pytest.raises(ValueError, match="--train_seeds 1 must be at least 2"):
+        CompareArguments(models=["clip"], dataset="data", train_heads=["trx"], output_dir="out", train_seeds=1)
