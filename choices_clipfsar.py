@@ -10,7 +10,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-ALIGNMENTS = ("otam", "bi_mhm", "mean")
+ALIGNMENTS = ("otam", "bi_mhm", "mean", "chamfer", "trx", "hyrsm")
+TRAINED_ALIGNMENTS = ("trx", "hyrsm")  # these have weights of their own
+own_alignments: list[str] = []  # names of heads of one's own, filled by `register_head`
 SUPPORT_POOLINGS = ("before", "after")
 INFERENCE_MODES = ("few_shot", "zero_shot", "ensemble")
 FRAME_SAMPLINGS = ("segment_center", "segment_random", "interval", "linspace")

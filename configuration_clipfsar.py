@@ -26,6 +26,7 @@ try:
         check_slip,
         is_number,
         nearest,
+        own_alignments,
     )
 except ImportError:
     if __package__:
@@ -40,6 +41,7 @@ except ImportError:
         check_slip,
         is_number,
         nearest,
+        own_alignments,
     )
 
 
@@ -229,6 +231,18 @@ _share = _number("lie between 0 and 1", lambda value: 0 <= value <= 1)
 _positive = _number("be greater than 0", lambda value: value > 0)
 _not_negative = _number("be 0 or more", lambda value: value >= 0)
 
+
+def _alignment(name, value):
+    _one_of(*ALIGNMENTS, *own_alignments)(name, value)
+
+
+def _tuple_sizes(name, value):
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"{name}={value!r} must be a list of one or more tuple sizes, such as [2, 3].")
+    for size in value:
+        _whole(1, 8)(name, size)
+
+
 _CHECKS = {
     "num_frames": _whole(1, MAX_FRAMES),
     "temporal_num_layers": _whole(0, 1000),
@@ -237,11 +251,19 @@ _CHECKS = {
     "temporal_attention_dropout": _share,
     "temporal_hidden_dropout": _share,
     "prototype_modulation": _one_of(True, False),
-    "alignment": _one_of(*ALIGNMENTS),
+    "alignment": _alignment,
     "otam_smoothing": _positive,
     "otam_bidirectional": _one_of(True, False),
     "cosine_epsilon": _not_negative,
     "support_pooling": _one_of(*SUPPORT_POOLINGS),
+    "chamfer_tuple_size": _whole(1, 8),
+    "trx_size": _whole(1, 1_000_000),
+    "trx_cardinalities": _tuple_sizes,
+    "head_dropout": _share,
+    "num_base_classes": _whole(0, 1_000_000),
+    "temporal_coherence_weight": _not_negative,
+    "temporal_coherence_window": _whole(0, MAX_FRAMES),
+    "temporal_coherence_balance": _positive,
     "video_text_loss_weight": _not_negative,
     "video_text_scale_init": _positive,
     "inference_mode": _one_of(*INFERENCE_MODES),
@@ -274,12 +296,24 @@ class CLIPFSARConfig(PretrainedConfig):
             3.3 of the paper). `False` is our ablation: it needs no class texts for support videos.
         alignment: Distance between two frame sequences: `"otam"` (official), `"bi_mhm"` (Table 3 of the paper) or
             `"mean"` (ours). `"mean"` ignores order: it is the distance of the mean frames. It is multiplied by the
-            number of query frames, so that its logits have the same range as the others.
+            number of query frames, so that its logits have the same range as the others. Three more compare a query
+            with each shot of a class, and ignore `support_pooling`: `"chamfer"`, and `"trx"` and `"hyrsm"`, which have
+            weights of their own (see `heads_clipfsar`). `register_head` adds names.
         otam_smoothing: Temperature of OTAM's soft minimum; smaller is closer to the hard minimum.
         otam_bidirectional: Add the distance with the roles of query and prototype exchanged.
         cosine_epsilon: Added to the product of the norms in every cosine of the training path.
         support_pooling: For several shots, average a class's videos frame by frame `"before"` they are modulated
             (official 5-shot settings) or `"after"`. With one shot both are the same.
+        chamfer_tuple_size: Frames in a tuple of `"chamfer"`.
+        trx_size: Size of the keys and values of `"trx"`.
+        trx_cardinalities: Frames in the tuples of `"trx"`; the distances of several sizes are averaged.
+        head_dropout: Dropout of `"trx"` and `"hyrsm"` after the position code. The attention heads of `"hyrsm"` are
+            `temporal_num_heads`, and its dropout after attention is `temporal_attention_dropout`.
+        num_base_classes: With `"hyrsm"`: classes of a classifier of single frames, whose cross-entropy is added in
+            training; `support_base_labels` and `query_base_labels` are its labels. 0 leaves it out.
+        temporal_coherence_weight: With `"hyrsm"`: weight of the temporal coherence loss, which makes it HyRSM++.
+        temporal_coherence_window: Frames at most this far apart should look alike.
+        temporal_coherence_balance: How slowly the wanted difference grows beyond the window.
         video_text_loss_weight: Weight of the video-text contrast in the loss. 1.5 is the official value for
             Kinetics-100 and UCF101; SSv2 uses 3.0 and HMDB51 1.2.
         video_text_scale_init: Initial value of the learnable factor on video-text cosines; 1.0, *not* CLIP's scale.
@@ -300,6 +334,7 @@ class CLIPFSARConfig(PretrainedConfig):
     keys_to_ignore_at_inference = [
         *("few_shot_loss", "video_text_loss", "video_text_logits", "prototypes", "support_embeds", "query_embeds"),
         *("class_embeds", "hidden_states", "attentions", "prototype_attentions", "query_attentions"),
+        "head_loss",
     ]
 
     def __init__(
@@ -317,6 +352,14 @@ class CLIPFSARConfig(PretrainedConfig):
         otam_bidirectional=True,
         cosine_epsilon=0.01,
         support_pooling="before",
+        chamfer_tuple_size=3,
+        trx_size=1152,
+        trx_cardinalities=(2, 3),
+        head_dropout=0.1,
+        num_base_classes=0,
+        temporal_coherence_weight=0.0,
+        temporal_coherence_window=2,
+        temporal_coherence_balance=4.0,
         video_text_loss_weight=1.5,
         video_text_scale_init=1.0,
         inference_mode="few_shot",
@@ -334,10 +377,14 @@ class CLIPFSARConfig(PretrainedConfig):
         self.temporal_hidden_dropout = temporal_hidden_dropout
         self.prototype_modulation = prototype_modulation
         self.alignment = alignment
-        self.otam_smoothing = otam_smoothing
-        self.otam_bidirectional = otam_bidirectional
+        self.otam_smoothing, self.otam_bidirectional = otam_smoothing, otam_bidirectional
         self.cosine_epsilon = cosine_epsilon
         self.support_pooling = support_pooling
+        self.chamfer_tuple_size, self.head_dropout = chamfer_tuple_size, head_dropout
+        self.trx_size, self.trx_cardinalities = trx_size, trx_cardinalities
+        self.num_base_classes, self.temporal_coherence_weight = num_base_classes, temporal_coherence_weight
+        self.temporal_coherence_window = temporal_coherence_window
+        self.temporal_coherence_balance = temporal_coherence_balance
         self.video_text_loss_weight = video_text_loss_weight
         self.video_text_scale_init = video_text_scale_init
         self.inference_mode = inference_mode
@@ -345,6 +392,10 @@ class CLIPFSARConfig(PretrainedConfig):
         self.ensemble_temperature = ensemble_temperature
         self.added_by_training = added_by_training
         self._is_plain_checkpoint = kwargs.pop("_is_plain_checkpoint", False)
+        self._finish(kwargs)
+
+    def _finish(self, kwargs):
+        """Checks all values and names, and hands the others to transformers."""
         self._check_values()
         for name in kwargs:
             self._check_name(name, TypeError)
@@ -357,6 +408,7 @@ class CLIPFSARConfig(PretrainedConfig):
         # Checked here because transformers sets keyword arguments of `from_pretrained` after `__init__`.
         if name in _CHECKS:
             _CHECKS[name](name, value)
+            value = list(value) if isinstance(value, tuple) else value  # as it comes back from JSON
         elif name == "clip_config" and isinstance(value, PretrainedConfig):
             _check_names(value)
         else:

@@ -34,6 +34,13 @@ except ImportError:
     from fingerprint_clipfsar import COMPARISON_SETTINGS, weights_state
 
 try:
+    from .heads_clipfsar import group_by_class
+except ImportError:
+    if __package__:
+        raise
+    from heads_clipfsar import group_by_class
+
+try:
     from .limits_clipfsar import UnreadableError, check_frame_size
 except ImportError:
     if __package__:
@@ -92,6 +99,8 @@ class Snapshot:
         class_names: N names, in the order of the logits.
         class_embeds: (N, D), on the model's device.
         prototypes: (N, T, D), on the model's device.
+        shots: For a model whose head compares with each clip: the encoded clips (1, N, K, X, E), and which of them are
+            clips and not padding (1, N, K), or None if all are. Otherwise None.
     """
 
     def __init__(self, model, classes: Mapping[str, EnrolledClass]):
@@ -101,6 +110,7 @@ class Snapshot:
         self._counts = torch.tensor([len(one.clip_names) for one in self._enrolled])
         self.class_embeds = torch.stack([one.class_embeds for one in self._enrolled]).to(model.device)
         self.prototypes = torch.cat([self._prototypes_of(model, classes) for classes in self._pieces()])
+        self.shots = self._encoded_shots(model) if model.keeps_shots else None
         self._novelties: tuple[torch.Tensor, torch.Tensor] | None = None
         self._calibrations: dict = {}
 
@@ -118,6 +128,18 @@ class Snapshot:
             labels = (labels - classes.start)[None].to(model.device)
             texts = self.class_embeds[classes.start : classes.stop]
             return model.get_prototypes(support_embeds[None], labels, texts[None])[0]
+
+    def _encoded_shots(self, model) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """All clips as `model.compare_encoded` takes them, encoded for a few classes at a time."""
+        encoded = []
+        with evaluating(model):
+            for classes in self._pieces():
+                support_embeds = self._support_embeds_of(classes).to(model.device)
+                labels = (self._labels_of(classes) - classes.start)[None].to(model.device)
+                texts = self.class_embeds[classes.start : classes.stop]
+                states = model.get_support_states(support_embeds[None], labels, texts[None])
+                encoded.append(model.encode_states(states))
+            return group_by_class(torch.cat(encoded, dim=1), self._labels[None].to(model.device), len(self))
 
     def _support_embeds_of(self, classes: range) -> torch.Tensor:
         return torch.cat([self._enrolled[label].support_embeds for label in classes])
@@ -157,7 +179,11 @@ class Snapshot:
         """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
         query_embeds = query_embeds.to(model.device)
         with evaluating(model):
-            distances = distances_in_pieces(model, model.get_query_states(query_embeds), self.prototypes)
+            query_states = model.get_query_states(query_embeds)
+            if self.shots is None:
+                distances = distances_in_pieces(model, query_states, self.prototypes)
+            else:
+                distances = model.compare_encoded(model.encode_states(query_states[None]), *self.shots)[0]
             return distances, model.get_text_logits(query_embeds, self.class_embeds)
 
     # None of these
@@ -220,9 +246,38 @@ class Snapshot:
     def _left_out_comparisons_of(self, model, classes: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`left_out_comparisons` of the clips of some classes, with all classes."""
         distances, text_logits = self.compare(model, self._support_embeds_of(classes))
-        own_distances = torch.cat([_left_out_distances(model, self._enrolled[label]) for label in classes])
+        if self.shots is None:
+            own_distances = torch.cat([_left_out_distances(model, self._enrolled[label]) for label in classes])
+        else:
+            own_distances = self._left_out_distances_of_head(model, classes)
         own = self._labels_of(classes)[:, None].to(distances.device)
         return distances.scatter(1, own, own_distances[:, None]), distances, text_logits
+
+    def _left_out_distances_of_head(self, model, classes: range, clips_per_batch: int = 16) -> torch.Tensor:
+        """Distance (clips,) of each clip of some classes to its own class without it; all other clips stay."""
+        assert self.shots is not None
+        shots, present = self.shots
+        if present is None:
+            present = torch.ones(shots.shape[:3], dtype=torch.bool, device=shots.device)
+        embeds, labels_of_clips = self._support_embeds_of(classes), self._labels_of(classes)
+        counts = self._counts[classes.start : classes.stop]
+        places = torch.cat([torch.arange(count) for count in counts.tolist()])  # of a clip within its class
+        distances = []
+        with evaluating(model):
+            for rows in torch.arange(len(embeds)).split(clips_per_batch):
+                queries = model.encode_states(model.get_query_states(embeds[rows].to(model.device))).unsqueeze(1)
+                without = present.repeat(len(rows), 1, 1)
+                without[torch.arange(len(rows)), labels_of_clips[rows], places[rows]] = False
+                others = shots.expand(len(rows), *shots.shape[1:])
+                labels = labels_of_clips[rows].to(model.device)
+                if not model.chosen_head.compares_classes_together:  # the clip's own class is enough
+                    chosen = torch.arange(len(rows), device=labels.device), labels
+                    others, without = others[chosen].unsqueeze(1), without[chosen].unsqueeze(1)
+                    labels = torch.zeros_like(labels)
+                found = model.compare_encoded(queries, others, without)[:, 0]
+                distances.append(found.take_along_dim(labels[:, None], 1)[:, 0])
+        is_only = self._counts[labels_of_clips] == 1
+        return torch.cat(distances).masked_fill(is_only.to(model.device), torch.inf)
 
     # Why
 
@@ -232,10 +287,11 @@ class Snapshot:
         """See `SupportSet.explain`."""
         inference_mode = self._checked_mode(model, inference_mode)
         query_embeds = query_embeds.to(model.device)
+        nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self._enrolled]
         with evaluating(model):
             given = (model, query_embeds, self.prototypes, self.class_embeds, inference_mode)
-            numbers = explain_classification(*given)
-        nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self._enrolled]
+            shots = None if self.shots is None else (*self.shots, torch.tensor(nearest, device=model.device))
+            numbers = explain_classification(*given, shots)
         enrolled = list(zip(self._enrolled, nearest, strict=True))
         return Explanation(
             class_names=list(self.class_names),

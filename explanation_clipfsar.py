@@ -27,7 +27,9 @@ class Explanation:
         frame_distances: (N, L, M), 1 - cosine of query frames and prototype frames.
         alignment: (N, L, M), how much each pair of frames counts in the distance: its derivative by the pair's frame
             distance. For OTAM it is the soft alignment path (the sum of both directions, if there are two); zero means
-            that the pair is not matched. None if the order of frames does not count (`alignment="mean"`).
+            that the pair is not matched. For `"trx"` it is the attention of the pair's tuples. None if single frames
+            do not count (`alignment="mean"`). With a head, M are the frames of the clip in `support_clips`, and
+            `frame_distances` are those to the mean of the class's clips.
         text_share: The class names' part in the log odds of the best class against the second, 0 to 1: `|text| /
             (|text| + |clips|)`. It is 0 in `"few_shot"`, although names modulate prototypes, and 1 in `"zero_shot"`.
         text_agrees: Whether the class names also prefer the best class to the second.
@@ -164,7 +166,7 @@ class Explanation:
         if self.alignment is None:
             meaning += "This model compares the mean of the frames and ignores their order."
         else:
-            meaning += "Circles: frames matched in order; larger circles count more."
+            meaning += "Circles: matched frames; larger circles count more."
         axes.text(num_columns / 2, num_rows + 0.15, meaning, ha="center", va="top", fontsize=10, color="0.3")
 
     def _draw_probabilities(self, axes, number: int, shown: int):
@@ -226,8 +228,21 @@ def _draw_frames(axes, frames: torch.Tensor | None, number: int, vertical: bool)
     return 0.1 + 0.94 * depth
 
 
+def _alignment_path(model, frame_distances: torch.Tensor) -> torch.Tensor:
+    """Derivative (N, L, M) of the distances by the frame distances."""
+    with torch.inference_mode(False), torch.enable_grad():
+        variable = frame_distances.clone().requires_grad_()
+        (alignment,) = torch.autograd.grad(model.align(variable).sum(), variable)
+    return alignment
+
+
 def explain_classification(
-    model, query_embeds: torch.Tensor, prototypes: torch.Tensor, class_embeds: torch.Tensor, inference_mode: str
+    model,
+    query_embeds: torch.Tensor,
+    prototypes: torch.Tensor,
+    class_embeds: torch.Tensor,
+    inference_mode: str,
+    shots: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """Computes the numbers of an `Explanation`.
 
@@ -236,20 +251,24 @@ def explain_classification(
         query_embeds: Frame features of one query, (L, D).
         prototypes: (N, M, D).
         class_embeds: (N, D).
+        shots: For a model whose head compares with each shot: encoded shots (1, N, K, X, E), which of them are not
+            padding (1, N, K) or None, and the shot of each class to show (N,).
     """
     with torch.no_grad():
         queries = query_embeds[None, None]
         query_states = model.get_query_states(queries)
-        distances = model.get_distances(query_states, prototypes[None])
+        frame_distances = model.get_frame_distances(query_states, prototypes[None])[0, 0]  # (N, L, M)
+        if shots is None:
+            distances = model.get_distances(query_states, prototypes[None])
+            alignment = _alignment_path(model, frame_distances) if model.aligns_frames else None
+        else:
+            encoded, present, shown = model.encode_states(query_states), shots[1], shots[2]
+            distances = model.compare_encoded(encoded, shots[0], present)
+            weights = model.chosen_head.frame_weights(encoded, shots[0], present)  # (1, 1, N, K, L, M)
+            alignment = None if weights is None else weights[0, 0, torch.arange(len(shown)), shown]
         text_logits = model.get_text_logits(queries, class_embeds[None])
         logits = model.get_logits(distances, text_logits, inference_mode)[0, 0].float()
-        frame_distances = model.get_frame_distances(query_states, prototypes[None])[0, 0]  # (N, L, M)
         distances, text_logits = distances[0, 0], text_logits[0, 0].float()
-    alignment = None
-    if model.aligns_frames:
-        with torch.inference_mode(False), torch.enable_grad():
-            variable = frame_distances.clone().requires_grad_()
-            (alignment,) = torch.autograd.grad(model.align(variable).sum(), variable)
     clips, texts = (-distances / model.config.ensemble_temperature).log_softmax(-1), text_logits.log_softmax(-1)
     best, second = logits.topk(2).indices.tolist()
     beta = {"few_shot": 0.0, "zero_shot": 1.0}.get(inference_mode, model.config.ensemble_text_weight)

@@ -27,6 +27,7 @@ except ImportError:
 COMPARISON_SETTINGS = (
     *("support_pooling", "prototype_modulation", "alignment"),
     *("otam_smoothing", "otam_bidirectional", "cosine_epsilon"),
+    "chamfer_tuple_size",
 )
 
 

@@ -40,11 +40,18 @@ except ImportError:
     from backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output, vocabulary_size
 
 try:
-    from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS, check_choice, check_known
+    from .choices_clipfsar import INFERENCE_MODES, check_known
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SUPPORT_POOLINGS, check_choice, check_known
+    from choices_clipfsar import INFERENCE_MODES, check_known
+
+try:
+    from .comparing_clipfsar import ComparesVideos, comparable
+except ImportError:
+    if __package__:
+        raise
+    from comparing_clipfsar import ComparesVideos, comparable
 
 try:
     from .configuration_clipfsar import CLIPFSARConfig
@@ -52,6 +59,13 @@ except ImportError:
     if __package__:
         raise
     from configuration_clipfsar import CLIPFSARConfig
+
+try:
+    from .heads_clipfsar import make_head
+except ImportError:
+    if __package__:
+        raise
+    from heads_clipfsar import make_head
 
 try:
     from .hub_clipfsar import HubFolder, check_is_episode
@@ -117,7 +131,8 @@ class CLIPFSAROutput(ModelOutput):
     """Output of [`CLIPFSARModel`] for a batch of episodes.
 
     Args:
-        loss: `few_shot_loss + config.video_text_loss_weight * video_text_loss`; a loss that is None is left out.
+        loss: `few_shot_loss + config.video_text_loss_weight * video_text_loss + head_loss`; a loss that is None is left
+            out.
         logits: (B, Q, N); `softmax(logits)` gives the class probabilities in every inference mode.
         few_shot_loss: Cross-entropy of minus the distances. Without support videos, cross-entropy of `logits`.
         video_text_loss: Cross-entropy of `video_text_logits` over the base classes.
@@ -133,6 +148,7 @@ class CLIPFSAROutput(ModelOutput):
             tensor per layer, (B, N, heads, T + 1, T + 1): frames, then the class text. Without prototype modulation
             there is no text. With `support_pooling="after"` the second dimension is support videos, not classes.
         query_attentions: On request: the same for queries, (B, Q, heads, T, T).
+        head_loss: In training, what the head of `config.alignment` adds to the loss, such as HyRSM++'s coherence.
     """
 
     loss: torch.Tensor | None = None
@@ -148,6 +164,7 @@ class CLIPFSAROutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     prototype_attentions: tuple[torch.Tensor, ...] | None = None
     query_attentions: tuple[torch.Tensor, ...] | None = None
+    head_loss: torch.Tensor | None = None
 
 
 class CLIPFSARPreTrainedModel(PreTrainedModel):
@@ -164,6 +181,7 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["CLIPFSARTemporalLayer"]  # the backbone's are added to these
+    _keep_in_fp32_modules_strict = {"head"}  # videos are compared in float32 under any precision
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -180,7 +198,7 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
             nn.init.constant_(module.video_text_scale, self.config.video_text_scale_init)
 
 
-class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
+class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreTrainedModel):
     """CLIP with a temporal transformer, text-modulated prototypes and an alignment: episodes in, class logits out.
 
     See `from_pretrained` for how to load a plain CLIP."""
@@ -191,6 +209,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         is_resnet = config.clip_config.model_type == CLIPResNetModel.config_class.model_type
         self.clip = (CLIPResNetModel._from_config if is_resnet else AutoModel.from_config)(config.clip_config)
         self.temporal_transformer = CLIPFSARTemporalTransformer(config)
+        self.head = make_head(config)
         self.video_text_scale = nn.Parameter(torch.full((1,), float(config.video_text_scale_init)))
         getter = inspect.signature(self.clip.get_image_features).parameters
         self._visual_inputs = {*getter, *TransformersKwargs.__annotations__, "return_dict"} - {"pixel_values"}
@@ -291,138 +310,20 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         features = pooled_output(outputs, self.clip.config).pooler_output
         return features.view(*input_ids.shape[:-1], self.config.hidden_size)
 
-    def get_prototypes(
-        self,
-        support_embeds: torch.Tensor,
-        support_labels: torch.Tensor,
-        class_embeds: torch.Tensor | None = None,
-        attentions: list | None = None,
-    ) -> torch.Tensor:
-        """Prototype of each class: its support videos averaged, modulated by its text (paper, Section 3.3).
-
-        Args:
-            support_embeds: Frame features of the support videos, (B, S, T, D).
-            support_labels: Class of each support video within the episode, (B, S), 0..N-1; -1 leaves the video out.
-            class_embeds: Text features of the episode's classes, (B, N, D). They may be None without
-                `prototype_modulation`: N is then the largest label + 1.
-            attentions: List that receives each layer's attention weights, as `CLIPFSAROutput.prototype_attentions`.
-
-        Returns:
-            (B, N, T, D). A class without support videos has meaningless values.
-
-        Raises:
-            ValueError: When modulation is on and `class_embeds` is missing, or shapes do not fit each other.
-        """
-        if support_labels.shape != support_embeds.shape[:2]:
-            raise ValueError(
-                f"support_labels has shape {tuple(support_labels.shape)}, but there are support videos of shape "
-                f"{tuple(support_embeds.shape[:2])} (episodes, videos)."
-            )
-        if self.config.prototype_modulation and class_embeds is None:
-            raise ValueError(
-                "The prototypes are modulated by the class texts: give class_input_ids or class_embeds (the "
-                "processor makes class_input_ids from class names), or use a model with prototype_modulation=False."
-            )
-        n_way = class_embeds.shape[1] if class_embeds is not None else int(support_labels.max()) + 1
-        support_embeds = support_embeds.to(self.video_text_scale.dtype)
-        support_labels = support_labels.to(support_embeds.device)
-        membership = support_labels.unsqueeze(1) == torch.arange(n_way, device=support_labels.device).unsqueeze(-1)
-        shots = membership.sum(-1, keepdim=True).clamp(min=1)
-        mean_weights = membership.to(support_embeds.dtype) / shots  # (B, N, S)
-
-        if self.config.support_pooling == "before":
-            pooled = torch.einsum("bns,bstd->bntd", mean_weights, support_embeds)
-            return self._modulate(pooled, class_embeds, attentions)
-        check_choice("support_pooling", self.config.support_pooling, SUPPORT_POOLINGS)
-        texts = None
-        if class_embeds is not None:
-            rows = support_labels.clamp(min=0).unsqueeze(-1)
-            texts = class_embeds.to(rows.device).take_along_dim(rows, dim=1)  # (B, S, D)
-        modulated = self._modulate(support_embeds, texts, attentions)
-        return torch.einsum("bns,bstd->bntd", mean_weights.to(modulated.device), modulated.to(mean_weights.dtype))
-
-    def _modulate(self, sequences: torch.Tensor, texts: torch.Tensor | None, attentions: list | None) -> torch.Tensor:
-        """Runs the temporal transformer over (..., T, D) and the text (..., D) as one more token; drops that token."""
-        num_frames = sequences.shape[-2]
-        if self.config.prototype_modulation:
-            sequences = torch.cat([sequences, texts.unsqueeze(-2).to(sequences)], dim=-2)
-        return self.temporal_transformer(sequences, attentions)[..., :num_frames, :]
-
-    def get_query_states(self, query_embeds: torch.Tensor, attentions: list | None = None) -> torch.Tensor:
-        """Query sequences after the temporal transformer, without a text: (..., T, D) -> (..., T, D).
-
-        `attentions` is a list that receives the attention weights of each layer, (..., heads, T, T).
-        """
-        return self.temporal_transformer(query_embeds.to(self.video_text_scale.dtype), attentions)
-
-    def get_distances(self, query_states: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-        """Distance of each query to each prototype: `align` of their frame distances, in float32.
-
-        With `alignment="mean"` it is the distance of the mean frames, which frame distances do not determine. An
-        `align` that a subclass overrides takes precedence over that setting.
-
-        Args:
-            query_states: (..., Q, L, D), from `get_query_states`.
-            prototypes: (..., N, M, D), from `get_prototypes`.
-
-        Returns:
-            (..., Q, N).
-        """
-        if self.aligns_frames:
-            return self.align(self.get_frame_distances(query_states, prototypes))
-        with torch.autocast(query_states.device.type, enabled=False):
-            query, prototypes = _comparable(query_states, prototypes)
-            similarity = frame_cosine_similarity(query.mean(-2), prototypes.mean(-2), self.config.cosine_epsilon)
-            return query.shape[-2] * (1 - similarity)
-
-    @property
-    def aligns_frames(self) -> bool:
-        """Whether distances come from `align`. False only for `alignment="mean"` if no subclass overrides `align`."""
-        return self.config.alignment != "mean" or type(self).align is not CLIPFSARModel.align
-
-    def get_frame_distances(self, query_states: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-        """Distance of each query's frames to each prototype's, (..., Q, L, D) and (..., N, M, D) -> (..., Q, N, L, M).
-
-        1 - cosine, in float32.
-        """
-        with torch.autocast(query_states.device.type, enabled=False):
-            query, prototypes = _comparable(query_states, prototypes)
-            (n_query, num_rows), (n_way, num_columns) = query.shape[-3:-1], prototypes.shape[-3:-1]
-            similarity = frame_cosine_similarity(
-                query.flatten(-3, -2), prototypes.flatten(-3, -2), self.config.cosine_epsilon
-            )  # (..., Q * L, N * M): one matrix product for all pairs
-            frame_distances = 1 - similarity.unflatten(-1, (n_way, num_columns)).unflatten(-3, (n_query, num_rows))
-            return frame_distances.transpose(-3, -2)  # (..., Q, N, L, M)
-
-    def align(self, frame_distances: torch.Tensor) -> torch.Tensor:
-        """Distance (...) from frame distances (..., L, M), by the configuration's `"otam"` or `"bi_mhm"`.
-
-        Override this method in a subclass to use your own distance. It then applies wherever videos are compared: in
-        training, evaluation, support sets, pipelines and explanations.
-        """
-        config = self.config
-        with torch.autocast(frame_distances.device.type, enabled=False):
-            if config.alignment == "bi_mhm":
-                return bi_mhm_distance(frame_distances)
-            if config.alignment == "otam":
-                return otam_distance(frame_distances, config.otam_smoothing, config.otam_bidirectional)
-        check_choice("alignment", config.alignment, ALIGNMENTS)
-        raise ValueError(f"alignment={config.alignment!r} compares no frames: get_distances computes it.")
-
     def get_text_logits(self, query_embeds: torch.Tensor, class_embeds: torch.Tensor) -> torch.Tensor:
         """Zero-shot logits: scaled cosine of mean query feature (B, Q, T, D) and class text (B, N, D), as (B, Q, N).
 
         Normalises without the epsilon of the training path, as the official program does.
         """
         with torch.autocast(query_embeds.device.type, enabled=False):
-            video, text = _comparable(query_embeds, class_embeds)
+            video, text = comparable(query_embeds, class_embeds)
             video, text = F.normalize(video.mean(-2), dim=-1), F.normalize(text, dim=-1)
             return self.video_text_scale.to(video) * (video @ text.transpose(-2, -1))
 
     def get_video_text_logits(self, video_embeds: torch.Tensor, base_class_embeds: torch.Tensor) -> torch.Tensor:
         """Scaled cosine of mean frame features (B, V, T, D) and all base class texts (K, D), as (B, V, K)."""
         with torch.autocast(video_embeds.device.type, enabled=False):
-            video, text = _comparable(video_embeds, base_class_embeds)
+            video, text = comparable(video_embeds, base_class_embeds)
             similarity = frame_cosine_similarity(video.mean(-2), text, self.config.cosine_epsilon)
             return self.video_text_scale.to(similarity) * similarity
 
@@ -495,13 +396,13 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         encoded = self._encode_episode_frames(*videos, kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
         encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
-        compared = self._compare(encoded, support_labels, labels, inference_mode, kwargs.get("output_attentions"))
-        contrasted = self._contrast(encoded, base_class_embeds, support_base_labels, query_base_labels)
+        own_labels, base_labels = (support_labels, labels), (support_base_labels, query_base_labels)
+        compared = self._compare(encoded, own_labels, base_labels, inference_mode, kwargs.get("output_attentions"))
+        compared |= self._contrast(encoded, base_class_embeds, *base_labels)
         check_answer(self, compared["logits"], *videos, class_embeds, base_class_embeds)
-        loss = self._weighted_sum(compared["few_shot_loss"], contrasted["video_text_loss"])
-        output = CLIPFSAROutput(loss=loss, **compared, **contrasted, **encoded)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        output = CLIPFSAROutput(loss=self._weighted_sum(compared), **compared, **encoded)
+        as_output = self.config.return_dict if return_dict is None else return_dict
+        return output if as_output else output.to_tuple()
 
     def _check_names(self, names):
         check_is_episode(names)
@@ -529,9 +430,18 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
         return None if input_ids is None else self.get_class_features(input_ids, attention_mask)
 
     def _compare(
-        self, encoded: dict, support_labels, labels, inference_mode: str, output_attentions: bool | None
+        self,
+        encoded: dict,
+        own_labels: tuple,
+        base_labels: tuple,
+        inference_mode: str,
+        output_attentions: bool | None,
     ) -> dict:
-        """Prototypes, logits, few-shot loss and attention weights of encoded episodes, by their names in the output."""
+        """Prototypes, logits, losses but the contrast, and attention weights, by their names in the output.
+
+        `own_labels` are those of support videos and queries within the episode; `base_labels` those of base classes.
+        """
+        support_labels, labels = own_labels
         support_embeds, query_embeds, class_embeds = (
             encoded[f"{name}_embeds"] for name in ("support", "query", "class")
         )
@@ -541,23 +451,28 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             compares = inference_mode != "zero_shot" or labels is not None
             n_way = check_support_labels(support_labels, support_embeds.shape[:2], n_way, compares)
         check_labels("labels", labels, n_way)
-        prototypes = distances = text_logits = loss = None
-        prototype_record: dict
-        query_record: dict
-        prototype_record, query_record = ({"attentions": []} if output_attentions else {} for _ in range(2))
+        distances = text_logits = loss = None
+        compared: dict[str, Any] = {"prototypes": None}
         if support_embeds is not None:
-            prototypes = self.get_prototypes(support_embeds, support_labels, class_embeds, **prototype_record)
-            distances = self.get_distances(self.get_query_states(query_embeds, **query_record), prototypes)
+            support = (support_embeds, support_labels, class_embeds)
+            records: dict[str, dict] = {
+                name: {"attentions": []} if output_attentions else {} for name in ("query", "prototype")
+            }
+            query_states = self.get_query_states(query_embeds, **records["query"])
+            if self.keeps_shots:
+                of_training = base_labels[::-1] if self.training else None
+                compared, distances = self._compare_shots(query_states, support, of_training, records["prototype"])
+            else:
+                compared["prototypes"] = self.get_prototypes(*support, **records["prototype"])
+                distances = self.get_distances(query_states, compared["prototypes"])
+            if output_attentions:
+                compared |= {f"{name}_attentions": tuple(one["attentions"]) or None for name, one in records.items()}
         if inference_mode != "few_shot":
             text_logits = self.get_text_logits(query_embeds, class_embeds)
         logits = self.get_logits(distances, text_logits, inference_mode)
         if labels is not None:
             loss = _cross_entropy(logits if distances is None else -distances, labels)
-        compared: dict[str, Any] = {"prototypes": prototypes, "logits": logits, "few_shot_loss": loss}
-        if output_attentions:
-            compared["prototype_attentions"] = tuple(prototype_record["attentions"]) or None
-            compared["query_attentions"] = tuple(query_record["attentions"]) or None
-        return compared
+        return compared | {"logits": logits, "few_shot_loss": loss}
 
     def _contrast(self, encoded: dict, base_class_embeds, support_base_labels, query_base_labels) -> dict:
         """Logits and loss of all videos of encoded episodes against all base classes, by their names in the output."""
@@ -578,14 +493,15 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
                 loss = _cross_entropy(logits, base_labels)
         return {"video_text_logits": logits, "video_text_loss": loss}
 
-    def _weighted_sum(
-        self, few_shot_loss: torch.Tensor | None, video_text_loss: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """The weighted sum of the losses that are not None; None if both are."""
-        if video_text_loss is None:
-            return few_shot_loss
-        weighted = self.config.video_text_loss_weight * video_text_loss
-        return weighted if few_shot_loss is None else few_shot_loss + weighted.to(few_shot_loss.device)
+    def _weighted_sum(self, losses: dict) -> torch.Tensor | None:
+        """The weighted sum of the losses, by their names in the output, that are not None; None if all are."""
+        total = losses["few_shot_loss"]
+        weights = {"video_text_loss": self.config.video_text_loss_weight, "head_loss": 1.0}
+        for name, weight in weights.items():
+            loss = losses.get(name)
+            if loss is not None:
+                total = weight * loss if total is None else total + weight * loss.to(total.device)
+        return total
 
     def _encode_episode_frames(self, support_pixel_values, support_embeds, query_pixel_values, query_embeds, kwargs):
         """Encodes support and query videos of all episodes in one call of the visual tower; keeps given features.
@@ -652,12 +568,6 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, CLIPFSARPreTrainedModel):
             layers = zip(*(output.hidden_states for output in outputs), strict=True)
             hidden_states = tuple(None if calls[0] is None else torch.cat(calls) for calls in layers)
         return torch.cat(embeds), BaseModelOutput(hidden_states=hidden_states)
-
-
-def _comparable(videos: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Both tensors on the device of the videos, in float32; a float64 tensor keeps its precision."""
-    both = (videos, others.to(videos.device))
-    return tuple(tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in both)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,7 @@ TABLES = {
     "reading": ("Reading sampled frames, and preprocessing", ["--num_videos", "5"]),
     "data_loading": ("Loaders", ["--num_videos", "8", "--rounds", "2", "--episodes", "6"]),
     "evaluation": ("Evaluation", ["--loop_episodes", "40"]),
+    "heads": ("Heads", []),
     "inference": ("A query among enrolled classes", []),
     "latency": ("One clip through the pipeline", ["--rounds", "10"]),
     "startup": ("Import and loading", []),

@@ -31,6 +31,7 @@ _NAMES_OF_MODULES = {
     "configuration_clipfsar": ("CLIPFSARConfig", "CLIPResNetConfig", "CLIPResNetVisionConfig"),
     "episodes_clipfsar": ("EpisodeCollator", "EpisodeDataset", "EpisodeRows", "EpisodeSampler"),
     "explanation_clipfsar": ("Explanation",),
+    "heads_clipfsar": ("Head", "class_means", "register_head"),
     "modeling_clipfsar": ("CLIPFSARModel", "CLIPFSAROutput"),
     "pipeline_clipfsar": ("FewShotVideoClassificationPipeline",),
     "processing_clipfsar": ("CLIPFSARProcessor", "SampledVideos"),
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from configuration_clipfsar import CLIPFSARConfig, CLIPResNetConfig, CLIPResNetVisionConfig
     from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeRows, EpisodeSampler
     from explanation_clipfsar import Explanation
+    from heads_clipfsar import Head, class_means, register_head
     from modeling_clipfsar import CLIPFSARModel, CLIPFSAROutput
     from pipeline_clipfsar import FewShotVideoClassificationPipeline
     from processing_clipfsar import CLIPFSARProcessor, SampledVideos
@@ -105,6 +107,7 @@ __all__ = [
     "Explanation",
     "FeatureStore",
     "FewShotVideoClassificationPipeline",
+    "Head",
     "Protocol",
     "SampledVideos",
     "SupportSet",
@@ -113,6 +116,7 @@ __all__ = [
     "VideoSplit",
     "__version__",
     "bi_mhm_distance",
+    "class_means",
     "evaluate_episodes",
     "frame_cosine_similarity",
     "load_model",
@@ -121,5 +125,6 @@ __all__ = [
     "push_folder",
     "quantize_int8",
     "read_video_frames",
+    "register_head",
     "sample_frame_indices",
 ]

@@ -55,6 +55,12 @@ COMMANDS = {
         "clipfsar.evaluation.arguments:EvaluateArguments",
         "clipfsar.evaluation.evaluate_model:main",
     ),
+    "compare": Command(
+        "compare heads and checkpoints on the same episodes",
+        "clipfsar.evaluation.arguments:CompareArguments",
+        "clipfsar.training.train_heads:main",
+        "Run the same command again: finished trainings are kept, and others continue.",
+    ),
     "reproduce": Command(
         "prepare, train, evaluate and report a benchmark",
         "clipfsar.reproduction.arguments:parse_arguments",

@@ -137,6 +137,28 @@ def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
 
 
 @_PLAIN_TEXT
+def plot_ranks(ranks: dict[str, float], groups: list[list[str]], path: Path, title: str):
+    """Plots mean ranks (1 is the best) on a line, and a bar over each group of names that cannot be told apart."""
+    names = sorted(ranks, key=lambda name: ranks[name])
+    figure, axes = plt.subplots(figsize=(8, 1.4 + 0.3 * (len(names) + len(groups))), layout="constrained")
+    top = 0.6 * len(groups)
+    for row, name in enumerate(names):
+        axes.plot([ranks[name]] * 2, [-1 - row, top + 0.6], color="0.8", linewidth=0.8, zorder=1)
+        axes.scatter(ranks[name], -1 - row, color="tab:blue", zorder=2)
+        axes.text(ranks[name], -1 - row, f"  {name} ({ranks[name]:.2f})", va="center", fontsize=9)
+    for number, group in enumerate(groups):
+        ends = [ranks[group[0]], ranks[group[-1]]]
+        axes.plot(ends, [top - 0.6 * number] * 2, color="tab:red", linewidth=4, solid_capstyle="butt")
+    spread = max(ranks.values()) - min(ranks.values())
+    axes.set(xlim=(min(ranks.values()) - 0.05 * spread, max(ranks.values()) + 0.45 * spread + 0.01), yticks=[])
+    axes.set_xlabel("mean rank, 1 is the best; red: no corrected paired test tells them apart")
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+@_PLAIN_TEXT
 def plot_timeline(
     seconds: np.ndarray,
     scores: np.ndarray,

@@ -26,9 +26,12 @@ MAY_IMPORT = {
     "labels_clipfsar": {"choices_clipfsar"},
     "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
     "temporal_clipfsar": {"configuration_clipfsar"},
+    "heads_clipfsar": {"alignment_clipfsar", "choices_clipfsar"},
+    "comparing_clipfsar": {"alignment_clipfsar", "choices_clipfsar", "heads_clipfsar"},
     "modeling_clipfsar": {
         *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
-        *("hub_clipfsar", "labels_clipfsar", "plain_clipfsar", "temporal_clipfsar"),
+        *("comparing_clipfsar", "heads_clipfsar", "hub_clipfsar", "labels_clipfsar", "plain_clipfsar"),
+        "temporal_clipfsar",
     },
     "limits_clipfsar": set(),
     "container_clipfsar": {"limits_clipfsar"},
@@ -54,7 +57,7 @@ MAY_IMPORT = {
     "support_set_files_clipfsar": {"limits_clipfsar", "paths_clipfsar"},
     "enrolled_clipfsar": {
         *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "limits_clipfsar", "modeling_clipfsar"),
-        "support_set_files_clipfsar",
+        *("heads_clipfsar", "support_set_files_clipfsar"),
     },
     "support_set_clipfsar": {
         *("choices_clipfsar", "enrolled_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar"),

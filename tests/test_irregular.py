@@ -105,6 +105,7 @@ OTHER_SETTINGS = {
     "otam_smoothing": 2.0,
     "otam_bidirectional": False,
     "cosine_epsilon": 30.0,
+    "chamfer_tuple_size": 1,
 }
 
 
@@ -114,7 +115,7 @@ def test_every_setting_of_the_comparison_has_its_case():
 
 @pytest.mark.parametrize("name", COMPARISON_SETTINGS)
 def test_a_setting_changed_after_the_first_answer_counts_in_the_second(query_embeds, name):
-    model, processor = tiny_model_and_processor()
+    model, processor = tiny_model_and_processor(alignment="chamfer" if name.startswith("chamfer") else "otam")
     kept = SupportSet.from_videos(model, processor, CLIPS)
     before = kept.classify(model, query_embeds, "few_shot"), kept.score_unknown(model, query_embeds, "few_shot")
     setattr(model.config, name, OTHER_SETTINGS[name])

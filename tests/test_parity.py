@@ -4,9 +4,11 @@
 """
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from golden import official_heads
 from golden import record_golden as golden
 from safetensors.torch import load_file
 from transformers import CLIPConfig
@@ -92,18 +94,46 @@ def test_training_follows_the_trajectory_it_followed_when_it_reproduced_the_offi
     assert golden.too_large(golden.training_deviations(ours, expected), tower) == {}
 
 
+@pytest.mark.parametrize("name", official_heads.IN_GOLDEN_FILE)
+def test_a_head_gives_the_official_logits_gradients_and_losses(name):
+    deviations = official_heads.deviations(load_golden("official_heads"), name)
+    assert {name.split("/")[1] for name in deviations} >= {"logits", "support_grad_of_squared_logits"}
+    assert {name: value for name, value in deviations.items() if not value <= official_heads.TOLERANCE} == {}
+
+
 def test_a_deviation_is_noticed_even_when_it_is_not_a_number():
     assert golden.deviation(torch.tensor([0.0, torch.nan]), torch.zeros(2)) == torch.inf
     assert golden.too_large({"class texts": torch.inf, "training losses": 0.0}) == {"class texts": torch.inf}
 
 
-@pytest.mark.skipif(
+needs_recordings = pytest.mark.skipif(
     "CLIPFSAR_PARITY_DIR" not in os.environ,
     reason="CLIPFSAR_PARITY_DIR does not name a folder with recordings of the official program (see "
     "tests/golden/record_golden.py); the golden files hold what fits into a repository",
 )
+
+
+@needs_recordings
 @pytest.mark.parametrize("tower", golden.CLIP_CONFIGS)
 def test_everything_recorded_of_the_official_program_is_reproduced(tower):
     deviations, _, _ = golden.compare_with_official(os.environ["CLIPFSAR_PARITY_DIR"], tower)
     assert deviations.keys() == golden.TOLERANCES.keys() - {"training final batch_statistics"}
     assert golden.too_large(deviations, tower) == {}
+
+
+@needs_recordings
+def test_everything_recorded_of_the_official_heads_is_reproduced():
+    path = Path(os.environ["CLIPFSAR_PARITY_DIR"]) / "heads.safetensors"
+    if not path.is_file():
+        pytest.skip(f"{path.parent} holds no recordings of heads")
+    recorded = load_file(path)
+    names = official_heads.names_of(recorded)
+    assert names
+    deviations = {name: official_heads.deviations(recorded, name) for name in names}
+    large = {
+        f"{name}/{key}": value
+        for name, found in deviations.items()
+        for key, value in found.items()
+        if not value <= official_heads.TOLERANCE
+    }
+    assert large == {}

@@ -32,6 +32,14 @@ WRONG = {
     "temporal_hidden_dropout": [-0.1, 1.1, NAN],
     "prototype_modulation": ["False", 2, None],
     "alignment": ["bi-mhm", "OTAM", "dtw", None, []],
+    "chamfer_tuple_size": [0, 2.5, True, None, 9],
+    "trx_size": [0, 1.5, True, None],
+    "trx_cardinalities": [[], 2, None, "23", [0], [2, 2.5], [9]],
+    "head_dropout": [-0.1, 1.1, NAN, None, "0.1"],
+    "num_base_classes": [-1, 1.5, None, True],
+    "temporal_coherence_weight": [-1.0, INF, NAN, None],
+    "temporal_coherence_window": [-1, 1.5, None],
+    "temporal_coherence_balance": [0.0, -1.0, INF, None],
     "otam_smoothing": [0, -1, INF, NAN, "0.5", 1e-40, 1e40],
     "otam_bidirectional": ["no", 2],
     "cosine_epsilon": [-0.01, NAN, INF, 1e-45, 1e39],
@@ -93,7 +101,10 @@ def test_a_wrong_value_is_refused_on_every_way_in(tiny_config, name, value):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alignment": "bi-mhm"}, r"alignment='bi-mhm' is not one of otam, bi_mhm, mean: did you mean 'bi_mhm'\?"),
+        (
+            {"alignment": "bi-mhm"},
+            r"alignment='bi-mhm' is not one of otam, bi_mhm, mean, chamfer, trx, hyrsm: did you mean 'bi_mhm'\?",
+        ),
         ({"support_pooling": "befor"}, "support_pooling='befor' is not one of before, after: did you mean 'before'"),
         ({"num_frames": 0}, "num_frames=0 must be at least 1"),
         ({"otam_smoothing": INF}, "otam_smoothing=inf must be greater than 0, and be a finite number"),

@@ -116,4 +116,53 @@ class EvaluateArguments:
         self.compare_with = find_model("compare_with", self.compare_with)
 
 
-__all__ = ["EvaluateArguments"]
+@dataclass
+class CompareArguments:
+    """Heads x checkpoints x shots on the same episodes: one table of paired differences.
+
+        clipfsar compare --models runs/mine/best --heads otam bi_mhm mean chamfer --dataset DATA --output_dir compared
+        clipfsar compare --models runs/otam/best runs/trx/best --dataset DATA     # each with its own alignment
+        clipfsar compare --models runs/mine/best --heads otam mine.py:MyHead --dataset DATA
+
+    Differences are to the first row. Their p values are corrected for the number of differences (Holm). A head with
+    weights needs a checkpoint that was trained with it, or --train_heads, which trains on the split train and selects
+    on validation. An interrupted command continues when you run it again. References without training, on mean frames:
+    nearest_mean, tip_adapter, gda and linear_probe.
+    """
+
+    models: list[str] = option(REQUIRED, "Folders or Hub ids of CLIP-FSAR models or plain CLIPs.")
+    dataset: str = option(REQUIRED, "Folder or Hub id of a video data set.")
+    heads: list[str] = option([], "Alignments for each model, besides its own; FILE.py:CLASS is a head of your own.")
+    split: str = option("test", "Split to draw episodes from.")
+    n_way: int = option(5, "Classes per episode.")
+    n_shot: list[int] = option([1, 5], "Support videos per class; one number or several.")
+    n_query: int = option(1, "Query videos per class.")
+    n_episodes: int = option(10_000, "Episodes per number of shots.")
+    seed: int = option(0, "Seed of the episodes.")
+    train_heads: list[str] = option(
+        [], "Also train these alignments on cached features of the first model, all with the same episodes."
+    )
+    train_seeds: int = option(3, "Trainings of each of them; their spread is part of the interval.")
+    train_episodes: int = option(2000, "Episodes of each training.")
+    feature_store: str | None = option(None, "Folder that keeps the frame features for later comparisons.")
+    output_dir: str | None = option(
+        None, "Folder for trainings, comparison.json, comparison.tex and pictures of mean ranks."
+    )
+    batch_size: int = option(16, "Videos per forward pass.")
+    num_workers: int = option(2, "Worker processes that read videos.")
+
+    def __post_init__(self):
+        if self.n_episodes < 2:
+            raise ValueError(f"--n_episodes {self.n_episodes} must be at least 2, for an interval.")
+        if self.train_heads and self.output_dir is None:
+            raise ValueError("--train_heads needs --output_dir, where the trainings are kept.")
+        if self.train_heads and self.train_seeds < 2:
+            raise ValueError(f"--train_seeds {self.train_seeds} must be at least 2: one training shows no spread.")
+
+    def check_files(self):
+        """Raises `FileNotFoundError` for a missing data set or model."""
+        check_source("dataset", self.dataset, "dataset", "clipfsar prepare makes a data set of videos.")
+        self.models = [find_model("models", name) or name for name in self.models]
+
+
+__all__ = ["CompareArguments", "EvaluateArguments"]

@@ -41,8 +41,7 @@ def predict_episodes(
             for name in ("class_ids", "support_rows", "query_rows")
         )
         query = rearrange(query, "b n q -> b (n q)")
-        prototypes = features.prototypes(support, classes)
-        distances = model.get_distances(features.query_states[query], prototypes)
+        distances = features.distances(query, support, classes)
         texts = features.text_logits[query.unsqueeze(-1), classes.unsqueeze(1)]  # (B, Q, N)
         for mode in inference_modes:
             confidences, predicted = model.get_logits(distances, texts, mode).softmax(-1).max(-1)

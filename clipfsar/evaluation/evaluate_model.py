@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from choices_clipfsar import INFERENCE_MODES, check_finite, check_finite_weights
+from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, TRAINED_ALIGNMENTS, check_finite, check_finite_weights
 from clipfsar.data.splits import load_video_splits
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.episode_list import EpisodeList, read_episodes, write_episodes
 from clipfsar.evaluation.episodes import predict_episodes, predict_until_interval, results_of_answers
-from clipfsar.evaluation.exact_accuracy import exact_accuracy_of_videos
+from clipfsar.evaluation.exact_accuracy import check_has_exact_accuracy, exact_accuracy_of_videos
 from clipfsar.evaluation.feature_store import FeatureStore
 from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.report import compare
@@ -24,6 +24,7 @@ from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.inference.load_model import load_model
 from clipfsar.processes import machines_first
+from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
 from paths_clipfsar import check_output_file
 from processing_clipfsar import CLIPFSARProcessor
@@ -140,6 +141,8 @@ class Evaluation:
         """Results on the main process, None on the others, which help to encode and with the exact accuracy."""
         videos = encoder
         encoder = videos.encoder if isinstance(videos, FeatureStore) else videos
+        if self.exact:
+            check_has_exact_accuracy(encoder.model)
         split = self.split
         encoder.processor.tokenize_classes(split.class_names)  # rejects names of equal text before any encoding
         video_embeds = videos.encode(split, description=f"encoding {split.name} videos")
@@ -257,6 +260,7 @@ def _encoder(
 ) -> VideoEncoder | FeatureStore:
     """The `VideoEncoder` of a named model, in a `FeatureStore` if the arguments name one."""
     settings = {} if arguments.alignment is None else {"alignment": arguments.alignment}
+    machines_first(accelerator, lambda: _check_is_trained(name, arguments.alignment))
     model, processor = machines_first(accelerator, lambda: load_model(name, arguments.dtype, **settings))
     model.to(accelerator.device)
     processor.seconds_per_video = arguments.seconds_per_video
@@ -265,6 +269,18 @@ def _encoder(
     if arguments.feature_store is None:
         return encoder
     return FeatureStore(_store_folder(arguments.feature_store, name, split), encoder, arguments.rebuild_features)
+
+
+def _check_is_trained(name: str, alignment: str | None) -> None:
+    """Raises `ValueError` for an alignment whose weights a checkpoint does not hold."""
+    if alignment in TRAINED_ALIGNMENTS:
+        saved = CLIPFSARConfig.from_pretrained(name).alignment
+        if saved != alignment:
+            untrained = [one for one in ALIGNMENTS if one not in TRAINED_ALIGNMENTS]
+            raise ValueError(
+                f"--alignment {alignment} has weights of its own, but {name} was trained with {saved}: train a model "
+                f"with --alignment {alignment}, or compare without training: {', '.join(untrained)}."
+            )
 
 
 def _report(results: EvaluationResults, split: VideoSplit, arguments: EvaluateArguments):

@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from clipfsar.evaluation.split_features import SplitFeatures
+from modeling_clipfsar import CLIPFSARModel
 
 ENTRIES_AT_ONCE = 2**21  # of a matrix (queries, support videos); a piece of queries takes about 40 bytes for each
 
@@ -173,6 +174,15 @@ def elementary_symmetric_polynomial(values: torch.Tensor, degree: int) -> torch.
     return sums[degree]
 
 
+def check_has_exact_accuracy(model: CLIPFSARModel) -> None:
+    """Raises `ValueError` when a distance depends on more than a query and a class."""
+    if model.keeps_shots and model.chosen_head.compares_classes_together:
+        raise ValueError(
+            f"The prototypes of alignment={model.config.alignment!r} depend on the other videos of an episode, so "
+            "there is no exact accuracy: draw episodes, without exact."
+        )
+
+
 @torch.no_grad()
 def exact_accuracy_of_videos(
     features: SplitFeatures,
@@ -190,6 +200,7 @@ def exact_accuracy_of_videos(
     Args:
         accelerator, entries_at_once: See `exact_chances`.
     """
+    check_has_exact_accuracy(features.model)
     config = features.model.config
     beta, temperature = config.ensemble_text_weight, config.ensemble_temperature
 
@@ -216,4 +227,10 @@ def exact_accuracy_of_videos(
     )
 
 
-__all__ = ["elementary_symmetric_polynomial", "exact_accuracy_of_videos", "exact_chances", "exact_one_shot_accuracies"]
+__all__ = [
+    "check_has_exact_accuracy",
+    "elementary_symmetric_polynomial",
+    "exact_accuracy_of_videos",
+    "exact_chances",
+    "exact_one_shot_accuracies",
+]

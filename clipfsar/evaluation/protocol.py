@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from choices_clipfsar import INFERENCE_MODES
 from clipfsar.data.video_split import VideoSplit
 from episodes_clipfsar import EpisodeSampler
@@ -56,10 +58,11 @@ class Protocol:
         Raises:
             ValueError: When the split has too few classes, or a class too few videos; the message has the numbers.
         """
-        return {
-            n_shot: EpisodeSampler(split.labels, self.n_way, n_shot, self.n_query, self.seed, split.class_names)
-            for n_shot in self.shots
-        }
+        return {n_shot: self.sampler(split.labels, n_shot, split.class_names) for n_shot in self.shots}
+
+    def sampler(self, labels: np.ndarray, n_shot: int, class_names: Sequence[str]) -> EpisodeSampler:
+        """The sampler for one number of shots, of videos with labels (V,); raises like `samplers`."""
+        return EpisodeSampler(labels, self.n_way, n_shot, self.n_query, self.seed, class_names)
 
 
 __all__ = ["Protocol"]

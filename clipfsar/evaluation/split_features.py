@@ -10,6 +10,7 @@ from enrolled_clipfsar import distances_in_pieces
 from modeling_clipfsar import CLIPFSARModel, evaluating
 
 PROTOTYPES_AT_ONCE = 4096
+_BYTES_OF_FEATURES = 2**26  # encoded videos that are copied at once; larger copies leave a processor's cache
 
 
 class SplitFeatures:
@@ -27,6 +28,7 @@ class SplitFeatures:
         query_states: (V, T, D). A query passes the temporal transformer without a text.
         text_logits: (V, C), zero-shot.
         one_shot_prototypes: (V, T, D). The text of its own class modulates each support video.
+        encoded_queries, encoded_shots: (V, X, E), the same two encoded by the model's head, if it has one.
     """
 
     def __init__(
@@ -71,13 +73,55 @@ class SplitFeatures:
                 whole[start : start + size] = values_of(slice(start, start + size))
         return whole
 
+    @cached_property
+    def encoded_queries(self) -> torch.Tensor:
+        return self._encoded(self.query_states)
+
+    @cached_property
+    def encoded_shots(self) -> torch.Tensor:
+        if torch.equal(self.one_shot_prototypes, self.query_states):  # no text, no temporal transformer
+            return self.encoded_queries
+        return self._encoded(self.one_shot_prototypes)
+
+    def _encoded(self, states: torch.Tensor) -> torch.Tensor:
+        return self._of_all_videos(lambda rows: self.model.encode_states(states[rows]))
+
+    def distances(self, query_rows: torch.Tensor, support_rows: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
+        """Distances (B, Q, N) of queries (B, Q) to the classes (B, N) with support videos (B, N, K)."""
+        model = self.model
+        if not model.keeps_shots:
+            return model.get_distances(self.query_states[query_rows], self.prototypes(support_rows, class_ids))
+        bytes_per_video = self.encoded_queries[0].nbytes
+        videos_per_episode = query_rows.shape[1] + support_rows.shape[1:].numel()
+        at_once = max(1, _BYTES_OF_FEATURES // (bytes_per_video * videos_per_episode))
+        pieces = zip(query_rows.split(at_once), support_rows.split(at_once), strict=True)
+        with evaluating(model):
+            return torch.cat(
+                [
+                    model.compare_encoded(self.encoded_queries[queries], self.encoded_shots[shots])
+                    for queries, shots in pieces
+                ]
+            )
+
     def one_shot_distances(self, query_rows: torch.Tensor, support_rows: torch.Tensor) -> torch.Tensor:
         """Distances (Q, S) of videos as queries to the 1-shot prototypes of videos, computed in pieces."""
+        if self.model.keeps_shots:
+            return self._one_shot_distances_of_head(query_rows, support_rows)
         prototypes = self.one_shot_prototypes
         with evaluating(self.model):
             query_states = self.model.get_query_states(self.video_embeds[query_rows])
             pieces = support_rows.split(PROTOTYPES_AT_ONCE)
             return torch.cat([distances_in_pieces(self.model, query_states, prototypes[rows]) for rows in pieces], -1)
+
+    def _one_shot_distances_of_head(self, query_rows: torch.Tensor, support_rows: torch.Tensor) -> torch.Tensor:
+        queries, shots = self.encoded_queries, self.encoded_shots
+        at_once = max(1, _BYTES_OF_FEATURES // shots[0].nbytes)
+        with evaluating(self.model):
+            pieces = [
+                self.model.compare_encoded(queries[None, query_rows], shots[None, rows, None])[0]
+                for rows in support_rows.split(at_once)
+            ]
+        return torch.cat(pieces, dim=-1)
 
     def text_logits_of(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Zero-shot logits (rows, C) of some videos."""

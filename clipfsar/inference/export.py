@@ -5,6 +5,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ CHECKED_SIZES = ((1, 2), (3, 5), (2, 1))  # (queries, classes), all different fr
 MEANINGS = {
     "pixel_values": "frames of the query videos after `preprocessing`, RGB",
     "prototypes": f"one sequence of frame features per class, from {CLASSES}",
+    "shots": f"encoded clips of each class, from {CLASSES}; classes with fewer clips are padded",
+    "is_shot": f"1 for a clip, 0 for padding, from {CLASSES}",
     "class_embeds": f"text feature of each class, from {CLASSES}",
     "logits": "softmax over the classes gives probabilities",
 }
@@ -57,29 +60,42 @@ class QueryClassifier(nn.Module):
         pixel_values: torch.Tensor,
         prototypes: torch.Tensor | None = None,
         class_embeds: torch.Tensor | None = None,
+        shots: torch.Tensor | None = None,
+        is_shot: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits (Q, N) of frames (Q, T, C, H, W).
 
         Args:
             prototypes: (N, T, D), from `model.get_prototypes`; not for `"zero_shot"`.
             class_embeds: (N, D), from `model.get_class_features`; not for `"few_shot"`.
+            shots, is_shot: (N, K, X, E) and (N, K), in place of prototypes for a model whose head compares with each
+                clip: `Snapshot.shots`.
         """
-        query_embeds = self.model.get_video_features(pixel_values)
+        model = self.model
+        query_embeds = model.get_video_features(pixel_values)
         distances = text_logits = None
         if prototypes is not None:
-            distances = self.model.get_distances(self.model.get_query_states(query_embeds), prototypes)
+            distances = model.get_distances(model.get_query_states(query_embeds), prototypes)
+        if shots is not None and is_shot is not None:
+            encoded = model.encode_states(model.get_query_states(query_embeds)[None])
+            distances = model.compare_encoded(encoded, shots[None], is_shot[None] > 0)[0]
         if class_embeds is not None:
             text_logits = self.model.get_text_logits(query_embeds, class_embeds)
         return self.model.get_logits(distances, text_logits, self.inference_mode)
 
 
 def input_shapes(model: CLIPFSARModel, processor, inference_mode: str) -> dict[str, list]:
-    """Shape of each input by its name. The first size is variable, so it is a name instead of a number."""
+    """Shape of each input by its name. A size that is variable is a name instead of a number."""
     num_frames, size = processor.num_frames, model.config.hidden_size
     # The shape of a processed video: the processor's settings name sizes in many ways.
     video = np.zeros((num_frames, 256, 256, 3), dtype=np.uint8)
     shapes = {"pixel_values": ["num_queries", *processor.process_videos([video])[0].shape]}
-    if inference_mode != "zero_shot":
+    if inference_mode != "zero_shot" and model.keeps_shots:
+        with torch.no_grad():
+            encoded = model.encode_states(torch.zeros(1, num_frames, size, device=model.device))
+        shapes["shots"] = ["num_classes", "num_shots", *encoded.shape[1:]]
+        shapes["is_shot"] = ["num_classes", "num_shots"]
+    elif inference_mode != "zero_shot":
         shapes["prototypes"] = ["num_classes", num_frames, size]
     if inference_mode != "few_shot":
         shapes["class_embeds"] = ["num_classes", size]
@@ -97,9 +113,9 @@ def export(
     Raises:
         ValueError: When a file's logits differ from the model's; the file is removed.
     """
-    names = {name: {0: shape[0]} for name, shape in shapes.items()}
-    dimensions = {name: torch.export.Dim(name) for name in ("num_queries", "num_classes")}
-    dynamic_shapes = {name: {0: dimensions[shape[0]]} for name, shape in shapes.items()}
+    names = {name: {i: one for i, one in enumerate(shape) if isinstance(one, str)} for name, shape in shapes.items()}
+    dimensions = {name: torch.export.Dim(name) for name in ("num_queries", "num_classes", "num_shots")}
+    dynamic_shapes = {name: {i: dimensions[one] for i, one in sizes.items()} for name, sizes in names.items()}
     # Hides PyTorch's warnings about itself, and one warning per missing operator without torchvision.
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -131,9 +147,16 @@ def export(
 
 
 def _random_inputs(shapes: dict[str, list], num_queries: int, num_classes: int) -> dict[str, torch.Tensor]:
-    sizes = {"num_queries": num_queries, "num_classes": num_classes}
+    sizes = {"num_queries": num_queries, "num_classes": num_classes, "num_shots": 1 + num_queries}
     generator = torch.Generator().manual_seed(num_queries)
-    return {name: torch.randn(sizes[first], *rest, generator=generator) for name, (first, *rest) in shapes.items()}
+    inputs = {
+        name: torch.randn(*(sizes.get(size, size) for size in shape), generator=generator)
+        for name, shape in shapes.items()
+    }
+    if "is_shot" in inputs:
+        inputs["is_shot"] = torch.ones_like(inputs["is_shot"])
+        inputs["is_shot"][0, -1] = 0  # the first class has a shot less
+    return inputs
 
 
 def _onnxruntime():
@@ -166,10 +189,21 @@ def _largest_deviation(classifier: QueryClassifier, shapes: dict[str, list], pat
 
 
 def write_classes(model: CLIPFSARModel, support_set: SupportSet, folder: Path):
-    """Writes `prototypes` (N, T, D), `class_embeds` (N, D) and `class_names` (N) of a support set as numpy's npz."""
+    """Writes `prototypes` (N, T, D), `class_embeds` (N, D) and `class_names` (N) of a support set as numpy's npz.
+
+    For a model whose head compares with each clip, also `shots` (N, K, X, E) and `is_shot` (N, K).
+    """
+    snapshot = support_set.snapshot(model)
+    of_head: dict[str, Any] = {}
+    if snapshot.shots is not None:
+        shots, present = snapshot.shots
+        of_head = {"shots": shots[0].cpu().numpy(), "is_shot": np.ones(shots.shape[1:3], dtype=np.float32)}
+        if present is not None:
+            of_head["is_shot"] = present[0].float().cpu().numpy()
     np.savez(
         folder / CLASSES,
-        prototypes=support_set.get_prototypes(model).cpu().numpy(),
+        **of_head,
+        prototypes=snapshot.prototypes.cpu().numpy(),
         class_embeds=torch.stack([one.class_embeds for one in support_set.classes.values()]).numpy(),
         class_names=np.array(support_set.class_names),
     )

@@ -1,6 +1,6 @@
 """Chooses the trained weights: the whole visual tower, its last layers, LoRA adapters in it, or none of it.
 
-The text tower never trains. The temporal transformer and the video-text scale always train.
+The text tower never trains. The temporal transformer, the video-text scale and a head always train.
 """
 
 from pathlib import Path
@@ -153,9 +153,13 @@ def save_trained_model(model: CLIPFSARModel, processor, folder: Path, keep_adapt
 def trainable_report(model: CLIPFSARModel) -> str:
     """One line with the numbers of trained and total parameters of each part of the model."""
     counts = {"visual tower": [0, 0], "text tower": [0, 0], "temporal transformer": [0, 0], "all": [0, 0]}
+    if model.head is not None:
+        counts["head"] = [0, 0]
     for name, parameter in model.named_parameters():
         clip_name = name.removeprefix("clip.")
-        if clip_name == name:
+        if name.startswith("head."):
+            part = "head"
+        elif clip_name == name:
             part = "temporal transformer"  # with the video-text scale, a single number
         else:
             part = "visual tower" if clip_name.startswith(VISION_MODULES) else "text tower"
