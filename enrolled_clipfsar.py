@@ -90,6 +90,11 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self.class_names)
 
+    @property
+    def enrolled(self) -> dict[str, EnrolledClass]:
+        """The classes by name. Do not change them."""
+        return dict(zip(self.class_names, self._enrolled, strict=True))
+
     def is_of(self, model, classes: Mapping[str, EnrolledClass]) -> bool:
         """Whether a snapshot made now would be the same: no class, clip, weight or setting has changed."""
         return _same(self._identity, _identity_of(model, classes))

@@ -75,6 +75,13 @@ except ImportError:
     from modeling_clipfsar import evaluating
 
 try:
+    from .review_clipfsar import SupportSetReview, review_classes
+except ImportError:
+    if __package__:
+        raise
+    from review_clipfsar import SupportSetReview, review_classes
+
+try:
     from .support_set_files_clipfsar import (
         SUPPORT_SET_NAME,
         SUPPORT_SET_WEIGHTS_NAME,
@@ -381,6 +388,31 @@ class SupportSet:
         """Explains the classification of a query video, frame features (T, D). Clip frames come from the thumbnails."""
         snapshot = self._checked_snapshot(model, inference_mode)
         return snapshot.explain(model, query_embeds, inference_mode, detect_unknown)
+
+    # Improving
+
+    def review(
+        self, model, inference_mode: str | None = None, sources: Mapping[Any, str] | None = None, seed: int = 0
+    ) -> SupportSetReview:
+        """Judges the enrolled clips by leaving them out: expected accuracy, suspect labels, doubles, similar classes.
+
+        Nothing is encoded anew. Clips that were cut from one video are left out together, so that they do not flatter
+        the accuracy.
+
+        Args:
+            inference_mode: `"few_shot"`, `"zero_shot"` or `"ensemble"`; by default the model's.
+            sources: The video that each clip was cut from, `{clip name: source}` or
+                `{(class name, clip name): source}`. By default clip names tell, see `left_out_clipfsar.source_of`;
+                `{}` counts every clip as a video of its own.
+            seed: Of the rounds that are averaged.
+
+        Raises:
+            ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
+        """
+        inference_mode = checked_mode(model, inference_mode)
+        return review_classes(
+            model, self._checked_snapshot(model, inference_mode).enrolled, inference_mode, sources, seed
+        )
 
     def check(self, model, processor=None) -> None:
         """Raises `ValueError` when the set was enrolled with another model or, if a processor is given, with other

@@ -35,6 +35,7 @@ _NAMES_OF_MODULES = {
     "pipeline_clipfsar": ("FewShotVideoClassificationPipeline",),
     "processing_clipfsar": ("CLIPFSARProcessor", "SampledVideos"),
     "resnet_clipfsar": ("CLIPResNetModel",),
+    "review_clipfsar": ("SupportSetReview",),
     "support_set_clipfsar": ("SupportSet",),
     "video_clipfsar": ("VideoReadError", "read_video_frames", "sample_frame_indices"),
 }
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from pipeline_clipfsar import FewShotVideoClassificationPipeline
     from processing_clipfsar import CLIPFSARProcessor, SampledVideos
     from resnet_clipfsar import CLIPResNetModel
+    from review_clipfsar import SupportSetReview
     from support_set_clipfsar import SupportSet
     from video_clipfsar import VideoReadError, read_video_frames, sample_frame_indices
 
@@ -108,6 +110,7 @@ __all__ = [
     "Protocol",
     "SampledVideos",
     "SupportSet",
+    "SupportSetReview",
     "VideoEncoder",
     "VideoReadError",
     "VideoSplit",

@@ -56,9 +56,11 @@ MAY_IMPORT = {
         *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "limits_clipfsar", "modeling_clipfsar"),
         "support_set_files_clipfsar",
     },
+    "left_out_clipfsar": {"modeling_clipfsar", "support_set_files_clipfsar"},
+    "review_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
     "support_set_clipfsar": {
         *("choices_clipfsar", "enrolled_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar"),
-        *("modeling_clipfsar", "support_set_files_clipfsar", "video_clipfsar"),
+        *("modeling_clipfsar", "review_clipfsar", "support_set_files_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),

@@ -1,4 +1,4 @@
-"""Options of `clipfsar predict` and `clipfsar export`. Imports nothing heavy, so that `--help` is fast."""
+"""Options of `clipfsar predict`, `review` and `export`. Imports nothing heavy, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +120,64 @@ class PredictArguments:
 
 
 @dataclass
+class ReviewArguments:
+    """Judges a support set by leaving its clips out: expected accuracy, suspect labels, doubles, similar classes.
+
+        clipfsar review --model runs/mine/best --support_set EXAMPLES --picture review.png
+        clipfsar review --model runs/mine/best --support_set my_classes --format json --output review.json
+        clipfsar review --model runs/mine/best --support_set EXAMPLES --sources sources.csv
+
+    Clips that were cut from one video are left out together. Names tell which they are for UCF101, HMDB51 and Kinetics,
+    and if they end in "part 2" or "12.5-15.0". Otherwise give a table, with the columns clip and source, and class if
+    clips of different classes have the same name.
+    """
+
+    model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained).")
+    support_set: str = option(
+        REQUIRED,
+        "The classes: a folder EXAMPLES/CLASS/clips, or a saved support set (folder or Hub id).",
+        aliases=["support"],
+    )
+    inference_mode: str | None = option(
+        None,
+        "few_shot: by the clips; zero_shot: by the class names; ensemble: by both. Default: the model's.",
+        INFERENCE_MODES,
+        aliases=["inference_modes"],
+    )
+    sources: str | None = option(
+        None, "CSV or JSON Lines file with the columns clip and source; clips that it does not list count separately."
+    )
+    format: str | None = option(
+        None, "Format of the output; default: json if --output ends in it, otherwise table.", ("table", "json")
+    )
+    output: str | None = option(None, "File for the output; default: the terminal.")
+    picture: str | None = option(None, "File for a picture (.png, .pdf, .svg): confusion, and film strips of clips.")
+    save_support_set: str | None = option(
+        None, "Folder to save the encoded classes in; later runs read it with --support_set."
+    )
+    skip_unreadable: bool = option(False, "Leave out unreadable example clips, with a warning.")
+    batch_size: int = option(8, "Videos per forward pass.")
+    device: str | None = option(None, "cpu, cuda, ...; default: a GPU if available.")
+    dtype: str = option("float32", DTYPE_HELP, DTYPE_CHOICES)
+
+    def __post_init__(self):
+        check_device(self.device)
+        if self.format is None:
+            self.format = "json" if Path(self.output or "").suffix.lower() == ".json" else "table"
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size {self.batch_size} must be at least 1.")
+
+    def check_files(self):
+        """Raises `FileNotFoundError` for missing files."""
+        check_path("model", self.model)  # paths of this machine first, the Hub last
+        check_path("sources", self.sources, is_local=True)
+        check_source(
+            "support_set", self.support_set, remedy="Give a folder EXAMPLES/CLASS/clips, or a saved support set."
+        )
+        self.model = find_model("model", self.model)
+
+
+@dataclass
 class ExportArguments:
     """Exports the query path (frames and classes in, logits out) for programs without this library or Python.
 
@@ -160,4 +218,4 @@ class ExportArguments:
         self.model = find_model("model", self.model)
 
 
-__all__ = ["DTYPE_CHOICES", "DTYPE_HELP", "ExportArguments", "PredictArguments"]
+__all__ = ["DTYPE_CHOICES", "DTYPE_HELP", "ExportArguments", "PredictArguments", "ReviewArguments"]

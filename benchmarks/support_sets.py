@@ -1,0 +1,136 @@
+"""How well a support set is judged and improved, on the embedded synthetic actions, as Markdown tables.
+
+    python -m benchmarks.support_sets                       # the tiny CLIP, untrained; novel classes
+    python -m benchmarks.support_sets --only review --model demo_output/run/best
+
+Every draw takes some classes of the split and a few of their clips as the support set; all other clips of these
+classes are held out. Numbers are means with 95% intervals over draws.
+
+review: two clips of different classes swap their labels. Precision is the share of suspects that were swapped, recall
+the share of swapped clips among the suspects. Then, without swaps, the expected accuracy is compared with that on the
+held-out clips; coverage is how often the interval holds the latter.
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from clipfsar.data.splits import load_video_splits
+from clipfsar.inference.load_model import load_model
+from clipfsar.options import parse_options
+from demo.synthetic import TINY_CLIP
+from demo.synthetic.render import render_dataset
+from episodes_clipfsar import read_labels
+from support_set_clipfsar import EnrolledClass, SupportSet
+
+SETTINGS = ((5, 2), (5, 3), (5, 5), (12, 5), (5, 10))  # classes, clips per class
+
+
+@dataclass
+class Arguments:
+    model: str = field(default=str(TINY_CLIP), metadata={"help": "CLIP-FSAR model or plain CLIP."})
+    split: str = field(default="test", metadata={"help": "Classes to draw from: test are the novel ones."})
+    videos_per_class: int = field(default=40, metadata={"help": "Clips of each class."})
+    draws: int = field(default=60, metadata={"help": "Support sets to draw for each line."})
+    only: list[str] = field(default_factory=lambda: ["review"], metadata={"help": "Tables to make."})
+    seed: int = field(default=0, metadata={"help": "Seed of clips and draws."})
+
+
+def enroll_split(model, processor, arguments: Arguments) -> SupportSet:
+    """All clips of a split, as one support set."""
+    with tempfile.TemporaryDirectory() as folder:
+        counts = dict.fromkeys(("train", "validation", "test"), 1) | {arguments.split: arguments.videos_per_class}
+        render_dataset(folder, counts, seed=arguments.seed)
+        split = load_video_splits(folder)[arguments.split]
+        labels, class_names = read_labels(split)
+        clips: dict[str, list] = {name: [] for name in class_names}
+        for video, label in zip(split["video"], labels, strict=True):
+            clips[class_names[label]].append(video)
+        return SupportSet.from_videos(model, processor, clips, thumbnails=False, show_progress=True)
+
+
+def draw_support_set(whole: SupportSet, n_way: int, n_shot: int, rng: np.random.Generator):
+    """A support set of random classes and clips; frame features and labels of the other clips of these classes."""
+    support_set, embeds, labels = SupportSet(whole.fingerprint), [], []
+    for label, name in enumerate(rng.permutation(whole.class_names)[:n_way]):
+        one = whole.classes[name]
+        rows = rng.permutation(len(one.clip_names))
+        support_set.classes[str(name)] = with_clips(one, rows[:n_shot])
+        embeds.append(one.support_embeds[rows[n_shot:]])
+        labels += [label] * (len(rows) - n_shot)
+    return support_set, torch.cat(embeds), torch.tensor(labels)
+
+
+def with_clips(one: EnrolledClass, rows: np.ndarray) -> EnrolledClass:
+    names = [one.clip_names[row] for row in rows]
+    return EnrolledClass(one.class_embeds, names, one.support_embeds[rows], [b""] * len(rows))
+
+
+def swap_labels(support_set: SupportSet, rng: np.random.Generator) -> set[tuple[str, str]]:
+    """Exchanges a clip of one class with a clip of another; returns both, (class, clip), as they are now named."""
+    swapped = set()
+    first, second = (support_set.classes[name] for name in rng.permutation(support_set.class_names)[:2])
+    row, other = rng.integers(len(first.clip_names)), rng.integers(len(second.clip_names))
+    kept = first.support_embeds[row].clone()
+    first.support_embeds[row], second.support_embeds[other] = second.support_embeds[other], kept
+    for name, one in support_set.classes.items():
+        swapped |= {(name, one.clip_names[row])} if one is first else set()
+        swapped |= {(name, one.clip_names[other])} if one is second else set()
+    return swapped
+
+
+def accuracy_of(model, support_set: SupportSet, embeds: torch.Tensor, labels: torch.Tensor, mode: str | None = None):
+    answers = support_set.classify(model, embeds, mode).argmax(-1).cpu()
+    return 100 * float((answers == labels).float().mean())
+
+
+def mean_and_interval(values: list[float], digits: int = 1) -> str:
+    """Text of a mean and the half width of its 95% interval."""
+    half = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+def measure_review(model, whole: SupportSet, arguments: Arguments):
+    print("| classes | clips each | mode | swapped labels: precision | recall | expected accuracy | true | coverage |")
+    print("|---|---|---|---|---|---|---|---|")
+    for n_way, n_shot in SETTINGS:
+        for mode in ("few_shot", "ensemble"):
+            found, named, right, swaps = [], 0, 0, 0
+            for draw in tqdm(range(arguments.draws), leave=False):
+                rng = np.random.default_rng([arguments.seed, n_way, n_shot, draw])
+                support_set, *held_out = draw_support_set(whole, n_way, n_shot, rng)
+                review, true = support_set.review(model, mode), accuracy_of(model, support_set, *held_out, mode)
+                low, high = review.interval
+                found.append((review.accuracy, true, low <= true <= high, high - low))
+                swapped = swap_labels(support_set, rng)
+                suspects = {(one.class_name, one.clip) for one in support_set.review(model, mode).suspects}
+                named, right, swaps = named + len(suspects), right + len(suspects & swapped), swaps + len(swapped)
+            expected, true, covered, _ = zip(*found, strict=True)
+            precision = f"{right / named:.2f} of {named}" if named else "none named"
+            print(
+                f"| {n_way} | {n_shot} | {mode} | {precision} | {right / swaps:.2f} of {swaps} | "
+                f"{mean_and_interval(expected)} | {mean_and_interval(true)} | {100 * np.mean(covered):.0f}% |",
+                flush=True,
+            )
+
+
+TABLES = {"review": measure_review}
+
+
+def main(arguments: Arguments):
+    model, processor = load_model(arguments.model)
+    whole = enroll_split(model, processor, arguments)
+    for name in arguments.only:
+        print(f"\n{name}\n")
+        TABLES[name](model, whole, arguments)
+    print(
+        f"\n{arguments.model}, {len(whole)} classes of the split {arguments.split!r}, "
+        f"{arguments.videos_per_class} clips each, {arguments.draws} draws, seed {arguments.seed}."
+    )
+
+
+if __name__ == "__main__":
+    main(parse_options(Arguments, __doc__))
