@@ -7,6 +7,7 @@ while another one adds or removes classes. Letters in shapes are those of `Suppo
 import io
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +55,13 @@ except ImportError:
         raise
     from support_set_files_clipfsar import EnrolledClass
 
+try:
+    from .tuning_clipfsar import with_settings
+except ImportError:
+    if __package__:
+        raise
+    from tuning_clipfsar import with_settings
+
 
 class Snapshot:
     """The classes of a `SupportSet` at one moment, with their prototypes from one model. It never changes.
@@ -61,6 +69,7 @@ class Snapshot:
     Args:
         model: The model that makes the prototypes. Give every method the same one.
         classes: At least one class, each with clips.
+        settings: Of the model's configuration, in place of its own: see `SupportSet.tune`.
 
     Attributes:
         class_names: N names, in the order of the logits.
@@ -68,7 +77,8 @@ class Snapshot:
         prototypes: (N, T, D), on the model's device.
     """
 
-    def __init__(self, model, classes: Mapping[str, EnrolledClass]):
+    def __init__(self, model, classes: Mapping[str, EnrolledClass], settings: Mapping[str, Any] | None = None):
+        self.settings = dict(settings or {})
         self._identity = _identity_of(model, classes)
         self.class_names = list(classes)
         self._enrolled = [replace(one) for one in classes.values()]
@@ -95,14 +105,15 @@ class Snapshot:
         """The classes by name. Do not change them."""
         return dict(zip(self.class_names, self._enrolled, strict=True))
 
-    def is_of(self, model, classes: Mapping[str, EnrolledClass]) -> bool:
+    def is_of(self, model, classes: Mapping[str, EnrolledClass], settings: Mapping[str, Any] | None = None) -> bool:
         """Whether a snapshot made now would be the same: no class, clip, weight or setting has changed."""
-        return _same(self._identity, _identity_of(model, classes))
+        return self.settings == (settings or {}) and _same(self._identity, _identity_of(model, classes))
 
     # Classifying
 
     def classify(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
         """See `SupportSet.classify`."""
+        model = with_settings(model, self.settings)
         inference_mode = self._checked_mode(model, inference_mode)
         distances, text_logits = self.compare(model, query_embeds)
         logits = model.get_logits(distances, text_logits, inference_mode)
@@ -116,6 +127,7 @@ class Snapshot:
 
     def compare(self, model, query_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
+        model = with_settings(model, self.settings)
         query_embeds = query_embeds.to(model.device)
         with evaluating(model):
             distances = model.get_distances(model.get_query_states(query_embeds), self.prototypes)
@@ -125,6 +137,7 @@ class Snapshot:
 
     def score_unknown(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
         """See `SupportSet.score_unknown`."""
+        model = with_settings(model, self.settings)
         inference_mode = self._checked_mode(model, inference_mode)
         distances, text_logits = self.compare(model, query_embeds)
         weights, offset = self._calibration(model, inference_mode)
@@ -166,6 +179,7 @@ class Snapshot:
         self, model, query_embeds: torch.Tensor, inference_mode: str | None = None, detect_unknown: bool = False
     ) -> Explanation:
         """See `SupportSet.explain`."""
+        model = with_settings(model, self.settings)
         inference_mode = self._checked_mode(model, inference_mode)
         query_embeds = query_embeds.to(model.device)
         with evaluating(model):

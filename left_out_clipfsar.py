@@ -158,6 +158,34 @@ def hold_out(model, classes: Mapping[str, EnrolledClass], held_out: torch.Tensor
         return all_clips.result(torch.cat(distances), torch.cat(is_empty), torch.cat(compared))
 
 
+def by_class(labels: torch.Tensor, values: Sequence, num_classes: int) -> list[list]:
+    """The values of the clips of each class."""
+    sorted_values: list[list] = [[] for _ in range(num_classes)]
+    for label, value in zip(labels.tolist(), values, strict=True):
+        sorted_values[label].append(value)
+    return sorted_values
+
+
+def rounds(labels: torch.Tensor, sources: Sequence, lost: int, seed: int, number: int = 20) -> torch.Tensor:
+    """Clips (R, S) for `hold_out`: each round holds out `lost` random sources of each class, all in turn.
+
+    A class always keeps one source. No class has an advantage, as the others have in `leave_one_out`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(number, len(labels), dtype=torch.bool)
+    for label, of_class in enumerate(by_class(labels, sources, int(labels.max()) + 1)):
+        own = list(dict.fromkeys(of_class))
+        at_once = min(lost, len(own) - 1)
+        rows_of_source = torch.tensor([[source == other for other in sources] for source in own]) & (labels == label)
+        waiting: list[int] = []
+        for row in range(number):
+            if len(waiting) < at_once:
+                waiting = torch.randperm(len(own), generator=generator).tolist()
+            turn, waiting = waiting[:at_once], waiting[at_once:]
+            held_out[row] |= rows_of_source[turn].any(0)
+    return held_out
+
+
 # --- sources ----------------------------------------------------------------------------------------------------------
 
 # Names of clips that were cut from one video. Each pattern's group is the name of that video.
@@ -207,4 +235,4 @@ def sources_of_clips(
     return found
 
 
-__all__ = ["LeftOut", "hold_out", "leave_one_out", "source_of", "sources_of_clips"]
+__all__ = ["LeftOut", "by_class", "hold_out", "leave_one_out", "rounds", "source_of", "sources_of_clips"]

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 try:
-    from .left_out_clipfsar import LeftOut, hold_out, leave_one_out, sources_of_clips
+    from .left_out_clipfsar import LeftOut, by_class, hold_out, leave_one_out, rounds, sources_of_clips
 except ImportError:
     if __package__:
         raise
-    from left_out_clipfsar import LeftOut, hold_out, leave_one_out, sources_of_clips
+    from left_out_clipfsar import LeftOut, by_class, hold_out, leave_one_out, rounds, sources_of_clips
 
 try:
     from .support_set_files_clipfsar import EnrolledClass
@@ -34,7 +34,6 @@ SUSPECT_DEVIATIONS = 3.0
 # Mean cosine of frame features, minus the mean of the set. Rescaled, brightened, shifted and re-encoded copies of
 # rendered clips have 0.97 and more; different clips of one class have 0.90 at most.
 DUPLICATE_SIMILARITY = 0.96
-_ROUNDS = 20
 # Clips of one class are compared with the same prototypes, so that their answers err together: two count as one.
 _CLIPS_PER_INDEPENDENT_ANSWER = 2
 
@@ -295,14 +294,11 @@ def averaged_answers(
     if inference_mode == "zero_shot":
         shares = F.one_hot(left_out.logits(model, inference_mode).argmax(1), num_classes).float()
         return _with_interval(shares, labels, len(set(sources)), [], 0)
-    sources_of_class: list[list] = [[] for _ in range(num_classes)]
-    for label, source in zip(labels.tolist(), sources, strict=True):
-        if source not in sources_of_class[label]:
-            sources_of_class[label].append(source)
+    sources_of_class = [list(dict.fromkeys(own)) for own in by_class(labels, sources, num_classes)]
     shares, levels = torch.zeros(len(labels), num_classes), []
     most = max(map(len, sources_of_class))
     for lost in (1, 2)[: most - 1]:
-        held_out = _rounds(sources, labels, sources_of_class, lost, seed)
+        held_out = rounds(labels, sources, lost, seed)
         answers = hold_out(model, classes, held_out)
         right = F.one_hot(answers.logits(model, inference_mode).argmax(1), num_classes).float()
         sums = torch.zeros(len(labels), num_classes).index_add_(0, answers.rows, right)
@@ -313,27 +309,6 @@ def averaged_answers(
     whole = [1 / len(own) for own in sources_of_class if len(own) > 1]
     num_sources = len({source for own in sources_of_class if len(own) > 1 for source in own})
     return _with_interval(shares, labels, num_sources, levels, sum(whole) / max(1, len(whole)))
-
-
-def _rounds(sources: Sequence, labels: torch.Tensor, sources_of_class: list[list], lost: int, seed: int):
-    """Clips (R, S) that each round holds out: those of `lost` sources per class, of fewer if a class has no more.
-
-    Clips of a held-out source are held out of every class, unless that would empty the class.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rounds = []
-    orders = [torch.randperm(len(own), generator=generator).tolist() for own in sources_of_class]
-    for number in range(_ROUNDS):
-        held_out = torch.zeros(len(labels), dtype=torch.bool)
-        for label, own in enumerate(sources_of_class):
-            for turn in range(min(lost, len(own) - 1)):
-                place = (number * lost + turn) % len(own)
-                if place == 0:
-                    orders[label] = torch.randperm(len(own), generator=generator).tolist()
-                out = own[orders[label][place]]
-                held_out |= torch.tensor([source == out for source in sources]) & (labels == label)
-        rounds.append(held_out)
-    return torch.stack(rounds)
 
 
 def _accuracy(shares: torch.Tensor, labels: torch.Tensor) -> float:

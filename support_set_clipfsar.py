@@ -103,6 +103,13 @@ except ImportError:
     )
 
 try:
+    from .tuning_clipfsar import Tuning, tune_classes, with_settings
+except ImportError:
+    if __package__:
+        raise
+    from tuning_clipfsar import Tuning, tune_classes, with_settings
+
+try:
     from .video_clipfsar import as_video_list
 except ImportError:
     if __package__:
@@ -141,14 +148,20 @@ class SupportSet:
     replaces `classes` and does not modify it in place.
     """
 
-    def __init__(self, fingerprint: dict | None = None, classes: Mapping[str, EnrolledClass] | None = None):
+    def __init__(
+        self,
+        fingerprint: dict | None = None,
+        classes: Mapping[str, EnrolledClass] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
         self.fingerprint = fingerprint
         self.classes = dict(classes or {})
+        self.settings = dict(settings or {})  # of the model's configuration, see `tune`
         self._snapshot: Snapshot | None = None  # the last one
         self._lock = threading.RLock()  # held while the set changes or a snapshot is made
 
     def __getstate__(self) -> dict:
-        return {"fingerprint": self.fingerprint, "classes": self.classes}
+        return {"fingerprint": self.fingerprint, "classes": self.classes, "settings": self.settings}
 
     def __setstate__(self, state: dict) -> None:
         type(self).__init__(self, **state)
@@ -293,7 +306,7 @@ class SupportSet:
                 )
             position = names.index(clip) if isinstance(clip, str) else clip
             kept = [row for row in range(len(names)) if row != position]
-            self.classes = self.classes | {class_name: _with_rows(enrolled, kept)}
+            self.classes = self.classes | {class_name: enrolled.with_rows(kept)}
 
     def _class(self, class_name: str) -> EnrolledClass:
         if class_name not in self.classes:
@@ -335,8 +348,8 @@ class SupportSet:
             if self.fingerprint is not None and not classes:
                 check_enough_classes([])
             self.check(model)
-            if self._snapshot is None or not self._snapshot.is_of(model, classes):
-                self._snapshot = Snapshot(model, classes)
+            if self._snapshot is None or not self._snapshot.is_of(model, classes, self.settings):
+                self._snapshot = Snapshot(model, classes, self.settings)
             return self._snapshot
 
     def _checked_snapshot(self, model, inference_mode: str | None) -> Snapshot:
@@ -409,10 +422,30 @@ class SupportSet:
         Raises:
             ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
         """
-        inference_mode = checked_mode(model, inference_mode)
-        return review_classes(
-            model, self._checked_snapshot(model, inference_mode).enrolled, inference_mode, sources, seed
-        )
+        snapshot = self._checked_snapshot(model, inference_mode)
+        model = with_settings(model, snapshot.settings)
+        return review_classes(model, snapshot.enrolled, checked_mode(model, inference_mode), sources, seed)
+
+    def tune(self, model, sources: Mapping[Any, str] | None = None, seed: int = 0) -> Tuning:
+        """Chooses inference mode, ensemble weight, temperature and alignment by holding clips out; keeps the choice.
+
+        The set uses the choice from then on wherever you give no `inference_mode`, and saves it. Weights, features and
+        the model's configuration stay. The accuracy in the result comes from clips that had no part in the choice. The
+        model's own settings stay if a class has clips of fewer than three videos, or if other settings are not better
+        on these clips.
+
+        Args:
+            sources: As for `review`.
+            seed: Of the rounds.
+
+        Raises:
+            ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
+        """
+        snapshot = self._checked_snapshot(model, None)
+        tuning = tune_classes(model, snapshot.enrolled, sources, seed)
+        with self._lock:
+            self.settings = dict(tuning.settings)
+        return tuning
 
     def check(self, model, processor=None) -> None:
         """Raises `ValueError` when the set was enrolled with another model or, if a processor is given, with other
@@ -446,10 +479,10 @@ class SupportSet:
         `thumbnails=False` leaves out the pictures of the clips.
         """
         with self._lock:
-            fingerprint, classes = self.fingerprint, self.classes
+            fingerprint, classes, settings = self.fingerprint, self.classes, self.settings
         if not classes:
             raise ValueError("No class is enrolled, so there is nothing to save.")
-        write_support_set(Path(save_directory), fingerprint, classes, thumbnails)
+        write_support_set(Path(save_directory), fingerprint, classes, thumbnails, settings)
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | os.PathLike, **hub_options) -> "SupportSet":
@@ -554,13 +587,6 @@ def _with_clips(enrolled: EnrolledClass, clips: list[tuple[str | None, torch.Ten
     support_embeds = new if old is None else torch.cat([old, new])
     thumbnails = [*enrolled.thumbnails, *(picture for _, _, picture in clips)]
     return EnrolledClass(enrolled.class_embeds, names, support_embeds, thumbnails)
-
-
-def _with_rows(enrolled: EnrolledClass, rows: list[int]) -> EnrolledClass:
-    """A copy of a class with some of its clips."""
-    names = [enrolled.clip_names[row] for row in rows]
-    thumbnails = [enrolled.thumbnails[row] for row in rows]
-    return EnrolledClass(enrolled.class_embeds, names, enrolled.support_embeds[rows], thumbnails)
 
 
 def _clip_name(video: Any) -> str | None:

@@ -37,6 +37,7 @@ _NAMES_OF_MODULES = {
     "resnet_clipfsar": ("CLIPResNetModel",),
     "review_clipfsar": ("SupportSetReview",),
     "support_set_clipfsar": ("SupportSet",),
+    "tuning_clipfsar": ("Tuning",),
     "video_clipfsar": ("VideoReadError", "read_video_frames", "sample_frame_indices"),
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names}
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from resnet_clipfsar import CLIPResNetModel
     from review_clipfsar import SupportSetReview
     from support_set_clipfsar import SupportSet
+    from tuning_clipfsar import Tuning
     from video_clipfsar import VideoReadError, read_video_frames, sample_frame_indices
 
 __all__ = [
@@ -111,6 +113,7 @@ __all__ = [
     "SampledVideos",
     "SupportSet",
     "SupportSetReview",
+    "Tuning",
     "VideoEncoder",
     "VideoReadError",
     "VideoSplit",

@@ -51,16 +51,17 @@ MAY_IMPORT = {
     "episodes_clipfsar": set(),
     "explanation_clipfsar": set(),
     "fingerprint_clipfsar": {"backbones_clipfsar", "paths_clipfsar"},
-    "support_set_files_clipfsar": {"limits_clipfsar", "paths_clipfsar"},
+    "support_set_files_clipfsar": {"choices_clipfsar", "limits_clipfsar", "paths_clipfsar"},
     "enrolled_clipfsar": {
         *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "limits_clipfsar", "modeling_clipfsar"),
-        "support_set_files_clipfsar",
+        *("support_set_files_clipfsar", "tuning_clipfsar"),
     },
     "left_out_clipfsar": {"modeling_clipfsar", "support_set_files_clipfsar"},
     "review_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
+    "tuning_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
     "support_set_clipfsar": {
         *("choices_clipfsar", "enrolled_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar"),
-        *("modeling_clipfsar", "review_clipfsar", "support_set_files_clipfsar", "video_clipfsar"),
+        *("modeling_clipfsar", "review_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),

@@ -1,17 +1,20 @@
 """Reviews of support sets: exact leave-one-out, sources of clips, and what the review names."""
 
 import json
+import pickle
 
 import pytest
 import torch
 from tiny_data import random_clip, tiny_model_and_processor
 
+import tuning_clipfsar
 from clipfsar.cli import main as run_command
 from demo.synthetic import TINY_CLIP
 from left_out_clipfsar import hold_out, leave_one_out, source_of, sources_of_clips
 from review_clipfsar import review_classes, wilson_interval
 from support_set_clipfsar import EnrolledClass, SupportSet
 from support_set_files_clipfsar import write_support_set
+from tuning_clipfsar import tune_classes
 
 MODES = ("few_shot", "zero_shot", "ensemble")
 SIZE = 16
@@ -213,3 +216,71 @@ def test_the_command_reviews_a_saved_set(tmp_path, capsys):
     (tmp_path / "sources.csv").write_text("clip\n0.mp4\n")
     assert run_command(["review", *options]) == 1
     assert "sources.csv, line 2 has no source: each row needs clip and source." in capsys.readouterr().err
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------------
+
+
+def misled_set(num_clips: int = 4) -> tuple:
+    """A model that goes by the texts, and a set whose clips are clear but whose texts belong to other classes."""
+    model, processor = tiny_model_and_processor(inference_mode="ensemble")
+    classes = clear_classes(num_clips)
+    texts = [one.class_embeds for one in classes.values()]
+    for one, text in zip(classes.values(), [*texts[1:], texts[0]], strict=True):
+        one.class_embeds = text
+    support_set = SupportSet.from_videos(model, processor, {"a": random_clip(0)})
+    return model, SupportSet(support_set.fingerprint, classes)
+
+
+def test_tuning_leaves_misleading_texts_and_keeps_the_choice(tmp_path):
+    model, support_set = misled_set()
+    clips = torch.cat([one.support_embeds for one in support_set.classes.values()])
+    labels = torch.arange(4).repeat_interleave(4)
+    assert (support_set.classify(model, clips).argmax(-1) == labels).float().mean() < 0.5
+    tuning = support_set.tune(model)
+    assert (tuning.accuracy, tuning.reason) == (100, None)
+    assert tuning.default_accuracy < 50
+    assert support_set.settings == tuning.settings != {}
+    support_set.save_pretrained(tmp_path)
+    for kept in (support_set, SupportSet.from_pretrained(tmp_path), pickle.loads(pickle.dumps(support_set))):
+        assert kept.settings == tuning.settings
+        assert (kept.classify(model, clips).argmax(-1) == labels).all()
+    assert support_set.review(model).inference_mode == tuning.settings.get("inference_mode", "ensemble")
+    assert model.config.inference_mode == "ensemble"
+    assert model.config.ensemble_text_weight == 0.9
+
+
+def test_tuning_declines_with_two_videos_in_a_class():
+    model, support_set = misled_set(num_clips=3)
+    tuning = tune_classes(model, support_set.classes, {("class 2", "0.mp4"): "tape", ("class 2", "1.mp4"): "tape"})
+    assert (tuning.settings, tuning.accuracy) == ({}, None)
+    assert "a choice needs 3 videos in every class, but 'class 2' has clips of 2." in str(tuning)
+
+
+def test_tuning_keeps_settings_that_are_never_wrong(model):
+    tuning = tune_classes(model, clear_classes(num_clips=3))
+    assert tuning.settings == {}
+    assert tuning.accuracy == tuning.default_accuracy == 100
+    assert tuning.reason == "no others answer more held-out clips rightly."
+
+
+def test_the_measured_gain_comes_from_clips_without_part_in_the_choice(model, monkeypatch):
+    seen, choose = [], tuning_clipfsar._choose
+    monkeypatch.setattr(tuning_clipfsar, "_choose", lambda *inputs: seen.append(inputs) or choose(*inputs))
+    classes = random_classes({"boxing": 3, "diving": 3})
+    tune_classes(model, classes)
+    assert [sum(len(one.clip_names) for one in inputs[1].values()) for inputs in seen] == [6, 4, 4, 4]
+    assert all(len(inputs[2]) == sum(len(one.clip_names) for one in inputs[1].values()) for inputs in seen)
+
+
+def test_unsound_settings_of_a_saved_set_are_refused(tmp_path):
+    model, processor = tiny_model_and_processor()
+    support_set = SupportSet.from_videos(model, processor, {"a": random_clip(0), "b": random_clip(1)})
+    for settings, reason in (
+        ({"alignment": "guess"}, "alignment='guess' is not known"),
+        ({"ensemble_temperature": 0}, "ensemble_temperature=0 is no sound setting"),
+        ({"hidden_size": 3}, "its settings name 'hidden_size'"),
+    ):
+        write_support_set(tmp_path, support_set.fingerprint, support_set.classes, settings=settings)
+        with pytest.raises(ValueError, match=reason):
+            SupportSet.from_pretrained(tmp_path)
