@@ -33,6 +33,13 @@ except ImportError:
     from choices_clipfsar import check_finite, check_same_num_frames
 
 try:
+    from .class_texts_clipfsar import average_prompts, check_class_prompts, tokenize_prompts
+except ImportError:
+    if __package__:
+        raise
+    from class_texts_clipfsar import average_prompts, check_class_prompts, tokenize_prompts
+
+try:
     from .enrolled_clipfsar import Snapshot, check_enough_classes, checked_mode, listed
 except ImportError:
     if __package__:
@@ -223,7 +230,7 @@ class SupportSet:
         if self.fingerprint is not None:
             self.check(model, processor)
         check_same_num_frames(model, processor)
-        processor.tokenize_classes([*self.classes, *videos])  # rejects names of the same text before encoding
+        check_class_prompts(processor, [*self.classes, *videos])  # rejects names of the same text before encoding
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
         encoded: dict[str, list] = {name: [] for name in videos}
         errors: list = []
@@ -253,7 +260,7 @@ class SupportSet:
                 self.check(model, processor)  # another thread may have enrolled the first class meanwhile
             classes = dict(self.classes)
             self._check_meanings(encoded)
-            processor.tokenize_classes([*classes, *encoded])
+            check_class_prompts(processor, [*classes, *encoded])
             new_names = [name for name in encoded if name not in classes]
             if new_names:
                 for name, embeds in zip(new_names, encode_class_names(model, processor, new_names).cpu(), strict=True):
@@ -276,7 +283,7 @@ class SupportSet:
             if new_name in others:
                 raise ValueError(f"There is a class {new_name!r} already: choose another name, or remove that class.")
             self._check_meanings([new_name], others)
-            processor.tokenize_classes([*others, new_name])
+            check_class_prompts(processor, [*others, new_name])
             (embeds,) = encode_class_names(model, processor, [new_name]).cpu()
             renamed = replace(renamed, class_embeds=embeds.clone())
             items = self.classes.items()
@@ -560,10 +567,15 @@ def _encode_clips(
 
 
 def encode_class_names(model, processor, class_names: Iterable[str]) -> torch.Tensor:
-    """Text features (N, D) of class names, float32, on the model's device."""
-    tokens = processor.tokenize_classes(list(class_names))
+    """Text features (N, D) of class names, float32, on the model's device. Several prompts of a class are averaged."""
+    names = list(class_names)
+    if hasattr(processor, "class_texts"):
+        tokens, counts = tokenize_prompts(processor, names)
+    else:  # code that an earlier version saved next to a model
+        tokens, counts = processor.tokenize_classes(names), [1] * len(names)
     with evaluating(model):
-        return model.get_class_features(**{name: ids.to(model.device) for name, ids in tokens.items()}).float()
+        embeds = model.get_class_features(**{name: ids.to(model.device) for name, ids in tokens.items()}).float()
+        return torch.stack([average_prompts(own) for own in embeds.split(counts)])
 
 
 def _film_strip(frames: torch.Tensor) -> bytes:

@@ -46,9 +46,10 @@ MAY_IMPORT = {
     "pixels_clipfsar": {"limits_clipfsar"},
     "processing_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "frame_archive_clipfsar", "pixels_clipfsar", "video_clipfsar"),
-        *("backbones_clipfsar", "limits_clipfsar", "paths_clipfsar"),
+        *("backbones_clipfsar", "class_texts_clipfsar", "limits_clipfsar"),
     },
-    "episodes_clipfsar": set(),
+    "class_texts_clipfsar": {"paths_clipfsar"},
+    "episodes_clipfsar": {"class_texts_clipfsar"},
     "explanation_clipfsar": set(),
     "fingerprint_clipfsar": {"backbones_clipfsar", "paths_clipfsar"},
     "support_set_files_clipfsar": {"choices_clipfsar", "limits_clipfsar", "paths_clipfsar"},
@@ -60,8 +61,9 @@ MAY_IMPORT = {
     "review_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
     "tuning_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
     "support_set_clipfsar": {
-        *("choices_clipfsar", "enrolled_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar"),
-        *("modeling_clipfsar", "review_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar", "video_clipfsar"),
+        *("choices_clipfsar", "class_texts_clipfsar", "enrolled_clipfsar", "explanation_clipfsar"),
+        *("fingerprint_clipfsar", "modeling_clipfsar", "review_clipfsar", "support_set_files_clipfsar"),
+        *("tuning_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),

@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from choices_clipfsar import INFERENCE_MODES, check_finite, check_finite_weights
+from class_texts_clipfsar import check_class_prompts
 from clipfsar.data.splits import load_video_splits
+from clipfsar.data.tables import read_class_texts
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.encoding import VideoEncoder
@@ -141,7 +143,7 @@ class Evaluation:
         videos = encoder
         encoder = videos.encoder if isinstance(videos, FeatureStore) else videos
         split = self.split
-        encoder.processor.tokenize_classes(split.class_names)  # rejects names of equal text before any encoding
+        check_class_prompts(encoder.processor, split.class_names)  # rejects names of equal text before any encoding
         video_embeds = videos.encode(split, description=f"encoding {split.name} videos")
         if not encoder.accelerator.is_main_process:
             return None
@@ -224,6 +226,8 @@ def _encoder(
     model, processor = machines_first(accelerator, lambda: load_model(name, arguments.dtype, **settings))
     model.to(accelerator.device)
     processor.seconds_per_video = arguments.seconds_per_video
+    if arguments.class_texts is not None:
+        processor.class_texts = read_class_texts(arguments.class_texts)
     cost = (arguments.batch_size, arguments.num_workers, arguments.seed)
     encoder = VideoEncoder(model, processor, accelerator, *cost)
     if arguments.feature_store is None:

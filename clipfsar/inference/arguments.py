@@ -9,6 +9,10 @@ from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
 
 DTYPE_CHOICES = ("auto", *DTYPES)
+CLASS_TEXTS_HELP = (
+    "JSON file of texts in place of the prompt, {class name: text or list of texts}; several texts of a class are "
+    'averaged. "*" is for all other classes, with {} for the name.'
+)
 DTYPE_HELP = "Precision of the model. auto: as saved. int8 quantizes the visual tower's linear layers, on a CPU."
 
 
@@ -50,6 +54,7 @@ class PredictArguments:
         aliases=["inference_modes"],
     )
     top_k: int = option(5, "Classes shown per video.")
+    class_texts: str | None = option(None, CLASS_TEXTS_HELP)
     seconds_per_video: float = option(
         SECONDS_PER_VIDEO, "Time limit for reading a video. A slower video counts as unreadable."
     )
@@ -111,6 +116,7 @@ class PredictArguments:
         """Raises `FileNotFoundError` for missing files. Missing queries raise it only if all of them are missing."""
         check_path("model", self.model)  # paths of this machine first, the Hub last
         check_path("labels_file", self.labels_file, is_local=True)
+        check_path("class_texts", self.class_texts, is_local=True)
         check_source(
             "support_set", self.support_set, remedy="Give a folder EXAMPLES/CLASS/clips, or a saved support set."
         )
@@ -155,6 +161,7 @@ class ReviewArguments:
     save_support_set: str | None = option(
         None, "Folder to save the encoded classes in; later runs read it with --support_set."
     )
+    class_texts: str | None = option(None, CLASS_TEXTS_HELP)
     skip_unreadable: bool = option(False, "Leave out unreadable example clips, with a warning.")
     batch_size: int = option(8, "Videos per forward pass.")
     device: str | None = option(None, "cpu, cuda, ...; default: a GPU if available.")
@@ -171,6 +178,7 @@ class ReviewArguments:
         """Raises `FileNotFoundError` for missing files."""
         check_path("model", self.model)  # paths of this machine first, the Hub last
         check_path("sources", self.sources, is_local=True)
+        check_path("class_texts", self.class_texts, is_local=True)
         check_source(
             "support_set", self.support_set, remedy="Give a folder EXAMPLES/CLASS/clips, or a saved support set."
         )
@@ -218,4 +226,4 @@ class ExportArguments:
         self.model = find_model("model", self.model)
 
 
-__all__ = ["DTYPE_CHOICES", "DTYPE_HELP", "ExportArguments", "PredictArguments", "ReviewArguments"]
+__all__ = ["CLASS_TEXTS_HELP", "DTYPE_CHOICES", "DTYPE_HELP", "ExportArguments", "PredictArguments", "ReviewArguments"]

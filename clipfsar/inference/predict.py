@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.data.clips import LeftOut, class_folders, find_clips
-from clipfsar.data.tables import csv_text, read_text
+from clipfsar.data.tables import csv_text, read_class_texts, read_text
 from clipfsar.inference.arguments import PredictArguments
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.inference.windows import classify_windows, encode_windows
@@ -93,6 +93,8 @@ class Prediction:
             check_output_file(Path(folder) / SUPPORT_SET_NAME)
         model, processor = load_model(arguments.model, arguments.dtype)
         processor.seconds_per_video = arguments.seconds_per_video
+        if arguments.class_texts is not None:
+            processor.class_texts = read_class_texts(arguments.class_texts)
         device = "cpu" if arguments.dtype == "int8" else usable_device(arguments.device)
         self.pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)
         self.candidate_labels = None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from clipfsar.data.tables import read_rows
+from clipfsar.data.tables import read_class_texts, read_rows
 from clipfsar.inference.arguments import ReviewArguments
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.inference.predict import load_support_set, write_output
@@ -41,6 +41,8 @@ def main(arguments: ReviewArguments) -> None:
         check_output_file(path)
     sources = None if arguments.sources is None else read_sources(Path(arguments.sources).expanduser())
     model, processor = load_model(arguments.model, arguments.dtype)
+    if arguments.class_texts is not None:
+        processor.class_texts = read_class_texts(arguments.class_texts)
     device = "cpu" if arguments.dtype == "int8" else usable_device(arguments.device)
     FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)  # moves the model
     support_set = load_support_set(model, processor, arguments)
