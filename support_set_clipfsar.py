@@ -89,6 +89,13 @@ except ImportError:
     from review_clipfsar import SupportSetReview, review_classes
 
 try:
+    from .suggestion_clipfsar import Suggestion, suggest_clips
+except ImportError:
+    if __package__:
+        raise
+    from suggestion_clipfsar import Suggestion, suggest_clips
+
+try:
     from .support_set_files_clipfsar import (
         SUPPORT_SET_NAME,
         SUPPORT_SET_WEIGHTS_NAME,
@@ -453,6 +460,37 @@ class SupportSet:
         with self._lock:
             self.settings = dict(tuning.settings)
         return tuning
+
+    def suggest(
+        self,
+        model,
+        pool_embeds: torch.Tensor,
+        k: int,
+        strategy: str = "typicality",
+        inference_mode: str | None = None,
+        seed: int = 0,
+    ) -> list[Suggestion]:
+        """The `k` clips of an unlabelled pool to label next, with the classes that they are taken for now.
+
+        Args:
+            pool_embeds: Frame features of the pool (from `model.get_video_features`), (P, T, D).
+            strategy: `"margin"` takes clips whose two best classes are nearest to each other, `"coverage"` clips least
+                like any enrolled or suggested one, `"typicality"` the most typical clip of each of `k` clusters, and
+                `"random"` any.
+            seed: Breaks ties, and draws the random clips.
+
+        Raises:
+            ValueError: As `classify`, for an unknown strategy, and for a pool of fewer than `k` clips.
+        """
+        snapshot = self._checked_snapshot(model, inference_mode)
+        return suggest_clips(
+            lambda embeds: snapshot.classify(model, embeds, inference_mode),
+            snapshot.enrolled,
+            pool_embeds,
+            k,
+            strategy,
+            seed,
+        )
 
     def check(self, model, processor=None) -> None:
         """Raises `ValueError` when the set was enrolled with another model or, if a processor is given, with other

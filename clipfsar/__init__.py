@@ -36,6 +36,7 @@ _NAMES_OF_MODULES = {
     "processing_clipfsar": ("CLIPFSARProcessor", "SampledVideos"),
     "resnet_clipfsar": ("CLIPResNetModel",),
     "review_clipfsar": ("SupportSetReview",),
+    "suggestion_clipfsar": ("Suggestion",),
     "support_set_clipfsar": ("SupportSet",),
     "tuning_clipfsar": ("Tuning",),
     "video_clipfsar": ("VideoReadError", "read_video_frames", "sample_frame_indices"),
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from processing_clipfsar import CLIPFSARProcessor, SampledVideos
     from resnet_clipfsar import CLIPResNetModel
     from review_clipfsar import SupportSetReview
+    from suggestion_clipfsar import Suggestion
     from support_set_clipfsar import SupportSet
     from tuning_clipfsar import Tuning
     from video_clipfsar import VideoReadError, read_video_frames, sample_frame_indices
@@ -111,6 +113,7 @@ __all__ = [
     "FewShotVideoClassificationPipeline",
     "Protocol",
     "SampledVideos",
+    "Suggestion",
     "SupportSet",
     "SupportSetReview",
     "Tuning",

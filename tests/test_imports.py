@@ -59,11 +59,12 @@ MAY_IMPORT = {
     },
     "left_out_clipfsar": {"modeling_clipfsar", "support_set_files_clipfsar"},
     "review_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
+    "suggestion_clipfsar": {"choices_clipfsar", "support_set_files_clipfsar"},
     "tuning_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
     "support_set_clipfsar": {
         *("choices_clipfsar", "class_texts_clipfsar", "enrolled_clipfsar", "explanation_clipfsar"),
-        *("fingerprint_clipfsar", "modeling_clipfsar", "review_clipfsar", "support_set_files_clipfsar"),
-        *("tuning_clipfsar", "video_clipfsar"),
+        *("fingerprint_clipfsar", "modeling_clipfsar", "review_clipfsar", "suggestion_clipfsar"),
+        *("support_set_files_clipfsar", "tuning_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),

@@ -12,6 +12,7 @@ from clipfsar.cli import main as run_command
 from demo.synthetic import TINY_CLIP
 from left_out_clipfsar import hold_out, leave_one_out, source_of, sources_of_clips
 from review_clipfsar import review_classes, wilson_interval
+from suggestion_clipfsar import suggest_clips
 from support_set_clipfsar import EnrolledClass, SupportSet
 from support_set_files_clipfsar import write_support_set
 from tuning_clipfsar import tune_classes
@@ -284,3 +285,59 @@ def test_unsound_settings_of_a_saved_set_are_refused(tmp_path):
         write_support_set(tmp_path, support_set.fingerprint, support_set.classes, settings=settings)
         with pytest.raises(ValueError, match=reason):
             SupportSet.from_pretrained(tmp_path)
+
+
+# --- suggestions ------------------------------------------------------------------------------------------------------
+
+
+def suggested(
+    strategy: str, pool: torch.Tensor, k: int, logits: torch.Tensor | None = None, seed: int = 0
+) -> list[int]:
+    classes = clear_classes(num_clips=1, num_classes=2)
+    logits = torch.zeros(len(pool), 2) if logits is None else logits
+    return [one.index for one in suggest_clips(lambda _: logits, classes, pool, k, strategy, seed)]
+
+
+def around(axes: list[int], counts: list[int]) -> torch.Tensor:
+    """Clips near unit vectors, (sum of counts, 4, SIZE); the first of each is exactly there."""
+    generator = torch.Generator().manual_seed(0)
+    clips = []
+    for axis, count in zip(axes, counts, strict=True):
+        noise = 0.1 * torch.randn(count, 4, SIZE, generator=generator)
+        noise[0] = 0
+        clips.append(torch.eye(SIZE)[axis] + noise)
+    return torch.cat(clips)
+
+
+def test_margin_suggests_clips_between_two_classes():
+    logits = torch.tensor([[3.0, 0.0], [0.1, 0.0], [0.0, 5.0], [0.0, 0.3]])
+    assert suggested("margin", around([0], [4]), 2, logits) == [1, 3]
+
+
+def test_coverage_suggests_what_is_unlike_enrolled_and_suggested_clips():
+    pool = around([0, 1, 8, 9], [2, 2, 2, 2])  # classes lie near axes 0 and 1
+    chosen = suggested("coverage", pool, 2)
+    assert {row // 2 for row in chosen} == {2, 3}
+
+
+def test_typicality_suggests_the_middle_of_each_cluster():
+    assert sorted(suggested("typicality", around([4, 5, 6], [6, 8, 7]), 3)) == [0, 6, 14]
+
+
+def test_ties_are_broken_by_the_seed():
+    pool = around([0], [30])
+    for strategy in ("margin", "random"):
+        draws = [tuple(suggested(strategy, pool, 3, seed=seed)) for seed in (0, 0, 1)]
+        assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_set_suggests_with_its_own_answers_and_refuses_a_small_pool():
+    model, processor = tiny_model_and_processor()
+    support_set = SupportSet.from_videos(model, processor, {"a": random_clip(0), "b": random_clip(1)})
+    pool = torch.cat([one.support_embeds for one in support_set.classes.values()])
+    answers = {one.index: one.label for one in support_set.suggest(model, pool, 2)}
+    assert answers == {0: "a", 1: "b"}
+    with pytest.raises(ValueError, match="of at least k=3 clips are needed: give more clips, or a smaller k"):
+        support_set.suggest(model, pool, 3)
+    with pytest.raises(ValueError, match="strategy='best' is not known"):
+        support_set.suggest(model, pool, 1, "best")
