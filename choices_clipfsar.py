@@ -136,6 +136,21 @@ def _check_template(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} has no place for the class name: write {{}} where the name belongs.")
 
 
+def _check_class_texts(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}={value!r} must be {{class name: text or list of texts}}.")
+    for class_name, texts in value.items():
+        listed = [texts] if isinstance(texts, str) else texts
+        if not isinstance(listed, (list, tuple)) or not listed:
+            raise ValueError(f"{name} of {class_name!r} is {texts!r}: give a text or a list of texts.")
+        if not all(isinstance(text, str) and text.strip() for text in (class_name, *listed)):
+            raise ValueError(
+                f"{name} of {class_name!r} is {texts!r}: names and texts must be strings that are not blank."
+            )
+        if class_name == "*" and not all("{}" in text for text in listed):
+            raise ValueError(f"{name} of '*' is {texts!r}: write {{}} where the name belongs, in each text.")
+
+
 def _check_threads(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) <= 1024:
         raise ValueError(f"{name}={value!r} must be a whole number up to 1024; 0 lets the decoder choose.")
@@ -165,6 +180,7 @@ PROCESSOR_CHECKS = {
     "num_threads": _check_threads,
     "query_augmentation": _one_of(QUERY_AUGMENTATIONS),
     "prompt_length": _or_none(_at_most(MAX_FRAMES)),
+    "class_texts": _or_none(_check_class_texts),
     "seconds_per_video": _or_none(_check_positive),
 }
 

@@ -7,6 +7,7 @@ while another one adds or removes classes. Letters in shapes are those of `Suppo
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,13 @@ except ImportError:
         raise
     from support_set_files_clipfsar import EnrolledClass
 
+try:
+    from .tuning_clipfsar import with_settings
+except ImportError:
+    if __package__:
+        raise
+    from tuning_clipfsar import with_settings
+
 CLASSES_AT_ONCE = 256  # bounds the memory of prototypes and distances, whatever the number of classes
 PAIRS_AT_ONCE_ON_CPU = 2**12  # pairs of videos whose frame distances fit a processor's cache
 PAIRS_AT_ONCE = 2**16  # on other devices
@@ -94,6 +102,7 @@ class Snapshot:
     Args:
         model: The model that makes the prototypes. Give every method the same one.
         classes: At least one class, each with clips.
+        settings: Of the model's configuration, in place of its own: see `SupportSet.tune`.
 
     Attributes:
         class_names: N names, in the order of the logits.
@@ -103,12 +112,14 @@ class Snapshot:
             clips and not padding (1, N, K), or None if all are. Otherwise None.
     """
 
-    def __init__(self, model, classes: Mapping[str, EnrolledClass]):
+    def __init__(self, model, classes: Mapping[str, EnrolledClass], settings: Mapping[str, Any] | None = None):
+        self.settings = dict(settings or {})
         self._identity = _identity_of(model, classes)
         self.class_names = list(classes)
         self._enrolled = [replace(one) for one in classes.values()]
         self._counts = torch.tensor([len(one.clip_names) for one in self._enrolled])
         self.class_embeds = torch.stack([one.class_embeds for one in self._enrolled]).to(model.device)
+        model = with_settings(model, self.settings)
         self.prototypes = torch.cat([self._prototypes_of(model, classes) for classes in self._pieces()])
         self.shots = self._encoded_shots(model) if model.keeps_shots else None
         self._novelties: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -156,14 +167,20 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self.class_names)
 
-    def is_of(self, model, classes: Mapping[str, EnrolledClass]) -> bool:
+    @property
+    def enrolled(self) -> dict[str, EnrolledClass]:
+        """The classes by name. Do not change them."""
+        return dict(zip(self.class_names, self._enrolled, strict=True))
+
+    def is_of(self, model, classes: Mapping[str, EnrolledClass], settings: Mapping[str, Any] | None = None) -> bool:
         """Whether a snapshot made now would be the same: no class, clip, weight or setting has changed."""
-        return _same(self._identity, _identity_of(model, classes))
+        return self.settings == (settings or {}) and _same(self._identity, _identity_of(model, classes))
 
     # Classifying
 
     def classify(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
         """See `SupportSet.classify`."""
+        model = with_settings(model, self.settings)
         inference_mode = self._checked_mode(model, inference_mode)
         distances, text_logits = self.compare(model, query_embeds)
         logits = model.get_logits(distances, text_logits, inference_mode)
@@ -177,6 +194,7 @@ class Snapshot:
 
     def compare(self, model, query_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
+        model = with_settings(model, self.settings)
         query_embeds = query_embeds.to(model.device)
         with evaluating(model):
             query_states = model.get_query_states(query_embeds)
@@ -190,6 +208,7 @@ class Snapshot:
 
     def score_unknown(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
         """See `SupportSet.score_unknown`."""
+        model = with_settings(model, self.settings)
         inference_mode = self._checked_mode(model, inference_mode)
         distances, text_logits = self.compare(model, query_embeds)
         weights, offset = self._calibration(model, inference_mode)
@@ -285,6 +304,7 @@ class Snapshot:
         self, model, query_embeds: torch.Tensor, inference_mode: str | None = None, detect_unknown: bool = False
     ) -> Explanation:
         """See `SupportSet.explain`."""
+        model = with_settings(model, self.settings)
         inference_mode = self._checked_mode(model, inference_mode)
         query_embeds = query_embeds.to(model.device)
         nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self._enrolled]

@@ -13,6 +13,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
+try:
+    from .class_texts_clipfsar import has_several_prompts
+except ImportError:
+    if __package__:
+        raise
+    from class_texts_clipfsar import has_several_prompts
+
 
 @dataclass(frozen=True)
 class EpisodeRows:
@@ -189,7 +196,9 @@ class EpisodeCollator:
 
     def __call__(self, episodes: list[dict]) -> dict[str, torch.Tensor]:
         """Returns `support_pixel_values` (B, S, T, C, H, W), `support_labels` (B, S), `query_pixel_values`, `labels`,
-        `class_input_ids` (B, N, L), `class_attention_mask`, and the base labels, all for `CLIPFSARModel.forward`."""
+        `class_input_ids` (B, N, L), `class_attention_mask`, and the base labels, all for `CLIPFSARModel.forward`.
+
+        If classes have several texts, there are no tokens: give the model `base_class_embeds`."""
         ways = sorted({len(episode["class_names"]) for episode in episodes})
         if len(ways) != 1:
             raise ValueError(f"Episodes of {ways} classes cannot share a batch: use one n_way.")
@@ -211,7 +220,8 @@ class EpisodeCollator:
         for name in ("support_labels", "support_base_labels", "labels", "query_base_labels"):
             batch[name] = _pad([torch.tensor(episode[name]) for episode in episodes], -1)
         names = [name for episode in episodes for name in episode["class_names"]]
-        for name, tokens in self._tokenize(names, ways[0]).items():
+        tokens_by_name = {} if has_several_prompts(self.processor, names) else self._tokenize(names, ways[0])
+        for name, tokens in tokens_by_name.items():
             batch[f"class_{name}"] = tokens.unflatten(0, (len(episodes), ways[0]))
         return batch
 

@@ -109,6 +109,8 @@ def fingerprint_of(model, processor=None) -> dict:
     if processor is not None:
         settings = preprocessing_settings(processor)
         fingerprint["preprocessing"] = {**settings, "prompt_template": processor.prompt_template}
+        if getattr(processor, "class_texts", None) is not None:  # sets of earlier versions do not name it
+            fingerprint["preprocessing"]["class_texts"] = json.loads(json.dumps(processor.class_texts))
     return fingerprint
 
 

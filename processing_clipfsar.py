@@ -18,6 +18,13 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessorMixin, TextKwargs
 
 try:
+    from .class_texts_clipfsar import check_single_prompts, tokenize_prompts
+except ImportError:
+    if __package__:
+        raise
+    from class_texts_clipfsar import check_single_prompts, tokenize_prompts
+
+try:
     from .backbones_clipfsar import fit_to_plain_checkpoint
 except ImportError:
     if __package__:
@@ -66,13 +73,6 @@ except ImportError:
     if __package__:
         raise
     from limits_clipfsar import UnreadableError
-
-try:
-    from .paths_clipfsar import check_class_texts
-except ImportError:
-    if __package__:
-        raise
-    from paths_clipfsar import check_class_texts
 
 try:
     from .pixels_clipfsar import (
@@ -154,6 +154,7 @@ class CLIPFSARProcessor(ProcessorMixin):
 
     - `num_frames`: T, frames per video.
     - `prompt_template`: the sentence around a class name, with `{}` for the name. Underscores in names become spaces.
+    - `class_texts`: texts in place of it, `{class name: text or list of texts}`; `"*"` is for all other classes.
     - `frame_sampling`, `sampling_rate`, `target_fps`: see `sample_frame_indices`.
     - `preprocessing`: `"clip"` follows the settings of `image_processor` (shortest side, antialiased bicubic, crop);
       `"official"` is the preprocessing of the published numbers: squash to 8/7 of the crop size (256 for 224) without
@@ -187,6 +188,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         query_augmentation="none",
         prompt_length=None,
         seconds_per_video=SECONDS_PER_VIDEO,
+        class_texts=None,
     ):
         check_image_settings(image_processor)
         self.num_frames = num_frames
@@ -200,6 +202,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         self.query_augmentation = query_augmentation
         self.prompt_length = prompt_length
         self.seconds_per_video = seconds_per_video
+        self.class_texts = class_texts
         super().__init__(image_processor, tokenizer)
 
     def __setattr__(self, name, value):
@@ -410,22 +413,12 @@ class CLIPFSARProcessor(ProcessorMixin):
 
         Underscores become spaces ("brush_hair" -> "a photo of brush hair"). Prompts are padded to the longest and cut
         at the tokenizer's `model_max_length`, or have `prompt_length` tokens. A name may appear twice. Different names
-        with the same tokens raise a `ValueError`. `n_way`: names per episode; only names of one episode are compared.
+        with the same tokens, and classes with several prompts, raise a `ValueError`. `n_way`: names per episode; only
+        names of one episode are compared.
         """
         names = _check_class_names(class_names, unique=False)
-        prompts = [self.prompt_template.replace("{}", name.replace("_", " ")) for name in names]
-        # a tokenizer without a limit has 1e30 here, and warns if it is told to truncate
-        has_limit = self.prompt_length is not None or self.tokenizer.model_max_length < 1_000_000
-        tokens = self.tokenizer(
-            prompts,
-            padding=True if self.prompt_length is None else "max_length",
-            truncation=has_limit,
-            max_length=self.prompt_length,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        check_class_texts(names, tokens["input_ids"].tolist(), n_way)
-        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        check_single_prompts(self, names)
+        return tokenize_prompts(self, names, n_way)[0]
 
     def post_process_video_classification(
         self, outputs: Any, class_names: Sequence[str], top_k: int | None = None
@@ -536,6 +529,7 @@ _SETTINGS = (
     "query_augmentation",
     "prompt_length",
     "seconds_per_video",
+    "class_texts",
 )
 _CALL = set(inspect.signature(CLIPFSARProcessor.__call__).parameters) - {"self", "unknown"}
 # Other keywords of `from_pretrained`: those of transformers, and settings of image processor and tokenizer.

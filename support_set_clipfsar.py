@@ -33,6 +33,13 @@ except ImportError:
     from choices_clipfsar import check_finite, check_same_num_frames
 
 try:
+    from .class_texts_clipfsar import average_prompts, check_class_prompts, tokenize_prompts
+except ImportError:
+    if __package__:
+        raise
+    from class_texts_clipfsar import average_prompts, check_class_prompts, tokenize_prompts
+
+try:
     from .enrolled_clipfsar import Snapshot, check_enough_classes, checked_mode, listed
 except ImportError:
     if __package__:
@@ -75,6 +82,20 @@ except ImportError:
     from modeling_clipfsar import evaluating
 
 try:
+    from .review_clipfsar import SupportSetReview, review_classes
+except ImportError:
+    if __package__:
+        raise
+    from review_clipfsar import SupportSetReview, review_classes
+
+try:
+    from .suggestion_clipfsar import Suggestion, suggest_clips
+except ImportError:
+    if __package__:
+        raise
+    from suggestion_clipfsar import Suggestion, suggest_clips
+
+try:
     from .support_set_files_clipfsar import (
         SUPPORT_SET_NAME,
         SUPPORT_SET_WEIGHTS_NAME,
@@ -94,6 +115,13 @@ except ImportError:
         read_support_set,
         write_support_set,
     )
+
+try:
+    from .tuning_clipfsar import Tuning, tune_classes, with_settings
+except ImportError:
+    if __package__:
+        raise
+    from tuning_clipfsar import Tuning, tune_classes, with_settings
 
 try:
     from .video_clipfsar import as_video_list
@@ -134,14 +162,20 @@ class SupportSet:
     replaces `classes` and does not modify it in place.
     """
 
-    def __init__(self, fingerprint: dict | None = None, classes: Mapping[str, EnrolledClass] | None = None):
+    def __init__(
+        self,
+        fingerprint: dict | None = None,
+        classes: Mapping[str, EnrolledClass] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
         self.fingerprint = fingerprint
         self.classes = dict(classes or {})
+        self.settings = dict(settings or {})  # of the model's configuration, see `tune`
         self._snapshot: Snapshot | None = None  # the last one
         self._lock = threading.RLock()  # held while the set changes or a snapshot is made
 
     def __getstate__(self) -> dict:
-        return {"fingerprint": self.fingerprint, "classes": self.classes}
+        return {"fingerprint": self.fingerprint, "classes": self.classes, "settings": self.settings}
 
     def __setstate__(self, state: dict) -> None:
         type(self).__init__(self, **state)
@@ -203,7 +237,7 @@ class SupportSet:
         if self.fingerprint is not None:
             self.check(model, processor)
         check_same_num_frames(model, processor)
-        processor.tokenize_classes([*self.classes, *videos])  # rejects names of the same text before encoding
+        check_class_prompts(processor, [*self.classes, *videos])  # rejects names of the same text before encoding
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
         encoded: dict[str, list] = {name: [] for name in videos}
         errors: list = []
@@ -233,7 +267,7 @@ class SupportSet:
                 self.check(model, processor)  # another thread may have enrolled the first class meanwhile
             classes = dict(self.classes)
             self._check_meanings(encoded)
-            processor.tokenize_classes([*classes, *encoded])
+            check_class_prompts(processor, [*classes, *encoded])
             new_names = [name for name in encoded if name not in classes]
             if new_names:
                 for name, embeds in zip(new_names, encode_class_names(model, processor, new_names).cpu(), strict=True):
@@ -256,7 +290,7 @@ class SupportSet:
             if new_name in others:
                 raise ValueError(f"There is a class {new_name!r} already: choose another name, or remove that class.")
             self._check_meanings([new_name], others)
-            processor.tokenize_classes([*others, new_name])
+            check_class_prompts(processor, [*others, new_name])
             (embeds,) = encode_class_names(model, processor, [new_name]).cpu()
             renamed = replace(renamed, class_embeds=embeds.clone())
             items = self.classes.items()
@@ -286,7 +320,7 @@ class SupportSet:
                 )
             position = names.index(clip) if isinstance(clip, str) else clip
             kept = [row for row in range(len(names)) if row != position]
-            self.classes = self.classes | {class_name: _with_rows(enrolled, kept)}
+            self.classes = self.classes | {class_name: enrolled.with_rows(kept)}
 
     def _class(self, class_name: str) -> EnrolledClass:
         if class_name not in self.classes:
@@ -328,8 +362,8 @@ class SupportSet:
             if self.fingerprint is not None and not classes:
                 check_enough_classes([])
             self.check(model)
-            if self._snapshot is None or not self._snapshot.is_of(model, classes):
-                self._snapshot = Snapshot(model, classes)
+            if self._snapshot is None or not self._snapshot.is_of(model, classes, self.settings):
+                self._snapshot = Snapshot(model, classes, self.settings)
             return self._snapshot
 
     def _checked_snapshot(self, model, inference_mode: str | None) -> Snapshot:
@@ -382,6 +416,82 @@ class SupportSet:
         snapshot = self._checked_snapshot(model, inference_mode)
         return snapshot.explain(model, query_embeds, inference_mode, detect_unknown)
 
+    # Improving
+
+    def review(
+        self, model, inference_mode: str | None = None, sources: Mapping[Any, str] | None = None, seed: int = 0
+    ) -> SupportSetReview:
+        """Judges the enrolled clips by leaving them out: expected accuracy, suspect labels, doubles, similar classes.
+
+        Nothing is encoded anew. Clips that were cut from one video are left out together, so that they do not flatter
+        the accuracy.
+
+        Args:
+            inference_mode: `"few_shot"`, `"zero_shot"` or `"ensemble"`; by default the model's.
+            sources: The video that each clip was cut from, `{clip name: source}` or
+                `{(class name, clip name): source}`. By default clip names tell, see `left_out_clipfsar.source_of`;
+                `{}` counts every clip as a video of its own.
+            seed: Of the rounds that are averaged.
+
+        Raises:
+            ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
+        """
+        snapshot = self._checked_snapshot(model, inference_mode)
+        model = with_settings(model, snapshot.settings)
+        return review_classes(model, snapshot.enrolled, checked_mode(model, inference_mode), sources, seed)
+
+    def tune(self, model, sources: Mapping[Any, str] | None = None, seed: int = 0) -> Tuning:
+        """Chooses inference mode, ensemble weight, temperature and alignment by holding clips out; keeps the choice.
+
+        The set uses the choice from then on wherever you give no `inference_mode`, and saves it. Weights, features and
+        the model's configuration stay. The accuracy in the result comes from clips that had no part in the choice. The
+        model's own settings stay if a class has clips of fewer than three videos, or if other settings are not better
+        on these clips.
+
+        Args:
+            sources: As for `review`.
+            seed: Of the rounds.
+
+        Raises:
+            ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
+        """
+        snapshot = self._checked_snapshot(model, None)
+        tuning = tune_classes(model, snapshot.enrolled, sources, seed)
+        with self._lock:
+            self.settings = dict(tuning.settings)
+        return tuning
+
+    def suggest(
+        self,
+        model,
+        pool_embeds: torch.Tensor,
+        k: int,
+        strategy: str = "typicality",
+        inference_mode: str | None = None,
+        seed: int = 0,
+    ) -> list[Suggestion]:
+        """The `k` clips of an unlabelled pool to label next, with the classes that they are taken for now.
+
+        Args:
+            pool_embeds: Frame features of the pool (from `model.get_video_features`), (P, T, D).
+            strategy: `"margin"` takes clips whose two best classes are nearest to each other, `"coverage"` clips least
+                like any enrolled or suggested one, `"typicality"` the most typical clip of each of `k` clusters, and
+                `"random"` any.
+            seed: Breaks ties, and draws the random clips.
+
+        Raises:
+            ValueError: As `classify`, for an unknown strategy, and for a pool of fewer than `k` clips.
+        """
+        snapshot = self._checked_snapshot(model, inference_mode)
+        return suggest_clips(
+            lambda embeds: snapshot.classify(model, embeds, inference_mode),
+            snapshot.enrolled,
+            pool_embeds,
+            k,
+            strategy,
+            seed,
+        )
+
     def check(self, model, processor=None) -> None:
         """Raises `ValueError` when the set was enrolled with another model or, if a processor is given, with other
         preprocessing. The message names both sides."""
@@ -414,10 +524,10 @@ class SupportSet:
         `thumbnails=False` leaves out the pictures of the clips.
         """
         with self._lock:
-            fingerprint, classes = self.fingerprint, self.classes
+            fingerprint, classes, settings = self.fingerprint, self.classes, self.settings
         if not classes:
             raise ValueError("No class is enrolled, so there is nothing to save.")
-        write_support_set(Path(save_directory), fingerprint, classes, thumbnails)
+        write_support_set(Path(save_directory), fingerprint, classes, thumbnails, settings)
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | os.PathLike, **hub_options) -> "SupportSet":
@@ -495,10 +605,15 @@ def _encode_clips(
 
 
 def encode_class_names(model, processor, class_names: Iterable[str]) -> torch.Tensor:
-    """Text features (N, D) of class names, float32, on the model's device."""
-    tokens = processor.tokenize_classes(list(class_names))
+    """Text features (N, D) of class names, float32, on the model's device. Several prompts of a class are averaged."""
+    names = list(class_names)
+    if hasattr(processor, "class_texts"):
+        tokens, counts = tokenize_prompts(processor, names)
+    else:  # code that an earlier version saved next to a model
+        tokens, counts = processor.tokenize_classes(names), [1] * len(names)
     with evaluating(model):
-        return model.get_class_features(**{name: ids.to(model.device) for name, ids in tokens.items()}).float()
+        embeds = model.get_class_features(**{name: ids.to(model.device) for name, ids in tokens.items()}).float()
+        return torch.stack([average_prompts(own) for own in embeds.split(counts)])
 
 
 def _film_strip(frames: torch.Tensor) -> bytes:
@@ -522,13 +637,6 @@ def _with_clips(enrolled: EnrolledClass, clips: list[tuple[str | None, torch.Ten
     support_embeds = new if old is None else torch.cat([old, new])
     thumbnails = [*enrolled.thumbnails, *(picture for _, _, picture in clips)]
     return EnrolledClass(enrolled.class_embeds, names, support_embeds, thumbnails)
-
-
-def _with_rows(enrolled: EnrolledClass, rows: list[int]) -> EnrolledClass:
-    """A copy of a class with some of its clips."""
-    names = [enrolled.clip_names[row] for row in rows]
-    thumbnails = [enrolled.thumbnails[row] for row in rows]
-    return EnrolledClass(enrolled.class_embeds, names, enrolled.support_embeds[rows], thumbnails)
 
 
 def _clip_name(video: Any) -> str | None:

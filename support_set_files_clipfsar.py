@@ -17,6 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 try:
+    from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, is_number, own_alignments
+except ImportError:
+    if __package__:
+        raise
+    from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, is_number, own_alignments
+
+try:
     from .limits_clipfsar import UnreadableError, check_limit, check_regular_file, read_file
 except ImportError:
     if __package__:
@@ -33,6 +40,8 @@ except ImportError:
 SUPPORT_SET_NAME = "support_set.json"
 SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
 _FORMAT = 1
+# What a support set may override of its model's configuration, after `SupportSet.tune`.
+TUNED_SETTINGS = ("inference_mode", "alignment", "ensemble_text_weight", "ensemble_temperature")
 _DIGEST = "sha256_of_description"  # version 0.1 wrote none
 
 
@@ -52,6 +61,12 @@ class EnrolledClass:
     support_embeds: torch.Tensor | None = None
     thumbnails: list[bytes] = field(default_factory=list)
 
+    def with_rows(self, rows: list[int]) -> "EnrolledClass":
+        """A copy with some of the clips."""
+        names, thumbnails = ([values[row] for row in rows] for values in (self.clip_names, self.thumbnails))
+        embeds = self.support_embeds
+        return EnrolledClass(self.class_embeds, names, None if embeds is None else embeds[rows], thumbnails)
+
 
 class _DamagedError(Exception):
     """What is wrong with a support set; the final message adds its location."""
@@ -63,9 +78,13 @@ def meaning(class_name: str) -> str:
 
 
 def write_support_set(
-    folder: Path, fingerprint: dict, classes: Mapping[str, EnrolledClass], thumbnails: bool = True
+    folder: Path,
+    fingerprint: dict,
+    classes: Mapping[str, EnrolledClass],
+    thumbnails: bool = True,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes both files, each atomically: nobody reads a partial file."""
+    """Writes both files, each atomically: nobody reads a partial file. `settings` are those of `SupportSet.tune`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"class_embeds": torch.stack([one.class_embeds for one in classes.values()])}
     for number, enrolled in enumerate(classes.values()):
@@ -82,6 +101,8 @@ def write_support_set(
         "classes": [{"name": name, "clips": one.clip_names} for name, one in classes.items()],
         "sha256": digest,
     }
+    if settings:
+        description["settings"] = dict(settings)
     description[_DIGEST] = _digest_of_description(description)
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     with replace_file(folder / SUPPORT_SET_NAME) as partial:
@@ -91,8 +112,8 @@ def write_support_set(
 
 def read_support_set(
     name: str, description_file: str | os.PathLike, tensor_file: str | os.PathLike
-) -> tuple[dict, dict[str, EnrolledClass]]:
-    """Fingerprint and classes from the two files of the support set `name`.
+) -> tuple[dict, dict[str, EnrolledClass], dict[str, Any]]:
+    """Fingerprint, classes and tuned settings from the two files of the support set `name`.
 
     Raises:
         ValueError: When they are damaged or have another format; the message says what is wrong.
@@ -108,7 +129,7 @@ def read_support_set(
     )
 
 
-def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, EnrolledClass]]:
+def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, EnrolledClass], dict[str, Any]]:
     description = _parsed(read_file(description_file, "json_bytes"))
     _check(isinstance(description, dict), f"{SUPPORT_SET_NAME} is not a JSON object")
     if description["format"] != _FORMAT:
@@ -125,6 +146,8 @@ def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, Enr
     fingerprint, entries = description["fingerprint"], description["classes"]
     _check_fingerprint(fingerprint)
     _check_entries(entries)
+    settings = description.get("settings", {})
+    _check_settings(settings)
     tensors = load_file(tensor_file)
     _check_tensors(tensors, entries, fingerprint["preprocessing"].get("num_frames"))
     classes = {}
@@ -135,7 +158,7 @@ def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, Enr
         classes[entry["name"]] = EnrolledClass(
             tensors["class_embeds"][number], entry["clips"], support_embeds, thumbnails
         )
-    return fingerprint, classes
+    return fingerprint, classes, settings
 
 
 def _parsed(text: bytes) -> Any:
@@ -166,6 +189,17 @@ def _check_fingerprint(fingerprint: Any):
     for name in ("model", "weights", "dtype"):
         _check(isinstance(fingerprint[name], str), f"{name!r} of its fingerprint is not text")
     _check(isinstance(fingerprint["preprocessing"], dict), "'preprocessing' of its fingerprint is not an object")
+
+
+def _check_settings(settings: Any):
+    _check(isinstance(settings, dict), "'settings' is not an object")
+    for name, value in settings.items():
+        _check(name in TUNED_SETTINGS, f"its settings name {name!r}")
+        is_name = name in ("inference_mode", "alignment")
+        is_sound = isinstance(value, str) if is_name else is_number(value) and value >= 0
+        _check(is_sound and (name != "ensemble_temperature" or value > 0), f"{name}={value!r} is no sound setting")
+        _check(name != "inference_mode" or value in INFERENCE_MODES, f"inference_mode={value!r} is not known")
+        _check(name != "alignment" or value in (*ALIGNMENTS, *own_alignments), f"alignment={value!r} is not known")
 
 
 def _check_entries(entries: Any):
@@ -207,6 +241,7 @@ def _check_tensors(tensors: dict[str, torch.Tensor], entries: list[dict], num_fr
 __all__ = [
     "SUPPORT_SET_NAME",
     "SUPPORT_SET_WEIGHTS_NAME",
+    "TUNED_SETTINGS",
     "EnrolledClass",
     "meaning",
     "read_support_set",

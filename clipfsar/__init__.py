@@ -36,7 +36,10 @@ _NAMES_OF_MODULES = {
     "pipeline_clipfsar": ("FewShotVideoClassificationPipeline",),
     "processing_clipfsar": ("CLIPFSARProcessor", "SampledVideos"),
     "resnet_clipfsar": ("CLIPResNetModel",),
+    "review_clipfsar": ("SupportSetReview",),
+    "suggestion_clipfsar": ("Suggestion",),
     "support_set_clipfsar": ("SupportSet",),
+    "tuning_clipfsar": ("Tuning",),
     "video_clipfsar": ("VideoReadError", "read_video_frames", "sample_frame_indices"),
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names}
@@ -84,7 +87,10 @@ if TYPE_CHECKING:
     from pipeline_clipfsar import FewShotVideoClassificationPipeline
     from processing_clipfsar import CLIPFSARProcessor, SampledVideos
     from resnet_clipfsar import CLIPResNetModel
+    from review_clipfsar import SupportSetReview
+    from suggestion_clipfsar import Suggestion
     from support_set_clipfsar import SupportSet
+    from tuning_clipfsar import Tuning
     from video_clipfsar import VideoReadError, read_video_frames, sample_frame_indices
 
 __all__ = [
@@ -110,7 +116,10 @@ __all__ = [
     "Head",
     "Protocol",
     "SampledVideos",
+    "Suggestion",
     "SupportSet",
+    "SupportSetReview",
+    "Tuning",
     "VideoEncoder",
     "VideoReadError",
     "VideoSplit",

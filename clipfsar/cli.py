@@ -72,6 +72,11 @@ COMMANDS = {
         "clipfsar.inference.arguments:PredictArguments",
         "clipfsar.inference.predict:main",
     ),
+    "review": Command(
+        "judge example clips: expected accuracy, suspect labels, doubles",
+        "clipfsar.inference.arguments:ReviewArguments",
+        "clipfsar.inference.review:main",
+    ),
     "export": Command(
         "write ONNX or torch.export files for other programs",
         "clipfsar.inference.arguments:ExportArguments",

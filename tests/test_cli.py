@@ -16,7 +16,20 @@ from clipfsar import __version__, cli
 from clipfsar.checkpoints.arguments import ConvertArguments
 from clipfsar.cli import COMMANDS, main
 
-NAMES = ["train", "prepare", "evaluate", "reproduce", "predict", "export", "convert", "push", "demo-page"]
+NAMES = ["train", "prepare", "evaluate", "compare", "reproduce", "predict", "review", "export", "convert", "push"]
+NAMES += ["demo-page"]
+    "train",
+    "prepare",
+    "evaluate",
+    "reproduce",
+    "compare",
+    "predict",
+    "review",
+    "export",
+    "convert",
+    "push",
+    "demo-page",
+]
 
 # Runs command lines in a process that cannot import anything heavy.
 WITHOUT_HEAVY_IMPORTS = """

@@ -71,6 +71,7 @@ def make_videos(folder):
     for number, name in enumerate(("a", "b", "c", "d", "new", "query")):
         write_video(folder / f"{name}.mp4", (60 * number, 200 - 30 * number, 90), seed=number)
     shutil.copy(folder / "clips/test/red star growing/005.mp4", folder / "long.mp4")
+    (folder / "texts.json").write_text(json.dumps({"*": ["a photo of {}", "a picture of {}"]}))
 
 
 def make_data(folder):

@@ -808,6 +808,7 @@ def test_every_setting_is_saved_and_can_be_overridden_when_loading(clip_folder, 
         "seconds_per_video": 30,
         "query_augmentation": "kinetics",
         "prompt_length": 20,
+        "class_texts": {"boxing": ["someone boxes", "a fight of {}"]},
     }
     CLIPFSARProcessor.from_pretrained(clip_folder, **settings).save_pretrained(tmp_path)
     loaded = CLIPFSARProcessor.from_pretrained(tmp_path)

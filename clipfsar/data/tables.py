@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ def read_text(path: Path) -> str:
         line = text[: text.index("\0")].count("\n") + 1
         raise ValueError(f"{path} is not a text file in UTF-8 (line {line} has a zero byte): {remedy}.")
     return text
+
+
+def read_class_texts(path: str | os.PathLike) -> dict[str, Any]:
+    """`{class name: text or list of texts}` of a JSON file, for `CLIPFSARProcessor.class_texts`, which checks it.
+
+    Raises `ValueError` for a file that is not JSON.
+    """
+    try:
+        return json.loads(read_text(Path(path).expanduser()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{os.fspath(path)} is not JSON: {error}.") from None
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -113,4 +125,4 @@ def _rows_of_json_lines(table: Path, text: str) -> Iterator[tuple[int, dict]]:
             yield number, row
 
 
-__all__ = ["csv_text", "read_rows", "read_text"]
+__all__ = ["csv_text", "read_class_texts", "read_rows", "read_text"]

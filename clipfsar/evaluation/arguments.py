@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SECONDS_PER_VIDEO
-from clipfsar.inference.arguments import DTYPE_CHOICES, DTYPE_HELP
+from clipfsar.inference.arguments import CLASS_TEXTS_HELP, DTYPE_CHOICES, DTYPE_HELP
 from clipfsar.names import check_source, find_model
 from clipfsar.options import REQUIRED, option
 from clipfsar.shards import shard_of
@@ -62,6 +62,7 @@ class EvaluateArguments:
     output_json: str | None = option(None, "Write the results to this file.")
     batch_size: int = option(16, "Videos per forward pass.")
     num_workers: int = option(2, "Worker processes that read videos.")
+    class_texts: str | None = option(None, CLASS_TEXTS_HELP)
     seconds_per_video: float = option(
         SECONDS_PER_VIDEO, "Time limit for reading a video. A slower video counts as unreadable."
     )
@@ -111,6 +112,7 @@ class EvaluateArguments:
     def check_files(self):
         """Raises `FileNotFoundError` for a missing file, data set or model."""
         check_path("read_episodes", self.read_episodes, is_local=True)
+        check_path("class_texts", self.class_texts, is_local=True)
         check_source("dataset", self.dataset, "dataset", "clipfsar prepare makes a data set of videos.")
         self.model = find_model("model", self.model)
         self.compare_with = find_model("compare_with", self.compare_with)

@@ -95,7 +95,8 @@ class VideoEncoder:
 
     def encode_classes(self, class_names: Sequence[str]) -> torch.Tensor:
         """Text features (C, D) of class names, float32, on the model's device; cached until the text tower changes."""
-        names, state = tuple(class_names), self._text_tower_state()
+        names = tuple(class_names)
+        state = (*self._text_tower_state(), repr(getattr(self.processor, "class_texts", None)))
         if self._class_embeds.get(names, (None,))[0] != state:
             self._class_embeds[names] = state, encode_class_names(self.model, self.processor, names)
         return self._class_embeds[names][1]

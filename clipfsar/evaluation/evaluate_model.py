@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, TRAINED_ALIGNMENTS, check_finite, check_finite_weights
+from class_texts_clipfsar import check_class_prompts
 from clipfsar.data.splits import load_video_splits
+from clipfsar.data.tables import read_class_texts
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.encoding import VideoEncoder
@@ -144,7 +146,7 @@ class Evaluation:
         if self.exact:
             check_has_exact_accuracy(encoder.model)
         split = self.split
-        encoder.processor.tokenize_classes(split.class_names)  # rejects names of equal text before any encoding
+        check_class_prompts(encoder.processor, split.class_names)  # rejects names of equal text before any encoding
         video_embeds = videos.encode(split, description=f"encoding {split.name} videos")
         is_main, is_exact = encoder.accelerator.is_main_process, self.exact and 1 in self.samplers
         if not is_main and not is_exact:
@@ -264,6 +266,8 @@ def _encoder(
     model, processor = machines_first(accelerator, lambda: load_model(name, arguments.dtype, **settings))
     model.to(accelerator.device)
     processor.seconds_per_video = arguments.seconds_per_video
+    if arguments.class_texts is not None:
+        processor.class_texts = read_class_texts(arguments.class_texts)
     cost = (arguments.batch_size, arguments.num_workers, arguments.seed)
     encoder = VideoEncoder(model, processor, accelerator, *cost)
     if arguments.feature_store is None:

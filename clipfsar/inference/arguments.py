@@ -1,4 +1,4 @@
-"""Options of `clipfsar predict` and `clipfsar export`. Imports nothing heavy, so that `--help` is fast."""
+"""Options of `clipfsar predict`, `review` and `export`. Imports nothing heavy, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,10 @@ from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
 
 DTYPE_CHOICES = ("auto", *DTYPES)
+CLASS_TEXTS_HELP = (
+    "JSON file of texts in place of the prompt, {class name: text or list of texts}; several texts of a class are "
+    'averaged. "*" is for all other classes, with {} for the name.'
+)
 DTYPE_HELP = "Precision of the model. auto: as saved. int8 quantizes the visual tower's linear layers, on a CPU."
 
 
@@ -50,6 +54,7 @@ class PredictArguments:
         aliases=["inference_modes"],
     )
     top_k: int = option(5, "Classes shown per video.")
+    class_texts: str | None = option(None, CLASS_TEXTS_HELP)
     seconds_per_video: float = option(
         SECONDS_PER_VIDEO, "Time limit for reading a video. A slower video counts as unreadable."
     )
@@ -111,11 +116,72 @@ class PredictArguments:
         """Raises `FileNotFoundError` for missing files. Missing queries raise it only if all of them are missing."""
         check_path("model", self.model)  # paths of this machine first, the Hub last
         check_path("labels_file", self.labels_file, is_local=True)
+        check_path("class_texts", self.class_texts, is_local=True)
         check_source(
             "support_set", self.support_set, remedy="Give a folder EXAMPLES/CLASS/clips, or a saved support set."
         )
         if self.query and not any("://" in query or Path(query).expanduser().exists() for query in self.query):
             raise FileNotFoundError(f"--query {' '.join(self.query)}: there is no such file or folder.")
+        self.model = find_model("model", self.model)
+
+
+@dataclass
+class ReviewArguments:
+    """Judges a support set by leaving its clips out: expected accuracy, suspect labels, doubles, similar classes.
+
+        clipfsar review --model runs/mine/best --support_set EXAMPLES --picture review.png
+        clipfsar review --model runs/mine/best --support_set my_classes --format json --output review.json
+        clipfsar review --model runs/mine/best --support_set EXAMPLES --sources sources.csv
+
+    Clips that were cut from one video are left out together. Names tell which they are for UCF101, HMDB51 and Kinetics,
+    and if they end in "part 2" or "12.5-15.0". Otherwise give a table, with the columns clip and source, and class if
+    clips of different classes have the same name.
+    """
+
+    model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained).")
+    support_set: str = option(
+        REQUIRED,
+        "The classes: a folder EXAMPLES/CLASS/clips, or a saved support set (folder or Hub id).",
+        aliases=["support"],
+    )
+    inference_mode: str | None = option(
+        None,
+        "few_shot: by the clips; zero_shot: by the class names; ensemble: by both. Default: the model's.",
+        INFERENCE_MODES,
+        aliases=["inference_modes"],
+    )
+    sources: str | None = option(
+        None, "CSV or JSON Lines file with the columns clip and source; clips that it does not list count separately."
+    )
+    format: str | None = option(
+        None, "Format of the output; default: json if --output ends in it, otherwise table.", ("table", "json")
+    )
+    output: str | None = option(None, "File for the output; default: the terminal.")
+    picture: str | None = option(None, "File for a picture (.png, .pdf, .svg): confusion, and film strips of clips.")
+    save_support_set: str | None = option(
+        None, "Folder to save the encoded classes in; later runs read it with --support_set."
+    )
+    class_texts: str | None = option(None, CLASS_TEXTS_HELP)
+    skip_unreadable: bool = option(False, "Leave out unreadable example clips, with a warning.")
+    batch_size: int = option(8, "Videos per forward pass.")
+    device: str | None = option(None, "cpu, cuda, ...; default: a GPU if available.")
+    dtype: str = option("float32", DTYPE_HELP, DTYPE_CHOICES)
+
+    def __post_init__(self):
+        check_device(self.device)
+        if self.format is None:
+            self.format = "json" if Path(self.output or "").suffix.lower() == ".json" else "table"
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size {self.batch_size} must be at least 1.")
+
+    def check_files(self):
+        """Raises `FileNotFoundError` for missing files."""
+        check_path("model", self.model)  # paths of this machine first, the Hub last
+        check_path("sources", self.sources, is_local=True)
+        check_path("class_texts", self.class_texts, is_local=True)
+        check_source(
+            "support_set", self.support_set, remedy="Give a folder EXAMPLES/CLASS/clips, or a saved support set."
+        )
         self.model = find_model("model", self.model)
 
 
@@ -160,4 +226,4 @@ class ExportArguments:
         self.model = find_model("model", self.model)
 
 
-__all__ = ["DTYPE_CHOICES", "DTYPE_HELP", "ExportArguments", "PredictArguments"]
+__all__ = ["CLASS_TEXTS_HELP", "DTYPE_CHOICES", "DTYPE_HELP", "ExportArguments", "PredictArguments", "ReviewArguments"]

@@ -19,6 +19,7 @@ from clipfsar.json_files import read_json
 from fingerprint_clipfsar import model_digest, preprocessing_settings
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from support_set_clipfsar import SupportSet
+from tuning_clipfsar import with_settings
 
 FILES = {"onnx": "query_classifier.onnx", "torch": "query_classifier.pt2"}
 DESCRIPTION = "query_classifier.json"
@@ -232,13 +233,15 @@ def main(arguments: ExportArguments):
     transformers_logging.disable_progress_bar()
     folder = Path(arguments.output_dir)
     model, processor = load_model(arguments.model)
-    inference_mode = arguments.inference_mode or model.config.inference_mode
-    shapes = input_shapes(model, processor, inference_mode)
-    description = describe(model, processor, inference_mode, shapes)
     support_set = None
     if arguments.support_set is not None:
         support_set = SupportSet.from_pretrained(arguments.support_set)
         support_set.check(model, processor)
+        model = with_settings(model, support_set.settings)
+    inference_mode = arguments.inference_mode or model.config.inference_mode
+    shapes = input_shapes(model, processor, inference_mode)
+    description = describe(model, processor, inference_mode, shapes)
+    if support_set is not None:
         description["class_names"] = support_set.class_names
     if arguments.only_classes:
         if not (folder / DESCRIPTION).is_file():

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.data.clips import LeftOut, class_folders, find_clips
-from clipfsar.data.tables import csv_text, read_text
+from clipfsar.data.tables import csv_text, read_class_texts, read_text
 from clipfsar.inference.arguments import PredictArguments
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.inference.windows import classify_windows, encode_windows
@@ -59,6 +59,23 @@ def find_queries(names: list[str], left_out: LeftOut | None = None) -> list[str]
     return queries
 
 
+def load_support_set(model, processor, arguments) -> SupportSet:
+    """The classes of `--support_set`: a saved support set (folder or Hub id), or a folder of clips, which it encodes.
+
+    Args:
+        arguments: Has the options `support_set`, `batch_size` and `skip_unreadable`.
+    """
+    source = arguments.support_set
+    folder = Path(source).expanduser()
+    if not folder.is_dir() or (folder / SUPPORT_SET_NAME).is_file():
+        return SupportSet.from_pretrained(folder if folder.is_dir() else source)
+    left_out = LeftOut()
+    classes = find_classes(folder, left_out)
+    _print_left_out("--support_set", left_out)
+    options = {"batch_size": arguments.batch_size, "skip_unreadable": arguments.skip_unreadable}
+    return SupportSet.from_videos(model, processor, classes, **options, show_progress=True)
+
+
 def _print_left_out(option: str, left_out: LeftOut):
     if str(left_out):
         print(f"{option} {left_out}", file=sys.stderr)
@@ -76,6 +93,8 @@ class Prediction:
             check_output_file(Path(folder) / SUPPORT_SET_NAME)
         model, processor = load_model(arguments.model, arguments.dtype)
         processor.seconds_per_video = arguments.seconds_per_video
+        if arguments.class_texts is not None:
+            processor.class_texts = read_class_texts(arguments.class_texts)
         device = "cpu" if arguments.dtype == "int8" else usable_device(arguments.device)
         self.pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)
         self.candidate_labels = None
@@ -86,7 +105,7 @@ class Prediction:
         elif labels is not None:
             self.candidate_labels = tuple(labels if len(labels) > 1 else split_labels(labels[0]))
         elif arguments.support_set is not None:
-            self.pipeline.support_set = self._support_set(arguments.support_set)
+            self.pipeline.support_set = load_support_set(model, processor, arguments)
         elif self.pipeline.support_set is None:
             raise ValueError("There are no classes: give --support_set EXAMPLES (EXAMPLES/CLASS/clips) or --labels.")
         self.picture_names: set[str] = set()
@@ -96,22 +115,6 @@ class Prediction:
         """All possible labels of an answer."""
         names = list(self.candidate_labels or self.pipeline.support_set.class_names)
         return [*names, UNKNOWN_LABEL] if self.arguments.detect_unknown else names
-
-    def _support_set(self, source: str) -> SupportSet:
-        folder = Path(source).expanduser()
-        if not folder.is_dir() or (folder / SUPPORT_SET_NAME).is_file():
-            return SupportSet.from_pretrained(folder if folder.is_dir() else source)
-        left_out = LeftOut()
-        classes = find_classes(folder, left_out)
-        _print_left_out("--support_set", left_out)
-        return SupportSet.from_videos(
-            self.pipeline.model,
-            self.pipeline.processor,
-            classes,
-            batch_size=self.arguments.batch_size,
-            skip_unreadable=self.arguments.skip_unreadable,
-            show_progress=True,
-        )
 
     def run(self) -> list[dict]:
         """One result per query, in order, as plain values for JSON: `query`, and `answer`, `windows` or `error`."""
@@ -256,7 +259,7 @@ def as_csv(results: list[dict], class_names: list[str]) -> str:
     return csv_text(columns, rows)
 
 
-def _write(text: str, path: str | None):
+def write_output(text: str, path: str | None):
     """Writes to the file, or to standard output, also if writing the file fails."""
     # Characters that cannot be encoded, as in file names with other bytes, become escapes (in JSON, JSON's own).
     if path is None:
@@ -266,7 +269,7 @@ def _write(text: str, path: str | None):
     try:
         Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError:
-        _write(text, None)
+        write_output(text, None)
         raise
 
 
@@ -287,11 +290,14 @@ def main(arguments: PredictArguments) -> int:
         text = (
             as_csv(results, prediction.class_names) if arguments.format == "csv" else as_table(results, arguments.top_k)
         )
-    _write(text, arguments.output)
+    write_output(text, arguments.output)
     num_unread = sum("error" in result for result in results)
     if num_unread:
         print(f"{num_unread} of {len(results)} queries could not be read.", file=sys.stderr)
     return SOME_UNREADABLE if num_unread else 0
 
 
-__all__ = ["SOME_UNREADABLE", "Prediction", "as_csv", "as_table", "find_classes", "find_clips", "find_queries", "main"]
+__all__ = [
+    *("SOME_UNREADABLE", "Prediction", "as_csv", "as_table", "find_classes", "find_clips", "find_queries"),
+    *("load_support_set", "main", "write_output"),
+]

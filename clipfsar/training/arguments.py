@@ -16,10 +16,12 @@ from choices_clipfsar import (
     SUPPORT_POOLINGS,
     check_same_num_frames,
 )
+from clipfsar.inference.arguments import CLASS_TEXTS_HELP
 from clipfsar.json_files import read_json
 from clipfsar.names import check_source, find_model
 from clipfsar.options import TRUTH, make_parser, option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
+from paths_clipfsar import check_path
 
 
 @dataclass
@@ -77,6 +79,7 @@ class EpisodicTrainingArguments:
     preprocessing: str = option("clip", "CLIP's own, or the official program's squash-and-crop.", PREPROCESSINGS)
     query_augmentation: str = option("none", "Flips and colour jitter of query videos.", QUERY_AUGMENTATIONS)
     prompt_template: str = option("a photo of {}", "Sentence around a class name.")
+    class_texts: str | None = option(None, CLASS_TEXTS_HELP)
     decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
     seconds_per_video: float = option(
         SECONDS_PER_VIDEO, "Time limit for reading a video. A slower video counts as unreadable."
@@ -215,6 +218,7 @@ class EpisodicTrainingArguments:
             raise ValueError("--dataset is missing: give a folder with videos or the id of a data set on the Hub.")
         remedy = "Give a folder with videos or the Hub id of a data set (OWNER/NAME); clipfsar prepare makes one."
         check_source("dataset", self.dataset, "dataset", remedy)
+        check_path("class_texts", self.class_texts, is_local=True)
         self.model = find_model("model", self.model)
 
     @property

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from clipfsar.checkpoints.model_card import SELECTED_ON_TEST
 from clipfsar.data.splits import load_video_splits
+from clipfsar.data.tables import read_class_texts
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.processes import first_process_decides, machines_first
@@ -55,7 +56,10 @@ def make_trainer(
 def _model_and_processor(args: EpisodicTrainingArguments) -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
     set_seed(args.seed)  # for the new layers
     model = CLIPFSARModel.from_pretrained(args.model, for_training=True, dtype=torch.float32, **args.config_overrides())
-    return model, CLIPFSARProcessor.from_pretrained(args.model, **args.processor_settings())
+    processor = CLIPFSARProcessor.from_pretrained(args.model, **args.processor_settings())
+    if args.class_texts is not None:
+        processor.class_texts = read_class_texts(args.class_texts)
+    return model, processor
 
 
 def _check_output_dir(args: EpisodicTrainingArguments):

@@ -26,6 +26,7 @@ from transformers.trainer_callback import CallbackHandler, TrainerCallback, Trai
 from transformers.trainer_utils import TrainOutput
 
 from backbones_clipfsar import is_convolutional
+from class_texts_clipfsar import check_class_prompts
 from clipfsar.checked_files import write_checksums
 from clipfsar.checkpoints.model_card import SELECTED_ON_TEST, write_model_card
 from clipfsar.checkpoints.push_to_hub import push_folder
@@ -473,7 +474,7 @@ class EpisodicTrainer:
         if not self.classes_are_checked:
             check_classes(splits, args)
         for name, split in splits.items():
-            self.processing_class.tokenize_classes(split.class_names)  # rejects names that become the same text
+            check_class_prompts(self.processing_class, split.class_names)  # rejects names that become the same text
             check_first_video(split, self.processing_class, training=name == "train")
         if self.accelerator.is_main_process:
             self._data = {name: split.record() for name, split in splits.items()}

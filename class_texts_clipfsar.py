@@ -1,0 +1,87 @@
+"""Texts of classes: the processor's prompts for class names, and their tokens.
+
+A class has one prompt, `prompt_template` around its name, or texts of its own (`class_texts`), which are averaged.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+try:
+    from .paths_clipfsar import check_class_texts
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import check_class_texts
+
+FOR_ALL_CLASSES = "*"  # the entry of `class_texts` for classes without one
+
+
+def class_prompts(processor, class_name: str) -> list[str]:
+    """The prompts of a class; underscores in its name are spaces."""
+    words = class_name.replace("_", " ")
+    texts = {name.replace("_", " "): value for name, value in (getattr(processor, "class_texts", None) or {}).items()}
+    own = texts.get(words, texts.get(FOR_ALL_CLASSES, processor.prompt_template))
+    return [text.replace("{}", words) for text in ([own] if isinstance(own, str) else own)]
+
+
+def tokenize_prompts(processor, class_names: Sequence[str], n_way: int | None = None) -> tuple[dict, list[int]]:
+    """Tokens of all prompts, `{"input_ids": (P, L), "attention_mask": (P, L)}`, and the number of prompts per class.
+
+    Raises `ValueError` if different classes of an episode (`n_way` names each) have the same tokens.
+    """
+    prompts = [class_prompts(processor, name) for name in class_names]
+    # a tokenizer without a limit has 1e30 here, and warns if it is told to truncate
+    has_limit = processor.prompt_length is not None or processor.tokenizer.model_max_length < 1_000_000
+    tokens = processor.tokenizer(
+        [text for own in prompts for text in own],
+        padding=True if processor.prompt_length is None else "max_length",
+        truncation=has_limit,
+        max_length=processor.prompt_length,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    counts = [len(own) for own in prompts]
+    of_class = [ids.flatten().tolist() for ids in tokens["input_ids"].split(counts)]
+    check_class_texts(class_names, of_class, n_way)
+    return {name: tokens[name] for name in ("input_ids", "attention_mask")}, counts
+
+
+def has_several_prompts(processor, class_names: Sequence[str]) -> bool:
+    """Whether a class has several prompts."""
+    texts = getattr(processor, "class_texts", None)
+    return bool(texts) and any(len(class_prompts(processor, name)) > 1 for name in class_names)
+
+
+def check_single_prompts(processor, class_names: Sequence[str]) -> None:
+    """Raises `ValueError` for a class with several prompts: tokens (N, L) hold one for each class."""
+    for name in class_names:
+        number = len(class_prompts(processor, name))
+        if number > 1:
+            raise ValueError(
+                f"Class {name!r} has {number} texts, but tokens hold one for each class: encode the texts once, "
+                "base_class_embeds = encode_class_names(model, processor, class_names) from support_set_clipfsar, and "
+                "give their rows as class_embeds, or base_class_embeds with class_base_labels."
+            )
+
+
+def check_class_prompts(processor, class_names: Sequence[str]) -> None:
+    """Raises `ValueError` if two classes have the same tokens."""
+    if hasattr(processor, "class_texts"):
+        tokenize_prompts(processor, list(class_names))
+    else:  # code that an earlier version saved next to a model
+        processor.tokenize_classes(list(class_names))
+
+
+def average_prompts(embeds: torch.Tensor) -> torch.Tensor:
+    """Features (P, D) of the prompts of a class as one (D,): the mean direction, as in CLIP's ensembles, and length."""
+    if len(embeds) == 1:
+        return embeds[0]
+    return F.normalize(F.normalize(embeds, dim=-1).mean(0), dim=-1) * embeds.norm(dim=-1).mean()
+
+
+__all__ = [
+    *("FOR_ALL_CLASSES", "average_prompts", "check_class_prompts", "check_single_prompts", "class_prompts"),
+    *("has_several_prompts", "tokenize_prompts"),
+]

@@ -1,0 +1,348 @@
+"""Reviews of support sets: exact leave-one-out, sources of clips, and what the review names."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from tiny_data import random_clip, tiny_model_and_processor
+
+import tuning_clipfsar
+from clipfsar.cli import main as run_command
+from demo.synthetic import TINY_CLIP
+from left_out_clipfsar import hold_out, leave_one_out, source_of, sources_of_clips
+from review_clipfsar import review_classes, wilson_interval
+from suggestion_clipfsar import suggest_clips
+from support_set_clipfsar import EnrolledClass, SupportSet
+from support_set_files_clipfsar import write_support_set
+from tuning_clipfsar import tune_classes
+
+MODES = ("few_shot", "zero_shot", "ensemble")
+SIZE = 16
+
+
+def enrolled(embeds: torch.Tensor, text: torch.Tensor, names: list[str] | None = None) -> EnrolledClass:
+    names = names or [f"{number}.mp4" for number in range(len(embeds))]
+    return EnrolledClass(text, names, embeds, [b""] * len(embeds))
+
+
+def random_classes(counts: dict[str, int], seed: int = 0) -> dict[str, EnrolledClass]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: enrolled(torch.randn(number, 4, SIZE, generator=generator), torch.randn(SIZE, generator=generator))
+        for name, number in counts.items()
+    }
+
+
+def clear_classes(num_clips: int, num_classes: int = 4, seed: int = 0) -> dict[str, EnrolledClass]:
+    """Classes whose clips lie close together, and far from those of other classes."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 4 * torch.eye(SIZE)[:num_classes]
+    noise = torch.randn(num_classes, num_clips, 4, SIZE, generator=generator)
+    return {f"class {number}": enrolled(centre + 0.5 * noise[number], centre) for number, centre in enumerate(centres)}
+
+
+def without(classes: dict[str, EnrolledClass], gone: set[tuple[str, str]]) -> dict[str, EnrolledClass]:
+    """The classes as `remove_clip` would leave them; a class without clips is missing."""
+    left = {}
+    for name, one in classes.items():
+        rows = [row for row, clip in enumerate(one.clip_names) if (name, clip) not in gone]
+        if rows:
+            left[name] = enrolled(one.support_embeds[rows], one.class_embeds, [one.clip_names[row] for row in rows])
+    return left
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model_and_processor()[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alignment": "otam"},
+        {"alignment": "bi_mhm", "support_pooling": "after"},
+        {"alignment": "mean", "prototype_modulation": False},
+        {"alignment": "chamfer", "chamfer_tuple_size": 2},
+        {"alignment": "trx", "trx_size": 8},
+        {"alignment": "hyrsm"},
+    ],
+)
+def test_leaving_one_out_equals_a_set_without_that_clip_and_its_source(settings, mode, monkeypatch):
+    model, _ = tiny_model_and_processor(**settings)
+    monkeypatch.setattr("left_out_clipfsar._VALUES_PER_BATCH", 3 * 3 * 4 * SIZE)  # several batches
+    classes = random_classes({"boxing": 3, "diving": 1, "running": 2})
+    clips = [(name, clip) for name, one in classes.items() for clip in one.clip_names]
+    sources = ["tape", "b", "c", "d", "tape", "e"]  # the first clips of boxing and running
+    logits = leave_one_out(model, classes, sources).logits(model, mode)
+    embeds = torch.cat([one.support_embeds for one in classes.values()])
+    fingerprint = SupportSet.from_videos(model, tiny_model_and_processor()[1], {"a": random_clip(0)}).fingerprint
+    for row, source in enumerate(sources):
+        gone = {clip for clip, other in zip(clips, sources, strict=True) if other == source}
+        left = classes if mode == "zero_shot" else without(classes, gone)
+        expected = SupportSet(fingerprint, left).classify(model, embeds[row, None], mode)[0]
+        columns = [column for column, name in enumerate(classes) if name in left]
+        torch.testing.assert_close(logits[row, columns], expected, rtol=1e-6, atol=2e-6)
+        assert logits[row].isinf().sum() == len(classes) - len(left)
+
+
+@pytest.mark.parametrize("alignment", ["otam", "trx", "hyrsm"])
+def test_holding_out_equals_a_set_without_those_clips(alignment):
+    model = tiny_model_and_processor(alignment=alignment)[0]
+    classes = random_classes({"boxing": 3, "diving": 2})
+    held_out = torch.tensor([[True, False, False, True, False], [False, True, True, True, True]])
+    answers = hold_out(model, classes, held_out)
+    assert answers.rows.tolist() == [0, 3, 1, 2, 3, 4]
+    assert answers.labels.tolist() == [0, 1, 0, 0, 1, 1]
+    fingerprint = SupportSet.from_videos(model, tiny_model_and_processor()[1], {"a": random_clip(0)}).fingerprint
+    embeds = torch.cat([one.support_embeds for one in classes.values()])
+    left = without(classes, {("boxing", "0.mp4"), ("diving", "0.mp4")})
+    expected, _ = SupportSet(fingerprint, left).compare(model, embeds[[0, 3]])
+    torch.testing.assert_close(answers.distances[:2], expected, rtol=0, atol=1e-6)
+    assert answers.distances[2:, 1].isinf().all()  # the second round empties diving
+    assert answers.is_assessed("few_shot").tolist() == [True, True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("clip", "source"),
+    [
+        ("v_ApplyEyeMakeup_g01_c03.avi", "v_ApplyEyeMakeup_g01"),
+        ("dQw4w9WgXcQ_000010_000020.mp4", "dQw4w9WgXcQ"),
+        ("Faith_Rewarded_kick_f_cm_np1_ba_goo_2.avi", "Faith_Rewarded"),
+        ("holiday part 2.mp4", "holiday"),
+        ("holiday_12.5-15.0.mp4", "holiday"),
+        ("000.mp4", None),
+        ("clip 2", None),
+        ("2024-11-03.mp4", None),
+        ("fi031.mp4", None),
+    ],
+)
+def test_names_tell_the_source(clip, source):
+    assert source_of(clip) == source
+
+
+def test_given_sources_replace_those_of_the_names():
+    classes = random_classes({"boxing": 2, "diving": 1})
+    assert sources_of_clips(classes) == [("boxing", "0.mp4"), ("boxing", "1.mp4"), ("diving", "0.mp4")]
+    assert sources_of_clips(classes, {("boxing", "0.mp4"): "tape", "1.mp4": "tape"})[:2] == [("tape",), ("tape",)]
+    with pytest.raises(ValueError, match=r"sources names 'other\.mp4', but no clip of that name is enrolled"):
+        sources_of_clips(classes, {"other.mp4": "tape"})
+
+
+def test_swapped_labels_are_named(model):
+    classes = clear_classes(num_clips=5)
+    first, second = classes["class 0"].support_embeds, classes["class 1"].support_embeds
+    first[2], second[4] = second[4].clone(), first[2].clone()
+    review = review_classes(model, classes, "few_shot")
+    assert {(one.class_name, one.clip, one.nearer_to) for one in review.suspects} == {
+        ("class 0", "2.mp4", "class 1"),
+        ("class 1", "4.mp4", "class 0"),
+    }
+    assert "Mislabelled? class 0/2.mp4 looks like 'class 1'." in str(review)
+
+
+def test_a_clear_set_has_no_findings_and_the_accuracy_is_that_of_its_clips(model):
+    review = review_classes(model, clear_classes(num_clips=4), "few_shot")
+    assert review.suspects == review.duplicates == review.inseparable == review.too_few == []
+    assert review.accuracy == pytest.approx(100)
+    low, high = wilson_interval(1.0, 16 / 2)  # two clips count as one answer
+    assert review.interval == pytest.approx((100 * low, 100 * high))
+    assert review.shots_fewer == 0
+    assert review.per_class == dict.fromkeys(review.class_names, pytest.approx(100))
+    assert "No clip or class stands out." in str(review)
+
+
+def test_a_near_copy_is_named_and_hides_in_the_accuracy_only_if_its_source_is_unknown(model):
+    classes = random_classes({"boxing": 2, "diving": 2, "running": 2})
+    for one in classes.values():  # the second clip is a copy: each would find the other
+        one.support_embeds[1] = one.support_embeds[0] + 0.01
+    review = review_classes(model, classes, "few_shot")
+    assert review.duplicates == [(name, "0.mp4", name, "1.mp4") for name in classes]
+    assert review.accuracy == pytest.approx(100)
+    together = {(name, clip): name for name, one in classes.items() for clip in one.clip_names}
+    review = review_classes(model, classes, "few_shot", together)
+    assert review.accuracy is None
+    assert review.too_few == list(classes)
+    assert review.shared_sources["boxing"] == [("boxing", "0.mp4"), ("boxing", "1.mp4")]
+
+
+def test_classes_that_guess_are_inseparable(model):
+    classes = clear_classes(num_clips=6, num_classes=3)
+    generator = torch.Generator().manual_seed(1)
+    for name in ("class 0", "class 1"):
+        classes[name].support_embeds = torch.randn(6, 4, SIZE, generator=generator)
+    pairs = {pair[:2]: pair[2:] for pair in review_classes(model, classes, "few_shot").inseparable}
+    right, total = pairs["class 0", "class 1"]
+    assert (right <= 9, total) == (True, 12)
+
+
+def test_single_clips_leave_the_accuracy_unknown_except_by_names(model):
+    classes = random_classes({"boxing": 1, "diving": 1})
+    review = review_classes(model, classes, "few_shot")
+    assert review.accuracy is None
+    assert review.per_class == {"boxing": None, "diving": None}
+    assert "unknown. No class has clips of two videos." in str(review)
+    assert review_classes(model, classes, "zero_shot").accuracy is not None
+
+
+def test_the_review_of_a_set_goes_to_json_and_a_picture(tmp_path):
+    model, processor = tiny_model_and_processor()
+    clips = {name: [random_clip(10 * row + number) for number in range(3)] for row, name in enumerate(("a", "b"))}
+    review = SupportSet.from_videos(model, processor, clips).review(model)
+    values = json.loads(json.dumps(review.to_dict()))
+    assert values["num_clips"] == {"a": 3, "b": 3}
+    assert set(values) == {
+        *("class_names", "num_clips", "inference_mode", "accuracy", "interval", "shots_fewer", "per_class"),
+        *("confusion", "suspects", "duplicates", "shared_sources", "inseparable", "too_few"),
+    }
+    review.duplicates.append(("a", "clip 1", "b", "clip 2"))
+    review.plot(tmp_path / "review.png")
+    assert (tmp_path / "review.png").stat().st_size > 10_000
+
+
+def test_the_command_reviews_a_saved_set(tmp_path, capsys):
+    from clipfsar.inference.load_model import load_model
+
+    model, processor = load_model(str(TINY_CLIP))
+    support_set = SupportSet.from_videos(model, processor, {"a": random_clip(0), "b": random_clip(1)})
+    classes = {
+        name: enrolled(
+            one.support_embeds + 0.1 * torch.randn(4, 8, 128, generator=torch.manual_seed(row)), one.class_embeds
+        )
+        for row, (name, one) in enumerate(support_set.classes.items())
+    }
+    write_support_set(tmp_path / "set", support_set.fingerprint, classes)
+    (tmp_path / "sources.csv").write_text("class,clip,source\na,0.mp4,tape\na,1.mp4,tape\n")
+    options = ["--model", str(TINY_CLIP), "--support_set", str(tmp_path / "set"), "--device", "cpu"]
+    options += ["--sources", str(tmp_path / "sources.csv"), "--output", str(tmp_path / "review.json")]
+    assert run_command(["review", *options]) == 0
+    review = json.loads((tmp_path / "review.json").read_text())
+    assert review["shared_sources"] == {"tape": [["a", "0.mp4"], ["a", "1.mp4"]]}
+    (tmp_path / "sources.csv").write_text("clip\n0.mp4\n")
+    assert run_command(["review", *options]) == 1
+    assert "sources.csv, line 2 has no source: each row needs clip and source." in capsys.readouterr().err
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------------
+
+
+def misled_set(num_clips: int = 4) -> tuple:
+    """A model that goes by the texts, and a set whose clips are clear but whose texts belong to other classes."""
+    model, processor = tiny_model_and_processor(inference_mode="ensemble")
+    classes = clear_classes(num_clips)
+    texts = [one.class_embeds for one in classes.values()]
+    for one, text in zip(classes.values(), [*texts[1:], texts[0]], strict=True):
+        one.class_embeds = text
+    support_set = SupportSet.from_videos(model, processor, {"a": random_clip(0)})
+    return model, SupportSet(support_set.fingerprint, classes)
+
+
+def test_tuning_leaves_misleading_texts_and_keeps_the_choice(tmp_path):
+    model, support_set = misled_set()
+    clips = torch.cat([one.support_embeds for one in support_set.classes.values()])
+    labels = torch.arange(4).repeat_interleave(4)
+    assert (support_set.classify(model, clips).argmax(-1) == labels).float().mean() < 0.5
+    tuning = support_set.tune(model)
+    assert (tuning.accuracy, tuning.reason) == (100, None)
+    assert tuning.default_accuracy < 50
+    assert support_set.settings == tuning.settings != {}
+    support_set.save_pretrained(tmp_path)
+    for kept in (support_set, SupportSet.from_pretrained(tmp_path), pickle.loads(pickle.dumps(support_set))):
+        assert kept.settings == tuning.settings
+        assert (kept.classify(model, clips).argmax(-1) == labels).all()
+    assert support_set.review(model).inference_mode == tuning.settings.get("inference_mode", "ensemble")
+    assert model.config.inference_mode == "ensemble"
+    assert model.config.ensemble_text_weight == 0.9
+
+
+def test_tuning_declines_with_two_videos_in_a_class():
+    model, support_set = misled_set(num_clips=3)
+    tuning = tune_classes(model, support_set.classes, {("class 2", "0.mp4"): "tape", ("class 2", "1.mp4"): "tape"})
+    assert (tuning.settings, tuning.accuracy) == ({}, None)
+    assert "a choice needs 3 videos in every class, but 'class 2' has clips of 2." in str(tuning)
+
+
+def test_tuning_keeps_settings_that_are_never_wrong(model):
+    tuning = tune_classes(model, clear_classes(num_clips=3))
+    assert tuning.settings == {}
+    assert tuning.accuracy == tuning.default_accuracy == 100
+    assert tuning.reason == "no others answer more held-out clips rightly."
+
+
+def test_the_measured_gain_comes_from_clips_without_part_in_the_choice(model, monkeypatch):
+    seen, choose = [], tuning_clipfsar._choose
+    monkeypatch.setattr(tuning_clipfsar, "_choose", lambda *inputs: seen.append(inputs) or choose(*inputs))
+    classes = random_classes({"boxing": 3, "diving": 3})
+    tune_classes(model, classes)
+    assert [sum(len(one.clip_names) for one in inputs[1].values()) for inputs in seen] == [6, 4, 4, 4]
+    assert all(len(inputs[2]) == sum(len(one.clip_names) for one in inputs[1].values()) for inputs in seen)
+
+
+def test_unsound_settings_of_a_saved_set_are_refused(tmp_path):
+    model, processor = tiny_model_and_processor()
+    support_set = SupportSet.from_videos(model, processor, {"a": random_clip(0), "b": random_clip(1)})
+    for settings, reason in (
+        ({"alignment": "guess"}, "alignment='guess' is not known"),
+        ({"ensemble_temperature": 0}, "ensemble_temperature=0 is no sound setting"),
+        ({"hidden_size": 3}, "its settings name 'hidden_size'"),
+    ):
+        write_support_set(tmp_path, support_set.fingerprint, support_set.classes, settings=settings)
+        with pytest.raises(ValueError, match=reason):
+            SupportSet.from_pretrained(tmp_path)
+
+
+# --- suggestions ------------------------------------------------------------------------------------------------------
+
+
+def suggested(
+    strategy: str, pool: torch.Tensor, k: int, logits: torch.Tensor | None = None, seed: int = 0
+) -> list[int]:
+    classes = clear_classes(num_clips=1, num_classes=2)
+    logits = torch.zeros(len(pool), 2) if logits is None else logits
+    return [one.index for one in suggest_clips(lambda _: logits, classes, pool, k, strategy, seed)]
+
+
+def around(axes: list[int], counts: list[int]) -> torch.Tensor:
+    """Clips near unit vectors, (sum of counts, 4, SIZE); the first of each is exactly there."""
+    generator = torch.Generator().manual_seed(0)
+    clips = []
+    for axis, count in zip(axes, counts, strict=True):
+        noise = 0.1 * torch.randn(count, 4, SIZE, generator=generator)
+        noise[0] = 0
+        clips.append(torch.eye(SIZE)[axis] + noise)
+    return torch.cat(clips)
+
+
+def test_margin_suggests_clips_between_two_classes():
+    logits = torch.tensor([[3.0, 0.0], [0.1, 0.0], [0.0, 5.0], [0.0, 0.3]])
+    assert suggested("margin", around([0], [4]), 2, logits) == [1, 3]
+
+
+def test_coverage_suggests_what_is_unlike_enrolled_and_suggested_clips():
+    pool = around([0, 1, 8, 9], [2, 2, 2, 2])  # classes lie near axes 0 and 1
+    chosen = suggested("coverage", pool, 2)
+    assert {row // 2 for row in chosen} == {2, 3}
+
+
+def test_typicality_suggests_the_middle_of_each_cluster():
+    assert sorted(suggested("typicality", around([4, 5, 6], [6, 8, 7]), 3)) == [0, 6, 14]
+
+
+def test_ties_are_broken_by_the_seed():
+    pool = around([0], [30])
+    for strategy in ("margin", "random"):
+        draws = [tuple(suggested(strategy, pool, 3, seed=seed)) for seed in (0, 0, 1)]
+        assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_set_suggests_with_its_own_answers_and_refuses_a_small_pool():
+    model, processor = tiny_model_and_processor()
+    support_set = SupportSet.from_videos(model, processor, {"a": random_clip(0), "b": random_clip(1)})
+    pool = torch.cat([one.support_embeds for one in support_set.classes.values()])
+    answers = {one.index: one.label for one in support_set.suggest(model, pool, 2)}
+    assert answers == {0: "a", 1: "b"}
+    with pytest.raises(ValueError, match="of at least k=3 clips are needed: give more clips, or a smaller k"):
+        support_set.suggest(model, pool, 3)
+    with pytest.raises(ValueError, match="strategy='best' is not known"):
+        support_set.suggest(model, pool, 1, "best")
