@@ -18,18 +18,6 @@ from clipfsar.cli import COMMANDS, main
 
 NAMES = ["train", "prepare", "evaluate", "compare", "reproduce", "predict", "review", "export", "convert", "push"]
 NAMES += ["demo-page"]
-    "train",
-    "prepare",
-    "evaluate",
-    "reproduce",
-    "compare",
-    "predict",
-    "review",
-    "export",
-    "convert",
-    "push",
-    "demo-page",
-]
 
 # Runs command lines in a process that cannot import anything heavy.
 WITHOUT_HEAVY_IMPORTS = """
