@@ -1,7 +1,11 @@
 """Training under torchrun: two nodes on one machine, and a worker that is killed and started again."""
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,13 +40,24 @@ def dataset(tmp_path_factory):
     return folder / "saved"
 
 
-def start(options: list[str], program: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", *options, *program]
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=child_environment(), **output)
+@pytest.fixture
+def start():
+    """Starts torchrun with options and a program. What still runs after the test, such as workers, is killed."""
+    started = []
+
+    def run(options: list[str], program: list[str]) -> subprocess.Popen:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", *options, *program]
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        started.append(subprocess.Popen(command, env=child_environment(), **output))
+        return started[-1]
+
+    yield run
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
-def two_nodes(dataset: Path, tiny_clip: Path, output_dirs: list[Path]) -> list[tuple[int, str]]:
+def two_nodes(start: Callable, dataset: Path, tiny_clip: Path, output_dirs: list[Path]) -> list[tuple[int, str]]:
     """Exit code and output of each node."""
     port = free_port()
     nodes = []
@@ -54,18 +69,18 @@ def two_nodes(dataset: Path, tiny_clip: Path, output_dirs: list[Path]) -> list[t
     return [(node.returncode, output) for node, output in zip(nodes, outputs, strict=True)]
 
 
-def test_two_nodes_train_in_a_folder_that_they_share_and_in_no_others(dataset, tiny_clip, tmp_path):
-    for code, output in two_nodes(dataset, tiny_clip, [tmp_path / "one", tmp_path / "two"]):
+def test_two_nodes_train_in_a_folder_that_they_share_and_in_no_others(start, dataset, tiny_clip, tmp_path):
+    for code, output in two_nodes(start, dataset, tiny_clip, [tmp_path / "one", tmp_path / "two"]):
         assert code == 1
         assert "is not one folder for all processes: what the main process on" in " ".join(output.split())
         assert "clipfsar/training/program.py" not in output  # a sentence, no traceback of ours
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    for code, output in two_nodes(dataset, tiny_clip, [tmp_path / "shared"] * 2):
+    for code, output in two_nodes(start, dataset, tiny_clip, [tmp_path / "shared"] * 2):
         assert code == 0, output
     assert [line["episode"] for line in read_log(tmp_path / "shared")] == [4, 4, 8, 8]
 
 
-def test_torchrun_starts_again_after_a_killed_worker(dataset, tiny_clip, tmp_path):
+def test_torchrun_starts_again_after_a_killed_worker(start, dataset, tiny_clip, tmp_path):
     (tmp_path / "program.py").write_text(KILLS_A_WORKER_ONCE)
     arguments = training_arguments(dataset, tiny_clip, tmp_path / "run", **SHORT)
     run = start(["2", "--standalone", "--max_restarts", "1"], [str(tmp_path / "program.py"), *arguments])
