@@ -43,13 +43,14 @@ def option(
     choices: Iterable[str] | None = None,
     aliases: Sequence[str] = (),
     reads_addresses: bool = False,
+    is_text: bool = False,
 ):
     """A field of a dataclass of options, with its help. A list as default is copied. `REQUIRED` means no default.
 
     `aliases` are other names of the option on the command line, such as an earlier name. Only an option that
-    `reads_addresses` takes names such as s3://BUCKET/DATA.
+    `reads_addresses` takes names such as s3://BUCKET/DATA; one that `is_text` may hold an address and reads nothing.
     """
-    metadata: dict = {"help": text, "aliases": tuple(aliases), "reads_addresses": reads_addresses}
+    metadata: dict = {"help": text, "aliases": tuple(aliases), "reads_addresses": reads_addresses, "is_text": is_text}
     metadata |= {"choices": list(choices)} if choices else {}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -204,6 +205,8 @@ def _check_addresses(options_class: type, values: dict[str, Any]):
     """Raises `ValueError` for an address as the value of an option that cannot read it."""
     readers = [f"--{item.name}" for item in fields(options_class) if item.metadata.get("reads_addresses")]
     for item in fields(options_class):
+        if item.metadata.get("is_text"):
+            continue
         value = values[item.name]
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and has_protocol(name) and f"--{item.name}" not in readers:

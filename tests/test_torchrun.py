@@ -1,4 +1,4 @@
-"""Training under torchrun: two nodes on one machine, and a worker that is killed and started again."""
+"""Training under torchrun: two nodes on one machine."""
 
 import os
 import signal
@@ -14,23 +14,6 @@ from tiny_data import child_environment, free_port, read_log, training_arguments
 pytestmark = pytest.mark.whole_program
 
 SHORT = {"episodes": 8, "eval_every": 4, "eval_episodes": 4, "test_episodes": 0, "resume": True}
-KILLS_A_WORKER_ONCE = """
-import os, signal
-from clipfsar.training import trainer
-from clipfsar.training.arguments import parse_arguments
-from clipfsar.training.program import main
-
-save_state = trainer.EpisodicTrainer._save_state
-
-def save_state_and_die(self):
-    save_state(self)
-    print("rank", os.environ["RANK"], "saved episode", self.episodes_done, flush=True)
-    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-trainer.EpisodicTrainer._save_state = save_state_and_die
-main(parse_arguments())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +61,3 @@ def test_two_nodes_train_in_a_folder_that_they_share_and_in_no_others(start, dat
     for code, output in two_nodes(start, dataset, tiny_clip, [tmp_path / "shared"] * 2):
         assert code == 0, output
     assert [line["episode"] for line in read_log(tmp_path / "shared")] == [4, 4, 8, 8]
-
-
-def test_torchrun_starts_again_after_a_killed_worker(start, dataset, tiny_clip, tmp_path):
-    (tmp_path / "program.py").write_text(KILLS_A_WORKER_ONCE)
-    arguments = training_arguments(dataset, tiny_clip, tmp_path / "run", **SHORT)
-    run = start(["2", "--standalone", "--max_restarts", "1"], [str(tmp_path / "program.py"), *arguments])
-    output = run.communicate(timeout=600)[0]
-    assert run.returncode == 0, output
-    for episode in (4, 8):  # the second start goes on after episode 4
-        assert output.count(f"rank 1 saved episode {episode}\n") == 1
-    assert [line["episode"] for line in read_log(tmp_path / "run")] == [4, 4, 8, 8]

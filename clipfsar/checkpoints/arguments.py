@@ -133,7 +133,9 @@ class PushArguments:
     license: str | None = option(
         None, "Licence of converted weights, e.g. mit. Required for them; the card of a trained model has its own."
     )
-    source: str | None = option(None, "Address or citation of the original of converted weights. Required for them.")
+    source: str | None = option(
+        None, "Address or citation of the original of converted weights. Required for them.", is_text=True
+    )
 
     def check_files(self):
         """Raises `FileNotFoundError` when the folder does not exist."""
