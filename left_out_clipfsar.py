@@ -27,11 +27,11 @@ except ImportError:
     from modeling_clipfsar import evaluating
 
 try:
-    from .support_set_files_clipfsar import EnrolledClass
+    from .support_set_files_clipfsar import EnrolledClass, embeds_of_clips
 except ImportError:
     if __package__:
         raise
-    from support_set_files_clipfsar import EnrolledClass
+    from support_set_files_clipfsar import EnrolledClass, embeds_of_clips
 
 _VALUES_PER_BATCH = 2**24  # of prototypes: 64 MB
 
@@ -77,7 +77,7 @@ class _Comparison:
         counts = torch.tensor([len(one.clip_names) for one in classes.values()])
         self.labels = torch.arange(len(classes)).repeat_interleave(counts)
         self.rows_of_class = list(torch.arange(len(self.labels)).split(counts.tolist()))
-        self.embeds = torch.cat([one.support_embeds for one in classes.values()]).to(model.device)
+        self.embeds = embeds_of_clips(classes).to(model.device)
         self.texts = torch.stack([one.class_embeds for one in classes.values()]).to(model.device)
         self.query_states = model.get_query_states(self.embeds)
         self.text_logits = model.get_text_logits(self.embeds, self.texts).cpu()
@@ -279,7 +279,7 @@ def sources_of_clips(
     unknown = [name for name in given if name not in {*clips, *(clip for _, clip in clips)}]
     if unknown:
         raise ValueError(f"sources names {unknown[0]!r}, but no clip of that name is enrolled.")
-    found = []
+    found: list[tuple[str, ...]] = []
     for name, clip in clips:
         source = source_of(clip) if sources is None else given.get((name, clip), given.get(clip))
         found.append((name, clip) if source is None else (str(source),))

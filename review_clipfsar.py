@@ -23,11 +23,11 @@ except ImportError:
     from left_out_clipfsar import LeftOut, by_class, hold_out, leave_one_out, rounds, sources_of_clips
 
 try:
-    from .support_set_files_clipfsar import EnrolledClass
+    from .support_set_files_clipfsar import EnrolledClass, embeds_of_clips
 except ImportError:
     if __package__:
         raise
-    from support_set_files_clipfsar import EnrolledClass
+    from support_set_files_clipfsar import EnrolledClass, embeds_of_clips
 
 # A clip is suspect if its margin is this many robust standard deviations above the median margin.
 SUSPECT_DEVIATIONS = 3.0
@@ -153,7 +153,7 @@ class SupportSetReview:
         height = max(5.0, 0.42 * len(self.class_names) + 2.2, 1.15 * len(captions) + 1)
         figure = Figure(figsize=(14 if captions else 8, height), layout="constrained")
         figure.suptitle(self._accuracy_in_words(), fontsize=12, fontweight="bold", parse_math=False)
-        left, right = figure.subfigures(1, 2) if captions else (figure, None)
+        left, right = figure.subfigures(1, 2, squeeze=False)[0] if captions else (figure, None)
         self._draw_confusion(left.subplots())
         if right is not None:
             shown = max(4, len(captions))
@@ -357,7 +357,7 @@ def _suspects(
         return []
     deviations = (margins - margins.median()) / _robust_deviation(margins)
     found = [
-        SuspectClip(*clips[row], names[int(nearest[row])], float(margin), float(deviation))
+        SuspectClip(clips[row][0], clips[row][1], names[int(nearest[row])], float(margin), float(deviation))
         for row, margin, deviation in zip(assessed.nonzero()[:, 0].tolist(), margins, deviations, strict=True)
         if margin > 0 and deviation > SUSPECT_DEVIATIONS
     ]
@@ -371,7 +371,7 @@ def _robust_deviation(values: torch.Tensor) -> torch.Tensor:
 
 def _duplicates(classes: Mapping[str, EnrolledClass], clips: list[tuple[str, str]]) -> list[tuple[str, str, str, str]]:
     """Pairs of clips whose frames have almost the same features, frame by frame."""
-    embeds = torch.cat([one.support_embeds for one in classes.values()]).float()  # (S, T, D)
+    embeds = embeds_of_clips(classes).float()  # (S, T, D)
     frames = F.normalize(embeds - embeds.mean((0, 1)), dim=-1).flatten(1)
     pairs = []
     for rows in torch.arange(len(frames)).split(256):

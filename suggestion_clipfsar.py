@@ -17,11 +17,11 @@ except ImportError:
     from choices_clipfsar import check_choice, check_positive_integer
 
 try:
-    from .support_set_files_clipfsar import EnrolledClass
+    from .support_set_files_clipfsar import EnrolledClass, embeds_of_clips
 except ImportError:
     if __package__:
         raise
-    from support_set_files_clipfsar import EnrolledClass
+    from support_set_files_clipfsar import EnrolledClass, embeds_of_clips
 
 STRATEGIES = ("margin", "coverage", "typicality", "random")
 _NEIGHBOURS = 5  # of a clip, for its typicality
@@ -71,7 +71,7 @@ def suggest_clips(
         best, second = probabilities[order].topk(2).values.unbind(-1)
         chosen = (best - second).argsort(stable=True)[:k].tolist()
     elif strategy == "coverage":
-        enrolled = _vectors(torch.cat([one.support_embeds for one in classes.values()]))
+        enrolled = _vectors(embeds_of_clips(classes))
         chosen = _farthest_first(vectors, enrolled, k)
     elif strategy == "typicality":
         chosen = _typical_of_clusters(vectors, k)

@@ -63,9 +63,14 @@ class EnrolledClass:
 
     def with_rows(self, rows: list[int]) -> "EnrolledClass":
         """A copy with some of the clips."""
-        names, thumbnails = ([values[row] for row in rows] for values in (self.clip_names, self.thumbnails))
+        names, thumbnails = [self.clip_names[row] for row in rows], [self.thumbnails[row] for row in rows]
         embeds = self.support_embeds
         return EnrolledClass(self.class_embeds, names, None if embeds is None else embeds[rows], thumbnails)
+
+
+def embeds_of_clips(classes: Mapping[str, EnrolledClass]) -> torch.Tensor:
+    """Frame features (S, T, D) of all clips, class after class."""
+    return torch.cat([one.support_embeds for one in classes.values() if one.support_embeds is not None])
 
 
 class _DamagedError(Exception):
@@ -243,6 +248,7 @@ __all__ = [
     "SUPPORT_SET_WEIGHTS_NAME",
     "TUNED_SETTINGS",
     "EnrolledClass",
+    "embeds_of_clips",
     "meaning",
     "read_support_set",
     "write_support_set",
