@@ -46,7 +46,8 @@ class EpisodeSampler:
         class_names: Names of the ids, for error messages.
 
     Raises:
-        ValueError: For `n_way` below 2, fewer classes than `n_way`, or a class with fewer than `n_shot + n_query` videos.
+        ValueError: For `n_way` below 2, fewer classes than `n_way`, or a class with fewer than `n_shot + n_query`
+            videos.
     """
 
     def __init__(

@@ -161,7 +161,7 @@ def test_too_few_videos_are_named_with_class_and_numbers():
 
 @pytest.mark.parametrize("n_way", [1, 0, -1])
 def test_fewer_than_two_classes_are_no_question(dataset, n_way):
-    with pytest.raises(ValueError, match=f"n_way={n_way} must be at least 2: among fewer classes every answer is right"):
+    with pytest.raises(ValueError, match=f"n_way={n_way} must be at least 2: among fewer classes"):
         EpisodeDataset(dataset, n_way=n_way)
 
 
