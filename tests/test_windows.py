@@ -45,9 +45,7 @@ def test_windows_cover_the_video(num_video_frames, window, stride, expected):
     [(0, 1), (1, 0), (-1, 1), (0.01, 1), (1, 1e-9), (math.inf, 1), (1, math.inf), (1e308, 1), (math.nan, 1)],
 )
 def test_impossible_windows_are_refused(window, stride):
-    with pytest.raises(
-        ValueError, match=r"must be greater than 0|less than a frame at|less than half a frame at 10 frames per second"
-    ):
+    with pytest.raises(ValueError, match=r"must be greater than 0|less than (a|half a) frame at 10 frames per second"):
         window_bounds(100, 10, window, stride)
 
 

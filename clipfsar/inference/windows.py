@@ -37,8 +37,8 @@ def window_bounds(num_video_frames: int, fps: float, window_seconds: float, stri
     """First frame and number of frames of each window. The last one ends with the video; a short video is one window.
 
     Raises:
-        ValueError: For lengths that are not positive and finite, a window shorter than one frame, or a stride shorter than
-            half a frame.
+        ValueError: For lengths that are not positive and finite, a window shorter than one frame, or a stride shorter
+            than half a frame.
     """
     for name, seconds in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
         if not 0 < seconds * fps < math.inf:
