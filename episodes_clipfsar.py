@@ -41,12 +41,13 @@ class EpisodeSampler:
 
     Args:
         labels: Class id of each video; any integers. A negative id leaves a video out.
-        n_way, n_shot, n_query: Classes, support videos per class, query videos per class.
+        n_way, n_shot, n_query: Classes (2 or more), support videos per class, query videos per class.
         seed: Episodes of different seeds are independent of each other.
         class_names: Names of the ids, for error messages.
 
     Raises:
-        ValueError: For fewer classes than `n_way`, or a class with fewer than `n_shot + n_query` videos.
+        ValueError: For `n_way` below 2, fewer classes than `n_way`, or a class with fewer than `n_shot + n_query`
+            videos.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class EpisodeSampler:
         seed: int = 0,
         class_names: Sequence[str] | None = None,
     ):
-        for name, value in (("n_way", n_way), ("n_shot", n_shot), ("n_query", n_query)):
+        if n_way < 2:
+            raise ValueError(f"n_way={n_way} must be at least 2: among fewer classes every answer is right.")
+        for name, value in (("n_shot", n_shot), ("n_query", n_query)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
         if seed < 0:

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from clipfsar.json_files import DamagedFileError
 from paths_clipfsar import flush_to_disk, replace_file
 
 CHECKSUMS = "SHA256SUMS"
+NO_NOTES: Mapping[str, str] = {}
 # Errors of file systems without hard links, and of a file with as many links as they allow.
 _CANNOT_LINK = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EXDEV, errno.EMLINK}
 _DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
@@ -123,10 +124,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes a safetensors file that contains a checksum of its tensors. It gets its name when it is complete."""
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, notes: Mapping[str, str] = NO_NOTES) -> None:
+    """Writes a safetensors file that contains a checksum of its tensors. It gets its name when it is complete.
+
+    Args:
+        notes: Texts for the file's metadata; the checksum covers them as well.
+    """
     with replace_file(path) as partial:
-        save_file(tensors, partial, metadata={"sha256": _sha256_of_tensors(tensors)})
+        save_file(tensors, partial, metadata={**notes, "sha256": _sha256_of_tensors(tensors, notes)})
 
 
 def save_rows(
@@ -195,20 +200,23 @@ def load_tensors(path: Path, remedy: str, has_checksum: bool = True) -> dict[str
     """
     try:
         with safe_open(path, "pt") as file:
-            written = (file.metadata() or {}).get("sha256")
+            notes = file.metadata() or {}
+        written = notes.pop("sha256", None)
         tensors = load_file(path)
     except SafetensorError as error:
         raise DamagedFileError(f"{path} is damaged ({error}): {remedy}.") from error
-    if (written is not None or has_checksum) and written != _sha256_of_tensors(tensors):
+    if (written is not None or has_checksum) and written != _sha256_of_tensors(tensors, notes):
         raise DamagedFileError(f"{path} is damaged (its checksum differs): {remedy}.")
     return tensors
 
 
-def _sha256_of_tensors(tensors: dict[str, torch.Tensor]) -> str:
+def _sha256_of_tensors(tensors: dict[str, torch.Tensor], notes: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(_described(name, tensor))
         digest.update(_bytes_of(tensor))
+    for name, text in sorted(notes.items()):
+        digest.update(f"{len(name)} {name} {len(text)} {text} ".encode())
     return digest.hexdigest()
 
 

@@ -95,7 +95,7 @@ def test_episodes_of_another_seed_epoch_or_index_differ():
     assert not any(same_rows(*pair) for pair in itertools.combinations(rows, 2))
 
 
-@pytest.mark.parametrize(("n_way", "n_shot", "n_query"), [(1, 1, 1), (2, 1, 5), (5, 3, 4), (6, 5, 2), (6, 1, 6)])
+@pytest.mark.parametrize(("n_way", "n_shot", "n_query"), [(2, 1, 1), (2, 1, 5), (5, 3, 4), (6, 5, 2), (6, 1, 6)])
 def test_support_and_query_are_disjoint_videos_of_the_right_classes(n_way, n_shot, n_query):
     labels = np.array(LABELS)
     sampler = EpisodeSampler(LABELS, n_way, n_shot, n_query, seed=2)
@@ -159,7 +159,13 @@ def test_too_few_videos_are_named_with_class_and_numbers():
     assert len(EpisodeDataset(labelled_dataset(labels), n_way=2, n_shot=1, n_query=2)) == 1000
 
 
-@pytest.mark.parametrize("name", ["n_way", "n_shot", "n_query", "n_episodes"])
+@pytest.mark.parametrize("n_way", [1, 0, -1])
+def test_fewer_than_two_classes_are_no_question(dataset, n_way):
+    with pytest.raises(ValueError, match=f"n_way={n_way} must be at least 2: among fewer classes"):
+        EpisodeDataset(dataset, n_way=n_way)
+
+
+@pytest.mark.parametrize("name", ["n_shot", "n_query", "n_episodes"])
 def test_counts_below_one_are_refused(dataset, name):
     with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
         EpisodeDataset(dataset, **{name: 0})

@@ -152,6 +152,27 @@ def test_unequal_numbers_are_an_error_with_the_numbers(metric):
         metric.add_batch(predictions=[0, 1], references=[0, 1], episodes=[0])
 
 
+@pytest.mark.parametrize(
+    ("predictions", "references", "episodes"),
+    [
+        ([0.7, 1.0], [0, 1], [0, 0]),
+        (torch.tensor([0.0, 1.5]), [0, 1], [0, 0]),
+        ([0, 1], np.array([0.2, 1]), [0, 0]),
+        ([0, 1], [0, 1], [0, 0.5]),
+        ([math.nan, 1], [0, 1], [0, 0]),
+    ],
+)
+def test_fractions_are_refused_instead_of_cut_off(metric, predictions, references, episodes):
+    with pytest.raises(ValueError, match="must be class names or whole numbers, not"):
+        metric.compute(predictions=predictions, references=references, episodes=episodes)
+    with pytest.raises(ValueError, match=r"prediction must be class names or whole numbers, not 0\.9"):
+        metric.add(prediction=0.9, reference=0)
+
+
+def test_whole_numbers_may_be_of_a_type_for_fractions(metric):
+    check(metric.compute(predictions=np.array(PREDICTIONS, float), references=REFERENCES, episodes=EPISODES))
+
+
 def test_empty_answers_are_an_error(metric):
     with pytest.raises(ValueError, match="There are 0 predictions, 0 references"):
         metric.compute(predictions=[], references=[])

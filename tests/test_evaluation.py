@@ -222,6 +222,12 @@ def test_episodes_are_drawn_until_every_interval_is_narrow_enough():
     assert len(predict_until_interval(alternating_answers, 12, chunk=20)["few_shot"].class_ids) == 80
 
 
+def test_modes_and_shots_that_are_given_twice_count_once():
+    protocol = Protocol(n_shot=[1, 5, 1], inference_modes=["few_shot", "ensemble", "few_shot"])
+    assert (protocol.n_shot, protocol.shots) == ((1, 5), (1, 5))
+    assert protocol.inference_modes == ("few_shot", "ensemble")
+
+
 def test_an_interval_out_of_reach_is_said_to_be_so():
     with pytest.raises(ValueError, match=r"until_interval=0.1 is not reached within 200 episodes: ask for a wider"):
         predict_until_interval(alternating_answers, 0.1, chunk=50, max_episodes=200)
@@ -234,6 +240,8 @@ def test_answers_until_an_interval_are_those_to_as_many_episodes(tiny_clip, proc
     class_embeds = VideoEncoder(model, processor).encode_classes(episodes.class_names)
     features = SplitFeatures(model, video_embeds, class_embeds, episodes.labels)
     predict = partial(predict_episodes, features, EpisodeSampler(episodes.labels, 3, 1, 1))
+    once, twice = (predict(range(9), modes)["few_shot"] for modes in (["few_shot"], ["few_shot", "few_shot"]))
+    assert len(twice.class_ids) == len(once.class_ids) == 9
     answers, again = (predict_until_interval(predict, 5, chunk=30)["few_shot"] for _ in range(2))
     drawn = len(answers.class_ids)
     assert drawn % 30 == 0

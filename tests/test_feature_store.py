@@ -574,12 +574,14 @@ def test_a_store_of_an_earlier_format_on_a_read_only_disk_is_read(tiny_clip, pro
 
 
 def test_episodes_written_by_an_earlier_version_are_still_about_their_videos(copies, tmp_path):
-    split = VideoSplit(copies[1])
+    paths = [str(path) for path in copies[0]]
+    dataset = Dataset.from_dict({"video": [*paths, paths[0]], "label": ["red", "red", "sky", "sky"]})
+    split = VideoSplit(dataset)
     for number, digest in enumerate((split._digest_of_0_1, split.digest)):
         write_episodes(tmp_path / str(number), EpisodeSampler([0, 0, 1, 1], 2, 1, 1), 2, digest)
         assert len(read_episodes(tmp_path / str(number), split)) == 2
     with pytest.raises(ValueError, match="about other videos"):
-        read_episodes(tmp_path / "1", VideoSplit(copies[1].select([1, 0, 2])))
+        read_episodes(tmp_path / "1", VideoSplit(dataset.select([1, 0, 2, 3])))
 
 
 # --- one writer -------------------------------------------------------------------------------------------------------

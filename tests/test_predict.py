@@ -243,6 +243,7 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
         (("--labels", "Run", "run"), {"support": None}, "Class names 'Run' and 'run' become the same text"),
         (("--stride_seconds", 1), {}, "--stride_seconds needs --window_seconds"),
         (("--window_seconds", 0), {}, "--window_seconds 0.0 must be greater than 0"),
+        (("--window_seconds", "inf"), {}, "--window_seconds inf must be a finite number"),
         (("--top_k", 0), {}, "--top_k 0 must be at least 1"),
         ((), {"support": "queries"}, "holds no folders: give one folder of clips per class"),
         ((), {"support": "."}, "Class 'model' has no clips"),

@@ -1,6 +1,7 @@
 """Settings: the official table, the learning rates, and `defaults < preset < command line`."""
 
 import json
+import math
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -222,6 +223,48 @@ def test_a_bad_value_is_named_with_its_remedy(arguments, message, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         parse_arguments(arguments)
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("benchmark", PRESETS)
+def test_presets_keep_the_limits_of_values(benchmark):
+    assert parse_arguments(["--benchmark", benchmark]).episodes == PRESETS[benchmark].episodes
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", -1e-5, "-1e-05 must be a finite number, 0 or more"),
+        ("learning_rate", math.nan, "nan must be a finite number"),
+        ("learning_rate", math.inf, "inf must be a finite number"),
+        ("weight_decay", -1e-3, "-0.001 must be a finite number, 0 or more"),
+        ("max_grad_norm", -1.0, "-1.0 must be a finite number, 0 or more"),
+        ("max_grad_norm", math.nan, "nan must be a finite number"),
+        ("lora_alpha", -4.0, "-4.0 must be a finite number greater than 0"),
+        ("warmup_learning_rate", -1e-6, "-1e-06 must be a finite number, 0 or more"),
+        ("warmup_episodes", -1, "-1 must be 0 or more"),
+        ("decay_episodes", [-5, 10], "-5 must be 0 or more"),
+        ("decay_episodes", [10, 10], r"\[10, 10\]: give two ascending numbers"),
+        ("log_every", 0, "0 must be at least 1"),
+        ("eval_batch_size", 0, "0 must be at least 1"),
+        ("n_way", 1, "1 must be at least 2"),
+        ("n_shot", [1, 0], "0 must be at least 1"),
+        ("n_shot", [], "is empty: give at least one number"),
+        ("n_query", 0, "0 must be at least 1"),
+        ("train_n_shot", 0, "0 must be at least 1"),
+        ("train_n_query", -1, "-1 must be at least 1"),
+        ("test_episodes", -1, "-1 must be 0 or more"),
+        ("num_workers", -1, "-1 must be 0 or more"),
+    ],
+)
+def test_a_value_that_spoils_a_training_is_refused_before_it(name, value, message):
+    with pytest.raises(ValueError, match=f"--{name} {message}"):
+        EpisodicTrainingArguments(**{name: value})
+
+
+def test_zero_means_none_where_the_help_says_so():
+    names = ("test_episodes", "warmup_episodes", "max_grad_norm", "weight_decay", "lora_rank", "num_workers")
+    args = EpisodicTrainingArguments(**dict.fromkeys(names, 0))
+    assert [getattr(args, name) for name in names] == [0] * 6
 
 
 @pytest.mark.parametrize(

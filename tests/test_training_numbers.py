@@ -1,6 +1,7 @@
 """Every number that a training run reports, computed again from what it saved."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny_data import read_log, save_tiny_clip, training_arguments, video_splits
 from clipfsar.evaluation.evaluate_model import evaluate_episodes
 from clipfsar.training.arguments import parse_arguments
 from clipfsar.training.program import run
+from clipfsar.training.step import recorded_values
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
@@ -52,6 +54,13 @@ def measured(folder, split, **protocol):
 
 def validations(folder) -> dict[int, float]:
     return {line["episode"]: line["accuracy"] for line in read_log(folder) if line["kind"] == "validation"}
+
+
+def test_padding_is_neither_right_nor_wrong():
+    logits = torch.tensor([[[2.0, 1.0], [1.0, 2.0], [2.0, 1.0]], [[2.0, 1.0], [5.0, 5.0], [5.0, 5.0]]])
+    outputs = SimpleNamespace(logits=logits, few_shot_loss=None, video_text_loss=None)
+    labels = torch.tensor([[0, 0, 0], [0, -1, -1]])  # right, wrong, right; right, and two of padding
+    assert recorded_values(torch.tensor(1.0), outputs, labels)["accuracy"].item() == 0.75
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

@@ -635,6 +635,8 @@ def test_an_address_in_a_table_stays_one(tmp_path):
         ("clips.csv", "path,label\na.mp4,run,fast\n", "line 2: 2 columns are expected"),
         ("clips.csv", "path,label,split\na.mp4,run,dev\n", "line 2: split 'dev' is not one of train, validation, test"),
         ("clips.csv", "path,label,split\na.mp4,run,\n", "line 2: split '' is not one of"),
+        ("clips.csv", "path,label,label\na.mp4,run,dive\n", "line 1: there is more than one column 'label'"),
+        ("clips.tsv", "\npath\tlabel\t path\na\trun\tb\n", "line 2: there is more than one column 'path'"),
         ("clips.csv", "path,label\n", "clips.csv names no videos"),
         ("clips.csv", "", "clips.csv names no videos"),
         ("clips.jsonl", '{"path": "a.mp4"}\n', "line 1: there is no column 'label'; there are path"),

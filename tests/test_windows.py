@@ -1,5 +1,7 @@
 """Windows of a long video: where they lie, what their features are, and that frames are read once."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,7 @@ def video(tmp_path_factory):
         (100, 5, 2.5, [(0, 50), (25, 50), (50, 50)]),
         (40, 4, 1, [(0, 40)]),
         (7, 4, 1, [(0, 7)]),  # shorter than a window
+        (3, 0.1, 0.05, [(0, 1), (1, 1), (2, 1)]),  # one frame, and the default stride
         (45, 4, 10, [(0, 40), (5, 40)]),
         (12, 0.3, 0.25, [(0, 3), (2, 3), (5, 3), (8, 3), (9, 3)]),  # starts at 0, 2.5, 5, 7.5, rounded
     ],
@@ -37,9 +40,12 @@ def test_windows_cover_the_video(num_video_frames, window, stride, expected):
     assert window_bounds(num_video_frames, 10, window, stride) == expected
 
 
-@pytest.mark.parametrize(("window", "stride"), [(0, 1), (1, 0), (-1, 1), (0.01, 1)])
+@pytest.mark.parametrize(
+    ("window", "stride"),
+    [(0, 1), (1, 0), (-1, 1), (0.01, 1), (1, 1e-9), (math.inf, 1), (1, math.inf), (1e308, 1), (math.nan, 1)],
+)
 def test_impossible_windows_are_refused(window, stride):
-    with pytest.raises(ValueError, match=r"must be greater than 0|less than a frame at 10 frames per second"):
+    with pytest.raises(ValueError, match=r"must be greater than 0|less than (a|half a) frame at 10 frames per second"):
         window_bounds(100, 10, window, stride)
 
 

@@ -105,6 +105,12 @@ def _rows(table: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int,
         values = [value.strip() for value in values]
         if fields is None:
             fields = values
+            repeated = sorted({name for name in fields if name and fields.count(name) > 1})
+            if repeated:
+                raise ValueError(
+                    f"{table}, line {reader.line_num}: there is more than one column {', '.join(map(repr, repeated))}: "
+                    "rename or remove the others."
+                )
             continue
         if len(values) != len(fields):
             raise ValueError(

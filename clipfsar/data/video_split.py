@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipfsar.content import digests_of_videos, joint_digest
+from clipfsar.content import digests_of_videos, framed_digest, joint_digest
 from episodes_clipfsar import read_labels, undecoded_videos
 
 
@@ -87,6 +87,11 @@ class VideoSplit:
     def digest(self) -> str:
         """Digest of all videos in order: names, lengths, first and last bytes."""
         return joint_digest(self.digests)
+
+    @property
+    def digest_of_classes(self) -> str:
+        """Digest of the class of each video and of the class names."""
+        return framed_digest([self.labels.tobytes(), *(name.encode() for name in self.class_names)]).hex()
 
     def is_known_by(self, digest: str) -> bool:
         """Whether a digest belongs to these videos. Digests of version 0.1 are recognised as well."""

@@ -3,13 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from clipfsar.checked_files import load_tensors, save_tensors
 from clipfsar.data.video_split import VideoSplit
 from episodes_clipfsar import EpisodeRows, EpisodeSampler
-from paths_clipfsar import replace_file
+
+_NAMES = ("class_ids", "support_rows", "query_rows")
+_NOTES_OF_0_2 = {"videos", "seed"}
+_REMEDY = "write a new list with --write_episodes"
 
 
 class EpisodeList:
@@ -34,23 +38,34 @@ class EpisodeList:
         return EpisodeRows(self.class_ids[index], self.support_rows[index], self.query_rows[index])
 
 
-def write_episodes(path: str | Path, sampler: EpisodeSampler, n_episodes: int, videos: str):
-    """Writes the episodes 0..n_episodes-1 of a sampler; `videos` identifies the videos that the rows refer to."""
+def write_episodes(path: str | Path, sampler: EpisodeSampler, n_episodes: int, videos: str | VideoSplit):
+    """Writes the episodes 0..n_episodes-1 of a sampler.
+
+    Args:
+        videos: The split that the rows refer to, or an identifier of its videos. A split's labels and class names
+            are identified as well.
+    """
     episodes = [sampler.sample(index) for index in range(n_episodes)]
     tensors = {
         name: torch.stack([torch.as_tensor(getattr(episode, name)) for episode in episodes]).contiguous()
-        for name in ("class_ids", "support_rows", "query_rows")
+        for name in _NAMES
     }
-    with replace_file(Path(path)) as partial:  # an earlier list stays complete until this one is
-        save_file(tensors, partial, metadata={"videos": videos, "seed": json.dumps(sampler.seed)})
+    notes = {"videos": videos} if isinstance(videos, str) else _identity(videos)
+    save_tensors(tensors, Path(path), notes | {"seed": json.dumps(sampler.seed)})
+
+
+def _identity(split: VideoSplit) -> dict[str, str]:
+    return {"videos": split.digest, "classes": split.digest_of_classes}
 
 
 def read_episodes(path: str | Path, videos: str | VideoSplit) -> EpisodeList:
     """The episodes that `write_episodes` wrote. They must refer to `videos`: a split, or its identifier.
 
+    Lists of version 0.2 have neither a checksum nor the identity of classes; their episodes are checked all the same.
+
     Raises:
         FileNotFoundError: When there is no such file.
-        ValueError: When the episodes are about other videos, or the file is no list of episodes.
+        ValueError: When the file is damaged or no list of episodes, or the episodes are about other videos or classes.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no list of episodes at {path}.")
@@ -59,13 +74,55 @@ def read_episodes(path: str | Path, videos: str | VideoSplit) -> EpisodeList:
     except SafetensorError as error:
         raise ValueError(f"{path} is no list of episodes: {error}.") from None
     with file:
-        names = {"class_ids", "support_rows", "query_rows"}
-        if set(file.keys()) != names:
-            raise ValueError(f"{path} is no list of episodes: it holds {', '.join(file.keys())}.")
-        written = file.metadata()["videos"]
-        if not (videos.is_known_by(written) if isinstance(videos, VideoSplit) else written == videos):
-            raise ValueError(f"The episodes in {path} are about other videos (or the same in another order).")
-        return EpisodeList(**{name: file.get_tensor(name) for name in names})
+        held, notes = set(file.keys()), file.metadata() or {}
+    if held != set(_NAMES):
+        raise ValueError(f"{path} is no list of episodes: it holds {', '.join(sorted(held)) or 'nothing'}.")
+    if "videos" not in notes:
+        raise ValueError(f"{path} is no list of episodes: it does not say its videos.")
+    tensors = load_tensors(Path(path), _REMEDY, has_checksum=set(notes) != _NOTES_OF_0_2)
+    _check_tensors(path, tensors)
+    written = notes["videos"]
+    if not (videos.is_known_by(written) if isinstance(videos, VideoSplit) else written == videos):
+        raise ValueError(f"The episodes in {path} are about other videos (or the same in another order).")
+    episodes = EpisodeList(**tensors)
+    if isinstance(videos, VideoSplit):
+        if notes.get("classes", videos.digest_of_classes) != videos.digest_of_classes:
+            raise ValueError(f"Labels or class names of the videos have changed since {path} was written: {_REMEDY}.")
+        _check_rows(path, episodes, videos)
+    return episodes
+
+
+def _check_tensors(path: str | Path, tensors: dict[str, torch.Tensor]):
+    """Checks types and sizes, and what holds for episodes of any videos."""
+    classes, support, query = (tensors[name] for name in _NAMES)
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.int64:
+            raise ValueError(f"{path} is no list of episodes: {name} must be int64, not {tensor.dtype}.")
+    shapes = [tuple(tensor.shape) for tensor in (classes, support, query)]
+    if [len(shape) for shape in shapes] != [2, 3, 3] or len({shape[:2] for shape in shapes}) > 1:
+        raise ValueError(f"{path} is no list of episodes: the shapes {shapes} of {', '.join(_NAMES)} do not match.")
+    if 0 in (*support.shape, *query.shape) or classes.shape[1] < 2:
+        raise ValueError(f"{path} holds no episodes of at least two classes, support and query: {_REMEDY}.")
+    problems = {
+        "negative numbers": torch.stack([tensor.flatten(1).amin(1) < 0 for tensor in tensors.values()]).any(0),
+        "a class twice": (classes.sort().values.diff() == 0).any(1),
+        "a query video in its support": (support.unsqueeze(-1) == query.unsqueeze(-2)).flatten(1).any(1),
+    }
+    for problem, where in problems.items():
+        if bool(where.any()):
+            raise ValueError(f"Episode {int(where.nonzero()[0])} in {path} has {problem}: {_REMEDY}.")
+
+
+def _check_rows(path: str | Path, episodes: EpisodeList, split: VideoSplit):
+    """Checks that every row is a video of the class that the episode says."""
+    classes = episodes.class_ids[..., np.newaxis]
+    for rows in (episodes.support_rows, episodes.query_rows):
+        if rows.max() >= len(split):
+            raise ValueError(f"The episodes in {path} name row {rows.max()}, but there are {len(split)}: {_REMEDY}.")
+        wrong = np.argwhere(split.labels[rows] != classes)
+        if len(wrong):
+            row, number = rows[tuple(wrong[0])], wrong[0][0]
+            raise ValueError(f"Episode {number} in {path} gives row {row} another class than the videos do: {_REMEDY}.")
 
 
 __all__ = ["EpisodeList", "read_episodes", "write_episodes"]

@@ -43,7 +43,7 @@ def predict_episodes(
         query = rearrange(query, "b n q -> b (n q)")
         distances = features.distances(query, support, classes)
         texts = features.text_logits[query.unsqueeze(-1), classes.unsqueeze(1)]  # (B, Q, N)
-        for mode in inference_modes:
+        for mode in parts:  # a mode that is asked for twice answers once
             confidences, predicted = model.get_logits(distances, texts, mode).softmax(-1).max(-1)
             answers = (classes, query, classes[:, query_labels], classes.take_along_dim(predicted, 1), confidences)
             parts[mode].append([answer.cpu().numpy() for answer in answers])

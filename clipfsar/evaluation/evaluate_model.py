@@ -210,7 +210,7 @@ def run(arguments: EvaluateArguments) -> EvaluationResults:
             (n_shot,) = arguments.n_shot
             count = evaluation.n_episodes[n_shot]
             sampler: Any = evaluation.samplers[n_shot]  # not an EpisodeList: the arguments exclude each other
-            write_episodes(arguments.write_episodes, sampler, count, split.digest)
+            write_episodes(arguments.write_episodes, sampler, count, split)
         _report(results, split, arguments)
     accelerator.end_training()
     return results

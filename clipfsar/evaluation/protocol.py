@@ -14,6 +14,8 @@ from episodes_clipfsar import EpisodeSampler
 class Protocol:
     """Episodes and inference modes of an evaluation; the results keep it as `protocol`.
 
+    A number of shots or a mode that is given twice counts once.
+
     Args:
         n_way: Classes per episode.
         n_shot: Support videos per class; one number or several, each evaluated on separate episodes.
@@ -38,6 +40,7 @@ class Protocol:
         modes = (self.inference_modes,) if isinstance(self.inference_modes, str) else tuple(self.inference_modes)
         if not all(isinstance(number, int) for number in shots):
             raise ValueError(f"n_shot={self.n_shot!r} must be a whole number or a list of them.")
+        shots, modes = tuple(dict.fromkeys(shots)), tuple(dict.fromkeys(modes))
         object.__setattr__(self, "n_shot", shots)
         object.__setattr__(self, "inference_modes", modes)
         if not shots or not modes:

@@ -1,5 +1,6 @@
 """Options of `clipfsar predict`, `review` and `export`. Imports nothing heavy, so that `--help` is fast."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +106,9 @@ class PredictArguments:
             raise ValueError(f"--dtype int8 is for CPUs: leave --device {self.device} out, or use --dtype bfloat16.")
         if self.window_seconds is None and self.stride_seconds is not None:
             raise ValueError("--stride_seconds needs --window_seconds.")
+        for name in ("window_seconds", "stride_seconds"):
+            if getattr(self, name) == math.inf:
+                raise ValueError(f"--{name} {getattr(self, name)} must be a finite number.")
         for name in ("window_seconds", "stride_seconds", "fps", "seconds_per_video"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be greater than 0.")

@@ -1,5 +1,6 @@
 """Classifies every window of a long video, which is decoded once."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,13 +37,17 @@ def window_bounds(num_video_frames: int, fps: float, window_seconds: float, stri
     """First frame and number of frames of each window. The last one ends with the video; a short video is one window.
 
     Raises:
-        ValueError: For lengths that are not positive, or a window shorter than one frame.
+        ValueError: For lengths that are not positive and finite, a window shorter than one frame, or a stride shorter
+            than half a frame.
     """
-    if not window_seconds > 0 or not stride_seconds > 0:
-        raise ValueError(f"window_seconds={window_seconds} and stride_seconds={stride_seconds} must be greater than 0.")
+    for name, seconds in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
+        if not 0 < seconds * fps < math.inf:
+            raise ValueError(f"{name}={seconds} must be greater than 0, and be a finite number.")
     length = round(window_seconds * fps)
     if length < 1:
         raise ValueError(f"window_seconds={window_seconds} is less than a frame at {fps:.3g} frames per second.")
+    if round(2 * stride_seconds * fps) < 1:  # half a window is the default, so of a window of one frame half a frame
+        raise ValueError(f"stride_seconds={stride_seconds} is less than half a frame at {fps:.3g} frames per second.")
     if length >= num_video_frames:
         return [(0, num_video_frames)]
     last = num_video_frames - length

@@ -1,7 +1,8 @@
 """Command line of the training program: `defaults < benchmark preset < command line`."""
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -170,14 +171,7 @@ class EpisodicTrainingArguments:
     print_config: bool = option(False, "Print the resolved settings and stop.")
 
     def __post_init__(self):
-        decay = self.decay_episodes
-        if decay and (len(decay) != 2 or decay != sorted(decay)):
-            raise ValueError(f"--decay_episodes {decay}: give two ascending numbers, or none.")
-        for name in ("episodes", "episodes_per_update", "episodes_per_forward", "eval_every", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1.")
-        if not self.seconds_per_video > 0:
-            raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
+        self._check_values()
         if self.episodes % self.episodes_per_update:
             raise ValueError(
                 f"--episodes {self.episodes} is not a multiple of --episodes_per_update {self.episodes_per_update}: "
@@ -194,6 +188,18 @@ class EpisodicTrainingArguments:
         if unknown:
             raise ValueError(f"--inference_modes {' '.join(unknown)}: there are {', '.join(INFERENCE_MODES)}.")
 
+    def _check_values(self):
+        for name, (is_allowed, words) in CHECKS.items():
+            given = getattr(self, name)
+            for value in given if isinstance(given, list) else [given]:
+                if value is not None and not is_allowed(value):
+                    raise ValueError(f"--{name} {value} must be {words}.")
+        if not self.n_shot:
+            raise ValueError("--n_shot is empty: give at least one number.")
+        decay = self.decay_episodes
+        if decay and (len(decay) != 2 or decay[0] >= decay[1]):
+            raise ValueError(f"--decay_episodes {decay}: give two ascending numbers, or none.")
+
     def _check_what_trains(self):
         chosen = {
             "--freeze_vision": self.freeze_vision,
@@ -203,9 +209,6 @@ class EpisodicTrainingArguments:
         chosen = [option for option, is_chosen in chosen.items() if is_chosen]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other: give only one of them.")
-        for name in ("feature_draws", "train_last_layers", "lora_rank"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must be 0 or more.")
         if self.trains_on_features and self.query_augmentation != "none":
             raise ValueError(
                 f"--query_augmentation {self.query_augmentation} changes pixels, but with --freeze_vision the training "
@@ -301,6 +304,22 @@ class EpisodicTrainingArguments:
             )
 
 
+_Rule = tuple[Callable[[float], bool], str]
+_AT_LEAST_1: _Rule = (lambda value: value >= 1, "at least 1")
+_0_OR_MORE: _Rule = (lambda value: value >= 0, "0 or more")
+_FINITE: _Rule = (lambda value: 0 <= value < math.inf, "a finite number, 0 or more")
+# What a value, or each value of a list, must be; None is not checked.
+CHECKS: dict[str, _Rule] = {
+    "n_way": (lambda value: value >= 2, "at least 2"),
+    **dict.fromkeys(("train_n_shot", "train_n_query", "n_shot", "n_query"), _AT_LEAST_1),
+    **dict.fromkeys(("episodes", "episodes_per_update", "episodes_per_forward"), _AT_LEAST_1),
+    **dict.fromkeys(("eval_every", "eval_episodes", "log_every", "eval_batch_size", "ddp_timeout"), _AT_LEAST_1),
+    **dict.fromkeys(("test_episodes", "warmup_episodes", "decay_episodes", "num_workers"), _0_OR_MORE),
+    **dict.fromkeys(("feature_draws", "train_last_layers", "lora_rank"), _0_OR_MORE),
+    **dict.fromkeys(("learning_rate", "warmup_learning_rate", "weight_decay", "max_grad_norm"), _FINITE),
+    "lora_alpha": (lambda value: 0 < value < math.inf, "a finite number greater than 0"),
+    "seconds_per_video": (lambda value: value > 0, "greater than 0"),
+}
 # Settings that the model's configuration and the processor hold.
 CONFIG_SETTINGS = (
     *("num_frames", "alignment", "support_pooling", "prototype_modulation"),

@@ -69,6 +69,17 @@ def _check_lengths(**columns):
         raise ValueError(f"There are {listed}: as many of each are needed, and at least one.")
 
 
+def _check_not_fractional(**columns):
+    """The columns of the metric hold whole numbers; `datasets` would cut off what is behind the point."""
+    for name, column in columns.items():
+        values = np.asarray(column.detach().cpu() if hasattr(column, "detach") else column)
+        if values.dtype.kind == "f" and (values % 1 != 0).any():
+            raise ValueError(
+                f"{name} must be class names or whole numbers, not {values[values % 1 != 0].flat[0]}: of logits or "
+                "probabilities, give argmax(-1)."
+            )
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class EpisodicAccuracy(evaluate.Metric):
     def _info(self):
@@ -101,10 +112,12 @@ class EpisodicAccuracy(evaluate.Metric):
         if episodes is None:
             episodes = np.full(len(predictions), _OWN_EPISODE)
         _check_lengths(predictions=predictions, references=references, episodes=episodes)
+        _check_not_fractional(predictions=predictions, references=references, episodes=episodes)
         super().add_batch(predictions=predictions, references=references, episodes=episodes)
 
     def add(self, *, prediction=None, reference=None, episodes=_OWN_EPISODE):
         """Adds the answer to one query."""
+        _check_not_fractional(prediction=prediction, reference=reference, episodes=episodes)
         super().add(prediction=prediction, reference=reference, episodes=episodes)
 
     def _compute(self, predictions, references, episodes, class_names=None):
