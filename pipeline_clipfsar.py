@@ -178,9 +178,10 @@ class FewShotVideoClassificationPipeline(Pipeline):
 
         Raises the same errors as a call with that video alone.
         """
-        support_set = self.support_set if support_set is None else self._as_support_set(support_set)
+        support_set = self.support_set if support_set is None else support_set
         if support_set is None:
             raise ValueError("An explanation needs enrolled clips: enroll some, or give support_set=.")
+        support_set = self._as_support_set(support_set)
         pixel_values = self.preprocess(video, raise_unreadable=True)["pixel_values"]
         with torch.no_grad():
             (query_embeds,) = self.model.get_video_features(pixel_values.to(self.device))
@@ -333,7 +334,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         errors = error if isinstance(error, list) else [error]  # a list if the loader made a batch
         rows = [row for row, error in enumerate(errors) if error is None]
         if support_set is not None:
-            support_set = _snapshot_of(support_set, self.model)
+            support_set = self._snapshot_of(support_set)
         class_names, classify = self.classifier(support_set, candidate_labels, inference_mode)
         logits = torch.full((len(errors), len(class_names)), torch.nan)
         unknown = torch.full((len(errors),), torch.nan) if detect_unknown else None
@@ -369,8 +370,18 @@ class FewShotVideoClassificationPipeline(Pipeline):
                 "There are no classes to choose from: enroll clips with enroll({class name: videos}), or give "
                 "support_set=, candidate_labels=, or an episode {'support_videos': ..., 'query_videos': ...}."
             )
-        snapshot = _snapshot_of(support_set, self.model)
+        snapshot = self._snapshot_of(support_set)
         return snapshot.class_names, lambda embeds: snapshot.classify(self.model, embeds, inference_mode)
+
+    def _snapshot_of(self, support_set):
+        """A snapshot, from which an answer takes both names and scores: no other thread changes it.
+
+        Raises `ValueError` if the processor's settings have changed since the classes were enrolled.
+        """
+        if not hasattr(support_set, "check") or len(support_set) < 2:  # a snapshot, or rejected later
+            return support_set
+        support_set.check(self.model, self.processor)
+        return support_set.snapshot(self.model) if hasattr(support_set, "snapshot") else support_set  # 0.1 has none
 
     def _forward_episode(self, episode: dict, inference_mode: str | None) -> dict[str, Any]:
         inputs, errors = episode["inputs"], episode["errors"]
@@ -472,13 +483,6 @@ def _for_inference(model, processor):
     if processor is None:  # the caller raises the error
         return CLIPFSARModel.from_clip(model), None
     return CLIPFSARModel.from_clip(model, num_frames=processor.num_frames), processor
-
-
-def _snapshot_of(support_set, model):
-    """A snapshot, from which an answer takes both names and scores: no other thread changes it."""
-    if not hasattr(support_set, "snapshot") or len(support_set) < 2:  # from 0.1, a snapshot, or rejected later
-        return support_set
-    return support_set.snapshot(model)
 
 
 def _support_set_beside(model) -> SupportSet | None:

@@ -336,6 +336,25 @@ def test_a_support_set_of_another_model_is_refused(classify):
         classify(QUERIES[0], support_set=SupportSet.from_videos(other, processor, CLIPS))
 
 
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda processor: setattr(processor, "preprocessing", "official"), r"preprocessing clip \(now official\)"),
+        (lambda processor: setattr(processor, "num_frames", 2), r"num_frames 4 \(now 2\)"),
+        (lambda processor: setattr(processor, "frame_sampling", "linspace"), r"frame_sampling .* \(now linspace\)"),
+        (lambda processor: setattr(processor.image_processor, "image_std", [1, 1, 1]), r"image_std .* \(now \[1, 1, 1"),
+        (lambda processor: setattr(processor, "prompt_template", "{}"), r"prompt_template .* \(now \{\}\)"),
+    ],
+)
+def test_settings_of_the_processor_that_change_after_enrolling_are_refused(change, difference):
+    model, processor = tiny_model_and_processor()
+    ask = pipeline(TASK, model=model, processor=processor, device="cpu", support_set=CLIPS)
+    change(processor)
+    for act in (ask, ask.explain):
+        with pytest.raises(ValueError, match=f"was enrolled with other preprocessing: .*{difference}"):
+            act(QUERIES[0])
+
+
 def test_a_model_that_is_no_clip_is_refused(parts):
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes))
