@@ -32,6 +32,13 @@ except ImportError:
     from choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_known, check_same_num_frames
 
 try:
+    from .class_texts_clipfsar import text_settings
+except ImportError:
+    if __package__:
+        raise
+    from class_texts_clipfsar import text_settings
+
+try:
     from .configuration_clipfsar import CLIPFSARConfig
 except ImportError:
     if __package__:
@@ -51,6 +58,13 @@ except ImportError:
     if __package__:
         raise
     from explanation_clipfsar import Explanation
+
+try:
+    from .fingerprint_clipfsar import weights_state
+except ImportError:
+    if __package__:
+        raise
+    from fingerprint_clipfsar import weights_state
 
 try:
     from .modeling_clipfsar import CLIPFSARModel
@@ -140,7 +154,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             raise ValueError(_NOT_BOTH)
         super().__init__(model, *args, processor=processor, **kwargs)
         self.model.eval()
-        self._candidate_embeds: tuple = (None, None)  # the last candidate labels and their text features
+        self._candidate_embeds: tuple = (None, None)  # what the last text features were made with, and they
         self._forward_params.setdefault("support_set", None)
         if support_set is None and not self._forward_params.get("candidate_labels"):
             support_set = _support_set_beside(model)
@@ -356,14 +370,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
                     f"inference_mode={inference_mode!r} compares with clips, but candidate_labels are names alone: "
                     "enroll clips of the classes, or use 'zero_shot'."
                 )
-            known_labels, embeds = self._candidate_embeds
-            if known_labels != candidate_labels:
-                if len(set(candidate_labels)) < 2 or len(set(candidate_labels)) < len(candidate_labels):
-                    raise ValueError(
-                        f"candidate_labels {list(candidate_labels)}: at least two names, all different, are needed."
-                    )
-                embeds = encode_class_names(self.model, self.processor, candidate_labels)
-                self._candidate_embeds = (candidate_labels, embeds)
+            embeds = self._embeds_of(candidate_labels)
             return list(candidate_labels), lambda query_embeds: self.model.get_text_logits(query_embeds, embeds)
         if support_set is None:
             raise ValueError(
@@ -372,6 +379,19 @@ class FewShotVideoClassificationPipeline(Pipeline):
             )
         snapshot = self._snapshot_of(support_set)
         return snapshot.class_names, lambda embeds: snapshot.classify(self.model, embeds, inference_mode)
+
+    def _embeds_of(self, candidate_labels: tuple[str, ...]) -> torch.Tensor:
+        """Text features (N, D) of class names; those of the last names are kept until model or processor change."""
+        made_with = candidate_labels, weights_state(self.model), text_settings(self.processor)
+        kept_with, embeds = self._candidate_embeds
+        if kept_with != made_with:
+            if len(set(candidate_labels)) < 2 or len(set(candidate_labels)) < len(candidate_labels):
+                raise ValueError(
+                    f"candidate_labels {list(candidate_labels)}: at least two names, all different, are needed."
+                )
+            embeds = encode_class_names(self.model, self.processor, candidate_labels)
+            self._candidate_embeds = made_with, embeds
+        return embeds
 
     def _snapshot_of(self, support_set):
         """A snapshot, from which an answer takes both names and scores: no other thread changes it.

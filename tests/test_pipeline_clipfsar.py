@@ -549,6 +549,30 @@ def test_no_answer_mixes_the_names_of_one_moment_with_the_prototypes_of_another(
             assert difference == pytest.approx(logit_of[one] - logit_of[other], abs=1e-3), answer
 
 
+@pytest.mark.parametrize("changed", ["prompt", "texts", "weights"])
+def test_texts_of_labels_follow_the_processor_and_the_weights(changed, monkeypatch):
+    model, processor = tiny_model_and_processor()
+    labels = ["red star", "green ring"]
+    ask = pipeline(TASK, model=model, processor=processor, device="cpu", candidate_labels=labels)
+    encoded = []
+    encode = pipeline_clipfsar.encode_class_names
+    monkeypatch.setattr(pipeline_clipfsar, "encode_class_names", lambda *given: encoded.append(1) or encode(*given))
+    before = ask(QUERIES[0])
+    assert ask(QUERIES[0]) == before
+    assert len(encoded) == 1
+    with torch.no_grad():
+        {
+            "prompt": lambda: setattr(processor, "prompt_template", "{}"),
+            "texts": lambda: setattr(processor, "class_texts", {"red star": ["a star", "a red one"]}),
+            "weights": lambda: model.clip.text_projection.weight[0].mul_(-3),
+        }[changed]()
+    fresh = pipeline(TASK, model=model, processor=processor, device="cpu", candidate_labels=labels)
+    answer = ask(QUERIES[0])
+    assert answer == fresh(QUERIES[0])
+    assert len(encoded) == 3
+    assert answer != before
+
+
 def test_labels_of_two_threads_do_not_meet(parts):
     model, processor = parts
 
