@@ -1,8 +1,10 @@
 """Enrolled classes: equal to the model's own episodes, changed without encoding again, kept, refused where unfit."""
 
+import contextlib
 import copy
 import io
 import json
+import os
 import pickle
 import sys
 import threading
@@ -24,6 +26,7 @@ from demo.synthetic.render import render_clip
 from processing_clipfsar import VideoReadError
 from support_set_clipfsar import EnrolledClass, SupportSet
 
+FILES = ["support_set.json", "support_set.safetensors"]
 MODES = ("few_shot", "zero_shot", "ensemble")
 CLIPS = {
     "boxing": [random_clip(0), random_clip(1), random_clip(2)],
@@ -330,6 +333,51 @@ def test_a_damaged_set_is_refused_with_the_reason(support_set, tmp_path, damage,
     damage(tmp_path)
     with pytest.raises(ValueError, match=reason):
         SupportSet.from_pretrained(tmp_path)
+
+
+def test_a_save_that_is_killed_at_any_step_leaves_the_old_or_the_new_set(parts, support_set, tmp_path, monkeypatch):
+    fewer = copy.deepcopy(support_set)
+    fewer.remove_class("running")
+    replace = os.replace
+    found = []
+    for allowed in range(4):
+        folder = tmp_path / str(allowed)
+        support_set.save_pretrained(folder)
+        left = iter([True] * allowed)
+
+        def killed(source, target, left=left):
+            if not next(left, False):
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            fewer.save_pretrained(folder)
+        monkeypatch.setattr(os, "replace", replace)
+        found.append(len(SupportSet.from_pretrained(folder)))
+        support_set.save_pretrained(folder)
+        assert len(SupportSet.from_pretrained(folder)) == 3
+        assert sorted(os.listdir(folder)) == FILES
+    assert found == [3, 3, 2, 2]
+
+
+def test_tensors_left_by_a_killed_save_survive_another_killed_save(support_set, tmp_path):
+    support_set.save_pretrained(tmp_path)
+    (tmp_path / "support_set.safetensors").rename(tmp_path / ".support_set.safetensors.next")
+    (tmp_path / "support_set.safetensors").write_bytes(b"of the save before")
+    damaged = copy.deepcopy(support_set)
+    damaged.fingerprint = {"model": object()}  # JSON cannot hold it: the save fails half way
+    with pytest.raises(TypeError):
+        damaged.save_pretrained(tmp_path)
+    assert len(SupportSet.from_pretrained(tmp_path)) == 3
+
+
+def test_writers_of_one_folder_at_once_leave_a_whole_set(support_set, tmp_path):
+    fewer = copy.deepcopy(support_set)
+    fewer.remove_class("running")
+    in_threads([lambda one=one: one.save_pretrained(tmp_path) for one in (support_set, fewer) * 4])
+    assert len(SupportSet.from_pretrained(tmp_path)) in (2, 3)
+    assert sorted(os.listdir(tmp_path)) == FILES
 
 
 def test_pushed_to_the_hub_and_pulled_it_is_the_same(parts, support_set, query_embeds, tmp_path, monkeypatch):
