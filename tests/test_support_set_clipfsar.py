@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -196,6 +197,21 @@ def test_calibration_leaves_each_clip_out(bare_parts):
     assert torch.equal(left_out[4, [0, 2]], distances[4, [0, 2]])
 
 
+def test_left_out_distances_are_those_of_a_set_without_the_clip_and_the_class_text_counts():
+    model, processor = tiny_model_and_processor(prototype_modulation=True)
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    embeds = support_set.classes["boxing"].support_embeds
+    left_out, *_ = support_set.snapshot(model).left_out_comparisons(model)
+    for row in range(3):
+        rest = copy.deepcopy(support_set)
+        rest.remove_clip("boxing", row)
+        expected = rest.compare(model, embeds[row, None])[0][0, 0]
+        assert float(left_out[row, 0]) == pytest.approx(float(expected), abs=1e-6)
+        boxing = rest.classes["boxing"]
+        rest.classes = rest.classes | {"boxing": replace(boxing, class_embeds=torch.zeros_like(boxing.class_embeds))}
+        assert float(rest.compare(model, embeds[row, None])[0][0, 0]) != pytest.approx(float(expected), abs=1e-4)
+
+
 def plain_calibration(model, support_set, mode) -> tuple[torch.Tensor, torch.Tensor]:
     """Novelty of the clips as known and as unknown videos, from whole matrices of all clips with all classes."""
     left_out, distances, text_logits = support_set.snapshot(model).left_out_comparisons(model)
@@ -338,7 +354,7 @@ def test_a_damaged_set_is_refused_with_the_reason(support_set, tmp_path, damage,
 def test_a_save_that_is_killed_at_any_step_leaves_the_old_or_the_new_set(parts, support_set, tmp_path, monkeypatch):
     fewer = copy.deepcopy(support_set)
     fewer.remove_class("running")
-    replace = os.replace
+    rename = os.replace
     found = []
     for allowed in range(4):
         folder = tmp_path / str(allowed)
@@ -348,12 +364,12 @@ def test_a_save_that_is_killed_at_any_step_leaves_the_old_or_the_new_set(parts, 
         def killed(source, target, left=left):
             if not next(left, False):
                 raise KeyboardInterrupt
-            replace(source, target)
+            rename(source, target)
 
         monkeypatch.setattr(os, "replace", killed)
         with contextlib.suppress(KeyboardInterrupt):
             fewer.save_pretrained(folder)
-        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(os, "replace", rename)
         found.append(len(SupportSet.from_pretrained(folder)))
         support_set.save_pretrained(folder)
         assert len(SupportSet.from_pretrained(folder)) == 3
@@ -490,6 +506,13 @@ def test_classes_that_cannot_be_enrolled_are_refused(parts, videos, reason):
         SupportSet.from_videos(*parts, videos)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_a_batch_size_that_is_no_number_of_clips_is_refused(parts, support_set, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size} must be a whole number of at least 1"):
+        support_set.add(*parts, {"new": [random_clip(7)]}, batch_size=batch_size)
+    assert "new" not in support_set
+
+
 def test_unreadable_clips_are_all_named_and_cost_nothing(parts, support_set, tmp_path):
     (tmp_path / "empty.mp4").touch()
     before = support_set.num_clips
@@ -520,6 +543,8 @@ def test_one_class_is_too_few_to_choose_from(parts, query_embeds):
         ),
         (lambda one, model, embeds: one.remove_clip("boxing", "x.mp4"), "no clip 'x.mp4'; it has 'clip 1', 'clip 2'"),
         (lambda one, model, embeds: one.remove_clip("boxing", 3), "no clip 3"),
+        (lambda one, model, embeds: one.remove_clip("boxing", True), "no clip True"),
+        (lambda one, model, embeds: one.remove_clip("boxing", 1.0), "no clip 1.0"),
         (lambda one, model, embeds: one.remove_clip("diving", 0), "the only clip of class 'diving'"),
         (lambda one, model, embeds: one.classify(model, embeds, "no_shot"), "'no_shot' is not one of few_shot, zero"),
         (lambda one, model, embeds: SupportSet().classify(model, embeds), "Enrolled: nothing. At least two"),
