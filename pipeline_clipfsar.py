@@ -8,6 +8,7 @@ classify("query.mp4")  # [{"label": "boxing", "score": 0.93}, {"label": "diving"
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,6 +80,13 @@ except ImportError:
     if __package__:
         raise
     from processing_clipfsar import CLIPFSARProcessor
+
+try:
+    from .support_set_files_clipfsar import remove_support_set
+except ImportError:
+    if __package__:
+        raise
+    from support_set_files_clipfsar import remove_support_set
 
 try:
     from .video_clipfsar import as_video_list, is_one_video
@@ -154,6 +162,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             raise ValueError(_NOT_BOTH)
         super().__init__(model, *args, processor=processor, **kwargs)
         self.model.eval()
+        self._preprocess_params.pop("classes_given", None)  # the pipeline's own classes do not hinder an episode
         self._candidate_embeds: tuple = (None, None)  # what the last text features were made with, and they
         self._forward_params.setdefault("support_set", None)
         if support_set is None and not self._forward_params.get("candidate_labels"):
@@ -243,7 +252,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
 
         Raises:
             VideoReadError: For an unreadable video given alone.
-            ValueError: For fewer than two classes, an unknown mode, or a support set of another model.
+            ValueError: For fewer than two classes, an unknown mode, a support set of another model or preprocessing,
+                or an episode with classes besides its own.
         """
         if inputs is None:
             raise ValueError(f"There is no video: give the {TASK} pipeline one video, several, or an episode.")
@@ -266,7 +276,9 @@ class FewShotVideoClassificationPipeline(Pipeline):
         self, support_set=None, candidate_labels=None, inference_mode=None, top_k=None, detect_unknown=None, **unknown
     ):
         check_known("The pipeline", unknown, _PARAMETERS)
-        forward_params, postprocess_params = {}, {}
+        preprocess_params, forward_params, postprocess_params = {}, {}, {}
+        if support_set is not None or candidate_labels is not None:
+            preprocess_params["classes_given"] = True
         if support_set is not None and candidate_labels is not None:
             raise ValueError(_NOT_BOTH)
         if inference_mode is not None:
@@ -285,14 +297,19 @@ class FewShotVideoClassificationPipeline(Pipeline):
             if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
                 raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1.")
             postprocess_params["top_k"] = top_k
-        return {}, forward_params, postprocess_params
+        return preprocess_params, forward_params, postprocess_params
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
         # A single unreadable video is an error. Among others it is only marked, so that the others are classified.
         preprocess_params = {**preprocess_params, "raise_unreadable": not _is_episode(inputs)}
         return super().run_single(inputs, preprocess_params, forward_params, postprocess_params)
 
-    def preprocess(self, inputs: Any, raise_unreadable: bool = False) -> dict[str, Any]:
+    def preprocess(self, inputs: Any, raise_unreadable: bool = False, classes_given: bool = False) -> dict[str, Any]:
+        if _is_episode(inputs) and classes_given:
+            raise ValueError(
+                "An episode has classes of its own, so support_set and candidate_labels do not apply: leave them out, "
+                "or give its query videos alone."
+            )
         if _is_episode(inputs):
             return {"episode": self._preprocess_episode(inputs)}
         try:
@@ -442,11 +459,14 @@ class FewShotVideoClassificationPipeline(Pipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, thumbnails: bool = False, **kwargs) -> None:
         """Saves model, processor, their code and the enrolled classes: a folder for `pipeline` and the Hub.
 
-        `thumbnails=True` also saves the pictures of the enrolled clips.
+        `thumbnails=True` also saves the pictures of the enrolled clips. Without enrolled classes, a support set that an
+        earlier save left in the folder is removed: the next pipeline would load it.
         """
         save_with_pipeline(self.model, self.processor, save_directory, **kwargs)
         if self.support_set is not None:
             self.support_set.save_pretrained(save_directory, thumbnails=thumbnails)
+        else:
+            remove_support_set(Path(save_directory))
 
 
 class _Videos(TorchDataset):

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TASK = "few-shot-video-classification"
 CLIPS = {"boxing": [random_clip(0), random_clip(1)], "diving": [random_clip(3)], "running": [random_clip(4)]}
 QUERIES = [random_clip(10), random_clip(11), random_clip(12)]
+EPISODE = {"support_videos": CLIPS, "query_videos": QUERIES}
 MISSING = "no/such/clip.mp4"
 
 
@@ -308,6 +309,11 @@ def test_an_unreadable_query_of_an_episode_costs_no_other(classify, expected):
             "under another name",
         ),
         ({"support_videos": CLIPS}, {}, "An episode has 'support_videos'"),
+        *(
+            (episode, options, "An episode has classes of its own")
+            for episode in (EPISODE, [EPISODE, EPISODE])
+            for options in ({"candidate_labels": ["a", "b"]}, {"support_set": CLIPS})
+        ),
         ({"support_videos": CLIPS, "query_videos": QUERIES, "n_way": 3}, {}, r"unknown: \['n_way'\]"),
         ({"support_videos": {"boxing": CLIPS["boxing"]}, "query_videos": QUERIES}, {}, "at least two are needed"),
         (
@@ -486,6 +492,22 @@ def test_a_revision_of_a_plain_clip_is_that_of_its_processor_too(tiny_clip, comm
         CLIPProcessor(processor.image_processor, processor.tokenizer).save_pretrained(folder)
     opened = pipeline(TASK, model="me/clip", revision=revision, device="cpu")
     assert list(opened.processor.image_processor.image_mean) == means[revision]
+
+
+def test_a_pipeline_saved_without_classes_leaves_none_of_an_earlier_save(parts, classify, tmp_path):
+    model, processor = parts
+    classify.save_pretrained(tmp_path)
+    assert (tmp_path / "support_set.json").exists()
+    pipeline(TASK, model=model, processor=processor, device="cpu").save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*support_set.*"))
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_an_episode_is_answered_by_a_pipeline_that_has_classes_of_its_own(parts, expected):
+    model, processor = parts
+    options = {"model": model, "processor": processor, "device": "cpu"}
+    for own in ({"candidate_labels": ["a", "b"]}, {"support_set": {"a": QUERIES[:1], "b": QUERIES[1:]}}):
+        assert_same(pipeline(TASK, **options, **own)(EPISODE), expected["few_shot"])
 
 
 def test_a_saved_pipeline_holds_neither_paths_nor_pictures(classify, tmp_path):
