@@ -3,6 +3,7 @@
 A class has one prompt, `prompt_template` around its name, or texts of its own (`class_texts`), which are averaged.
 """
 
+import json
 from collections.abc import Sequence
 
 import torch
@@ -48,6 +49,13 @@ def tokenize_prompts(processor, class_names: Sequence[str], n_way: int | None = 
     return {name: tokens[name] for name in ("input_ids", "attention_mask")}, counts
 
 
+def text_settings(processor) -> tuple:
+    """What decides the tokens of class names, for comparing."""
+    texts = json.dumps(getattr(processor, "class_texts", None))
+    tokenizer = processor.tokenizer
+    return processor.prompt_template, texts, processor.prompt_length, tokenizer, tokenizer.model_max_length
+
+
 def has_several_prompts(processor, class_names: Sequence[str]) -> bool:
     """Whether a class has several prompts."""
     texts = getattr(processor, "class_texts", None)
@@ -83,5 +91,5 @@ def average_prompts(embeds: torch.Tensor) -> torch.Tensor:
 
 __all__ = [
     *("FOR_ALL_CLASSES", "average_prompts", "check_class_prompts", "check_single_prompts", "class_prompts"),
-    *("has_several_prompts", "tokenize_prompts"),
+    *("has_several_prompts", "text_settings", "tokenize_prompts"),
 ]

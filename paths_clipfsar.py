@@ -9,7 +9,10 @@ import errno
 import itertools
 import os
 import re
+import secrets
 import shutil
+import stat
+import time
 import urllib.parse
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +32,8 @@ _FILE_SUFFIXES = (
 
 
 _PROTOCOL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")  # two letters at least: C:/ is a disk
+
+_ABANDONED_AFTER_SECONDS = 24 * 3600  # a partial file nobody has written to for so long
 
 # Errors of file systems that cannot flush. A failed disk gives other errors.
 _CANNOT_FLUSH = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
@@ -97,17 +102,47 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     `path` always holds a complete file: first the old one, then the new one. After an error the old one stays. The new
     file is flushed to the disk before the rename, so a power cut cannot leave a partial file. You can also write a
     folder this way, if `path` does not exist yet.
+
+    Each writer has a hidden path of its own, so that several may write at once; the last one wins. A file gets the
+    permissions of any new file, also from libraries that write private ones. What killed writers left is removed
+    after a day, see `_remove_abandoned`.
     """
     path = Path(path)
-    partial = path.with_name(file_name_of(f".{path.name}", ".partial"))
-    _remove(partial)
+    _remove_abandoned(path)
+    partial = path.with_name(file_name_of(f".{path.name}", f".{secrets.token_hex(4)}.partial"))
+    permissions = _permissions_of_new_file(partial)
     try:
         yield partial
+        if partial.is_file() and stat.S_IMODE(partial.stat().st_mode) != permissions:
+            partial.chmod(permissions)
         flush_to_disk(partial)
         os.replace(partial, path)
         flush_to_disk(path.parent, deep=False)
     finally:
         _remove(partial)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes what killed writers of `path` left: names of earlier versions at once, others after a day."""
+    _remove(path.with_name(file_name_of(f".{path.name}", ".partial")))
+    own_name = re.compile(re.escape(f".{path.name}") + r"\.[0-9a-f]{8}\.partial")
+    with os.scandir(path.parent) as entries:
+        left = [entry.path for entry in entries if own_name.fullmatch(entry.name)]
+    for name in left:
+        with contextlib.suppress(FileNotFoundError):  # its writer has finished meanwhile
+            if time.time() - os.stat(name).st_mtime > _ABANDONED_AFTER_SECONDS:
+                _remove(Path(name))
+
+
+def _permissions_of_new_file(path: Path) -> int:
+    """As the umask and the folder have them, found out with a file: a process cannot read its umask without setting it,
+    which other threads would notice."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        path.unlink()
 
 
 def flush_to_disk(path: str | os.PathLike, deep: bool = True) -> None:

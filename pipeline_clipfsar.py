@@ -8,6 +8,7 @@ classify("query.mp4")  # [{"label": "boxing", "score": 0.93}, {"label": "diving"
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ except ImportError:
     from choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_known, check_same_num_frames
 
 try:
+    from .class_texts_clipfsar import text_settings
+except ImportError:
+    if __package__:
+        raise
+    from class_texts_clipfsar import text_settings
+
+try:
     from .configuration_clipfsar import CLIPFSARConfig
 except ImportError:
     if __package__:
@@ -53,6 +61,13 @@ except ImportError:
     from explanation_clipfsar import Explanation
 
 try:
+    from .fingerprint_clipfsar import weights_state
+except ImportError:
+    if __package__:
+        raise
+    from fingerprint_clipfsar import weights_state
+
+try:
     from .modeling_clipfsar import CLIPFSARModel
 except ImportError:
     if __package__:
@@ -65,6 +80,13 @@ except ImportError:
     if __package__:
         raise
     from processing_clipfsar import CLIPFSARProcessor
+
+try:
+    from .support_set_files_clipfsar import remove_support_set
+except ImportError:
+    if __package__:
+        raise
+    from support_set_files_clipfsar import remove_support_set
 
 try:
     from .video_clipfsar import as_video_list, is_one_video
@@ -140,7 +162,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
             raise ValueError(_NOT_BOTH)
         super().__init__(model, *args, processor=processor, **kwargs)
         self.model.eval()
-        self._candidate_embeds: tuple = (None, None)  # the last candidate labels and their text features
+        self._preprocess_params.pop("classes_given", None)  # the pipeline's own classes do not hinder an episode
+        self._candidate_embeds: tuple = (None, None)  # what the last text features were made with, and they
         self._forward_params.setdefault("support_set", None)
         if support_set is None and not self._forward_params.get("candidate_labels"):
             support_set = _support_set_beside(model)
@@ -178,9 +201,10 @@ class FewShotVideoClassificationPipeline(Pipeline):
 
         Raises the same errors as a call with that video alone.
         """
-        support_set = self.support_set if support_set is None else self._as_support_set(support_set)
+        support_set = self.support_set if support_set is None else support_set
         if support_set is None:
             raise ValueError("An explanation needs enrolled clips: enroll some, or give support_set=.")
+        support_set = self._as_support_set(support_set)
         pixel_values = self.preprocess(video, raise_unreadable=True)["pixel_values"]
         with torch.no_grad():
             (query_embeds,) = self.model.get_video_features(pixel_values.to(self.device))
@@ -228,7 +252,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
 
         Raises:
             VideoReadError: For an unreadable video given alone.
-            ValueError: For fewer than two classes, an unknown mode, or a support set of another model.
+            ValueError: For fewer than two classes, an unknown mode, a support set of another model or preprocessing,
+                or an episode with classes besides its own.
         """
         if inputs is None:
             raise ValueError(f"There is no video: give the {TASK} pipeline one video, several, or an episode.")
@@ -251,7 +276,9 @@ class FewShotVideoClassificationPipeline(Pipeline):
         self, support_set=None, candidate_labels=None, inference_mode=None, top_k=None, detect_unknown=None, **unknown
     ):
         check_known("The pipeline", unknown, _PARAMETERS)
-        forward_params, postprocess_params = {}, {}
+        preprocess_params, forward_params, postprocess_params = {}, {}, {}
+        if support_set is not None or candidate_labels is not None:
+            preprocess_params["classes_given"] = True
         if support_set is not None and candidate_labels is not None:
             raise ValueError(_NOT_BOTH)
         if inference_mode is not None:
@@ -270,14 +297,19 @@ class FewShotVideoClassificationPipeline(Pipeline):
             if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
                 raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1.")
             postprocess_params["top_k"] = top_k
-        return {}, forward_params, postprocess_params
+        return preprocess_params, forward_params, postprocess_params
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
         # A single unreadable video is an error. Among others it is only marked, so that the others are classified.
         preprocess_params = {**preprocess_params, "raise_unreadable": not _is_episode(inputs)}
         return super().run_single(inputs, preprocess_params, forward_params, postprocess_params)
 
-    def preprocess(self, inputs: Any, raise_unreadable: bool = False) -> dict[str, Any]:
+    def preprocess(self, inputs: Any, raise_unreadable: bool = False, classes_given: bool = False) -> dict[str, Any]:
+        if _is_episode(inputs) and classes_given:
+            raise ValueError(
+                "An episode has classes of its own, so support_set and candidate_labels do not apply: leave them out, "
+                "or give its query videos alone."
+            )
         if _is_episode(inputs):
             return {"episode": self._preprocess_episode(inputs)}
         try:
@@ -333,7 +365,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         errors = error if isinstance(error, list) else [error]  # a list if the loader made a batch
         rows = [row for row, error in enumerate(errors) if error is None]
         if support_set is not None:
-            support_set = _snapshot_of(support_set, self.model)
+            support_set = self._snapshot_of(support_set)
         class_names, classify = self.classifier(support_set, candidate_labels, inference_mode)
         logits = torch.full((len(errors), len(class_names)), torch.nan)
         unknown = torch.full((len(errors),), torch.nan) if detect_unknown else None
@@ -355,22 +387,38 @@ class FewShotVideoClassificationPipeline(Pipeline):
                     f"inference_mode={inference_mode!r} compares with clips, but candidate_labels are names alone: "
                     "enroll clips of the classes, or use 'zero_shot'."
                 )
-            known_labels, embeds = self._candidate_embeds
-            if known_labels != candidate_labels:
-                if len(set(candidate_labels)) < 2 or len(set(candidate_labels)) < len(candidate_labels):
-                    raise ValueError(
-                        f"candidate_labels {list(candidate_labels)}: at least two names, all different, are needed."
-                    )
-                embeds = encode_class_names(self.model, self.processor, candidate_labels)
-                self._candidate_embeds = (candidate_labels, embeds)
+            embeds = self._embeds_of(candidate_labels)
             return list(candidate_labels), lambda query_embeds: self.model.get_text_logits(query_embeds, embeds)
         if support_set is None:
             raise ValueError(
                 "There are no classes to choose from: enroll clips with enroll({class name: videos}), or give "
                 "support_set=, candidate_labels=, or an episode {'support_videos': ..., 'query_videos': ...}."
             )
-        snapshot = _snapshot_of(support_set, self.model)
+        snapshot = self._snapshot_of(support_set)
         return snapshot.class_names, lambda embeds: snapshot.classify(self.model, embeds, inference_mode)
+
+    def _embeds_of(self, candidate_labels: tuple[str, ...]) -> torch.Tensor:
+        """Text features (N, D) of class names; those of the last names are kept until model or processor change."""
+        made_with = candidate_labels, weights_state(self.model), text_settings(self.processor)
+        kept_with, embeds = self._candidate_embeds
+        if kept_with != made_with:
+            if len(set(candidate_labels)) < 2 or len(set(candidate_labels)) < len(candidate_labels):
+                raise ValueError(
+                    f"candidate_labels {list(candidate_labels)}: at least two names, all different, are needed."
+                )
+            embeds = encode_class_names(self.model, self.processor, candidate_labels)
+            self._candidate_embeds = made_with, embeds
+        return embeds
+
+    def _snapshot_of(self, support_set):
+        """A snapshot, from which an answer takes both names and scores: no other thread changes it.
+
+        Raises `ValueError` if the processor's settings have changed since the classes were enrolled.
+        """
+        if not hasattr(support_set, "check") or len(support_set) < 2:  # a snapshot, or rejected later
+            return support_set
+        support_set.check(self.model, self.processor)
+        return support_set.snapshot(self.model) if hasattr(support_set, "snapshot") else support_set  # 0.1 has none
 
     def _forward_episode(self, episode: dict, inference_mode: str | None) -> dict[str, Any]:
         inputs, errors = episode["inputs"], episode["errors"]
@@ -411,11 +459,14 @@ class FewShotVideoClassificationPipeline(Pipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, thumbnails: bool = False, **kwargs) -> None:
         """Saves model, processor, their code and the enrolled classes: a folder for `pipeline` and the Hub.
 
-        `thumbnails=True` also saves the pictures of the enrolled clips.
+        `thumbnails=True` also saves the pictures of the enrolled clips. Without enrolled classes, a support set that an
+        earlier save left in the folder is removed: the next pipeline would load it.
         """
         save_with_pipeline(self.model, self.processor, save_directory, **kwargs)
         if self.support_set is not None:
             self.support_set.save_pretrained(save_directory, thumbnails=thumbnails)
+        else:
+            remove_support_set(Path(save_directory))
 
 
 class _Videos(TorchDataset):
@@ -472,13 +523,6 @@ def _for_inference(model, processor):
     if processor is None:  # the caller raises the error
         return CLIPFSARModel.from_clip(model), None
     return CLIPFSARModel.from_clip(model, num_frames=processor.num_frames), processor
-
-
-def _snapshot_of(support_set, model):
-    """A snapshot, from which an answer takes both names and scores: no other thread changes it."""
-    if not hasattr(support_set, "snapshot") or len(support_set) < 2:  # from 0.1, a snapshot, or rejected later
-        return support_set
-    return support_set.snapshot(model)
 
 
 def _support_set_beside(model) -> SupportSet | None:

@@ -8,6 +8,7 @@ Letters in shapes: N classes, K clips of a class, Q query videos, T frames, D fe
 
 import io
 import itertools
+import numbers
 import os
 import re
 import tempfile
@@ -229,10 +230,12 @@ class SupportSet:
             skip_unreadable: Leave unreadable clips out, with a warning, instead of failing.
 
         Raises:
-            ValueError: If there are no classes, a class has no clips, class names mean the same, or the set was
-                enrolled with another model or preprocessing.
+            ValueError: If there are no classes, a class has no clips, class names mean the same, `batch_size` is
+                below 1, or the set was enrolled with another model or preprocessing.
             VideoReadError: For unreadable clips; the message names all of them, and the set stays unchanged.
         """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
         videos = self._checked_videos(videos)
         if self.fingerprint is not None:
             self.check(model, processor)
@@ -310,7 +313,8 @@ class SupportSet:
         with self._lock:
             enrolled = self._class(class_name)
             names = enrolled.clip_names
-            known = clip in names if isinstance(clip, str) else 0 <= clip < len(names)
+            is_position = isinstance(clip, numbers.Integral) and not isinstance(clip, bool)
+            known = clip in names if isinstance(clip, str) else is_position and 0 <= clip < len(names)
             if not known:
                 raise ValueError(f"Class {class_name!r} has no clip {clip!r}; it has {listed(names)}.")
             if len(names) == 1:

@@ -4,17 +4,23 @@
 `support_set.safetensors` holds the tensors.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 try:
     from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, is_number, own_alignments
@@ -31,14 +37,15 @@ except ImportError:
     from limits_clipfsar import UnreadableError, check_limit, check_regular_file, read_file
 
 try:
-    from .paths_clipfsar import replace_file
+    from .paths_clipfsar import flush_to_disk, replace_file
 except ImportError:
     if __package__:
         raise
-    from paths_clipfsar import replace_file
+    from paths_clipfsar import flush_to_disk, replace_file
 
 SUPPORT_SET_NAME = "support_set.json"
 SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
+_NEXT_WEIGHTS_NAME = f".{SUPPORT_SET_WEIGHTS_NAME}.next"  # of tensors until they take the place of earlier ones
 _FORMAT = 1
 # What a support set may override of its model's configuration, after `SupportSet.tune`.
 TUNED_SETTINGS = ("inference_mode", "alignment", "ensemble_text_weight", "ensemble_temperature")
@@ -77,6 +84,10 @@ class _DamagedError(Exception):
     """What is wrong with a support set; the final message adds its location."""
 
 
+class _DifferentSavesError(_DamagedError):
+    """No tensor file is the one that the description names."""
+
+
 def meaning(class_name: str) -> str:
     """A class name as the prompt has it: underscores are spaces."""
     return " ".join(str(class_name).replace("_", " ").split())
@@ -89,7 +100,12 @@ def write_support_set(
     thumbnails: bool = True,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes both files, each atomically: nobody reads a partial file. `settings` are those of `SupportSet.tune`."""
+    """Writes both files so that at every moment the folder holds a complete set, the old or the new one.
+
+    If a set is there already, the new tensors first get a hidden name. The new JSON names their digest, and only then
+    they take the place of the old ones. Readers also look under the hidden name.
+    `settings` are those of `SupportSet.tune`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"class_embeds": torch.stack([one.class_embeds for one in classes.values()])}
     for number, enrolled in enumerate(classes.values()):
@@ -97,9 +113,56 @@ def write_support_set(
         for row, picture in enumerate(enrolled.thumbnails if thumbnails else ()):
             if picture:
                 tensors[f"thumbnails.{number}.{row}"] = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
-    with replace_file(folder / SUPPORT_SET_WEIGHTS_NAME) as partial:
-        save_file(tensors, partial)
-        digest = _digest_of_file(partial)
+    with _only_writer(folder):
+        _finish_earlier_write(folder)
+        is_first = not (folder / SUPPORT_SET_NAME).exists()
+        tensor_file = folder / (SUPPORT_SET_WEIGHTS_NAME if is_first else _NEXT_WEIGHTS_NAME)
+        with replace_file(tensor_file) as partial:
+            save_file(tensors, partial)
+            digest = _digest_of_file(partial)
+        _write_description(folder, fingerprint, classes, settings, digest)
+        if not is_first:
+            os.replace(tensor_file, folder / SUPPORT_SET_WEIGHTS_NAME)
+        flush_to_disk(folder, deep=False)
+
+
+def remove_support_set(folder: Path) -> None:
+    """Removes the files of a support set from a folder, if there are any."""
+    for name in (SUPPORT_SET_NAME, SUPPORT_SET_WEIGHTS_NAME, _NEXT_WEIGHTS_NAME):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Waits for other writers of the folder, where the system can lock folders."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a network file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _finish_earlier_write(folder: Path) -> None:
+    """Puts the hidden tensors that a killed writer left in place, or removes them if the description is of others."""
+    left = folder / _NEXT_WEIGHTS_NAME
+    if not left.exists():
+        return
+    try:
+        named = json.loads((folder / SUPPORT_SET_NAME).read_bytes())["sha256"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no description that could be read
+        named = None
+    if _digest_of_file(left) == named:
+        os.replace(left, folder / SUPPORT_SET_WEIGHTS_NAME)
+    else:
+        left.unlink()
+
+
+def _write_description(folder: Path, fingerprint: dict, classes, settings, digest: str) -> None:
     description = {
         "format": _FORMAT,
         "fingerprint": fingerprint,
@@ -124,7 +187,10 @@ def read_support_set(
         ValueError: When they are damaged or have another format; the message says what is wrong.
     """
     try:
-        return _read(name, description_file, tensor_file)
+        try:
+            return _read(name, description_file, tensor_file)
+        except (_DifferentSavesError, FileNotFoundError):  # a writer may have finished meanwhile
+            return _read(name, description_file, tensor_file)
     except (_DamagedError, UnreadableError, SafetensorError) as error:
         reason = str(error)
     except KeyError as error:
@@ -145,15 +211,13 @@ def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, Enr
     if _DIGEST in description:
         expected = _digest_of_description(description)
         _check(description[_DIGEST] == expected, f"{SUPPORT_SET_NAME} was changed after it was saved")
-    num_bytes = check_regular_file(tensor_file)
-    check_limit("file_bytes", num_bytes, f"{SUPPORT_SET_WEIGHTS_NAME} has {num_bytes} bytes")
-    _check(_digest_of_file(tensor_file) == description["sha256"], "the two files come from different saves")
+    tensor_bytes = _tensor_bytes(Path(tensor_file), description["sha256"])
     fingerprint, entries = description["fingerprint"], description["classes"]
     _check_fingerprint(fingerprint)
     _check_entries(entries)
     settings = description.get("settings", {})
     _check_settings(settings)
-    tensors = load_file(tensor_file)
+    tensors = load(tensor_bytes)
     _check_tensors(tensors, entries, fingerprint["preprocessing"].get("num_frames"))
     classes = {}
     for number, entry in enumerate(entries):
@@ -164,6 +228,18 @@ def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, Enr
             tensors["class_embeds"][number], entry["clips"], support_embeds, thumbnails
         )
     return fingerprint, classes, settings
+
+
+def _tensor_bytes(tensor_file: Path, digest: str) -> bytes:
+    """Content of the file that the description names: the usual one, or one whose writer has not finished."""
+    next_file = tensor_file.with_name(_NEXT_WEIGHTS_NAME)
+    for file in (tensor_file, next_file) if next_file.exists() else (tensor_file,):
+        num_bytes = check_regular_file(file)
+        check_limit("file_bytes", num_bytes, f"{SUPPORT_SET_WEIGHTS_NAME} has {num_bytes} bytes")
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() == digest:
+            return content
+    raise _DifferentSavesError("the two files come from different saves")
 
 
 def _parsed(text: bytes) -> Any:
@@ -251,5 +327,6 @@ __all__ = [
     "embeds_of_clips",
     "meaning",
     "read_support_set",
+    "remove_support_set",
     "write_support_set",
 ]

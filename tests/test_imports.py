@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),
         *("episodes_clipfsar", "explanation_clipfsar", "support_set_clipfsar", "fingerprint_clipfsar"),
-        "backbones_clipfsar",
+        *("backbones_clipfsar", "class_texts_clipfsar", "support_set_files_clipfsar"),
     },
 }
 # pytest puts tests/ on the path: helpers, and folders of them, are imported by these names. `make upstream` puts

@@ -99,6 +99,39 @@ def test_a_folder_appears_when_it_is_complete_whatever_a_killed_process_left(tmp
     assert os.listdir(tmp_path / "shard") == ["keys"]
 
 
+def test_two_writers_of_a_file_do_not_meet(tmp_path):
+    path = tmp_path / "file"
+    with replace_file(path) as first, replace_file(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # its block ended last
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_killed_writer_left_is_removed_after_a_day_and_not_before(tmp_path):
+    old, new, of_another = (
+        tmp_path / f".{name}.partial" for name in ("file.0123abcd", "file.4567cdef", "file2.0123abcd")
+    )
+    for left in (old, new, of_another):
+        left.touch()
+    for left in (old, of_another):
+        os.utime(left, (0, 0))
+    with replace_file(tmp_path / "file") as partial:
+        partial.touch()
+    assert sorted(os.listdir(tmp_path)) == [".file.4567cdef.partial", ".file2.0123abcd.partial", "file"]
+
+
+@pytest.mark.parametrize(("umask", "permissions"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_a_replaced_file_has_the_permissions_of_any_new_file(umask, permissions, tmp_path):
+    earlier = os.umask(umask)
+    try:
+        with replace_file(tmp_path / "file") as partial:
+            partial.touch(0o600)
+    finally:
+        os.umask(earlier)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == permissions
+
+
 @pytest.mark.parametrize(
     ("folder", "name"),
     [

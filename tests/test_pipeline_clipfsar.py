@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TASK = "few-shot-video-classification"
 CLIPS = {"boxing": [random_clip(0), random_clip(1)], "diving": [random_clip(3)], "running": [random_clip(4)]}
 QUERIES = [random_clip(10), random_clip(11), random_clip(12)]
+EPISODE = {"support_videos": CLIPS, "query_videos": QUERIES}
 MISSING = "no/such/clip.mp4"
 
 
@@ -308,6 +309,11 @@ def test_an_unreadable_query_of_an_episode_costs_no_other(classify, expected):
             "under another name",
         ),
         ({"support_videos": CLIPS}, {}, "An episode has 'support_videos'"),
+        *(
+            (episode, options, "An episode has classes of its own")
+            for episode in (EPISODE, [EPISODE, EPISODE])
+            for options in ({"candidate_labels": ["a", "b"]}, {"support_set": CLIPS})
+        ),
         ({"support_videos": CLIPS, "query_videos": QUERIES, "n_way": 3}, {}, r"unknown: \['n_way'\]"),
         ({"support_videos": {"boxing": CLIPS["boxing"]}, "query_videos": QUERIES}, {}, "at least two are needed"),
         (
@@ -334,6 +340,25 @@ def test_a_support_set_of_another_model_is_refused(classify):
         other.clip.visual_projection.weight.mul_(2)
     with pytest.raises(ValueError, match=r"enrolled with .* but this model is .* features cannot be compared"):
         classify(QUERIES[0], support_set=SupportSet.from_videos(other, processor, CLIPS))
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda processor: setattr(processor, "preprocessing", "official"), r"preprocessing clip \(now official\)"),
+        (lambda processor: setattr(processor, "num_frames", 2), r"num_frames 4 \(now 2\)"),
+        (lambda processor: setattr(processor, "frame_sampling", "linspace"), r"frame_sampling .* \(now linspace\)"),
+        (lambda processor: setattr(processor.image_processor, "image_std", [1, 1, 1]), r"image_std .* \(now \[1, 1, 1"),
+        (lambda processor: setattr(processor, "prompt_template", "{}"), r"prompt_template .* \(now \{\}\)"),
+    ],
+)
+def test_settings_of_the_processor_that_change_after_enrolling_are_refused(change, difference):
+    model, processor = tiny_model_and_processor()
+    ask = pipeline(TASK, model=model, processor=processor, device="cpu", support_set=CLIPS)
+    change(processor)
+    for act in (ask, ask.explain):
+        with pytest.raises(ValueError, match=f"was enrolled with other preprocessing: .*{difference}"):
+            act(QUERIES[0])
 
 
 def test_a_model_that_is_no_clip_is_refused(parts):
@@ -469,6 +494,22 @@ def test_a_revision_of_a_plain_clip_is_that_of_its_processor_too(tiny_clip, comm
     assert list(opened.processor.image_processor.image_mean) == means[revision]
 
 
+def test_a_pipeline_saved_without_classes_leaves_none_of_an_earlier_save(parts, classify, tmp_path):
+    model, processor = parts
+    classify.save_pretrained(tmp_path)
+    assert (tmp_path / "support_set.json").exists()
+    pipeline(TASK, model=model, processor=processor, device="cpu").save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*support_set.*"))
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_an_episode_is_answered_by_a_pipeline_that_has_classes_of_its_own(parts, expected):
+    model, processor = parts
+    options = {"model": model, "processor": processor, "device": "cpu"}
+    for own in ({"candidate_labels": ["a", "b"]}, {"support_set": {"a": QUERIES[:1], "b": QUERIES[1:]}}):
+        assert_same(pipeline(TASK, **options, **own)(EPISODE), expected["few_shot"])
+
+
 def test_a_saved_pipeline_holds_neither_paths_nor_pictures(classify, tmp_path):
     classify.save_pretrained(tmp_path)
     for file in tmp_path.glob("*.json"):
@@ -528,6 +569,30 @@ def test_no_answer_mixes_the_names_of_one_moment_with_the_prototypes_of_another(
         for one, other in itertools.combinations(scores, 2):
             difference = math.log(scores[one]) - math.log(scores[other])
             assert difference == pytest.approx(logit_of[one] - logit_of[other], abs=1e-3), answer
+
+
+@pytest.mark.parametrize("changed", ["prompt", "texts", "weights"])
+def test_texts_of_labels_follow_the_processor_and_the_weights(changed, monkeypatch):
+    model, processor = tiny_model_and_processor()
+    labels = ["red star", "green ring"]
+    ask = pipeline(TASK, model=model, processor=processor, device="cpu", candidate_labels=labels)
+    encoded = []
+    encode = pipeline_clipfsar.encode_class_names
+    monkeypatch.setattr(pipeline_clipfsar, "encode_class_names", lambda *given: encoded.append(1) or encode(*given))
+    before = ask(QUERIES[0])
+    assert ask(QUERIES[0]) == before
+    assert len(encoded) == 1
+    with torch.no_grad():
+        {
+            "prompt": lambda: setattr(processor, "prompt_template", "{}"),
+            "texts": lambda: setattr(processor, "class_texts", {"red star": ["a star", "a red one"]}),
+            "weights": lambda: model.clip.text_projection.weight[0].mul_(-3),
+        }[changed]()
+    fresh = pipeline(TASK, model=model, processor=processor, device="cpu", candidate_labels=labels)
+    answer = ask(QUERIES[0])
+    assert answer == fresh(QUERIES[0])
+    assert len(encoded) == 3
+    assert answer != before
 
 
 def test_labels_of_two_threads_do_not_meet(parts):

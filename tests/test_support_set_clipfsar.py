@@ -1,11 +1,14 @@
 """Enrolled classes: equal to the model's own episodes, changed without encoding again, kept, refused where unfit."""
 
+import contextlib
 import copy
 import io
 import json
+import os
 import pickle
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +27,7 @@ from demo.synthetic.render import render_clip
 from processing_clipfsar import VideoReadError
 from support_set_clipfsar import EnrolledClass, SupportSet
 
+FILES = ["support_set.json", "support_set.safetensors"]
 MODES = ("few_shot", "zero_shot", "ensemble")
 CLIPS = {
     "boxing": [random_clip(0), random_clip(1), random_clip(2)],
@@ -193,6 +197,21 @@ def test_calibration_leaves_each_clip_out(bare_parts):
     assert torch.equal(left_out[4, [0, 2]], distances[4, [0, 2]])
 
 
+def test_left_out_distances_are_those_of_a_set_without_the_clip_and_the_class_text_counts():
+    model, processor = tiny_model_and_processor(prototype_modulation=True)
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    embeds = support_set.classes["boxing"].support_embeds
+    left_out, *_ = support_set.snapshot(model).left_out_comparisons(model)
+    for row in range(3):
+        rest = copy.deepcopy(support_set)
+        rest.remove_clip("boxing", row)
+        expected = rest.compare(model, embeds[row, None])[0][0, 0]
+        assert float(left_out[row, 0]) == pytest.approx(float(expected), abs=1e-6)
+        boxing = rest.classes["boxing"]
+        rest.classes = rest.classes | {"boxing": replace(boxing, class_embeds=torch.zeros_like(boxing.class_embeds))}
+        assert float(rest.compare(model, embeds[row, None])[0][0, 0]) != pytest.approx(float(expected), abs=1e-4)
+
+
 def plain_calibration(model, support_set, mode) -> tuple[torch.Tensor, torch.Tensor]:
     """Novelty of the clips as known and as unknown videos, from whole matrices of all clips with all classes."""
     left_out, distances, text_logits = support_set.snapshot(model).left_out_comparisons(model)
@@ -332,6 +351,51 @@ def test_a_damaged_set_is_refused_with_the_reason(support_set, tmp_path, damage,
         SupportSet.from_pretrained(tmp_path)
 
 
+def test_a_save_that_is_killed_at_any_step_leaves_the_old_or_the_new_set(parts, support_set, tmp_path, monkeypatch):
+    fewer = copy.deepcopy(support_set)
+    fewer.remove_class("running")
+    rename = os.replace
+    found = []
+    for allowed in range(4):
+        folder = tmp_path / str(allowed)
+        support_set.save_pretrained(folder)
+        left = iter([True] * allowed)
+
+        def killed(source, target, left=left):
+            if not next(left, False):
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            fewer.save_pretrained(folder)
+        monkeypatch.setattr(os, "replace", rename)
+        found.append(len(SupportSet.from_pretrained(folder)))
+        support_set.save_pretrained(folder)
+        assert len(SupportSet.from_pretrained(folder)) == 3
+        assert sorted(os.listdir(folder)) == FILES
+    assert found == [3, 3, 2, 2]
+
+
+def test_tensors_left_by_a_killed_save_survive_another_killed_save(support_set, tmp_path):
+    support_set.save_pretrained(tmp_path)
+    (tmp_path / "support_set.safetensors").rename(tmp_path / ".support_set.safetensors.next")
+    (tmp_path / "support_set.safetensors").write_bytes(b"of the save before")
+    damaged = copy.deepcopy(support_set)
+    damaged.fingerprint = {"model": object()}  # JSON cannot hold it: the save fails half way
+    with pytest.raises(TypeError):
+        damaged.save_pretrained(tmp_path)
+    assert len(SupportSet.from_pretrained(tmp_path)) == 3
+
+
+def test_writers_of_one_folder_at_once_leave_a_whole_set(support_set, tmp_path):
+    fewer = copy.deepcopy(support_set)
+    fewer.remove_class("running")
+    in_threads([lambda one=one: one.save_pretrained(tmp_path) for one in (support_set, fewer) * 4])
+    assert len(SupportSet.from_pretrained(tmp_path)) in (2, 3)
+    assert sorted(os.listdir(tmp_path)) == FILES
+
+
 def test_pushed_to_the_hub_and_pulled_it_is_the_same(parts, support_set, query_embeds, tmp_path, monkeypatch):
     requests = []
 
@@ -442,6 +506,13 @@ def test_classes_that_cannot_be_enrolled_are_refused(parts, videos, reason):
         SupportSet.from_videos(*parts, videos)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_a_batch_size_that_is_no_number_of_clips_is_refused(parts, support_set, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size} must be a whole number of at least 1"):
+        support_set.add(*parts, {"new": [random_clip(7)]}, batch_size=batch_size)
+    assert "new" not in support_set
+
+
 def test_unreadable_clips_are_all_named_and_cost_nothing(parts, support_set, tmp_path):
     (tmp_path / "empty.mp4").touch()
     before = support_set.num_clips
@@ -472,6 +543,8 @@ def test_one_class_is_too_few_to_choose_from(parts, query_embeds):
         ),
         (lambda one, model, embeds: one.remove_clip("boxing", "x.mp4"), "no clip 'x.mp4'; it has 'clip 1', 'clip 2'"),
         (lambda one, model, embeds: one.remove_clip("boxing", 3), "no clip 3"),
+        (lambda one, model, embeds: one.remove_clip("boxing", True), "no clip True"),
+        (lambda one, model, embeds: one.remove_clip("boxing", 1.0), "no clip 1.0"),
         (lambda one, model, embeds: one.remove_clip("diving", 0), "the only clip of class 'diving'"),
         (lambda one, model, embeds: one.classify(model, embeds, "no_shot"), "'no_shot' is not one of few_shot, zero"),
         (lambda one, model, embeds: SupportSet().classify(model, embeds), "Enrolled: nothing. At least two"),
