@@ -153,8 +153,14 @@ def _finish_earlier_write(folder: Path) -> None:
     if not left.exists():
         return
     try:
-        named = json.loads((folder / SUPPORT_SET_NAME).read_bytes())["sha256"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no description that could be read
+        named = _parsed(read_file(folder / SUPPORT_SET_NAME, "json_bytes"))["sha256"]
+    except (
+        FileNotFoundError,
+        UnreadableError,
+        _DamagedError,
+        KeyError,
+        TypeError,
+    ):  # no description that could be read
         named = None
     if _digest_of_file(left) == named:
         os.replace(left, folder / SUPPORT_SET_WEIGHTS_NAME)
