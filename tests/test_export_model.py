@@ -100,6 +100,7 @@ def test_zero_shot_takes_names_alone(tmp_path):
     check_files(small_model(), "zero_shot", tmp_path, ["torch"])
 
 
+@pytest.mark.whole_program
 def test_distances_that_exp_cannot_hold_are_right_in_onnx(tmp_path):
     # exp(-distance / smoothing) is 0 in float32 from 104 on
     model = small_model(otam_bidirectional=False, otam_smoothing=0.005)
@@ -107,6 +108,7 @@ def test_distances_that_exp_cannot_hold_are_right_in_onnx(tmp_path):
     check_files(model, "few_shot", tmp_path, ["onnx"])
 
 
+@pytest.mark.whole_program
 def test_a_resnet_is_exported(tmp_path):
     clip_config = tiny_resnet_clip_config(depths=[1, 1, 1, 1], image_size=32)
     model = tiny_model(tiny_config(clip_config, num_frames=NUM_FRAMES, alignment="mean"))
@@ -120,6 +122,7 @@ def test_a_model_in_training_is_exported_as_it_predicts():
     assert not any(module.training for module in classifier.model.modules())
 
 
+@pytest.mark.whole_program
 def test_siglip_is_exported_and_siglip_2_refused(tmp_path):
     torch.manual_seed(0)
     models = {}

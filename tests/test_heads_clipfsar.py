@@ -314,6 +314,7 @@ def test_exact_accuracy_of_hyrsm_is_refused():
         exact_accuracy_of_videos(split, n_way=2)
 
 
+@pytest.mark.whole_program
 def test_an_exported_model_gives_the_logits_of_its_head(tmp_path):
     model, processor = tiny_model_and_processor(alignment="hyrsm")
     shapes = input_shapes(model, processor, "few_shot")

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import pathlib
 import random
 import struct
 import threading
@@ -27,7 +28,6 @@ from tiny_data import tiny_model_and_processor
 from transformers import CLIPImageProcessor
 
 import pixels_clipfsar
-import support_set_files_clipfsar
 from clipfsar.data.frame_store import FrameStoreSettings, read_video
 from enrolled_clipfsar import _frames_of_strip
 from frame_archive_clipfsar import pack_frames
@@ -588,7 +588,7 @@ def test_a_description_that_is_no_json_is_damaged(tmp_path, text):
 
 def test_a_file_of_tensors_of_too_many_bytes_is_not_loaded(tmp_path, monkeypatch):
     small_support_set().save_pretrained(tmp_path)
-    monkeypatch.setattr(support_set_files_clipfsar, "load_file", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda *_: pytest.fail("read"))
     monkeypatch.setenv("CLIPFSAR_MAX_FILE_BYTES", "100")
     with pytest.raises(ValueError, match=r"support_set\.safetensors has [0-9]+ bytes, more than the limit of 100"):
         SupportSet.from_pretrained(tmp_path)
