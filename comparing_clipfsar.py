@@ -248,12 +248,12 @@ class ComparesVideos:
             ValueError: When the configuration has chosen another one since the model was made.
         """
         alignment = self.config.alignment
-        if self.head is None or self.head.name != alignment:
+        if self.comparison_head is None or self.comparison_head.name != alignment:
             raise ValueError(
                 f"The model was made without the head of alignment={alignment!r}: load it with "
                 f"from_pretrained(..., alignment={alignment!r}) instead of changing its configuration."
             )
-        return self.head
+        return self.comparison_head
 
     def get_frame_distances(self, query_states: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
         """Distance of each query's frames to each prototype's, (..., Q, L, D) and (..., N, M, D) -> (..., Q, N, L, M).

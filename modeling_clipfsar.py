@@ -181,7 +181,6 @@ class CLIPFSARPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["CLIPFSARTemporalLayer"]  # the backbone's are added to these
-    _keep_in_fp32_modules_strict = {"head"}  # videos are compared in float32 under any precision
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -209,7 +208,9 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         is_resnet = config.clip_config.model_type == CLIPResNetModel.config_class.model_type
         self.clip = (CLIPResNetModel._from_config if is_resnet else AutoModel.from_config)(config.clip_config)
         self.temporal_transformer = CLIPFSARTemporalTransformer(config)
-        self.head = make_head(config)
+        self.comparison_head = make_head(config)
+        if self.comparison_head is not None:  # the name is no part of a backbone, unlike SigLIP's "head"
+            self._keep_in_fp32_modules_strict = {"comparison_head"}  # videos are compared in float32
         self.video_text_scale = nn.Parameter(torch.full((1,), float(config.video_text_scale_init)))
         getter = inspect.signature(self.clip.get_image_features).parameters
         self._visual_inputs = {*getter, *TransformersKwargs.__annotations__, "return_dict"} - {"pixel_values"}

@@ -84,7 +84,7 @@ def trx_by_classes(head: TRX, support: torch.Tensor, labels: torch.Tensor, query
 def compare_with_official_way(arguments: Arguments) -> None:
     """Prints milliseconds per episode of both ways, and their ratio, for 1 and 5 shots."""
     features = features_of(arguments, "trx")
-    head, labels = features.model.head, features.labels.cpu().numpy()
+    head, labels = features.model.comparison_head, features.labels.cpu().numpy()
     assert isinstance(head, TRX)
     _ = features.encoded_shots
     print("| TRX in evaluation, ms per episode | loop over classes | ours | ratio |\n|---|---|---|---|")
@@ -129,7 +129,7 @@ def main(arguments: Arguments):
     print("|---|---|---|---|")
     for alignment in arguments.alignments:
         features = features_of(arguments, alignment)
-        head = features.model.head
+        head = features.model.comparison_head
         weights = 0 if head is None else sum(parameter.numel() for parameter in head.parameters())
         encoding = _seconds(lambda: features.encoded_shots) if head is not None else 0.0  # noqa: B023
         sampler = EpisodeSampler(features.labels.cpu().numpy(), 5, 1, arguments.n_query)

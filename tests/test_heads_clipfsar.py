@@ -77,7 +77,7 @@ def plain_trx(head, query, shots):
 
 
 def test_trx_is_attention_between_all_tuples_of_all_shots():
-    head = head_model("trx").head
+    head = head_model("trx").comparison_head
     query, support = features(1, 2, 4, 16), features(1, 3, 4, 16, seed=1)
     labels = torch.tensor([[1, 0, 1]])
     expected = [[plain_trx(head, one, support[0, labels[0] == n]) for n in range(2)] for one in query[0]]
@@ -86,7 +86,7 @@ def test_trx_is_attention_between_all_tuples_of_all_shots():
 
 
 def test_frames_near_in_time_should_look_alike_and_far_ones_differ():
-    head = head_model("hyrsm", temporal_coherence_window=1).head
+    head = head_model("hyrsm", temporal_coherence_window=1).comparison_head
     same = torch.ones(1, 3, 16)
     assert head.temporal_coherence_loss(same).item() == pytest.approx(2 / 9 * (1 - np.exp(-1 / 4)))
     differing = torch.eye(3, 16)[None]
@@ -161,7 +161,7 @@ def test_only_the_chosen_head_has_weights():
     for alignment in ("trx", "hyrsm"):
         added = names[alignment] - names["otam"]
         assert added
-        assert all(name.startswith("head.") for name in added)
+        assert all(name.startswith("comparison_head.") for name in added)
 
 
 def test_forward_modulates_each_shot_and_compares_with_it(model):
@@ -179,7 +179,7 @@ def test_a_head_trains(model):
     model.train()
     output = model(**tiny_episode(n_shot=2))
     output.loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.comparison_head.parameters())
     assert any(p.grad.abs().sum() > 0 for p in model.temporal_transformer.parameters())
 
 
@@ -193,7 +193,7 @@ def test_hyrsm_adds_its_losses_in_training_only():
     expected = output.few_shot_loss + 1.5 * output.video_text_loss + output.head_loss
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
-    assert model.head.classifier.weight.grad.abs().sum() > 0
+    assert model.comparison_head.classifier.weight.grad.abs().sum() > 0
 
 
 def test_a_head_is_saved_and_loaded(model, tmp_path):
@@ -206,7 +206,7 @@ def test_a_head_is_saved_and_loaded(model, tmp_path):
 def test_a_head_keeps_float32_weights_in_half_precision(tmp_path):
     head_model("trx").save_pretrained(tmp_path)
     loaded = CLIPFSARModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert {p.dtype for p in loaded.head.parameters()} == {torch.float32}
+    assert {p.dtype for p in loaded.comparison_head.parameters()} == {torch.float32}
     assert loaded(**tiny_episode()).logits.isfinite().all()
 
 
@@ -330,7 +330,7 @@ def test_a_comparison_becomes_a_graph_for_any_number_of_classes_and_shots(alignm
     class Comparison(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.head = model.head
+            self.head = model.comparison_head
 
         def forward(self, query, shots, is_shot):
             return self.head.distances(self.head.encode(query)[None], self.head.encode(shots)[None], is_shot[None] > 0)

@@ -153,11 +153,11 @@ def save_trained_model(model: CLIPFSARModel, processor, folder: Path, keep_adapt
 def trainable_report(model: CLIPFSARModel) -> str:
     """One line with the numbers of trained and total parameters of each part of the model."""
     counts = {"visual tower": [0, 0], "text tower": [0, 0], "temporal transformer": [0, 0], "all": [0, 0]}
-    if model.head is not None:
+    if model.comparison_head is not None:
         counts["head"] = [0, 0]
     for name, parameter in model.named_parameters():
         clip_name = name.removeprefix("clip.")
-        if name.startswith("head."):
+        if name.startswith("comparison_head."):
             part = "head"
         elif clip_name == name:
             part = "temporal transformer"  # with the video-text scale, a single number

@@ -56,7 +56,7 @@ def recorded_model(recorded: dict[str, torch.Tensor], name: str, num_heads: int 
     settings = head_settings(alignment, weights, hidden_size) | COHERENCE
     settings["temporal_coherence_weight"] = 1.0 if "plusplus" in name else 0.0
     model = plain_model(hidden_size, alignment=alignment, temporal_num_heads=num_heads, **settings)
-    model.head.load_state_dict(weights)
+    model.comparison_head.load_state_dict(weights)
     return model
 
 
@@ -69,7 +69,7 @@ def results(model: CLIPFSARModel, episode: dict[str, torch.Tensor]) -> dict[str,
     found = {"logits": logits[0].detach()}
     for name, gradient in zip(("support", "query"), gradients, strict=True):
         found[f"{name}_grad_of_squared_logits"] = gradient[0]
-    head, n_way = model.head, int(labels.max()) + 1
+    head, n_way = model.comparison_head, int(labels.max()) + 1
     if model.config.alignment == "hyrsm":
         with torch.no_grad():
             frames = torch.cat([head.encode(support), head.encode(query)], dim=1)
