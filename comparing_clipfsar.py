@@ -51,7 +51,7 @@ class ComparesVideos:
     """The part of `CLIPFSARModel` that compares queries with support videos."""
 
     config: Any
-    head: Head | None
+    comparison_head: Head | None
     temporal_transformer: Any
     video_text_scale: nn.Parameter
 

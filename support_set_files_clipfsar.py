@@ -20,7 +20,7 @@ from safetensors.torch import load, save_file
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 try:
     from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, is_number, own_alignments
