@@ -3,7 +3,9 @@
 A class has one prompt, `prompt_template` around its name, or texts of its own (`class_texts`), which are averaged.
 """
 
+import difflib
 import json
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -75,11 +77,24 @@ def check_single_prompts(processor, class_names: Sequence[str]) -> None:
 
 
 def check_class_prompts(processor, class_names: Sequence[str]) -> None:
-    """Raises `ValueError` if two classes have the same tokens."""
+    """Raises `ValueError` if two classes have the same tokens. Warns of texts for a name that is probably misspelt."""
     if hasattr(processor, "class_texts"):
+        _warn_of_misspelt_names(processor, class_names)
         tokenize_prompts(processor, list(class_names))
     else:  # code that an earlier version saved next to a model
         processor.tokenize_classes(list(class_names))
+
+
+def _warn_of_misspelt_names(processor, class_names: Sequence[str]) -> None:
+    """Only very similar names: the texts may be for the classes of other splits as well."""
+    with_text = {name.replace("_", " ") for name in processor.class_texts or {}}
+    classes = {name.replace("_", " ") for name in class_names}
+    for name in sorted(with_text - classes):
+        for meant in difflib.get_close_matches(name, sorted(classes - with_text), n=1, cutoff=0.9):
+            warnings.warn(
+                f"class_texts has a text for {name!r}, but the class is called {meant!r} and gets the usual prompt.",
+                stacklevel=3,
+            )
 
 
 def average_prompts(embeds: torch.Tensor) -> torch.Tensor:

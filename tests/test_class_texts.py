@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_data import random_clip, tiny_model_and_processor
 
-from class_texts_clipfsar import class_prompts
+from class_texts_clipfsar import check_class_prompts, class_prompts
 from clipfsar.data.tables import read_class_texts
 from clipfsar.evaluation.encoding import VideoEncoder
 from episodes_clipfsar import EpisodeCollator
@@ -33,6 +33,15 @@ def test_own_texts_come_before_those_for_all_and_the_template(parts):
     assert class_prompts(parts[1], "diving") == ["a person dives"]
     assert class_prompts(parts[1], "running") == ["a clip of running"]
     assert class_prompts(tiny_model_and_processor()[1], "running") == ["a photo of running"]
+
+
+def test_a_text_for_a_misspelt_class_gets_a_warning(parts, recwarn):
+    parts[1].class_texts = TEXTS | {"playing guitar": "hands on strings"}
+    with pytest.warns(UserWarning, match=r"a text for 'playing guitar', but the class is called 'playing guitars'"):
+        check_class_prompts(parts[1], ["playing guitars", "diving"])
+    recwarn.clear()
+    check_class_prompts(parts[1], ["brush_hair", "running"])  # the other texts are for other splits
+    assert not recwarn
 
 
 def test_several_texts_are_averaged_in_direction_and_length(parts):
