@@ -6,6 +6,7 @@ Letters in shapes: S clips, N classes, Q comparisons of clips, T frames, D featu
 import io
 import itertools
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -152,7 +153,8 @@ class SupportSetReview:
         captions = self._captions()
         height = max(5.0, 0.42 * len(self.class_names) + 2.2, 1.15 * len(captions) + 1)
         figure = Figure(figsize=(14 if captions else 8, height), layout="constrained")
-        figure.suptitle(self._accuracy_in_words(), fontsize=12, fontweight="bold", parse_math=False)
+        title = textwrap.fill(self._accuracy_in_words(), 110 if captions else 60)
+        figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
         left, right = figure.subfigures(1, 2, squeeze=False)[0] if captions else (figure, None)
         self._draw_confusion(left.subplots())
         if right is not None:

@@ -120,7 +120,7 @@ def tune_classes(
         "gain_interval": (gain - half, gain + half),
     }
     if chosen == candidates[0]:
-        return Tuning({}, "no others answer more held-out clips rightly.", **measured)
+        return Tuning({}, "no others answer more held-out clips correctly.", **measured)
     if gain <= 0:
         return Tuning(
             {}, "others that win on some clips are no better on the clips held out from the choice.", **measured

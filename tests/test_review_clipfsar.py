@@ -267,7 +267,7 @@ def test_tuning_keeps_settings_that_are_never_wrong(model):
     tuning = tune_classes(model, clear_classes(num_clips=3))
     assert tuning.settings == {}
     assert tuning.accuracy == tuning.default_accuracy == 100
-    assert tuning.reason == "no others answer more held-out clips rightly."
+    assert tuning.reason == "no others answer more held-out clips correctly."
 
 
 def test_the_measured_gain_comes_from_clips_without_part_in_the_choice(model, monkeypatch):
