@@ -168,7 +168,23 @@ def test_what_is_left_out_of_a_tree_is_said_at_the_end(video_folder, tmp_path, c
     prepare(tmp_path / "data", source=source)
     lines = capsys.readouterr().out.splitlines()
     assert "left out: 1 file that is not a video (.txt 1), 1 hidden, class folders without clips: 'nothing'" in lines
-    assert lines[-1].endswith(f"is ready: clipfsar train --dataset {tmp_path / 'data'} ...")
+    assert lines[-1].endswith(f"is ready: clipfsar train --dataset {tmp_path / 'data'} --n_way 3 ...")
+    notes = [line for line in lines if line.startswith("note: ") and "default 5-way" in line]
+    assert [note.partition("videos. ")[2] for note in notes] == [
+        f"Use --n_way {number} and fewer queries (--train_n_query, --n_query), or prepare into another --output_dir "
+        "with --class_split."
+        for number in (4, 3, 3)
+    ]
+
+
+def test_a_split_of_one_class_is_said_with_the_remedy(video_folder, tmp_path, capsys):
+    prepare(tmp_path / "data", source=video_folder, class_split=[8, 1, 1])
+    output = capsys.readouterr().out
+    assert "note: validation has 1 class with at least 3 videos" in output
+    assert output.splitlines()[-1].endswith(
+        "is ready, but a split has a single class, and episodes need two. Prepare into another --output_dir with "
+        "--class_split, so that every split has two classes or more."
+    )
 
 
 def test_what_is_too_small_to_train_on_is_said_with_what_it_is_good_for(tmp_path, capsys):

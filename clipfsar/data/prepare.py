@@ -265,9 +265,8 @@ class Preparation:
             sizes = Counter(dataset["label"][:])
             if sizes and (len(sizes) < 5 or min(sizes.values()) < 6):
                 lines.append(
-                    f"note: {split} has {len(sizes)} classes with at least {min(sizes.values())} videos; the default "
-                    "5-way 1-shot episodes with 5 queries per class need 5 classes with 6 videos. Lower --n_way and "
-                    "the numbers of queries, or split the classes differently with --class_split."
+                    f"note: {split} has {_classes(len(sizes))} with at least {min(sizes.values())} videos; the default "
+                    f"5-way 1-shot episodes with 5 queries per class need 5 classes with 6 videos. {_remedy(sizes)}"
                 )
         absent = [split for split in SPLITS if split not in self.splits]
         if absent:
@@ -335,8 +334,13 @@ class Preparation:
     def _what_next(self, classes: dict[str, dict[str, int]]) -> str:
         """The next command. Training needs two classes with two clips each (support and query); enrolling does not."""
         enough = [name for name, size in classes.get("train", {}).items() if size >= 2]
+        fewest = min(map(len, classes.values()))
+        if len(enough) >= 2 and fewest >= 2:
+            model = f" --model {self.arguments.model}" if self.arguments.model is not None else ""
+            n_way = f" --n_way {fewest}" if fewest < 5 else ""
+            return f"{self.output_dir} is ready: clipfsar train --dataset {self.output_dir}{model}{n_way} ..."
         if len(enough) >= 2:
-            return f"{self.output_dir} is ready: clipfsar train --dataset {self.output_dir} ..."
+            return f"{self.output_dir} is ready, but a split has a single class, and episodes need two. {_SPLIT_ANEW}"
         return (
             f"{self.output_dir} is ready, but too small to train on: its split 'train' has {len(enough)} classes of 2 "
             "or more videos, and training needs 2 of them. Use the clips as examples instead: clipfsar predict "
@@ -349,6 +353,24 @@ class Preparation:
         if next(iter(splits.values())).features["video"] == Value("string"):
             splits = splits.cast_column("video", Video(decode=False))
         splits.push_to_hub(self.arguments.push_to_hub, private=self.arguments.hub_private)
+
+
+_SPLIT_ANEW = "Prepare into another --output_dir with --class_split, so that every split has two classes or more."
+
+
+def _remedy(sizes: Counter) -> str:
+    """What to do about a split with too few classes or videos for the default episodes."""
+    if len(sizes) < 2:
+        return _SPLIT_ANEW
+    n_way = f"--n_way {len(sizes)}" if len(sizes) < 5 else ""
+    queries = "fewer queries (--train_n_query, --n_query)" if min(sizes.values()) < 6 else ""
+    return (
+        f"Use {' and '.join(filter(None, (n_way, queries)))}, or prepare into another --output_dir with --class_split."
+    )
+
+
+def _classes(number: int) -> str:
+    return f"{number} class{'' if number == 1 else 'es'}"
 
 
 def _videos(number: int) -> str:
