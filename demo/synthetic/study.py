@@ -14,9 +14,12 @@ and everything after it), `lora` (adapters of rank 8) and `whole`. All recipes e
 
 Every training is saved: an interrupted study continues where it stopped, and more towers, tracks or seeds add only the
 missing trainings. `study.json` holds all numbers, for each recipe in the form of `results.json`. --report writes the
-tables as Markdown. A training of 150 episodes on pixels takes one to two minutes on one core.
+tables as Markdown. A training of 150 episodes on pixels takes one to two minutes on one core. With `--device cuda` the
+processes share a GPU: the last digits of a training then differ from run to run, so CPU and GPU have folders of their
+own.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -30,13 +33,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from clipfsar.names import check_device
 from clipfsar.options import option, parse_options
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.frozen_features import FeatureCollator
 from clipfsar.training.trainable import choose_trainable
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import RENDERER_VERSION
-from demo.synthetic.study_report import report
+from demo.synthetic.study_report import machine, report
 from demo.synthetic.track_classes import TRACKS, Track
 from demo.synthetic.track_features import NUM_FRAMES, ClassClips, Features, frames_of_clip, tiny_clip, what_to_encode
 from demo.synthetic.track_heads import Recipe, mean_one_shot, new_head, train_on_episodes, trained_weights
@@ -74,6 +78,7 @@ class TowerRun:
     fold: int
     seed: int
     with_text: bool
+    device: str = "cpu"
 
     @property
     def recipe(self) -> Recipe:
@@ -104,23 +109,25 @@ def render_class(job: ClassClips) -> np.ndarray:
 def train_tower(run: TowerRun) -> dict:
     """Trains and validates one model, or reads the files of an earlier training.
 
-    Returns `history`, `validation` (from `validate_modes`) and `cpu_seconds`.
+    Returns `history`, `validation` (from `validate_modes`), `cpu_seconds`, and `seconds` by the clock.
     """
     path = run.path(".json")
     if path.is_file():
         return json.loads(path.read_text())
-    start = time.process_time()
+    start, start_cpu = time.perf_counter(), time.process_time()
     validation = partial(_encoded, run, "validation", run.track.validation)
     with torch.random.fork_rng():
-        model = _new_model(run)
+        model = _new_model(run).to(run.device)
         pixels, texts = _part(run, "base", run.track.base_of(run.fold))
         labels = np.repeat(np.arange(len(pixels)), pixels.shape[1])
         episodes = episodes_of(run.track.base_of(run.fold), labels, run.recipe, run.seed)
-        validate = lambda: mean_one_shot(model, run.track, validation(model))  # noqa: E731 - with the current tower
-        history = train_on_episodes(model, run.recipe, episodes, _collator(run, model, pixels), texts, validate)
-    modes = validate_modes(model, run.track, validation(model), run.settings, run.with_text)
-    seconds = round(time.process_time() - start, 1)
-    result = {"history": history, "validation": modes, "cpu_seconds": seconds}
+        validate = lambda: mean_one_shot(_on_cpu(model), run.track, validation(model))  # noqa: E731 - the current tower
+        collate, texts = _collator(run, model, pixels), texts.to(run.device)
+        history = train_on_episodes(model, run.recipe, episodes, collate, texts, validate)
+    modes = validate_modes(_on_cpu(model), run.track, validation(model), run.settings, run.with_text)
+    cpu_seconds, seconds = time.process_time() - start_cpu, time.perf_counter() - start
+    result = {"history": history, "validation": modes}
+    result |= {"cpu_seconds": round(cpu_seconds, 1), "seconds": round(seconds, 1)}
     save_file(trained_weights(model), run.path(".partial"))
     os.replace(run.path(".partial"), run.path(".safetensors"))
     write_text(path, json.dumps(result))
@@ -132,8 +139,9 @@ def test_tower(job: tuple[TowerRun, dict[int, float]]) -> dict:
     run, weights = job
     model = _new_model(run)
     model.load_state_dict(load_file(run.path(".safetensors")), strict=False)
+    model.to(run.device)
     novel = _encoded(run, "novel", run.track.novel_of(run.fold), model.eval())
-    return rows_of_trained(model, run.track, novel, run.settings, weights if run.with_text else None)
+    return rows_of_trained(_on_cpu(model), run.track, novel, run.settings, weights if run.with_text else None)
 
 
 def test_plain(run: TowerRun) -> dict:
@@ -151,29 +159,40 @@ def _new_model(run: TowerRun) -> CLIPFSARModel:
 
 
 def _collator(run: TowerRun, model: CLIPFSARModel, pixels: torch.Tensor):
-    """The collator of episodes: features for a frozen tower, pixels for the others."""
+    """The collator of episodes: features for a frozen tower, pixels for the others; on the run's device."""
     collate = FeatureCollator((encode(model, pixels) if run.tower == "frozen" else pixels).flatten(0, 1))
 
-    def as_pixels(episodes: list[dict]) -> dict[str, torch.Tensor]:
-        inputs = collate(episodes)
-        for role in ("support", "query"):
-            inputs[f"{role}_pixel_values"] = _normalized(inputs.pop(f"{role}_embeds"))
+    def on_device(episodes: list[dict]) -> dict[str, torch.Tensor]:
+        inputs = {name: tensor.to(run.device) for name, tensor in collate(episodes).items()}
+        if run.tower != "frozen":
+            for role in ("support", "query"):
+                inputs[f"{role}_pixel_values"] = _normalized(inputs.pop(f"{role}_embeds"))
         return inputs
 
-    return collate if run.tower == "frozen" else as_pixels
+    return on_device
+
+
+def _on_cpu(model: CLIPFSARModel) -> CLIPFSARModel:
+    """The model on the CPU, where accuracies are measured from its features; a copy if it is elsewhere."""
+    return model if model.device.type == "cpu" else copy.deepcopy(model).cpu()
 
 
 def encode(model: CLIPFSARModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Frame features of clips (C, clips, draws, T, 3, size, size), uint8: (C, clips, draws, T, D)."""
+    """Frame features of clips (C, clips, draws, T, 3, size, size), uint8: (C, clips, draws, T, D), on the CPU."""
     frames = pixels.flatten(0, 3)
     with torch.no_grad(), evaluating(model):
-        parts = [model.get_video_features(_normalized(part)[None, None])[0, 0] for part in frames.split(128)]
-    return torch.cat(parts).view(*pixels.shape[:4], -1)
+        parts = [
+            model.get_video_features(_normalized(part.to(model.device))[None, None])[0, 0] for part in frames.split(128)
+        ]
+    return torch.cat(parts).view(*pixels.shape[:4], -1).cpu()
 
 
 def _normalized(pixels: torch.Tensor) -> torch.Tensor:
     processor = tiny_clip()[1].image_processor
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(3, 1, 1)
+        for values in (processor.image_mean, processor.image_std)
+    )
     return (pixels.float() / 255 - mean) / std
 
 
@@ -208,6 +227,7 @@ def run_study(
     learning_rates: Sequence[float] = (1e-4, 5e-4),
     num_workers: int | None = None,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> dict:
     """Runs the missing trainings and tests, writes `study.json` and returns its content.
 
@@ -217,8 +237,13 @@ def run_study(
     unknown = sorted(set(towers) - set(TOWERS))
     if unknown:
         raise ValueError(f"Unknown tower '{unknown[0]}': choose from {', '.join(TOWERS)}.")
-    folders = {track.name: _folder(Path(output_dir), track, settings) for track in tracks}
-    study = {"settings": asdict(settings), "tracks": {track.name: {} for track in tracks}}
+    folders = {track.name: _folder(Path(output_dir), track, settings, device) for track in tracks}
+    study = {
+        "settings": asdict(settings),
+        "device": device,
+        "num_workers": num_workers or os.cpu_count(),
+        "tracks": {track.name: {} for track in tracks},
+    }
     with showing_progress(progress) as show, working(num_workers) as workers:
 
         def run_all(function, jobs, phase):
@@ -227,7 +252,9 @@ def run_study(
         for track in tracks:
             _render(track, folders[track.name], settings, run_all)
         first = {
-            (track.name, tower): TowerRun(str(folders[track.name]), track, settings, tower, 0, settings.seed, True)
+            (track.name, tower): TowerRun(
+                str(folders[track.name]), track, settings, tower, 0, settings.seed, True, device
+            )
             for track in tracks
             for tower in towers
         }
@@ -241,14 +268,16 @@ def run_study(
             trained[key] = (runs, results, accuracies)
         for (name, tower), (runs, results, accuracies) in trained.items():
             study["tracks"][name][tower] = _tested(runs, results, run_all) | {"learning_rates": accuracies}
+    study["machine"] = machine(device)
     write_text(Path(output_dir) / "study.json", json.dumps(study, indent=2) + "\n")
     return study
 
 
-def _folder(output_dir: Path, track: Track, settings: TrackSettings) -> Path:
-    """The folder of a track's clips and trainings. It depends on the clips and the recipe, but not on the seeds."""
+def _folder(output_dir: Path, track: Track, settings: TrackSettings, device: str = "cpu") -> Path:
+    """The folder of a track's clips and trainings. It depends on clips, recipe and device, but not on the seeds."""
     recipe = replace(settings.recipe, learning_rate=0.0)  # the rate is part of the file names
     content = [asdict(track), asdict(recipe), settings.seed, settings.test_episodes, RENDERER_VERSION]
+    content += [] if device == "cpu" else [device]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     return output_dir / f"{track.name}-{digest}"
 
@@ -290,7 +319,7 @@ def _tested(runs: list[TowerRun], trained: list[dict], run_all) -> dict:
     rows = run_all(test_tower, jobs, phase) + run_all(test_plain, plain, f"{phase}, frozen rows")
     accuracies = gather(jobs + [(run, None) for run in plain], rows, track)
     logs = [
-        {"fold": run.fold, "seed": run.seed, "with_text": run.with_text} | {k: r[k] for k in ("history", "cpu_seconds")}
+        {"fold": run.fold, "seed": run.seed, "with_text": run.with_text} | {k: r[k] for k in r if k != "validation"}
         for run, r in zip(runs, trained, strict=True)
     ]
     results = track_results(track, accuracies, weights, mean_validation(track, runs, trained, weights), logs)
@@ -306,17 +335,25 @@ class Arguments:
     episodes: int = option(600, "Training episodes, each of 20 classes with one support and one query clip.")
     learning_rates: list[float] = option([1e-4, 5e-4], "Candidate learning rates; validation selects one.")
     num_workers: int | None = option(None, "Processes; by default one per core. Results do not depend on them.")
+    device: str = option("cpu", "Device of the trainings, such as cuda.")
     report: str | None = option(None, "Write the tables as Markdown here, for example docs/study.md.")
 
     def __post_init__(self):
         check_options(self)
+        check_device(self.device)
 
 
 def main(arguments: Arguments) -> None:
     settings = TrackSettings(arguments.num_seeds, Recipe(episodes=arguments.episodes))
     tracks = [track for track in TRACKS if track.name in arguments.tracks]
     study = run_study(
-        arguments.output_dir, settings, tracks, arguments.towers, arguments.learning_rates, arguments.num_workers
+        arguments.output_dir,
+        settings,
+        tracks,
+        arguments.towers,
+        arguments.learning_rates,
+        arguments.num_workers,
+        device=arguments.device,
     )
     text = report(study)
     print(text)

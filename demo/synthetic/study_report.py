@@ -4,6 +4,8 @@ import os
 import platform
 from pathlib import Path
 
+import torch
+
 from demo.synthetic.spread import Spread, effect_sentence
 
 LABELS = {
@@ -12,6 +14,7 @@ LABELS = {
     "lora": "LoRA, rank 8",
     "whole": "all",
 }
+SECONDS = {"cpu_seconds": "CPU seconds", "seconds": "seconds"}
 
 
 def report(study: dict) -> str:
@@ -23,21 +26,21 @@ def report(study: dict) -> str:
         "features of a frozen tower. The study trains the tower as well, on the clips of the demo's two tracks. "
         "`python -m demo.synthetic.study --report FILE` writes this page.",
     ]
-    parts += [_track_section(towers) for towers in study["tracks"].values() if towers]
+    parts += [_track_section(towers, _seconds_of(study)) for towers in study["tracks"].values() if towers]
     parts.append(f"## Conclusion\n\n{conclusion(study)}")
     parts.append(
         f"## How it was measured\n\n{recipe['episodes']} episodes of {recipe['n_way']} classes with one support and "
         f"{recipe['n_query']} query clip each, AdamW; {study['settings']['num_seeds']} training seed(s). Learning "
         "rate, state and ensemble weight were chosen on validation classes. 5-way accuracy in % on novel classes, mean "
         "and 95% interval over classes and seeds; differences are paired. With a single seed the intervals are over "
-        f"classes alone. The trainings took {_hours(study):.2f} CPU hours in all on {machine()}."
+        f"classes alone. {_cost(study)}"
     )
     return "\n\n".join(parts) + "\n"
 
 
-def _track_section(towers: dict[str, dict]) -> str:
+def _track_section(towers: dict[str, dict], seconds_of: str) -> str:
     title = next(iter(towers.values()))["title"]
-    lines = [f"## {title}", "", _header(), "|---" * 8 + "|"]
+    lines = [f"## {title}", "", _header(seconds_of), "|---" * 8 + "|"]
     frozen = next(iter(towers.values()))["rows"]["frozen_otam"]["shots"]
     lines.append(f"| no training at all, OTAM | {_cell(frozen['1'])} | {_cell(frozen['5'])} | | | | | |")
     sentences = []
@@ -45,16 +48,21 @@ def _track_section(towers: dict[str, dict]) -> str:
         rows, method = track["rows"], track["differences"]["method"]["shots"]
         cells = [_cell(rows[row]["shots"][shots]) for row in ("without_text", "with_text") for shots in ("1", "5")]
         cells += [_signed(method[shots]) for shots in ("1", "5")]
-        seconds = [log["cpu_seconds"] for log in track["training"]]
+        seconds = [log[seconds_of] for log in track["training"]]
         lines.append(f"| {LABELS[tower]} | {' | '.join(cells)} | {sum(seconds) / len(seconds):.0f} |")
         subject = f"Tower: {LABELS[tower]}. The text"
         sentences.append("- " + effect_sentence(subject, _spreads(track, "text")))
     return "\n".join([*lines, "", *sentences])
 
 
-def _header() -> str:
+def _seconds_of(study: dict) -> str:
+    """The seconds that say what a training costs: of its CPU, or of the clock where a GPU works."""
+    return "cpu_seconds" if study["device"] == "cpu" else "seconds"
+
+
+def _header(seconds_of: str) -> str:
     columns = ["layers of the tower that train", "without text, 1-shot", "5-shot", "CLIP-FSAR, 1-shot", "5-shot"]
-    columns += ["CLIP-FSAR minus no training, 1-shot", "5-shot", "CPU seconds per training"]
+    columns += ["CLIP-FSAR minus no training, 1-shot", "5-shot", f"{SECONDS[seconds_of]} per training"]
     return f"| {' | '.join(columns)} |"
 
 
@@ -93,13 +101,17 @@ def conclusion(study: dict) -> str:
     return f"None of the measured recipes beats frozen features at five shots {of_what}.{tail}"
 
 
-def _hours(study: dict) -> float:
+def _cost(study: dict) -> str:
     logs = [log for towers in study["tracks"].values() for track in towers.values() for log in track["training"]]
-    return sum(log["cpu_seconds"] for log in logs) / 3600
+    hours = sum(log["cpu_seconds"] for log in logs) / 3600
+    together = "" if study["device"] == "cpu" else f" {study['num_workers']} trainings shared the GPU at a time."
+    return f"The {len(logs)} trainings took {hours:.2f} CPU hours in all on {study['machine']}.{together}"
 
 
-def machine() -> str:
-    """Name of the processor and number of cores."""
+def machine(device: str = "cpu") -> str:
+    """Name of the processor and number of cores, behind the name of a GPU on CUDA."""
+    if device.startswith("cuda"):
+        return f"{torch.cuda.get_device_name(device)}; {machine()}"
     name = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.is_file():
