@@ -88,6 +88,16 @@ class Head(nn.Module):
         super().__init__()
         self.config = config
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Head":
+        """Moves the weights. They stay in float32 when the model goes to half precision: videos are compared in it."""
+
+        def keeping_float32(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            is_halved = moved.is_floating_point() and moved.element_size() < 4
+            return tensor.to(moved.device, torch.float32) if is_halved else moved
+
+        return super()._apply(keeping_float32, recurse)
+
     def encode(self, states: torch.Tensor) -> torch.Tensor:
         """Features (..., X, E) of videos from their states (..., T, D); by default the states themselves."""
         return states

@@ -210,6 +210,18 @@ def test_a_head_keeps_float32_weights_in_half_precision(tmp_path):
     assert loaded(**tiny_episode()).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("alignment", ["trx", "hyrsm"])
+def test_a_head_keeps_float32_weights_when_its_model_goes_to_half_precision(alignment, dtype):
+    model = head_model(alignment)
+    weights = [weight.clone() for weight in model.comparison_head.parameters()]
+    expected = model(**tiny_episode()).logits
+    answers = model.to(dtype)(**tiny_episode()).logits
+    kept = list(model.comparison_head.parameters())
+    assert all(torch.equal(one, other) and one.dtype == torch.float32 for one, other in zip(kept, weights, strict=True))
+    torch.testing.assert_close(answers.float(), expected, rtol=0.05, atol=0.05)
+
+
 def test_another_alignment_without_its_head_is_refused():
     model = head_model("otam")
     model.config.alignment = "trx"
