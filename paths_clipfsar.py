@@ -89,6 +89,12 @@ def check_path(option: str, name: str | os.PathLike | None, remedy: str = "", is
     raise FileNotFoundError(f"--{option} {name} does not exist.{f' {remedy}' if remedy else ''}")
 
 
+def check_folder(name: str | os.PathLike) -> None:
+    """Raises `FileNotFoundError` for a folder that does not exist, by a name that cannot be a Hub id."""
+    if looks_like_path(name) and not Path(name).expanduser().exists():
+        raise FileNotFoundError(f"There is no folder {os.fspath(name)!r}. A Hub id has the form OWNER/NAME.")
+
+
 def public_name(name: str | os.PathLike) -> str:
     """Returns a Hub id unchanged, and only the last part of a path, so that no local folders are published."""
     path = os.path.abspath(os.path.expanduser(name))
@@ -297,6 +303,7 @@ def _percent_encoded(text: str) -> str:
 
 __all__ = [
     "check_class_texts",
+    "check_folder",
     "check_local",
     "check_output_file",
     "check_path",

@@ -75,6 +75,13 @@ except ImportError:
     from limits_clipfsar import UnreadableError
 
 try:
+    from .paths_clipfsar import check_folder
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import check_folder
+
+try:
     from .pixels_clipfsar import (
         augment_like_kinetics,
         crop_size_of,
@@ -223,6 +230,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         if "_from_pipeline" not in kwargs:  # a pipeline also passes the model's settings to its processor
             names = [name for name in kwargs if not name.startswith("_")]
             check_known("CLIPFSARProcessor.from_pretrained", names, {*_SETTINGS, *_LOADING})
+        check_folder(pretrained_model_name_or_path)
         # Remove them first: the mixin also passes keyword arguments to the tokenizer, which would save them as its own.
         settings = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -97,6 +97,13 @@ except ImportError:
     from suggestion_clipfsar import Suggestion, suggest_clips
 
 try:
+    from .paths_clipfsar import check_folder
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import check_folder
+
+try:
     from .support_set_files_clipfsar import (
         SUPPORT_SET_NAME,
         SUPPORT_SET_WEIGHTS_NAME,
@@ -542,9 +549,11 @@ class SupportSet:
 
         Raises:
             ValueError: When a folder holds no support set or a damaged one.
+            FileNotFoundError: When there is no such folder.
             OSError: When the Hub cannot be reached or has no such set (transformers' message).
         """
         name = os.fspath(pretrained_name_or_path)
+        check_folder(name)
         if os.path.isdir(name) and not os.path.isfile(
             os.path.join(name, hub_options.get("subfolder", ""), SUPPORT_SET_NAME)
         ):

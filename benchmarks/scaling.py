@@ -298,9 +298,16 @@ def plot(results: dict[str, dict[str, Rows]], sizes: dict[str, list[int]], path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(2, len(results), figsize=(2.9 * len(results), 6), layout="constrained", squeeze=False)
+    columns = min(4, len(results))
+    rows_of_panels = 2 * math.ceil(len(results) / columns)
+    size = (2.9 * columns, 2.8 * rows_of_panels)
+    figure, panels = plt.subplots(rows_of_panels, columns, figsize=size, layout="constrained", squeeze=False)
+    pairs = [pair for upper in range(0, rows_of_panels, 2) for pair in panels[upper : upper + 2].T]
+    for column in pairs[len(results) :]:
+        for axes in column:
+            axes.set_axis_off()
     colours = {"before": "tab:orange", "now": "tab:blue"}
-    for (law, versions), column in zip(results.items(), panels.T, strict=True):
+    for (law, versions), column in zip(results.items(), pairs, strict=False):
         for axes, name, unit in zip(column, ("seconds", "bytes"), ("CPU time / s", "memory / bytes"), strict=True):
             for version, rows in versions.items():
                 points = [(size, row) for size, row in zip(sizes[law], rows, strict=True) if row]
@@ -310,7 +317,7 @@ def plot(results: dict[str, dict[str, Rows]], sizes: dict[str, list[int]], path:
                     fill = "white" if row["stopped"] else colours[version]
                     axes.plot(size, value, "o", color=colours[version], markerfacecolor=fill, markersize=6)
             axes.set(xscale="log", yscale="log", ylabel=unit, xlabel=LAWS[law].unit)
-            axes.set_xticks(sizes[law], [f"{size:,}" for size in sizes[law]])
+            axes.set_xticks(sizes[law], [f"{size:,}" for size in sizes[law]], rotation=20)
             axes.tick_params(which="minor", labelbottom=False, labelleft=False)
             axes.set_ylim(*_whole_decades(axes.get_ylim()))
             axes.grid(alpha=0.3)

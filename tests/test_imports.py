@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "pixels_clipfsar": {"limits_clipfsar"},
     "processing_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "frame_archive_clipfsar", "pixels_clipfsar", "video_clipfsar"),
-        *("backbones_clipfsar", "class_texts_clipfsar", "limits_clipfsar"),
+        *("backbones_clipfsar", "class_texts_clipfsar", "limits_clipfsar", "paths_clipfsar"),
     },
     "class_texts_clipfsar": {"paths_clipfsar"},
     "episodes_clipfsar": {"class_texts_clipfsar"},
@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "support_set_clipfsar": {
         *("choices_clipfsar", "class_texts_clipfsar", "enrolled_clipfsar", "explanation_clipfsar"),
         *("fingerprint_clipfsar", "modeling_clipfsar", "review_clipfsar", "suggestion_clipfsar"),
-        *("support_set_files_clipfsar", "tuning_clipfsar", "video_clipfsar"),
+        *("paths_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),

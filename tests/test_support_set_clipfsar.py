@@ -24,7 +24,7 @@ import support_set_clipfsar
 from clipfsar.inference.load_model import load_model
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip
-from processing_clipfsar import VideoReadError
+from processing_clipfsar import CLIPFSARProcessor, VideoReadError
 from support_set_clipfsar import EnrolledClass, SupportSet
 
 FILES = ["support_set.json", "support_set.safetensors"]
@@ -329,6 +329,13 @@ def test_nothing_of_this_machine_is_saved(parts, tmp_path):
     Image.fromarray(random_clip(1)[0]).save(clip / "0.png")
     SupportSet.from_videos(*parts, {"boxing": [clip], "diving": [clip]}).save_pretrained(tmp_path / "saved")
     assert "private" not in (tmp_path / "saved" / "support_set.json").read_text()
+
+
+@pytest.mark.parametrize("kind", [SupportSet, CLIPFSARProcessor])
+def test_a_folder_that_is_missing_is_called_missing(kind, tmp_path):
+    missing = str(tmp_path / "classes")
+    with pytest.raises(FileNotFoundError, match=f"There is no folder '{missing}'. A Hub id has the form OWNER/NAME."):
+        kind.from_pretrained(missing)
 
 
 @pytest.mark.parametrize(
