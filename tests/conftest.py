@@ -31,6 +31,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.name, len(place)))  # stable
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are left out of the names of tests: a zip file holds the time at which it was made, and all processes of a
+    run must find the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def modules_cache(tmp_path_factory):
     """transformers keeps the code of folders loaded with trust_remote_code: not in the user's own cache."""
