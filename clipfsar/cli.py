@@ -162,9 +162,15 @@ def _dispatch(command_line: list[str]) -> int:
         return _run(name, command_line[1:])
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, *_errors_of_safetensors()) as error:
         _error(_sentence(error))
         return FAILED
+
+
+def _errors_of_safetensors() -> tuple[type[Exception], ...]:
+    """What safetensors raises when a disk is full. Not imported here: the program may not need it."""
+    module = sys.modules.get("safetensors")
+    return () if module is None else (module.SafetensorError,)
 
 
 def _sentence(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from tiny_data import REPOSITORY
 
 from clipfsar import __version__, cli
@@ -146,6 +147,7 @@ def test_an_unknown_command_suggests_the_nearest(name, message, capsys):
         (ValueError("Lower it."), "error: Lower it.\n"),
         (ImportError("needs\n  gradio"), "error: needs gradio\n"),
         (FloatingPointError("The loss is nan."), "error: The loss is nan.\n"),
+        (SafetensorError("I/O error: No space left on device"), "error: I/O error: No space left on device\n"),
         (FileNotFoundError(2, "No such file or directory", "a.json"), "error: a.json: No such file or directory.\n"),
         (PermissionError(), "error: PermissionError\n"),
     ],
