@@ -554,10 +554,11 @@ class SupportSet:
         """
         name = os.fspath(pretrained_name_or_path)
         check_folder(name)
-        if os.path.isdir(name) and not os.path.isfile(
+        if os.path.exists(name) and not os.path.isfile(
             os.path.join(name, hub_options.get("subfolder", ""), SUPPORT_SET_NAME)
         ):
-            raise ValueError(f"{name!r} holds no support set: there is no {SUPPORT_SET_NAME} in it.")
+            why = f"there is no {SUPPORT_SET_NAME} in it" if os.path.isdir(name) else "it is not a folder"
+            raise ValueError(f"{name!r} holds no support set: {why}.")
         description_file, tensor_file = (
             cached_file(name, file, **hub_options) for file in (SUPPORT_SET_NAME, SUPPORT_SET_WEIGHTS_NAME)
         )

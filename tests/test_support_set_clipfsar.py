@@ -331,6 +331,12 @@ def test_nothing_of_this_machine_is_saved(parts, tmp_path):
     assert "private" not in (tmp_path / "saved" / "support_set.json").read_text()
 
 
+def test_a_file_is_no_support_set(tmp_path):
+    (tmp_path / "classes").touch()
+    with pytest.raises(ValueError, match="classes' holds no support set: it is not a folder."):
+        SupportSet.from_pretrained(tmp_path / "classes")
+
+
 @pytest.mark.parametrize("kind", [SupportSet, CLIPFSARProcessor])
 def test_a_folder_that_is_missing_is_called_missing(kind, tmp_path):
     missing = str(tmp_path / "classes")

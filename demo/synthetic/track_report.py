@@ -176,7 +176,7 @@ def table_of(track: dict) -> tuple[list[str], list[list[str]]]:
         cells = [*row["shots"].values(), *([row["twins"]] if has_twins else [])]
         texts = ["" if cell is None else f"{cell['accuracy']:.1f} ± {cell['half_width']:.1f}" for cell in cells]
         rows.append([row["label"], *texts])
-    return headings + ["a verb or its twin, 1-shot"] * has_twins, rows
+    return headings + ["a verb against its twin (2-way), 1-shot"] * has_twins, rows
 
 
 def _table(track: dict) -> str:
