@@ -333,7 +333,7 @@ def test_nothing_of_this_machine_is_saved(parts, tmp_path):
 
 def test_a_file_is_no_support_set(tmp_path):
     (tmp_path / "classes").touch()
-    with pytest.raises(ValueError, match="classes' holds no support set: it is not a folder."):
+    with pytest.raises(ValueError, match="classes' holds no support set: it is not a folder"):
         SupportSet.from_pretrained(tmp_path / "classes")
 
 
