@@ -166,8 +166,8 @@ def _onnxruntime():
         import onnxscript  # noqa: F401, torch.onnx.export needs it
     except ImportError as error:
         raise ImportError(
-            f"ONNX files need the extra [export] ({error}): pip install 'clipfsar[export]', or leave "
-            "them out with --formats torch."
+            f"ONNX files need more packages ({error}): pip install onnx onnxruntime onnxscript, or leave them out "
+            "with --formats torch."
         ) from error
     return onnxruntime
 

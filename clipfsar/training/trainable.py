@@ -76,7 +76,7 @@ def _import_peft():
         import peft
     except ImportError:
         raise ValueError(
-            "--lora_rank needs the package peft: pip install 'clipfsar[peft]' (or pip install peft)."
+            "--lora_rank needs the package peft: pip install peft."
         ) from None
     return peft
 
