@@ -216,7 +216,7 @@ def test_targets_that_are_not_there_are_refused_with_those_that_are(vit):
 
 def test_missing_peft_is_named(vit, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(ValueError, match=r"--lora_rank needs the package peft: pip install 'clipfsar\[peft\]'"):
+    with pytest.raises(ValueError, match=r"--lora_rank needs the package peft: pip install peft"):
         choose_trainable(vit, EpisodicTrainingArguments(lora_rank=2))
 
 
