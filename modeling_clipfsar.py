@@ -75,11 +75,29 @@ except ImportError:
     from hub_clipfsar import HubFolder, check_is_episode
 
 try:
-    from .labels_clipfsar import check_answer, check_episode, check_labels, check_rows, check_support_labels
+    from .labels_clipfsar import (
+        check_answer,
+        check_base_labels,
+        check_episode,
+        check_given_once,
+        check_labels,
+        check_rows,
+        check_some_label,
+        check_support_labels,
+    )
 except ImportError:
     if __package__:
         raise
-    from labels_clipfsar import check_answer, check_episode, check_labels, check_rows, check_support_labels
+    from labels_clipfsar import (
+        check_answer,
+        check_base_labels,
+        check_episode,
+        check_given_once,
+        check_labels,
+        check_rows,
+        check_some_label,
+        check_support_labels,
+    )
 
 try:
     from .plain_clipfsar import StartsFromPlainCLIP
@@ -216,6 +234,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         self._visual_inputs = {*getter, *TransformersKwargs.__annotations__, "return_dict"} - {"pixel_values"}
         self.post_init()
         self._list_parts_not_to_split()
+        self._note_structure()
         self._freeze_text_tower_if_any()
         if config._is_plain_checkpoint:  # `from_pretrained` logs one line about them
             self._keys_to_ignore_on_load_missing = {r"^temporal_transformer\.", r"^video_text_scale$"}
@@ -391,9 +410,9 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         needs is missing or does not fit. Labels, tokens and logits are checked on the CPU only: see `labels_clipfsar`.
         """
         inference_mode = self._checked_mode(inference_mode)
-        self._check_names(kwargs)
-        kwargs |= self._output_options(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
+        self._check_given(kwargs, *videos, class_input_ids, class_embeds)
+        kwargs |= self._output_options(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         encoded = self._encode_episode_frames(*videos, kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
         encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
@@ -405,7 +424,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         as_output = self.config.return_dict if return_dict is None else return_dict
         return output if as_output else output.to_tuple()
 
-    def _check_names(self, names):
+    def _check_given(self, names, *inputs: torch.Tensor | None):
+        check_given_once(*inputs)
         check_is_episode(names)
         check_known("CLIPFSARModel.forward", names, {*_INPUTS, *self._visual_inputs} if names else ())
 
@@ -452,6 +472,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             compares = inference_mode != "zero_shot" or labels is not None
             n_way = check_support_labels(support_labels, support_embeds.shape[:2], n_way, compares)
         check_labels("labels", labels, n_way)
+        check_some_label("labels", labels)
         distances = text_logits = loss = None
         compared: dict[str, Any] = {"prototypes": None}
         if support_embeds is not None:
@@ -478,6 +499,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
     def _contrast(self, encoded: dict, base_class_embeds, support_base_labels, query_base_labels) -> dict:
         """Logits and loss of all videos of encoded episodes against all base classes, by their names in the output."""
         logits = loss = None
+        check_base_labels(encoded["support_embeds"], support_base_labels, query_base_labels)
         if base_class_embeds is None and query_base_labels is not None and self.config.video_text_loss_weight:
             warnings.warn(_NO_CONTRAST, stacklevel=5)
         if base_class_embeds is not None:
@@ -487,6 +509,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             logits = self.get_video_text_logits(videos, base_class_embeds)
             check_labels("support_base_labels", support_base_labels, len(base_class_embeds))
             check_labels("query_base_labels", query_base_labels, len(base_class_embeds))
+            check_some_label("support_base_labels and query_base_labels", support_base_labels, query_base_labels)
             if query_base_labels is not None:
                 base_labels = query_base_labels
                 if support_embeds is not None:
