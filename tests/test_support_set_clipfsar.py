@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import threading
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -643,6 +644,25 @@ def test_a_copy_is_a_set_of_its_own(parts, support_set, query_embeds, copied):
     other.remove_class("diving")
     assert torch.equal(support_set.classify(model, query_embeds), expected)
     torch.testing.assert_close(other.classify(model, query_embeds), expected[:, [0, 2]])
+
+
+def test_a_clip_that_is_given_twice_is_named_with_its_classes(parts, tmp_path):
+    model, processor = parts
+    clips = [random_clip(number) for number in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        support_set = SupportSet.from_videos(model, processor, {"run": clips[:2], "jump": [clips[2]]})
+        support_set.remove_clip("run", "clip 2")
+        support_set.add(model, processor, {"jump": [clips[1]]})  # it is enrolled once, after all
+    support_set.save_pretrained(tmp_path)
+    support_set = SupportSet.from_pretrained(tmp_path)
+    message = "'clip 1' of class 'jump' has the same frames as 'clip 1' of class 'run': .* Remove one of them"
+    with pytest.warns(UserWarning, match=message):
+        support_set.add(model, processor, {"jump": [clips[0]]})
+    assert support_set.num_clips == {"run": 1, "jump": 3}
+    message = "'clip 2' of class 'swim' has the same frames as 'clip 1' of class 'swim'"
+    with pytest.warns(UserWarning, match=message):
+        support_set.add(model, processor, {"swim": [clips[3], clips[3]]}, thumbnails=False)
 
 
 def test_threads_that_add_classes_at_once_lose_none(parts):
