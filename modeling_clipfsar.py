@@ -413,7 +413,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
         self._check_given(kwargs, *videos, class_input_ids, class_embeds)
         kwargs |= self._output_options(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
-        encoded = self._encode_episode_frames(*videos, kwargs)
+        encoded = self._encode_episode_frames(*videos, (support_labels, labels), kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
         encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
         own_labels, base_labels = (support_labels, labels), (support_base_labels, query_base_labels)
@@ -527,16 +527,21 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
                 total = weight * loss if total is None else total + weight * loss.to(total.device)
         return total
 
-    def _encode_episode_frames(self, support_pixel_values, support_embeds, query_pixel_values, query_embeds, kwargs):
+    def _encode_episode_frames(
+        self, support_pixel_values, support_embeds, query_pixel_values, query_embeds, own_labels, kwargs
+    ):
         """Encodes support and query videos of all episodes in one call of the visual tower; keeps given features.
 
-        Returns the features and, on request, the tower's hidden states and attentions, by their names in the output.
+        `own_labels` are those of support videos and queries within the episode. Returns the features and, on request,
+        the tower's hidden states and attentions, by their names in the output.
         """
-        todo = [
-            pixel_values
-            for pixel_values, embeds in ((support_pixel_values, support_embeds), (query_pixel_values, query_embeds))
+        given = ((support_pixel_values, support_embeds), (query_pixel_values, query_embeds))
+        labelled = [
+            (pixel_values, labels)
+            for (pixel_values, embeds), labels in zip(given, own_labels, strict=True)
             if pixel_values is not None and embeds is None
         ]
+        todo = [pixel_values for pixel_values, _ in labelled]
         for pixel_values in todo:
             if pixel_values.dim() != 6:
                 raise ValueError(
@@ -546,7 +551,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         if not todo:
             return {"support_embeds": support_embeds, "query_embeds": query_embeds}
         if self._uses_batch_statistics():
-            embeds, outputs = self._encode_separately(todo, kwargs)
+            embeds, outputs = self._encode_separately(labelled, kwargs)
         else:
             frames = torch.cat([pixel_values.flatten(0, 2) for pixel_values in todo])
             embeds, outputs = self._encode_frames(frames, **kwargs)
@@ -571,20 +576,27 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             if name.startswith(VISION_MODULES)
         )
 
-    def _encode_separately(self, videos: list[torch.Tensor], kwargs) -> tuple[torch.Tensor, BaseModelOutput]:
+    def _encode_separately(self, labelled: list[tuple], kwargs) -> tuple[torch.Tensor, BaseModelOutput]:
         """Encodes each episode in two calls, support videos before query videos, as the official program does.
 
-        An episode's features then do not depend on the other episodes of the batch. The results keep the order of a
-        single call.
+        An episode's features then do not depend on the other episodes of the batch, nor on padding videos, whose
+        features are 0. The results keep the order of a single call.
+
+        Args:
+            labelled: Videos (B, V, T, C, H, W) and their labels within the episode (B, V) or None.
         """
-        if len({len(part) for part in videos}) > 1:
+        if len({len(part) for part, _ in labelled}) > 1:
             raise ValueError(
-                f"There are {' and '.join(str(len(part)) for part in videos)} episodes of support and of query videos: "
-                "all inputs must have the same leading (episode) dimension."
+                f"There are {' and '.join(str(len(part)) for part, _ in labelled)} episodes of support and of query "
+                "videos: all inputs must have the same leading (episode) dimension."
             )
+        numbers = [_numbers_of_videos(*part) for part in labelled]
         encoded = [
-            [self._encode_frames(part[episode].flatten(0, 1), **kwargs) for part in videos]
-            for episode in range(len(videos[0]))
+            [
+                self._encode_without_padding(part[episode], number[episode], kwargs)
+                for (part, _), number in zip(labelled, numbers, strict=True)
+            ]
+            for episode in range(len(labelled[0][0]))
         ]
         embeds, outputs = zip(*(call for calls in zip(*encoded, strict=True) for call in calls), strict=True)
         hidden_states = None
@@ -592,6 +604,33 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             layers = zip(*(output.hidden_states for output in outputs), strict=True)
             hidden_states = tuple(None if calls[0] is None else torch.cat(calls) for calls in layers)
         return torch.cat(embeds), BaseModelOutput(hidden_states=hidden_states)
+
+    def _encode_without_padding(self, videos: torch.Tensor, number: int, kwargs) -> tuple[torch.Tensor, Any]:
+        """Frame features of (V, T, C, H, W), of which the first `number` are encoded and the others get zeros."""
+        embeds, outputs = self._encode_frames(videos[:number].flatten(0, 1), **kwargs)
+        missing = (len(videos) - number) * videos.shape[1]
+        if not missing:
+            return embeds, outputs
+        states = getattr(outputs, "hidden_states", None)
+        states = states and tuple(None if one is None else _with_zeros(one, missing) for one in states)
+        return _with_zeros(embeds, missing), BaseModelOutput(hidden_states=states)
+
+
+def _with_zeros(rows: torch.Tensor, missing: int) -> torch.Tensor:
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+
+
+def _numbers_of_videos(videos: torch.Tensor, labels: torch.Tensor | None) -> list[int]:
+    """Videos of each episode (B, V, T, C, H, W) without the padding at its end: negative labels, pixels all 0."""
+    numbers = [videos.shape[1]] * len(videos)
+    if len(videos) == 1 or labels is None or labels.shape != videos.shape[:2]:
+        return numbers  # only a batch of several episodes is padded
+    for episode, row in enumerate(labels.tolist()):
+        while (
+            numbers[episode] > 1 and row[numbers[episode] - 1] < 0 and not videos[episode, numbers[episode] - 1].any()
+        ):
+            numbers[episode] -= 1
+    return numbers
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
