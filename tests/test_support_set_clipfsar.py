@@ -25,6 +25,8 @@ import support_set_clipfsar
 from clipfsar.inference.load_model import load_model
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip
+from fingerprint_clipfsar import model_digest, weights_state
+from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import VideoReadError
 from support_set_clipfsar import EnrolledClass, SupportSet
 
@@ -644,6 +646,48 @@ def test_a_copy_is_a_set_of_its_own(parts, support_set, query_embeds, copied):
     other.remove_class("diving")
     assert torch.equal(support_set.classify(model, query_embeds), expected)
     torch.testing.assert_close(other.classify(model, query_embeds), expected[:, [0, 2]])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda weight: weight.data.mul_(3),
+        lambda weight: weight.data.copy_(weight.data.flip(0)),
+        lambda weight: setattr(weight, "data", weight.data * 3),
+    ],
+)
+def test_weights_written_through_data_are_noticed_by_every_cache(write):
+    model, processor = tiny_model_and_processor(inference_mode="ensemble")
+    support_set = SupportSet.from_videos(model, processor, {"run": [random_clip(0)], "jump": [random_clip(1)]})
+    classify = FewShotVideoClassificationPipeline(model, processor, support_set=support_set, device="cpu")
+    query = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
+    support_set.classify(model, query)
+    by_name = classify._embeds_of(("a", "b"))
+    digest = model_digest(model)
+    assert weights_state(model) == weights_state(model)
+    with torch.no_grad():
+        write(model.temporal_transformer.layers[0].mlp.fc1.weight)
+    with pytest.raises(ValueError, match="their features cannot be compared"):  # not the answer of the old weights
+        support_set.classify(model, query)
+    assert model_digest(model) != digest
+    with torch.no_grad():
+        write(model.clip.text_projection.weight)
+    assert not torch.equal(classify._embeds_of(("a", "b")), by_name)
+
+
+def test_the_state_of_weights_can_be_taken_of_tensors_of_all_kinds():
+    module = torch.nn.Module()
+    module.register_buffer("empty", torch.zeros(0))
+    module.register_buffer("number", torch.tensor(float("nan")))
+    module.register_buffer("flags", torch.tensor([True, False]))
+    module.register_buffer("short", torch.ones(4, 2, dtype=torch.bfloat16).t())
+    module.register_buffer("meta", torch.ones(3, device="meta"))
+    module.register_buffer("quantized", torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8))
+    module.weight = torch.nn.Parameter(torch.randn(8, 3, 2, 2).to(memory_format=torch.channels_last))
+    before = weights_state(module)
+    assert weights_state(module) == before
+    module.short.data[1, 2] = 5.0  # its middle element
+    assert weights_state(module) != before
 
 
 def test_a_clip_that_is_given_twice_is_named_with_its_classes(parts, tmp_path):
