@@ -295,7 +295,7 @@ def test_copies_under_other_names_and_in_other_classes_are_named(options, table,
     assert note.endswith("so accuracy looks better than it is: leave the copies out.")
 
 
-def test_videos_of_one_length_and_with_the_same_ends_are_no_copies(tmp_path):
+def test_videos_of_one_length_and_with_the_same_ends_are_no_copies(tmp_path, monkeypatch):
     for name, middle in (("a", b"x"), ("b", b"y"), ("c", b"x")):
         (tmp_path / name).write_bytes(bytes(10_000) + middle + bytes(10_000))
     rows = {"video": [str(tmp_path / name) for name in "abc"], "label": ["k"] * 3}
@@ -304,6 +304,8 @@ def test_videos_of_one_length_and_with_the_same_ends_are_no_copies(tmp_path):
     rows["video"] = [{"path": f"{name}.mp4", "bytes": (tmp_path / name).read_bytes()} for name in "abc"]
     (group,) = copies({"train": Dataset.from_dict(rows).select([2, 1, 0])})
     assert [place.name for place in group] == ["c.mp4", "a.mp4"]
+    monkeypatch.setattr("clipfsar.data.copies.digest_of_ends", lambda video: os.stat("nothing"))  # not readable
+    assert copies({"train": Dataset.from_dict(rows)}) == []
     rows["video"] = ["https://example.org/a.mp4"] * 2 + [str(tmp_path / "gone.mp4")]
     assert copies({"train": Dataset.from_dict(rows)}) == []
 

@@ -5,7 +5,7 @@ Only videos of equal length are read: first their ends, then, if these agree, al
 
 import hashlib
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,15 @@ def copies(splits: Mapping[str, Any]) -> list[list[Place]]:
     sized = [pair for split, dataset in splits.items() for pair in _with_sizes(split, dataset)]
     groups = _groups(sized)
     for digest in (_of_ends, _of_all):
-        groups = [part for group in groups for part in _groups((place, digest(place.video)) for place in group)]
+        groups = [part for group in groups for part in _groups((place, _key(digest, place)) for place in group)]
     return groups
+
+
+def _key(digest: Callable[[Any], bytes], place: Place) -> Hashable:
+    try:
+        return digest(place.video)
+    except OSError:  # such as a file of another user
+        return object()  # equal to no other
 
 
 def note_on_copies(groups: list[list[Place]]) -> str:
