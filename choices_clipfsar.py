@@ -83,6 +83,12 @@ LEAST, MOST = 1e-30, 1e30
 MAX_FRAMES = 100_000  # per clip; the method uses 8
 
 
+def check_truth(name: str, value: Any) -> None:
+    """Raises `ValueError` for anything but true and false. The text `"false"` would count as true."""
+    if isinstance(value, str) or value not in (True, False):
+        raise ValueError(f"{name}={value!r} must be True or False.")
+
+
 def check_positive_integer(name: str, value: Any) -> None:
     """Raises `ValueError` for anything but a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:

@@ -54,6 +54,7 @@ class ComparesVideos:
     comparison_head: Head | None
     temporal_transformer: Any
     video_text_scale: nn.Parameter
+    _check_structure: Any
 
     def get_prototypes(
         self,
@@ -125,6 +126,7 @@ class ComparesVideos:
 
     def _modulate(self, sequences: torch.Tensor, texts: torch.Tensor | None, attentions: list | None) -> torch.Tensor:
         """Runs the temporal transformer over (..., T, D) and the text (..., D) as one more token; drops that token."""
+        self._check_unchanged()
         num_frames = sequences.shape[-2]
         if self.config.prototype_modulation:
             assert texts is not None  # `_check_support` has raised an error
@@ -136,7 +138,13 @@ class ComparesVideos:
 
         `attentions` is a list that receives the attention weights of each layer, (..., heads, T, T).
         """
+        self._check_unchanged()
         return self.temporal_transformer(query_embeds.to(self.video_text_scale.dtype), attentions)
+
+    def _check_unchanged(self):
+        """Raises `ValueError` if settings of the model's parts have changed; compiled graphs do not check."""
+        if not torch.compiler.is_compiling():
+            self._check_structure()
 
     def get_distances(
         self,

@@ -24,6 +24,7 @@ try:
         MOST,
         SUPPORT_POOLINGS,
         check_slip,
+        check_truth,
         is_number,
         nearest,
         own_alignments,
@@ -39,6 +40,7 @@ except ImportError:
         MOST,
         SUPPORT_POOLINGS,
         check_slip,
+        check_truth,
         is_number,
         nearest,
         own_alignments,
@@ -85,15 +87,18 @@ class CLIPResNetVisionConfig(PretrainedConfig):
         self.width = width
         self.image_size = image_size
         self.projection_dim = projection_dim
-        self.num_attention_heads = num_attention_heads or max(1, self.hidden_size // 64)
+        self.num_attention_heads = (
+            max(1, self.hidden_size // 64) if num_attention_heads is None else num_attention_heads
+        )
         self.num_channels = num_channels
         self.freeze_batch_norm = freeze_batch_norm
         super().__init__(**kwargs)
+        check_truth("freeze_batch_norm", freeze_batch_norm)
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ValueError(f"depths={self.depths}: there are four stages of at least one block each.")
         if width < 2 or width % 2:
             raise ValueError(f"width={width} must be even and at least 2: the stem begins with half of it.")
-        if self.hidden_size % self.num_attention_heads:
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"The last stage's {self.hidden_size} channels are not a multiple of "
                 f"num_attention_heads={self.num_attention_heads}."
@@ -250,10 +255,10 @@ _CHECKS = {
     "temporal_intermediate_size": _whole(1, 1_000_000),
     "temporal_attention_dropout": _share,
     "temporal_hidden_dropout": _share,
-    "prototype_modulation": _one_of(True, False),
+    "prototype_modulation": check_truth,
     "alignment": _alignment,
     "otam_smoothing": _positive,
-    "otam_bidirectional": _one_of(True, False),
+    "otam_bidirectional": check_truth,
     "cosine_epsilon": _not_negative,
     "support_pooling": _one_of(*SUPPORT_POOLINGS),
     "chamfer_tuple_size": _whole(1, 8),

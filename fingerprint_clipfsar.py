@@ -1,7 +1,6 @@
 """Inputs to the fingerprint of a support set: weights, precision and preprocessing, as digests and plain values."""
 
 import hashlib
-import itertools
 import json
 import weakref
 from collections.abc import Iterable
@@ -84,9 +83,32 @@ _digests: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def weights_state(model) -> tuple:
-    """A value that changes when weights are modified in place or replaced; far cheaper than reading the weights."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    """A value that changes when weights are modified in place or replaced; far cheaper than reading the weights.
+
+    PyTorch does not count writes through `.data`, such as an average of weights makes, so one element of each tensor is
+    compared as well. A write through `.data` that leaves all of these elements as they are goes unnoticed.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    known = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    return known, _middle_elements(tensors)
+
+
+@torch.no_grad()
+def _middle_elements(tensors: Iterable[torch.Tensor]) -> dict[tuple, bytes]:
+    """The middle element of each plain tensor, as bytes per device and dtype: one transfer for each."""
+    elements: dict[tuple, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        number = tensor.numel()
+        is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+        if not is_plain or not number or tensor.is_quantized or tensor.is_meta:
+            continue
+        if tensor.is_contiguous():
+            place = number // 2
+        else:
+            place = sum(size // 2 * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        element = tensor.as_strided((1,), (1,), tensor.storage_offset() + place)
+        elements.setdefault((tensor.device, tensor.dtype), []).append(element)
+    return {kind: torch.cat(ones).view(torch.uint8).cpu().numpy().tobytes() for kind, ones in elements.items()}
 
 
 def model_digest(model) -> str:

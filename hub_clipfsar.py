@@ -1,5 +1,6 @@
 """Loading a model from a folder or repository, saving it for `pipeline`, and checks that weights and settings match."""
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel as _PartOfModel
 else:
     _PartOfModel = object
+logger = logging.getLogger(__name__)
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Settings that must stay as our own layers were trained with them. In the backbone, all whole numbers must stay.
 _STRUCTURE = ("temporal_num_layers", "temporal_num_heads", "temporal_intermediate_size")
@@ -110,13 +112,26 @@ class HubFolder(_PartOfModel):
         self.config.custom_pipelines = FewShotVideoClassificationPipeline.in_config()
         return super().save_pretrained(save_directory, **kwargs)
 
+    def _note_structure(self):
+        """Notes the settings that only making the model's parts reads. Called after they are made."""
+        names = ["temporal_num_layers"]
+        if self.config.temporal_num_layers:
+            names += ["temporal_num_heads", "temporal_intermediate_size"]
+            names += ["temporal_attention_dropout", "temporal_hidden_dropout"]
+        if self.comparison_head is not None:
+            names += ["trx_size", "trx_cardinalities", "head_dropout", "num_base_classes"]
+        self._made_with = {name: getattr(self.config, name) for name in names}
+        if self.config.prototype_modulation and not self.config.temporal_num_layers:
+            logger.warning(
+                "prototype_modulation=True has no effect with temporal_num_layers=0: a class text reaches the frames "
+                "only through the temporal transformer. Set prototype_modulation=False, or add a layer."
+            )
+
     def _check_structure(self):
-        """Raises `ValueError` if settings changed since the model was made: the folder would load as another model."""
-        layers = self.temporal_transformer.layers
-        built = {"temporal_num_layers": len(layers)}
-        if len(layers):
-            built["temporal_num_heads"] = layers[0].attention.num_heads
-        for name, value in built.items():
+        """Raises `ValueError` if settings have changed that the model's parts were made with: the change has no effect,
+        and a saved folder would load as another model."""
+        made_with = self._made_with | {"temporal_num_layers": len(self.temporal_transformer.layers)}
+        for name, value in made_with.items():
             if getattr(self.config, name) != value:
                 raise ValueError(
                     f"The configuration says {name}={getattr(self.config, name)!r}, but the model was made with "

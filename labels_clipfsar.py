@@ -41,6 +41,43 @@ def check_episode(inference_mode: str, support_embeds, support_labels, query_emb
             )
 
 
+_FORMS = (
+    ("support_pixel_values", "support_embeds"),
+    ("query_pixel_values", "query_embeds"),
+    ("class_input_ids", "class_embeds"),
+)
+
+
+def check_given_once(*inputs: torch.Tensor | None) -> None:
+    """Raises `ValueError` for an input that is given in two forms, of which only one would count.
+
+    `inputs` are in the order of `_FORMS`.
+    """
+    for names, form, other in zip(_FORMS, inputs[::2], inputs[1::2], strict=True):
+        if form is not None and other is not None:
+            raise ValueError(f"Both {' and '.join(names)} are given, and they are two forms of one input: give one.")
+
+
+def check_base_labels(support_embeds, support_base_labels, query_base_labels) -> None:
+    """Raises `ValueError` when the labels of only some videos are given, or all labels leave their videos out."""
+    given = [support_base_labels is not None, query_base_labels is not None]
+    if support_embeds is None and given[0]:
+        raise ValueError("support_base_labels are given without support videos: give the videos, or leave them out.")
+    if support_embeds is not None and any(given) and not all(given):
+        names = ["support_base_labels", "query_base_labels"]
+        raise ValueError(
+            f"{names[given.index(True)]} are given without {names[given.index(False)]}: the video-text contrast needs "
+            "both. Give both; -1 leaves a video out."
+        )
+
+
+def check_some_label(name: str, *labels: torch.Tensor | None) -> None:
+    """Raises `ValueError` when all labels are negative, where they can be read: a loss over none of them is NaN."""
+    values = [_values(one) for one in labels if one is not None]
+    if values and all(one is not None and one.size and one.max() < 0 for one in values):
+        raise ValueError(f"All {name} are negative, which leaves every video out: give a label, or leave {name} out.")
+
+
 def _is_free_to_read(values: torch.Tensor | None) -> bool:
     """Whether values are on the CPU and not in a graph. On a GPU, reading them waits for all queued work."""
     is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -138,4 +175,7 @@ def check_support_labels(
     return n_way
 
 
-__all__ = ["check_answer", "check_episode", "check_labels", "check_rows", "check_support_labels"]
+__all__ = [
+    *("check_answer", "check_base_labels", "check_episode", "check_given_once", "check_labels", "check_rows"),
+    *("check_some_label", "check_support_labels"),
+]

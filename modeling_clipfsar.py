@@ -75,11 +75,29 @@ except ImportError:
     from hub_clipfsar import HubFolder, check_is_episode
 
 try:
-    from .labels_clipfsar import check_answer, check_episode, check_labels, check_rows, check_support_labels
+    from .labels_clipfsar import (
+        check_answer,
+        check_base_labels,
+        check_episode,
+        check_given_once,
+        check_labels,
+        check_rows,
+        check_some_label,
+        check_support_labels,
+    )
 except ImportError:
     if __package__:
         raise
-    from labels_clipfsar import check_answer, check_episode, check_labels, check_rows, check_support_labels
+    from labels_clipfsar import (
+        check_answer,
+        check_base_labels,
+        check_episode,
+        check_given_once,
+        check_labels,
+        check_rows,
+        check_some_label,
+        check_support_labels,
+    )
 
 try:
     from .plain_clipfsar import StartsFromPlainCLIP
@@ -216,6 +234,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         self._visual_inputs = {*getter, *TransformersKwargs.__annotations__, "return_dict"} - {"pixel_values"}
         self.post_init()
         self._list_parts_not_to_split()
+        self._note_structure()
         self._freeze_text_tower_if_any()
         if config._is_plain_checkpoint:  # `from_pretrained` logs one line about them
             self._keys_to_ignore_on_load_missing = {r"^temporal_transformer\.", r"^video_text_scale$"}
@@ -391,10 +410,10 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         needs is missing or does not fit. Labels, tokens and logits are checked on the CPU only: see `labels_clipfsar`.
         """
         inference_mode = self._checked_mode(inference_mode)
-        self._check_names(kwargs)
-        kwargs |= self._output_options(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
-        encoded = self._encode_episode_frames(*videos, kwargs)
+        self._check_given(kwargs, *videos, class_input_ids, class_embeds)
+        kwargs |= self._output_options(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        encoded = self._encode_episode_frames(*videos, (support_labels, labels), kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
         encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
         own_labels, base_labels = (support_labels, labels), (support_base_labels, query_base_labels)
@@ -405,7 +424,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         as_output = self.config.return_dict if return_dict is None else return_dict
         return output if as_output else output.to_tuple()
 
-    def _check_names(self, names):
+    def _check_given(self, names, *inputs: torch.Tensor | None):
+        check_given_once(*inputs)
         check_is_episode(names)
         check_known("CLIPFSARModel.forward", names, {*_INPUTS, *self._visual_inputs} if names else ())
 
@@ -452,6 +472,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             compares = inference_mode != "zero_shot" or labels is not None
             n_way = check_support_labels(support_labels, support_embeds.shape[:2], n_way, compares)
         check_labels("labels", labels, n_way)
+        check_some_label("labels", labels)
         distances = text_logits = loss = None
         compared: dict[str, Any] = {"prototypes": None}
         if support_embeds is not None:
@@ -478,6 +499,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
     def _contrast(self, encoded: dict, base_class_embeds, support_base_labels, query_base_labels) -> dict:
         """Logits and loss of all videos of encoded episodes against all base classes, by their names in the output."""
         logits = loss = None
+        check_base_labels(encoded["support_embeds"], support_base_labels, query_base_labels)
         if base_class_embeds is None and query_base_labels is not None and self.config.video_text_loss_weight:
             warnings.warn(_NO_CONTRAST, stacklevel=5)
         if base_class_embeds is not None:
@@ -487,6 +509,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             logits = self.get_video_text_logits(videos, base_class_embeds)
             check_labels("support_base_labels", support_base_labels, len(base_class_embeds))
             check_labels("query_base_labels", query_base_labels, len(base_class_embeds))
+            check_some_label("support_base_labels and query_base_labels", support_base_labels, query_base_labels)
             if query_base_labels is not None:
                 base_labels = query_base_labels
                 if support_embeds is not None:
@@ -504,16 +527,21 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
                 total = weight * loss if total is None else total + weight * loss.to(total.device)
         return total
 
-    def _encode_episode_frames(self, support_pixel_values, support_embeds, query_pixel_values, query_embeds, kwargs):
+    def _encode_episode_frames(
+        self, support_pixel_values, support_embeds, query_pixel_values, query_embeds, own_labels, kwargs
+    ):
         """Encodes support and query videos of all episodes in one call of the visual tower; keeps given features.
 
-        Returns the features and, on request, the tower's hidden states and attentions, by their names in the output.
+        `own_labels` are those of support videos and queries within the episode. Returns the features and, on request,
+        the tower's hidden states and attentions, by their names in the output.
         """
-        todo = [
-            pixel_values
-            for pixel_values, embeds in ((support_pixel_values, support_embeds), (query_pixel_values, query_embeds))
+        given = ((support_pixel_values, support_embeds), (query_pixel_values, query_embeds))
+        labelled = [
+            (pixel_values, labels)
+            for (pixel_values, embeds), labels in zip(given, own_labels, strict=True)
             if pixel_values is not None and embeds is None
         ]
+        todo = [pixel_values for pixel_values, _ in labelled]
         for pixel_values in todo:
             if pixel_values.dim() != 6:
                 raise ValueError(
@@ -523,7 +551,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         if not todo:
             return {"support_embeds": support_embeds, "query_embeds": query_embeds}
         if self._uses_batch_statistics():
-            embeds, outputs = self._encode_separately(todo, kwargs)
+            embeds, outputs = self._encode_separately(labelled, kwargs)
         else:
             frames = torch.cat([pixel_values.flatten(0, 2) for pixel_values in todo])
             embeds, outputs = self._encode_frames(frames, **kwargs)
@@ -548,20 +576,27 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             if name.startswith(VISION_MODULES)
         )
 
-    def _encode_separately(self, videos: list[torch.Tensor], kwargs) -> tuple[torch.Tensor, BaseModelOutput]:
+    def _encode_separately(self, labelled: list[tuple], kwargs) -> tuple[torch.Tensor, BaseModelOutput]:
         """Encodes each episode in two calls, support videos before query videos, as the official program does.
 
-        An episode's features then do not depend on the other episodes of the batch. The results keep the order of a
-        single call.
+        An episode's features then do not depend on the other episodes of the batch, nor on padding videos, whose
+        features are 0. The results keep the order of a single call.
+
+        Args:
+            labelled: Videos (B, V, T, C, H, W) and their labels within the episode (B, V) or None.
         """
-        if len({len(part) for part in videos}) > 1:
+        if len({len(part) for part, _ in labelled}) > 1:
             raise ValueError(
-                f"There are {' and '.join(str(len(part)) for part in videos)} episodes of support and of query videos: "
-                "all inputs must have the same leading (episode) dimension."
+                f"There are {' and '.join(str(len(part)) for part, _ in labelled)} episodes of support and of query "
+                "videos: all inputs must have the same leading (episode) dimension."
             )
+        numbers = [_numbers_of_videos(*part) for part in labelled]
         encoded = [
-            [self._encode_frames(part[episode].flatten(0, 1), **kwargs) for part in videos]
-            for episode in range(len(videos[0]))
+            [
+                self._encode_without_padding(part[episode], number[episode], kwargs)
+                for (part, _), number in zip(labelled, numbers, strict=True)
+            ]
+            for episode in range(len(labelled[0][0]))
         ]
         embeds, outputs = zip(*(call for calls in zip(*encoded, strict=True) for call in calls), strict=True)
         hidden_states = None
@@ -569,6 +604,33 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             layers = zip(*(output.hidden_states for output in outputs), strict=True)
             hidden_states = tuple(None if calls[0] is None else torch.cat(calls) for calls in layers)
         return torch.cat(embeds), BaseModelOutput(hidden_states=hidden_states)
+
+    def _encode_without_padding(self, videos: torch.Tensor, number: int, kwargs) -> tuple[torch.Tensor, Any]:
+        """Frame features of (V, T, C, H, W), of which the first `number` are encoded and the others get zeros."""
+        embeds, outputs = self._encode_frames(videos[:number].flatten(0, 1), **kwargs)
+        missing = (len(videos) - number) * videos.shape[1]
+        if not missing:
+            return embeds, outputs
+        states = getattr(outputs, "hidden_states", None)
+        states = states and tuple(None if one is None else _with_zeros(one, missing) for one in states)
+        return _with_zeros(embeds, missing), BaseModelOutput(hidden_states=states)
+
+
+def _with_zeros(rows: torch.Tensor, missing: int) -> torch.Tensor:
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+
+
+def _numbers_of_videos(videos: torch.Tensor, labels: torch.Tensor | None) -> list[int]:
+    """Videos of each episode (B, V, T, C, H, W) without the padding at its end: negative labels, pixels all 0."""
+    numbers = [videos.shape[1]] * len(videos)
+    if len(videos) == 1 or labels is None or labels.shape != videos.shape[:2]:
+        return numbers  # only a batch of several episodes is padded
+    for episode, row in enumerate(labels.tolist()):
+        while (
+            numbers[episode] > 1 and row[numbers[episode] - 1] < 0 and not videos[episode, numbers[episode] - 1].any()
+        ):
+            numbers[episode] -= 1
+    return numbers
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -271,7 +271,7 @@ def check_class_texts(class_names: Sequence[str], token_ids: Sequence[Sequence[i
     Raises:
         ValueError: If two names have the same tokens; the message names both.
     """
-    n_way = n_way or len(class_names)
+    n_way = max(1, len(class_names)) if n_way is None else n_way
     name_of: dict[tuple, str] = {}
     for position, (name, ids) in enumerate(zip(class_names, token_ids, strict=True)):
         other = name_of.setdefault((position // n_way, *ids), name)

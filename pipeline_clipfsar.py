@@ -26,11 +26,25 @@ except ImportError:
     from backbones_clipfsar import fit_to_plain_model, image_size, why_no_backbone
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_known, check_same_num_frames
+    from .choices_clipfsar import (
+        INFERENCE_MODES,
+        UNKNOWN_LABEL,
+        check_finite,
+        check_known,
+        check_same_num_frames,
+        check_truth,
+    )
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES, UNKNOWN_LABEL, check_finite, check_known, check_same_num_frames
+    from choices_clipfsar import (
+        INFERENCE_MODES,
+        UNKNOWN_LABEL,
+        check_finite,
+        check_known,
+        check_same_num_frames,
+        check_truth,
+    )
 
 try:
     from .class_texts_clipfsar import text_settings
@@ -288,10 +302,15 @@ class FewShotVideoClassificationPipeline(Pipeline):
         if candidate_labels is not None:
             if isinstance(candidate_labels, str):
                 candidate_labels = split_labels(candidate_labels)
-            forward_params.update(candidate_labels=tuple(candidate_labels), support_set=None)
+            is_list = isinstance(candidate_labels, Iterable) and not isinstance(candidate_labels, (bytes, Mapping))
+            candidate_labels = tuple(candidate_labels) if is_list else candidate_labels
+            if not is_list or not all(isinstance(name, str) for name in candidate_labels):
+                raise ValueError(f"candidate_labels={candidate_labels!r} must be class names: a list, or one string.")
+            forward_params.update(candidate_labels=candidate_labels, support_set=None)
         if support_set is not None:
             forward_params.update(support_set=self._as_support_set(support_set), candidate_labels=None)
         if detect_unknown is not None:
+            check_truth("detect_unknown", detect_unknown)
             forward_params["detect_unknown"] = detect_unknown
         if top_k is not None:
             if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:

@@ -104,6 +104,7 @@ class StartsFromPlainCLIP(_PartOfModel):
             layers.apply(self._init_weights)
         self.temporal_transformer = layers.to(self.device, self.video_text_scale.dtype).train(self.training)
         self._list_parts_not_to_split()
+        self._note_structure()
 
 
 __all__ = ["StartsFromPlainCLIP"]

@@ -382,6 +382,32 @@ def _duplicates(classes: Mapping[str, EnrolledClass], clips: list[tuple[str, str
     return [(*clips[one], *clips[other]) for one, other in pairs]
 
 
+def repeated_clips(classes: Mapping[str, EnrolledClass], new: Mapping[str, list]) -> list[str]:
+    """Sentences about new clips with the same frames as another new or enrolled clip, told by their pictures.
+
+    Args:
+        classes: The enrolled classes.
+        new: `{class name: [(file name or None, frame features, picture), ...]}`. Clips without pictures are only
+            compared with each other, by their features.
+    """
+    known: dict[bytes, tuple[str, str]] = {}
+    for class_name, enrolled in classes.items():
+        for clip, picture in zip(enrolled.clip_names, enrolled.thumbnails, strict=False):
+            known.setdefault(picture or b"", (class_name, clip))
+    known.pop(b"", None)
+    sentences = []
+    for class_name, clips in new.items():
+        for number, (name, embeds, picture) in enumerate(clips, start=1):
+            clip = (class_name, f"clip {number}" if name is None else name)
+            first = known.setdefault(picture or embeds.numpy().tobytes(), clip)
+            if first is not clip:
+                sentences.append(
+                    f"{clip[1]!r} of class {class_name!r} has the same frames as {first[1]!r} of class {first[0]!r}: "
+                    "an example that is given twice counts twice. Remove one of them."
+                )
+    return sentences
+
+
 def _shared_sources(clips: list[tuple[str, str]], sources: Sequence[tuple[str, ...]]) -> dict:
     """The clips of each source that has several."""
     shared: dict[str, list[tuple[str, str]]] = {}
@@ -416,4 +442,6 @@ def _inseparable(model, left_out: LeftOut, inference_mode: str, names: list[str]
     return sorted(pairs, key=lambda pair: pair[2] / pair[3])
 
 
-__all__ = ["SupportSetReview", "SuspectClip", "averaged_answers", "review_classes", "wilson_interval"]
+__all__ = [
+    *("SupportSetReview", "SuspectClip", "averaged_answers", "repeated_clips", "review_classes", "wilson_interval"),
+]

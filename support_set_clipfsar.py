@@ -83,11 +83,11 @@ except ImportError:
     from modeling_clipfsar import evaluating
 
 try:
-    from .review_clipfsar import SupportSetReview, review_classes
+    from .review_clipfsar import SupportSetReview, repeated_clips, review_classes
 except ImportError:
     if __package__:
         raise
-    from review_clipfsar import SupportSetReview, review_classes
+    from review_clipfsar import SupportSetReview, repeated_clips, review_classes
 
 try:
     from .suggestion_clipfsar import Suggestion, suggest_clips
@@ -236,6 +236,8 @@ class SupportSet:
             thumbnails: Keep a small picture of each clip's frames, for explanations.
             skip_unreadable: Leave unreadable clips out, with a warning, instead of failing.
 
+        A clip with the same frames as another one is added as well, with a warning that names both.
+
         Raises:
             ValueError: If there are no classes, a class has no clips, class names mean the same, `batch_size` is
                 below 1, or the set was enrolled with another model or preprocessing.
@@ -268,6 +270,8 @@ class SupportSet:
         for name, clips in encoded.items():
             if not clips:
                 raise ValueError(f"Class {name!r}: none of its {len(videos[name])} clips can be read.")
+        for sentence in repeated_clips(self.classes, encoded):
+            warnings.warn(sentence, stacklevel=2)
         self._insert(model, processor, encoded)
 
     def _insert(self, model, processor, encoded: dict[str, list]) -> None:

@@ -95,6 +95,12 @@ def _ends_of_file(path: str) -> tuple[bytes, bytes, int]:
         return first, file.read(BYTES_AT_ENDS), size
 
 
+def digest_of_ends(video: str | memoryview) -> bytes:
+    """Digest of a file's or a view's length and ends, whatever its name."""
+    ends = (*_ends(video), len(video)) if isinstance(video, memoryview) else _ends_of_file(video)
+    return _digest(*ends)
+
+
 def _images(folder: str) -> Iterator[str | bytes | int]:
     with os.scandir(folder) as entries:
         images = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.name[0] != "."]
@@ -173,6 +179,7 @@ def joint_digest(digests: np.ndarray) -> str:
 __all__ = [
     "DIGEST_BYTES",
     "digest_column",
+    "digest_of_ends",
     "digest_of_video",
     "digests_of_videos",
     "framed_digest",

@@ -14,6 +14,7 @@ from dataclasses import MISSING, field, fields
 from typing import Any
 
 from clipfsar.first_seconds import INTERRUPTED
+from clipfsar.option_conditions import check_conditions, conditions_in_words, names_in
 from paths_clipfsar import has_protocol
 
 REQUIRED = MISSING  # default of an option that must be given
@@ -44,13 +45,19 @@ def option(
     aliases: Sequence[str] = (),
     reads_addresses: bool = False,
     is_text: bool = False,
+    needs: str | None = None,
+    unused_with: str | None = None,
 ):
     """A field of a dataclass of options, with its help. A list as default is copied. `REQUIRED` means no default.
 
     `aliases` are other names of the option on the command line, such as an earlier name. Only an option that
     `reads_addresses` takes names such as s3://BUCKET/DATA; one that `is_text` may hold an address and reads nothing.
+
+    An option that has an effect only beside others says so: `needs="lora_rank"`, `unused_with="read_episodes"` (see
+    `clipfsar.option_conditions`). The help shows it, and a command line that gives the option in vain is refused.
     """
     metadata: dict = {"help": text, "aliases": tuple(aliases), "reads_addresses": reads_addresses, "is_text": is_text}
+    metadata |= {"needs": needs, "unused_with": unused_with}
     metadata |= {"choices": list(choices)} if choices else {}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -63,7 +70,15 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Prints a usage error as one line, `error: ...`, and exits with 2. Accepts `-` for `_` in option names."""
+    """Prints a usage error as one line, `error: ...`, and exits with 2. Accepts `-` for `_` in option names.
+
+    Attributes:
+        given: Names of the fields whose options stand on the command line that was parsed last.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.given: set[str] = set()
 
     def error(self, message: str):
         message = message.removeprefix("argument ")
@@ -78,10 +93,23 @@ class OptionParser(argparse.ArgumentParser):
             if name not in known:
                 meant = nearest(name, known)
                 self.error(f"Unknown option {name!r}: {f'did you mean {meant!r}?' if meant else 'see --help.'}")
+        self._note_given(given)
         values, unexpected = self.parse_known_args(command_line)
         if unexpected:
             self.error(f"Unexpected value {unexpected[0]!r}: values follow their option, --NAME VALUE.")
         return vars(values)
+
+    def _note_given(self, names: list[str]) -> None:
+        """Refuses an option that is given twice: argparse would take the last one in silence."""
+        actions, first = {name: action for action in self._actions for name in action.option_strings}, dict[str, str]()
+        for name in names:
+            earlier = first.setdefault(actions[name].dest, name)
+            if earlier != name:
+                self.error(f"{earlier} and {name} set the same option: give one of them.")
+            if names.count(name) > 1:
+                takes_more = "; several values follow one option" if actions[name].nargs in ("*", "+") else ""
+                self.error(f"{name} is given twice: give it once{takes_more}.")
+        self.given = set(first)
 
 
 def _with_underscores(part: str) -> str:
@@ -114,6 +142,7 @@ def make_parser(
     unknown = defaults.keys() - {item.name for item in fields(options_class)}
     if unknown:
         raise TypeError(f"{options_class.__name__} has no option {', '.join(sorted(unknown))}.")
+    _check_names_in_conditions(options_class)
     for item in fields(options_class):
         own = item.default if item.default_factory is MISSING else item.default_factory()
         _add_option(parser, item, hints[item.name], own, defaults.get(item.name, own))
@@ -122,10 +151,19 @@ def make_parser(
     return parser
 
 
+def _check_names_in_conditions(options_class: type):
+    known = {item.name for item in fields(options_class)}
+    for item in fields(options_class):
+        for condition in filter(None, (item.metadata.get("needs"), item.metadata.get("unused_with"))):
+            if not names_in(condition) <= known - {item.name}:
+                raise TypeError(f"The condition {condition!r} of option {item.name!r} names no other option.")
+
+
 def _add_option(parser: OptionParser, item: dataclasses.Field, hint: Any, own_default: Any, default: Any):
     kind, is_list = _value_type(hint, item.name)
+    conditions = conditions_in_words(item.metadata.get("needs"), item.metadata.get("unused_with"))
     # argparse formats a help text, so a plain % must be written twice
-    settings = {"help": item.metadata.get("help", "").replace("%", "%%"), "type": kind}
+    settings = {"help": (item.metadata.get("help", "") + conditions).replace("%", "%%"), "type": kind}
     settings |= {"required": True} if default is MISSING else {"default": default}
     choices = item.metadata.get("choices")
     if choices:
@@ -190,13 +228,16 @@ def parse_options(
     """Parses a command line into an instance of a dataclass of options. See `make_parser` for the arguments.
 
     A usage error ends the program with code 2 and one line on stderr. A `ValueError` in `__post_init__` of the
-    dataclass is a usage error as well.
+    dataclass is a usage error as well, and so is an option that has no effect beside the others.
     """
     parser = make_parser(options_class, description, prog, defaults)
     values = parser.parse_options(sys.argv[1:] if command_line is None else command_line)
     try:
         _check_addresses(options_class, values)
-        return options_class(**values)
+        check_conditions(options_class, values, parser.given)
+        options = options_class(**values)
+        check_conditions(options_class, vars(options), parser.given)  # again, with what `__post_init__` filled in
+        return options
     except ValueError as error:
         parser.error(" ".join(str(error).split()))
 

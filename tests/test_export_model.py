@@ -293,6 +293,33 @@ def test_classes_are_those_of_the_support_set(exported):
         )
 
 
+def test_files_of_another_export_do_not_stay_beside_the_new_ones(tmp_path, monkeypatch, capsys):
+    def write(classifier, shapes, folder, formats):
+        for name in formats:
+            (folder / export_model.FILES[name]).write_text(name)
+        return dict.fromkeys(formats, (0.0, 1.0))
+
+    monkeypatch.setattr(export_model, "export", write)
+    model, processor = tiny_model_and_processor(inference_mode="ensemble")
+    save_with_pipeline(model, processor, tmp_path / "model")
+    clips = {name: [random_clip(number)] for number, name in enumerate("ab")}
+    SupportSet.from_videos(model, processor, clips).save_pretrained(tmp_path / "classes")
+    run(tmp_path, "classes", formats=["onnx"])
+    run(tmp_path, formats=["torch"])  # the other format of the same model: all belong together
+    names = {"query_classifier.onnx", "query_classifier.pt2", "query_classifier.json", "classes.npz"}
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == names
+    description = json.loads((tmp_path / "exported" / "query_classifier.json").read_text())
+    assert description["class_names"] == ["a", "b"]
+    capsys.readouterr()
+    run(tmp_path, formats=["torch"], inference_mode="few_shot")
+    names -= {"query_classifier.onnx", "classes.npz"}
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == names
+    assert "class_names" not in json.loads((tmp_path / "exported" / "query_classifier.json").read_text())
+    printed = capsys.readouterr().out
+    for name in ("query_classifier.onnx", "classes.npz"):
+        assert f"{name} was of another export, and was removed." in printed
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -86,7 +86,7 @@ PROGRAMS = sorted(
 # From the ground up: what lies on a floor imports from its own folder and from the floors below it.
 FLOORS = (
     LIBRARY,
-    ("clipfsar.json_files",),
+    ("clipfsar.json_files", "clipfsar.option_conditions"),
     (
         *("clipfsar.metrics", "clipfsar.names", "clipfsar.options", "clipfsar.presets", "clipfsar.plots"),
         *("clipfsar.content", "clipfsar.checked_files", "clipfsar.locks", "clipfsar.processes"),

@@ -504,7 +504,7 @@ def test_each_loss_is_there_with_its_labels_only(model, inputs):
     output = model(**full)
     assert output.few_shot_loss is None
     torch.testing.assert_close(output.loss, 1.5 * output.video_text_loss, **ROUND_OFF)
-    del full["query_base_labels"]
+    del full["query_base_labels"], full["support_base_labels"]  # one without the other is refused
     output = model(**full)
     assert output.loss is None
     assert output.video_text_logits.shape == (1, 12, 5)
@@ -551,7 +551,11 @@ def test_gradients_reach_the_text_tower_unless_it_is_frozen(model, inputs):
         (["class_input_ids"], {}, "prototypes are modulated by the class texts: give class_input_ids or class_embeds"),
         ([], {"inference_mode": "guess"}, "inference_mode='guess' is not one of few_shot, zero_shot, ensemble"),
         ([], {"support_labels": torch.zeros(1, 4).long()}, r"support_labels has shape \(1, 4\), .* \(1, 6\)"),
-        ([], {"class_embeds": torch.zeros(2, 3, 16)}, "1 episodes of query videos but 2 of class inputs"),
+        (
+            ["class_input_ids"],
+            {"class_embeds": torch.zeros(2, 3, 16)},
+            "1 episodes of query videos but 2 of class inputs",
+        ),
         (
             ["support_pixel_values"],
             {"support_embeds": torch.zeros(2, 6, 4, 16), "support_labels": torch.zeros(2, 6).long()},

@@ -37,8 +37,8 @@ def folders(tmp_path_factory):
     return folder
 
 
-def predict(folders, *options, support="examples", query=("queries",)) -> int:
-    command = ["predict", "--model", str(folders / "model"), "--device", "cpu"]
+def predict(folders, *options, model="model", support="examples", query=("queries",)) -> int:
+    command = ["predict", "--model", str(folders / model), "--device", "cpu"]
     command += ["--support_set", str(folders / support)] if support else []
     command += ["--query", *(str(folders / name) for name in query)] if query else []
     return clipfsar([*command, *map(str, options)])
@@ -203,8 +203,7 @@ def test_windows_of_names_alone(folders, capsys):
 
 def test_a_plain_clip_works_without_training(tmp_path, folders, capsys, caplog):
     save_tiny_clip(tmp_path)
-    options = ("--format", "json", "--model", tmp_path)
-    assert predict(folders, *options) == 0
+    assert predict(folders, "--format", "json", model=tmp_path) == 0
     printed = capsys.readouterr()
     assert "is a plain CLIP: classifying by its frame features, without training." in caplog.text
     first, second = json.loads(printed.out)
@@ -215,7 +214,7 @@ def test_a_plain_clip_works_without_training(tmp_path, folders, capsys, caplog):
 
 def test_a_model_of_another_kind_is_refused(tmp_path, folders, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    assert predict(folders, "--model", tmp_path) == 1
+    assert predict(folders, model=tmp_path) == 1
     assert "holds a model of type 'bert', but BertModel has no get_image_" in capsys.readouterr().err
 
 
@@ -241,7 +240,7 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
         (("--labels", "a", "--labels_file", "b"), {"support": None}, "Give --labels or --labels_file, not both"),
         (("--labels_file", "nowhere.txt"), {"support": None}, "--labels_file nowhere.txt does not exist"),
         (("--labels", "Run", "run"), {"support": None}, "Class names 'Run' and 'run' become the same text"),
-        (("--stride_seconds", 1), {}, "--stride_seconds needs --window_seconds"),
+        (("--stride_seconds", 1), {}, "--stride_seconds has no effect without --window_seconds: add it"),
         (("--window_seconds", 0), {}, "--window_seconds 0.0 must be greater than 0"),
         (("--window_seconds", "inf"), {}, "--window_seconds inf must be a finite number"),
         (("--top_k", 0), {}, "--top_k 0 must be at least 1"),
@@ -268,6 +267,11 @@ def test_an_unreadable_example_is_an_error_unless_it_may_be_skipped(folders, tmp
     assert re.search(r"error: .*broken\.mp4'?: the file is empty", capsys.readouterr().err)
     with pytest.warns(UserWarning, match=r"Left out of the support set: .*broken\.mp4"):
         assert predict(folders, "--skip_unreadable", True, support=tmp_path / "examples") == 0
+    capsys.readouterr()
+    saved = tmp_path / "saved"
+    assert predict(folders, "--save_support_set", saved, query=None) == 0
+    assert predict(folders, "--skip_unreadable", True, support=saved) == 1
+    assert "--skip_unreadable has no effect with the saved support set" in capsys.readouterr().err
 
 
 def test_two_folders_of_one_class_are_refused_by_their_names(folders, tmp_path, capsys):

@@ -34,6 +34,7 @@ from clipfsar.cli import main as clipfsar
 from clipfsar.data import frame_store
 from clipfsar.data import prepare as prepare_dataset
 from clipfsar.data.arguments import parse_arguments
+from clipfsar.data.copies import copies
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, in_processes
 from clipfsar.data.prepare import Preparation, with_class_names
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
@@ -77,7 +78,8 @@ def command_line(**options) -> list[str]:
 
 def prepare(output_dir: Path, **options) -> Path:
     """What the program does with these options; everything is read by one process unless they say otherwise."""
-    settings = {"output_dir": output_dir, "num_workers": 1, "frame_size": 16} | options
+    settings = {"output_dir": output_dir} | ({} if options.get("skip_reading") else {"num_workers": 1})
+    settings |= ({"frame_size": 16} if options.get("frame_store", "none") != "none" else {}) | options
     Preparation(parse_arguments(command_line(**settings))).run()
     return output_dir
 
@@ -278,6 +280,34 @@ def test_a_file_listed_twice_stays_once(table, tmp_path, capsys):
     names = [(f"{name}{number}.mp4", name) for name in ("green", "red") for number in range(3)]
     assert rows_of(load_from_disk(folder), "name") == {"train": names}
     assert "note: 2 videos are listed twice; each is kept once." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_reading": True}, {"frame_store": "raw"}, {"embed_videos": True}])
+def test_copies_under_other_names_and_in_other_classes_are_named(options, table, tmp_path, capsys):
+    shutil.copy(tmp_path / "videos" / "green0.mp4", tmp_path / "videos" / "again.mp4")
+    shutil.copy(tmp_path / "videos" / "green0.mp4", tmp_path / "videos" / "red9.mp4")
+    table.write_text(table.read_text() + "videos/again.mp4,green,train\nvideos/red9.mp4,red,train\n")
+    prepare(tmp_path / "data", source=table, **options)
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "byte for byte" in line]
+    folder = "" if {"frame_store", "embed_videos"} & set(options) else "videos/"
+    listed = f"{folder}green0.mp4 (train class 'green') = {folder}again.mp4 (train class 'green') = "
+    assert note.startswith(f"note: 2 videos are copies of another, byte for byte: {listed}{folder}red9.mp4 (train")
+    assert note.endswith("so accuracy looks better than it is: leave the copies out.")
+
+
+def test_videos_of_one_length_and_with_the_same_ends_are_no_copies(tmp_path, monkeypatch):
+    for name, middle in (("a", b"x"), ("b", b"y"), ("c", b"x")):
+        (tmp_path / name).write_bytes(bytes(10_000) + middle + bytes(10_000))
+    rows = {"video": [str(tmp_path / name) for name in "abc"], "label": ["k"] * 3}
+    (group,) = copies({"train": Dataset.from_dict(rows)})
+    assert [place.name.rpartition("/")[2] for place in group] == ["a", "c"]
+    rows["video"] = [{"path": f"{name}.mp4", "bytes": (tmp_path / name).read_bytes()} for name in "abc"]
+    (group,) = copies({"train": Dataset.from_dict(rows).select([2, 1, 0])})
+    assert [place.name for place in group] == ["c.mp4", "a.mp4"]
+    monkeypatch.setattr("clipfsar.data.copies.digest_of_ends", lambda video: os.stat("nothing"))  # not readable
+    assert copies({"train": Dataset.from_dict(rows)}) == []
+    rows["video"] = ["https://example.org/a.mp4"] * 2 + [str(tmp_path / "gone.mp4")]
+    assert copies({"train": Dataset.from_dict(rows)}) == []
 
 
 def test_a_file_with_two_classes_is_an_error(table, tmp_path):
@@ -1049,9 +1079,15 @@ def test_a_prepared_data_set_is_not_prepared_over(table, tmp_path):
         ({"source": "a", "output_dir": None}, "--output_dir is missing: give a folder for the data set"),
         ({"source": "a", "embed_videos": True, "frame_store": "jpeg"}, "both fill the data set: choose one"),
         ({"source": "a", "num_workers": 0}, "--num_workers 0 must be at least 1"),
-        ({"source": "a", "frame_size": 0}, "--frame_size 0 must be at least 1"),
-        ({"source": "a", "frames_per_video": -1}, "--frames_per_video -1 must be at least 0"),
-        ({"source": "a", "jpeg_quality": 96}, "--jpeg_quality 96 must be at most 95"),
+        ({"source": "a", "frame_store": "raw", "frame_size": 0}, "--frame_size 0 must be at least 1"),
+        (
+            {"source": "a", "frame_store": "raw", "frame_size": 8, "frames_per_video": -1},
+            "--frames_per_video -1 must be at least 0",
+        ),
+        (
+            {"source": "a", "frame_store": "jpeg", "frame_size": 8, "jpeg_quality": 96},
+            "--jpeg_quality 96 must be at most 95",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message, capsys):
@@ -1068,7 +1104,8 @@ def test_a_benchmark_sets_preprocessing_and_folder_and_the_command_line_both():
         arguments = parse_arguments([*source, "--benchmark", benchmark])
         assert (arguments.preprocessing, arguments.output_dir) == ("official", f"./data/{benchmark}")
         assert parse_training_arguments(["--benchmark", benchmark]).dataset == arguments.output_dir
-    arguments = parse_arguments([*source, "--benchmark", "hmdb51", "--preprocessing", "clip", "--output_dir", "there"])
+    given = ["--frame_store", "raw", "--preprocessing", "clip", "--output_dir", "there"]
+    arguments = parse_arguments([*source, "--benchmark", "hmdb51", *given])
     assert (arguments.preprocessing, arguments.output_dir) == ("clip", "there")
 
 
@@ -1137,7 +1174,7 @@ def offline(monkeypatch):
             "--source somebody/nothing: there is no such folder, and HF_HUB_OFFLINE",
         ),
         (["--source", "clips.csv", "--decoder", "torchcodec"], "decoder='torchcodec' cannot be imported"),
-        (["--source", "clips.csv", "--frame_size", "0"], "--frame_size 0 must be at least 1"),
+        (["--source", "clips.csv", "--frame_store", "raw", "--frame_size", "0"], "--frame_size 0 must be at least 1"),
         (
             ["--source", "clips.csv", "--video_root", "nowhere"],
             r"None of the 6 videos .*green0\.mp4 \(missing\)\. Check",

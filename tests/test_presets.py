@@ -166,7 +166,8 @@ def test_options_take_true_and_false_and_lists():
     assert args.resume is True
     assert args.prototype_modulation is False
     assert args.n_shot == [1, 3, 5]
-    assert parse_arguments(["--resume", "true", "--hub_private", "false"]).hub_private is False
+    given = ["--resume", "true", "--push_to_hub", "me/mine", "--hub_private", "false"]
+    assert parse_arguments(given).hub_private is False
 
 
 def test_only_what_the_command_line_says_of_the_model_overrides_a_checkpoint():

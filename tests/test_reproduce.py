@@ -57,7 +57,7 @@ def test_the_frame_store_is_for_the_model_unless_a_size_is_given():
     command = settings("--frame_size", "336").prepare_command()
     assert "--frame_size=336" in command
     assert not [part for part in command if part.startswith("--model")]
-    assert settings("--frame_store", "none").prepare_command()[-1] == "--skip_reading"
+    assert settings("--frame_store", "none").prepare_command()[-1] == "--skip_reading=True"
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,46 @@ def test_several_episodes_at_once_leave_the_statistics_they_leave_one_after_anot
     assert fresh_model.clip.vision_model.bn1.num_batches_tracked == 4
 
 
+def padded_episodes():
+    """Two episodes of unequal numbers of videos, and the batch that `EpisodeCollator` makes of them."""
+    first, second, _ = two_episodes()
+    for name in ("query_pixel_values", "labels"):
+        second[name] = second[name][:, :-2]
+    for name in ("support_pixel_values", "support_labels"):
+        first[name] = torch.cat([first[name], first[name][:, :1]], dim=1)
+    both = {}
+    for name in first:
+        value = 0.0 if first[name].is_floating_point() else -1
+        both[name] = torch.nn.utils.rnn.pad_sequence([first[name][0], second[name][0]], True, value)
+    return first, second, both
+
+
+def test_padding_videos_change_no_statistics_and_no_features_of_others(fresh_model):
+    first, second, both = padded_episodes()
+    other = copy.deepcopy(fresh_model)
+    output = fresh_model(**both, output_hidden_states=True)
+    alone = [other(**one, output_hidden_states=True) for one in (first, second)]
+    expected = batch_statistics(other)
+    for name, buffer in batch_statistics(fresh_model).items():
+        torch.testing.assert_close(buffer, expected[name], rtol=0, atol=1e-6)
+    torch.testing.assert_close(output.logits[:1], alone[0].logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.logits[1:, :4], alone[1].logits, rtol=0, atol=1e-5)
+    assert not output.query_embeds[1, 4:].any()
+    states = output.hidden_states[-1].unflatten(0, (2 * (4 + 6), 4))  # support of both episodes, then queries
+    assert not states[7].any()
+    assert not states[-2:].any()
+    torch.testing.assert_close(states[4:7].flatten(0, 1), alone[1].hidden_states[-1][:12], rtol=0, atol=1e-5)
+    output.loss.backward()
+    assert fresh_model.clip.vision_model.conv1.weight.grad.isfinite().all()
+
+
+def test_a_query_without_label_is_encoded_as_any_other(fresh_model):
+    _, _, both = two_episodes()
+    expected = copy.deepcopy(fresh_model)(**both).query_embeds
+    both["labels"][1, -1] = -1
+    torch.testing.assert_close(fresh_model(**both).query_embeds, expected, rtol=0, atol=1e-6)
+
+
 @torch.no_grad()
 def test_evaluation_encodes_all_videos_in_one_call(resnet_model, monkeypatch):
     calls = []

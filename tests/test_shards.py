@@ -353,4 +353,4 @@ def test_an_array_over_models_evaluates_each_of_them_whole(monkeypatch):
 
 def test_the_command_line_takes_a_shard(capsys):
     assert clipfsar(["evaluate", "--model", "m", "--dataset", "d", "--shard", "0", "2"]) == 2
-    assert "add --encode_only" in capsys.readouterr().err
+    assert "--shard has no effect without --encode_only: add it" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import threading
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ import support_set_clipfsar
 from clipfsar.inference.load_model import load_model
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip
+from fingerprint_clipfsar import model_digest, weights_state
+from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import CLIPFSARProcessor, VideoReadError
 from support_set_clipfsar import EnrolledClass, SupportSet
 
@@ -656,6 +659,67 @@ def test_a_copy_is_a_set_of_its_own(parts, support_set, query_embeds, copied):
     other.remove_class("diving")
     assert torch.equal(support_set.classify(model, query_embeds), expected)
     torch.testing.assert_close(other.classify(model, query_embeds), expected[:, [0, 2]])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda weight: weight.data.mul_(3),
+        lambda weight: weight.data.copy_(weight.data.flip(0)),
+        lambda weight: setattr(weight, "data", weight.data * 3),
+    ],
+)
+def test_weights_written_through_data_are_noticed_by_every_cache(write):
+    model, processor = tiny_model_and_processor(inference_mode="ensemble")
+    support_set = SupportSet.from_videos(model, processor, {"run": [random_clip(0)], "jump": [random_clip(1)]})
+    classify = FewShotVideoClassificationPipeline(model, processor, support_set=support_set, device="cpu")
+    query = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
+    support_set.classify(model, query)
+    by_name = classify._embeds_of(("a", "b"))
+    digest = model_digest(model)
+    assert weights_state(model) == weights_state(model)
+    with torch.no_grad():
+        write(model.temporal_transformer.layers[0].mlp.fc1.weight)
+    with pytest.raises(ValueError, match="their features cannot be compared"):  # not the answer of the old weights
+        support_set.classify(model, query)
+    assert model_digest(model) != digest
+    with torch.no_grad():
+        write(model.clip.text_projection.weight)
+    assert not torch.equal(classify._embeds_of(("a", "b")), by_name)
+
+
+def test_the_state_of_weights_can_be_taken_of_tensors_of_all_kinds():
+    module = torch.nn.Module()
+    module.register_buffer("empty", torch.zeros(0))
+    module.register_buffer("number", torch.tensor(float("nan")))
+    module.register_buffer("flags", torch.tensor([True, False]))
+    module.register_buffer("short", torch.ones(4, 2, dtype=torch.bfloat16).t())
+    module.register_buffer("meta", torch.ones(3, device="meta"))
+    module.register_buffer("quantized", torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8))
+    module.weight = torch.nn.Parameter(torch.randn(8, 3, 2, 2).to(memory_format=torch.channels_last))
+    before = weights_state(module)
+    assert weights_state(module) == before
+    module.short.data[1, 2] = 5.0  # its middle element
+    assert weights_state(module) != before
+
+
+def test_a_clip_that_is_given_twice_is_named_with_its_classes(parts, tmp_path):
+    model, processor = parts
+    clips = [random_clip(number) for number in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        support_set = SupportSet.from_videos(model, processor, {"run": clips[:2], "jump": [clips[2]]})
+        support_set.remove_clip("run", "clip 2")
+        support_set.add(model, processor, {"jump": [clips[1]]})  # it is enrolled once, after all
+    support_set.save_pretrained(tmp_path)
+    support_set = SupportSet.from_pretrained(tmp_path)
+    message = "'clip 1' of class 'jump' has the same frames as 'clip 1' of class 'run': .* Remove one of them"
+    with pytest.warns(UserWarning, match=message):
+        support_set.add(model, processor, {"jump": [clips[0]]})
+    assert support_set.num_clips == {"run": 1, "jump": 3}
+    message = "'clip 2' of class 'swim' has the same frames as 'clip 1' of class 'swim'"
+    with pytest.warns(UserWarning, match=message):
+        support_set.add(model, processor, {"swim": [clips[3], clips[3]]}, thumbnails=False)
 
 
 def test_threads_that_add_classes_at_once_lose_none(parts):

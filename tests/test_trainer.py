@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from tiny_data import (
     video_splits,
     write_video_folder,
 )
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
-from clipfsar.training.program import main
+from clipfsar.training.program import RemoveOldResults, _train_and_test, main
 from clipfsar.training.trainer import EpisodicTrainer
 from episodes_clipfsar import EpisodeSampler
 from modeling_clipfsar import CLIPFSARModel
@@ -212,6 +213,30 @@ def test_a_path_of_another_run_is_not_resumed_from(make, tmp_path):
     ):
         make().train(resume_from_checkpoint=str(tmp_path / "other"))
     make().train(resume_from_checkpoint=str(tmp_path / "run"))  # begins it
+
+
+def test_results_of_an_earlier_end_are_removed_when_training_goes_on_and_only_then(make, tmp_path):
+    old, args = tmp_path / "run" / "results.json", SimpleNamespace(output_dir=str(tmp_path / "run"))
+    old.parent.mkdir()
+    old.write_text("[]")
+    for is_main, done in ((True, 4), (False, 2)):  # nothing is left to train; another process removes it
+        state = TrainerState(global_step=done, max_steps=4, is_world_process_zero=is_main)
+        RemoveOldResults().on_train_begin(args, state, None)
+    assert old.exists()
+    _train_and_test(make(episodes=4, eval_every=4, eval_episodes=2, test_episodes=0), None)
+    assert not old.exists()
+
+
+def test_zero_episodes_and_zero_shots_are_refused_instead_of_replaced(make, splits):
+    trainer = make()
+    for given, message in (
+        ({"n_episodes": 0}, "n_episodes=0 must be at least 1"),
+        ({"n_shot": 0}, "n_shot=0"),
+        ({"n_shot": []}, r"n_shot=\[\]"),
+        ({"inference_modes": []}, r"inference_modes=\[\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer.evaluate(splits["test"], **given)
 
 
 # --- transformers' callbacks ------------------------------------------------------------------------------------------

@@ -252,6 +252,8 @@ SETTINGS = {
 def training_arguments(dataset: Path, model: Path, output_dir: Path, **overrides) -> list[str]:
     """Command line of a run of a few seconds: four updates, two validations, a test."""
     settings = {"dataset": dataset, "model": model, "output_dir": output_dir, **SETTINGS, **overrides}
+    if not settings["warmup_episodes"]:
+        settings.pop("warmup_learning_rate", None)  # an option without effect is refused
     arguments = []
     for name, value in settings.items():
         arguments.append(f"--{name}")

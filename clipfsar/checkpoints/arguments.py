@@ -60,7 +60,9 @@ class ConvertArguments:
         "Tokenizer to save with the weights: folder or Hub id of any of OpenAI's CLIPs. Default: the tokenizer of "
         "--clip_checkpoint if it is a Hugging Face model; .pt files have none.",
     )
-    num_frames: int = option(8, "Frames per video that the checkpoint was trained with.")
+    num_frames: int = option(
+        8, "Frames per video that the checkpoint was trained with.", needs="checkpoint", unused_with="model"
+    )
     support_pooling: str | None = option(
         None,
         "Average several shots before or after modulation. Default: what the checkpoint's program does, before in the "
@@ -72,6 +74,7 @@ class ConvertArguments:
         "Activation of the transformers, when you convert CLIP weights. OpenAI uses quick_gelu. open_clip's models use "
         "gelu, unless their name contains 'quickgelu'.",
         ("quick_gelu", "gelu"),
+        unused_with="checkpoint",
     )
 
     def __post_init__(self):

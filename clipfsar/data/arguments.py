@@ -16,6 +16,7 @@ SPLITS = ("train", "validation", "test")
 DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # as in Kinetics-100 and SSv2
 FRAME_SIZE = 224  # input size of the models of the presets
 TABLE_SUFFIXES = (".csv", ".jsonl", ".tsv")
+_A_TABLE = " or ".join(f"source=*{suffix}" for suffix in TABLE_SUFFIXES)  # conditions of options
 
 
 @dataclass
@@ -45,38 +46,51 @@ class PrepareArguments:
         "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt, or of TRX's and CLIP-MEI's "
         "trainlist07.txt, ... (a line CLASS/VIDEO each). Default with --benchmark: the official ones, downloaded once.",
     )
-    video_root: str | None = option(None, "Folder that paths in the official lists or a table are relative to.")
+    video_root: str | None = option(
+        None,
+        "Folder that paths in the official lists or a table are relative to.",
+        needs=f"official_splits or benchmark or {_A_TABLE}",
+    )
     class_names_file: str | None = option(
         None,
         "YAML file of the official program with the class names; for TRX's lists a JSON file. Default: with downloaded "
         "lists the benchmark's own, otherwise names of the videos' folders.",
+        unused_with="source",
     )
     validation_class_names: str | None = option(
         None,
         "File of validation class names, one per line in the order of the ids, or Something-Something's JSON file of "
         "labels. Default: names of the videos' folders; with --benchmark, numbers where there are none.",
+        unused_with="source",
     )
-    number_classes: bool = option(False, "Number the classes of official lists that nothing names, e.g. EPIC-Kitchens.")
-    splits: list[str] = option(list(SPLITS), "Official lists to read.", SPLITS)
+    number_classes: bool = option(
+        False,
+        "Number the classes of official lists that nothing names, e.g. EPIC-Kitchens.",
+        unused_with="source",
+    )
+    splits: list[str] = option(list(SPLITS), "Official lists to read.", SPLITS, unused_with="source")
     benchmark: str | None = option(
         None,
         "Compare the numbers of classes and videos with the published ones. Also sets preprocessing and output_dir.",
         PRESETS,
     )
-    path_column: str = option("path", "Column of the paths in a table.")
-    split_column: str = option("split", "Column of the splits in a table (optional).")
-    label_column: str = option("label", "Column of the classes.")
-    video_column: str = option("video", "Column of the videos in a data set.")
+    path_column: str = option("path", "Column of the paths in a table.", needs=_A_TABLE)
+    split_column: str = option("split", "Column of the splits in a table (optional).", needs=_A_TABLE)
+    label_column: str = option("label", "Column of the classes.", needs="source")
+    video_column: str = option("video", "Column of the videos in a data set.", needs="source", unused_with=_A_TABLE)
     class_split: list[float] = option(
         [],
         "Split the classes anew: fractions or numbers of classes for train, validation and test. Default for data "
         f"without splits: {' '.join(map(str, DEFAULT_CLASS_SPLIT))}.",
+        needs="source",
     )
-    seed: int = option(0, "Random seed of --class_split.")
+    seed: int = option(0, "Random seed of --class_split.", needs="source")
 
     # What to do
     skip_reading: bool = option(
-        False, "Only check that the files exist; do not read every video. A frame store reads them anyway."
+        False,
+        "Only check that the files exist; do not read every video.",
+        unused_with="frame_store or embed_videos",  # these read every video
     )
     skip_bad_videos: bool = option(
         False, "Leave out missing and unreadable videos. Without this option they are listed and the program stops."
@@ -89,16 +103,24 @@ class PrepareArguments:
     model: str | None = option(
         None, "Model that the frame store is for (folder or Hub id). Its processor sets the next two options."
     )
-    frame_size: int | None = option(None, "Input size of the model that the frame store is for; 224 for benchmarks.")
-    preprocessing: str | None = option(None, "Preprocessing of the frame store. Default: clip.", PREPROCESSINGS)
-    frames_per_video: int = option(
-        72, "Number of evenly spaced frames to keep of longer videos: 9 candidates for each of 8 segments. 0 keeps all."
+    frame_size: int | None = option(
+        None, "Input size of the model that the frame store is for; 224 for benchmarks.", needs="frame_store"
     )
-    jpeg_quality: int = option(90, "Quality of the JPEG frames, 1 to 95.")
+    preprocessing: str | None = option(
+        None, "Preprocessing of the frame store. Default: clip.", PREPROCESSINGS, needs="frame_store"
+    )
+    frames_per_video: int = option(
+        72,
+        "Number of evenly spaced frames to keep of longer videos: 9 candidates for each of 8 segments. 0 keeps all.",
+        needs="frame_store",
+    )
+    jpeg_quality: int = option(90, "Quality of the JPEG frames, 1 to 95.", needs="frame_store=jpeg")
     embed_videos: bool = option(False, "Store the video files inside the data set, so that you can move or upload it.")
-    decoder: str = option("auto", "Video reader.", ("auto", *DECODERS))
-    seconds_per_video: float = option(SECONDS_PER_VIDEO, "Time limit for reading a video; slower ones are unreadable.")
-    num_workers: int = option(os.cpu_count() or 1, "Number of processes that read videos.")
+    decoder: str = option("auto", "Video reader.", ("auto", *DECODERS), unused_with="skip_reading")
+    seconds_per_video: float = option(
+        SECONDS_PER_VIDEO, "Time limit for reading a video; slower ones are unreadable.", unused_with="skip_reading"
+    )
+    num_workers: int = option(os.cpu_count() or 1, "Number of processes that read videos.", unused_with="skip_reading")
     shard: list[int] = option(
         [],
         "Read only shard I of N: --shard 0 8 to --shard 7 8, on one machine or several. Afterwards the same command "
@@ -113,7 +135,7 @@ class PrepareArguments:
         ("disk", "parquet"),
     )
     push_to_hub: str | None = option(None, "Also upload the data set, videos included, to this Hub repository.")
-    hub_private: bool = option(True, "Make a new Hub repository private.")
+    hub_private: bool = option(True, "Make a new Hub repository private.", needs="push_to_hub")
 
     def __post_init__(self):
         downloads_lists = self.source is None and self.official_splits is None and self.benchmark is not None

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, Value, Video
 from clipfsar.checked_files import create_file
 from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, FRAME_SIZE, SPLITS, PrepareArguments
 from clipfsar.data.clips import LeftOut
+from clipfsar.data.copies import copies, note_on_copies
 from clipfsar.data.frame_store import (
     MISSING,
     FrameStoreSettings,
@@ -261,6 +262,7 @@ class Preparation:
                 )
         if self.num_duplicates:
             lines.append(f"note: {_videos(self.num_duplicates)} listed twice; each is kept once.")
+        lines += filter(None, [note_on_copies(copies(self.splits))])
         for split, dataset in self.splits.items():
             sizes = Counter(dataset["label"][:])
             if sizes and (len(sizes) < 5 or min(sizes.values()) < 6):

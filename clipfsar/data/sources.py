@@ -450,6 +450,11 @@ def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -
     """The clips of official lists, a table or a folder, by split. None for a saved data set or a Hub id."""
     if arguments.official_splits is not None and is_in_trx_form(Path(arguments.official_splits)):
         names = _path_or_none(arguments.class_names_file)
+        for name in ("validation_class_names", "number_classes"):
+            if getattr(arguments, name):
+                raise ValueError(
+                    f"--{name} has no effect with lists of lines CLASS/VIDEO, which name the classes: leave it out."
+                )
         return trx_splits(Path(arguments.official_splits), Path(arguments.video_root), names, arguments.splits)
     if arguments.official_splits is not None:
         return official_splits(

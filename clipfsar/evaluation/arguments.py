@@ -32,10 +32,10 @@ class EvaluateArguments:
     alignment: str | None = option(None, "Alignment to use instead of the model's.", ALIGNMENTS)
 
     # Episodes
-    n_way: int = option(5, "Classes per episode.")
-    n_shot: list[int] = option([1, 5], "Support videos per class; one number or several.")
-    n_query: int = option(1, "Query videos per class.")
-    n_episodes: int = option(10_000, "Episodes per number of shots.")
+    n_way: int = option(5, "Classes per episode.", unused_with="read_episodes")
+    n_shot: list[int] = option([1, 5], "Support videos per class; one number or several.", unused_with="read_episodes")
+    n_query: int = option(1, "Query videos per class.", unused_with="read_episodes")
+    n_episodes: int = option(10_000, "Episodes per number of shots.", unused_with="read_episodes or until_interval")
     seed: int = option(0, "Seed of the episodes, and of the frames if they are drawn at random.")
     inference_modes: list[str] = option(
         list(INFERENCE_MODES), "Modes that answer the episodes.", INFERENCE_MODES, aliases=["inference_mode"]
@@ -51,12 +51,15 @@ class EvaluateArguments:
     feature_store: str | None = option(
         None, "Folder that keeps the frame features for later evaluations, and after an interruption."
     )
-    rebuild_features: bool = option(False, "Replace a feature store that does not match the model or the videos.")
+    rebuild_features: bool = option(
+        False, "Replace a feature store that does not match the model or the videos.", needs="feature_store"
+    )
     encode_only: bool = option(False, "Only fill the feature store; answer no episodes.")
     shard: list[int] = option(
         [],
-        "With --encode_only: encode only shard I of N, on one machine or several. Afterwards the same command without "
-        "--shard merges them. Default in a Slurm array: the task's shard; 0 1 encodes everything.",
+        "Encode only shard I of N, on one machine or several. Afterwards the same command without --shard merges them. "
+        "Default in a Slurm array: the task's shard; 0 1 encodes everything.",
+        needs="encode_only",
     )
     output_dir: str | None = option(None, "Folder for results.json and pictures.")
     output_json: str | None = option(None, "Write the results to this file.")
@@ -144,8 +147,10 @@ class CompareArguments:
     train_heads: list[str] = option(
         [], "Also train these alignments on cached features of the first model, all with the same episodes."
     )
-    train_seeds: int = option(3, "Trainings of each of them; their spread is part of the interval.")
-    train_episodes: int = option(2000, "Episodes of each training.")
+    train_seeds: int = option(
+        3, "Trainings of each of them; their spread is part of the interval.", needs="train_heads"
+    )
+    train_episodes: int = option(2000, "Episodes of each training.", needs="train_heads")
     feature_store: str | None = option(None, "Folder that keeps the frame features for later comparisons.")
     output_dir: str | None = option(
         None, "Folder for trainings, comparison.json, comparison.tex and pictures of mean ranks."

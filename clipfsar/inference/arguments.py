@@ -53,32 +53,53 @@ class PredictArguments:
         "few_shot: by the clips; zero_shot: by the class names; ensemble: by both. Default: the model's.",
         INFERENCE_MODES,
         aliases=["inference_modes"],
+        needs="query",
     )
-    top_k: int = option(5, "Classes shown per video.")
+    top_k: int = option(
+        5,
+        "Classes shown per video.",
+        needs="query",
+        unused_with="window_seconds and format=csv or window_seconds and format=json",  # these list all classes
+    )
     class_texts: str | None = option(None, CLASS_TEXTS_HELP)
     seconds_per_video: float = option(
         SECONDS_PER_VIDEO, "Time limit for reading a video. A slower video counts as unreadable."
     )
-    detect_unknown: bool = option(False, f"Also score {UNKNOWN_LABEL!r}.")
-    window_seconds: float | None = option(None, "Classify windows of this length instead of whole videos.")
+    detect_unknown: bool = option(False, f"Also score {UNKNOWN_LABEL!r}.", needs="query")
+    window_seconds: float | None = option(
+        None, "Classify windows of this length instead of whole videos.", needs="query"
+    )
     stride_seconds: float | None = option(
-        None, "Time from the start of one window to the start of the next; default: half a window."
+        None,
+        "Time from the start of one window to the start of the next; default: half a window.",
+        needs="window_seconds",
     )
-    fps: float | None = option(None, "Frames per second of videos without a frame rate, such as folders of frames.")
+    fps: float | None = option(
+        None, "Frames per second of videos without a frame rate, such as folders of frames.", needs="window_seconds"
+    )
     format: str | None = option(
-        None, "Format of the output; default: csv or json if --output ends in it, otherwise table.", OUTPUT_FORMATS
+        None,
+        "Format of the output; default: csv or json if --output ends in it, otherwise table.",
+        OUTPUT_FORMATS,
+        needs="query",
     )
-    output: str | None = option(None, "File for the output; default: the terminal.")
+    output: str | None = option(None, "File for the output; default: the terminal.", needs="query")
     pictures: str | None = option(
-        None, "Folder for one picture per video: an explanation of the answer, or with windows the timeline."
+        None,
+        "Folder for one picture per video: an explanation of the answer, or with windows the timeline.",
+        needs="query",
     )
     save_support_set: str | None = option(
         None,
         "Folder to save the encoded classes in; later runs read it with --support_set.",
         aliases=["save_support"],
     )
-    skip_unreadable: bool = option(False, "Leave out unreadable example clips, with a warning.")
-    batch_size: int = option(8, "Videos per forward pass.")
+    skip_unreadable: bool = option(False, "Leave out unreadable example clips, with a warning.", needs="support_set")
+    batch_size: int = option(
+        8,
+        "Videos per forward pass.",
+        unused_with="window_seconds and labels or window_seconds and labels_file",  # no whole videos to encode
+    )
     device: str | None = option(None, "cpu, cuda, ...; default: a GPU if available.")
     dtype: str = option("float32", DTYPE_HELP, DTYPE_CHOICES)
 
@@ -104,8 +125,6 @@ class PredictArguments:
                     raise ValueError(f"--{name} needs example clips: give --support_set instead of --labels.")
         if self.dtype == "int8" and self.device not in (None, "cpu"):
             raise ValueError(f"--dtype int8 is for CPUs: leave --device {self.device} out, or use --dtype bfloat16.")
-        if self.window_seconds is None and self.stride_seconds is not None:
-            raise ValueError("--stride_seconds needs --window_seconds.")
         for name in ("window_seconds", "stride_seconds"):
             if getattr(self, name) == math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be a finite number.")
@@ -206,13 +225,16 @@ class ExportArguments:
     model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained).")
     output_dir: str = option(REQUIRED, "Folder for the files.")
     formats: list[str] = option(
-        list(EXPORT_FORMATS), f"Any of {', '.join(EXPORT_FORMATS)}: ONNX, and PyTorch's format (torch.export)."
+        list(EXPORT_FORMATS),
+        f"Any of {', '.join(EXPORT_FORMATS)}: ONNX, and PyTorch's format (torch.export).",
+        unused_with="only_classes",
     )
     inference_mode: str | None = option(
         None,
         "few_shot: by the clips; zero_shot: by the names; ensemble: by both. Default: the model's.",
         INFERENCE_MODES,
         aliases=["inference_modes"],
+        unused_with="only_classes",
     )
     support_set: str | None = option(None, "Saved support set (folder or Hub id) to write to classes.npz.")
     only_classes: bool = option(False, "Write only classes.npz, for a model that is already exported in output_dir.")

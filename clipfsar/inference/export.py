@@ -228,6 +228,27 @@ def describe(model: CLIPFSARModel, processor, inference_mode: str, shapes: dict[
     }
 
 
+def _without_stale_files(folder: Path, description: dict, formats: list[str]) -> dict:
+    """Removes the files of another model or mode, which would stay beside the new ones.
+
+    Files of the same export stay, and so do the class names: the other format, or classes.npz, may be exported later.
+
+    Returns:
+        The description to write.
+    """
+    path, earlier = folder / DESCRIPTION, {}
+    if path.is_file():
+        earlier = read_json(path, f"delete {folder}, or name another --output_dir")
+    if {**earlier, "class_names": None} == {**description, "class_names": None}:
+        return earlier | description
+    path.unlink(missing_ok=True)  # it describes the files that are replaced from here on
+    for name in [*(FILES[one] for one in FILES if one not in formats), CLASSES]:
+        if (folder / name).is_file():
+            (folder / name).unlink()
+            print(f"{folder / name} was of another export, and was removed.")
+    return description
+
+
 def main(arguments: ExportArguments):
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -252,6 +273,7 @@ def main(arguments: ExportArguments):
         description = present | {"class_names": support_set.class_names}
     else:
         folder.mkdir(parents=True, exist_ok=True)
+        description = _without_stale_files(folder, description, arguments.formats)
         deviations = export(QueryClassifier(model, inference_mode), shapes, folder, arguments.formats)
         for name, (deviation, largest) in deviations.items():
             size = (folder / FILES[name]).stat().st_size / 1e6

@@ -68,6 +68,11 @@ def load_support_set(model, processor, arguments) -> SupportSet:
     source = arguments.support_set
     folder = Path(source).expanduser()
     if not folder.is_dir() or (folder / SUPPORT_SET_NAME).is_file():
+        if arguments.skip_unreadable:
+            raise ValueError(
+                f"--skip_unreadable has no effect with the saved support set {source}, whose clips are encoded: leave "
+                "it out."
+            )
         return SupportSet.from_pretrained(folder if folder.is_dir() else source)
     left_out = LeftOut()
     classes = find_classes(folder, left_out)

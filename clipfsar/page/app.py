@@ -20,7 +20,7 @@ try:
     from starlette.middleware import Middleware
 except ImportError as error:
     raise ImportError(
-        f"The page needs gradio ({error}): pip install '.[demo]' in a clone of clipfsar adds it, and `make page` sets it up."
+        f"The page needs gradio ({error}): pip install '.[demo]' in a clone of clipfsar, or `make page`, adds it."
     ) from error
 import torch
 from PIL import Image

@@ -20,20 +20,38 @@ class ReproduceArguments(EpisodicTrainingArguments):
     """Settings of a reproduction. The options of training have their names and meaning; a run resumes by itself."""
 
     # The data; see `clipfsar prepare`
-    video_root: str | None = option(None, "Folder that the paths in the official lists are relative to.")
-    official_splits: str | None = option(None, "Folder of the official lists. Default: downloaded once.")
-    class_names_file: str | None = option(None, "YAML file of the official program with the class names.")
-    validation_class_names: str | None = option(
-        None, "File of validation class names, or Something-Something's JSON file of labels."
+    video_root: str | None = option(
+        None, "Folder that the paths in the official lists are relative to.", unused_with="dataset"
     )
-    skip_bad_videos: bool = option(False, "Leave out missing and unreadable videos; the report lists them.")
-    frame_store: str = option("jpeg", "Frames to keep in the data set: jpeg, raw, or none to read files.", FRAME_STORES)
-    frame_size: int | None = option(None, "Input size that frames are kept for. Default: the model's.")
+    official_splits: str | None = option(
+        None, "Folder of the official lists. Default: downloaded once.", unused_with="dataset"
+    )
+    class_names_file: str | None = option(
+        None, "YAML file of the official program with the class names.", unused_with="dataset"
+    )
+    validation_class_names: str | None = option(
+        None, "File of validation class names, or Something-Something's JSON file of labels.", unused_with="dataset"
+    )
+    skip_bad_videos: bool = option(
+        False, "Leave out missing and unreadable videos; the report lists them.", unused_with="dataset"
+    )
+    frame_store: str = option(
+        "jpeg",
+        "Frames to keep in the data set: jpeg, raw, or none to read files.",
+        FRAME_STORES,
+        unused_with="dataset",
+    )
+    frame_size: int | None = option(
+        None, "Input size that frames are kept for. Default: the model's.", needs="frame_store", unused_with="dataset"
+    )
 
     # What is run and reported
+    seed: int = option(0, "Seed to train with, for one run.", unused_with="seeds")
     seeds: list[int] = option([], "Seeds to train with, one run for each. Default: the benchmark's seed.")
     mimic_selection: bool = option(
-        False, "Also train runs that select on the test split, as the official program does. Doubles the training."
+        False,
+        "Also train runs that select on the test split, as the official program does. Doubles the training.",
+        unused_with="select_on=test",
     )
     published: str | None = option(None, "JSON file of published figures to show beside the results (see the docs).")
     hub_dataset: str | None = option(
@@ -66,20 +84,16 @@ class ReproduceArguments(EpisodicTrainingArguments):
 
     def prepare_command(self) -> list[str]:
         """The options of `clipfsar prepare` for the data."""
-        values = {
-            "benchmark": self.benchmark,
-            "output_dir": self.data,
-            "num_workers": max(1, self.num_workers),
-            "preprocessing": self.preprocessing,
-            "decoder": self.decoder,
-            "seconds_per_video": self.seconds_per_video,
-        }
-        names = ("video_root", "official_splits", "class_names_file", "validation_class_names", "frame_store")
-        values |= {name: getattr(self, name) for name in (*names, "frame_size", "skip_bad_videos")}
-        if self.frame_size is None and self.frame_store != "none":
-            values["model"] = self.model  # whose input size the store is for
-        command = [f"--{name}={value}" for name, value in values.items() if value is not None]
-        return command if self.frame_store != "none" else [*command, "--skip_reading"]
+        values: dict = {"benchmark": self.benchmark, "output_dir": self.data}
+        names = ("video_root", "official_splits", "class_names_file", "validation_class_names", "skip_bad_videos")
+        values |= {name: getattr(self, name) for name in names}
+        if self.frame_store == "none":
+            values["skip_reading"] = True
+        else:
+            kept = ("frame_store", "preprocessing", "frame_size", "decoder", "seconds_per_video")
+            values |= {name: getattr(self, name) for name in kept} | {"num_workers": max(1, self.num_workers)}
+            values["model"] = self.model if self.frame_size is None else None  # whose input size the store is for
+        return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
     def runs(self) -> list[EpisodicTrainingArguments]:
         """The settings of each training run: per seed, then the same selected on the test split."""

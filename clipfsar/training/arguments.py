@@ -2,6 +2,7 @@
 
 import math
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -76,7 +77,9 @@ class EpisodicTrainingArguments:
     frame_sampling: str = option(
         "segment_center", "How frames are chosen from a video; training draws them at random.", FRAME_SAMPLINGS
     )
-    sampling_rate: int = option(35, "Interval sampling: distance between frames, in frames of a 12 fps video.")
+    sampling_rate: int = option(
+        35, "Distance between frames, in frames of a 12 fps video.", needs="frame_sampling=interval"
+    )
     preprocessing: str = option("clip", "CLIP's own, or the official program's squash-and-crop.", PREPROCESSINGS)
     query_augmentation: str = option("none", "Flips and colour jitter of query videos.", QUERY_AUGMENTATIONS)
     prompt_template: str = option("a photo of {}", "Sentence around a class name.")
@@ -97,11 +100,15 @@ class EpisodicTrainingArguments:
     freeze_vision: bool = option(False, "Freeze the visual tower and train on frame features encoded once.")
     feature_draws: int = option(
         1,
-        "With --freeze_vision: 1 encodes each training video once, with the frames and crop of evaluation. N > 1 "
-        "encodes N random draws of frames and crops; each episode picks one draw per video. 0 reads pixels instead.",
+        "1 encodes each training video once, with the frames and crop of evaluation. N > 1 encodes N random draws of "
+        "frames and crops; each episode picks one draw per video. 0 reads pixels instead.",
+        needs="freeze_vision",
     )
     features_dir: str | None = option(
-        None, "Folder of the features; runs with the same frozen tower can share it. By default in output_dir."
+        None,
+        "Folder of the features; runs with the same frozen tower can share it. By default in output_dir.",
+        needs="freeze_vision",
+        unused_with="feature_draws=0",
     )
     train_last_layers: int | None = option(
         None, "Train only this many last layers of the visual tower, and everything after them."
@@ -109,14 +116,22 @@ class EpisodicTrainingArguments:
     lora_rank: int = option(
         0, "Freeze the visual tower and train low-rank adapters of this rank in it. 0: no adapters."
     )
-    lora_alpha: float | None = option(None, "Scale of the adapters, divided by their rank; by default twice the rank.")
+    lora_alpha: float | None = option(
+        None, "Scale of the adapters, divided by their rank; by default twice the rank.", needs="lora_rank"
+    )
     lora_targets: list[str] = option(
-        ["q_proj", "v_proj"], "Layers of the visual tower that get adapters: the last part of their names."
+        ["q_proj", "v_proj"],
+        "Layers of the visual tower that get adapters: the last part of their names.",
+        needs="lora_rank",
     )
     keep_adapter: bool = option(
-        False, "Also save the adapters, in peft's format. They are always merged into the saved weights."
+        False,
+        "Also save the adapters, in peft's format. They are always merged into the saved weights.",
+        needs="lora_rank",
     )
-    freeze_batch_norm: bool = option(False, "Freeze a ResNet's batch norms, statistics included.")
+    freeze_batch_norm: bool = option(
+        False, "Freeze a ResNet's batch norms, statistics included.", unused_with="freeze_vision or lora_rank"
+    )
 
     # Cost
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
@@ -125,11 +140,12 @@ class EpisodicTrainingArguments:
         False,
         "Resize, crop and normalise training videos on the model's device instead of in the reading processes. Useful "
         "when the GPU waits for its CPUs. Resized pixels may differ by one grey level.",
+        unused_with="freeze_vision and feature_draws",  # features are encoded once, by the reading processes
     )
 
     # Optimization
     learning_rate: float = option(1e-5, "Full learning rate.")
-    warmup_learning_rate: float = option(1e-6, "Rate at the first episode.")
+    warmup_learning_rate: float = option(1e-6, "Rate at the first episode.", unused_with="warmup_episodes=0")
     warmup_episodes: int = option(200, "Episodes of linear warm-up.")
     decay_episodes: list[int] = option([], "Two episodes at which the rate falls to 1/10 and 1/100; none: no decay.")
     weight_decay: float = option(
@@ -154,7 +170,10 @@ class EpisodicTrainingArguments:
     eval_episodes: int = option(1000, "Validation episodes.")
     test_episodes: int = option(10_000, "Test episodes per number of shots, after training; 0 skips the test.")
     inference_modes: list[str] = option(
-        list(INFERENCE_MODES), f"Modes to test; any of {', '.join(INFERENCE_MODES)}.", aliases=["inference_mode"]
+        list(INFERENCE_MODES),
+        f"Modes to test; any of {', '.join(INFERENCE_MODES)}.",
+        aliases=["inference_mode"],
+        unused_with="test_episodes=0",
     )
     log_every: int = option(20, "Episodes between lines of the log; rounded up to whole updates.")
     eval_batch_size: int = option(16, "Videos per forward pass when a split is encoded.")
@@ -163,11 +182,17 @@ class EpisodicTrainingArguments:
     report_to: str = option(
         "auto", "Tracker: tensorboard, wandb, trackio, ..., all, none. auto uses tensorboard if it is installed."
     )
-    project: str = option("clipfsar", "Name of the project in the tracker.")
-    run_name: str | None = option(None, "Name of the run in the tracker; by default the name of output_dir.")
+    project: str = option("clipfsar", "Name of the project in the tracker.", unused_with="report_to=none")
+    run_name: str | None = option(
+        None, "Name of the run in the tracker; by default the name of output_dir.", unused_with="report_to=none"
+    )
     push_to_hub: str | None = option(None, "Upload the best model to this Hub repository at the end.")
-    hub_private: bool = option(True, "Create a new Hub repository as private. An existing one is not changed.")
-    hub_revision: str | None = option(None, "Branch of the Hub repository to upload to; created if missing.")
+    hub_private: bool = option(
+        True, "Create a new Hub repository as private. An existing one is not changed.", needs="push_to_hub"
+    )
+    hub_revision: str | None = option(
+        None, "Branch of the Hub repository to upload to; created if missing.", needs="push_to_hub"
+    )
     print_config: bool = option(False, "Print the resolved settings and stop.")
 
     def __post_init__(self):
@@ -189,6 +214,11 @@ class EpisodicTrainingArguments:
             raise ValueError(f"--inference_modes {' '.join(unknown)}: there are {', '.join(INFERENCE_MODES)}.")
 
     def _check_values(self):
+        for name, may_be_none in TRUTH_VALUES.items():
+            value = getattr(self, name)
+            is_truth = not isinstance(value, str) and value in (True, False)  # the text "false" would be true
+            if not is_truth and not (may_be_none and value is None):
+                raise ValueError(f"--{name} {value} must be True or False.")
         for name, (is_allowed, words) in CHECKS.items():
             given = getattr(self, name)
             for value in given if isinstance(given, list) else [given]:
@@ -304,6 +334,12 @@ class EpisodicTrainingArguments:
             )
 
 
+# The options that are true or false, and whether they may be None.
+TRUTH_VALUES = {
+    name: hint is not bool
+    for name, hint in typing.get_type_hints(EpisodicTrainingArguments).items()
+    if hint in (bool, bool | None)
+}
 _Rule = tuple[Callable[[float], bool], str]
 _AT_LEAST_1: _Rule = (lambda value: value >= 1, "at least 1")
 _0_OR_MORE: _Rule = (lambda value: value >= 0, "0 or more")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from clipfsar.checkpoints.model_card import SELECTED_ON_TEST
@@ -19,7 +20,7 @@ from clipfsar.training.accelerator import make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.checks import check_classes
 from clipfsar.training.preemption import PreemptionCallback, noting_sigterm
-from clipfsar.training.run_folder import find_saved_state, run_lock
+from clipfsar.training.run_folder import RESULTS, find_saved_state, run_lock
 from clipfsar.training.trainer import EpisodicTrainer, log_to_terminal
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
@@ -80,9 +81,18 @@ def run(args: EpisodicTrainingArguments) -> EvaluationResults:
     return results
 
 
+class RemoveOldResults(TrainerCallback):
+    """Removes the test results of an earlier end of a run when its training goes on."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and state.global_step < state.max_steps:
+            (Path(args.output_dir) / RESULTS).unlink(missing_ok=True)
+
+
 def _train_and_test(trainer: EpisodicTrainer, test: VideoSplit | None) -> EvaluationResults:
     args, results = trainer.args, EvaluationResults()
     with noting_sigterm() as notice:
+        trainer.callback_handler.add_callback(RemoveOldResults())
         trainer.callback_handler.add_callback(PreemptionCallback(notice, trainer.accelerator))
         trainer.train(resume_from_checkpoint=args.resume)
     if test is not None:
@@ -92,7 +102,7 @@ def _train_and_test(trainer: EpisodicTrainer, test: VideoSplit | None) -> Evalua
             if args.select_on == "test":
                 tqdm.write(SELECTED_ON_TEST)
             rows = [asdict(result.summary()) for result in results]
-            (trainer.output_dir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+            (trainer.output_dir / RESULTS).write_text(json.dumps(rows, indent=2) + "\n")
         trainer.save_model()
     if args.push_to_hub:
         trainer.push_to_hub()

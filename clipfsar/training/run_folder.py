@@ -14,6 +14,7 @@ from clipfsar.plots import plot_training
 from paths_clipfsar import flush_to_disk, replace_file
 
 CARD = "README.md"  # the model card: people and uploads edit it
+RESULTS = "results.json"  # of the test at the end of a run
 
 
 SECONDS_BETWEEN_PICTURES = 10.0
@@ -127,7 +128,7 @@ def find_saved_state(output_dir: Path, resume: bool) -> Path | None:
         )
     models = [name for name in ("best", "last") if (output_dir / name / "config.json").is_file()]
     # --resume may overwrite models of a run that died before its first checkpoint, but not those of a finished run.
-    if models and not saved_state and (not resume or (output_dir / "results.json").is_file()):
+    if models and not saved_state and (not resume or (output_dir / RESULTS).is_file()):
         raise ValueError(
             f"{output_dir} holds models of a run whose state is gone ({', '.join(models)}). A new run would replace "
             "them: move them away, or use another --output_dir."
@@ -222,6 +223,7 @@ def run_lock(output_dir: Path) -> FolderLock:
 
 __all__ = [
     "CARD",
+    "RESULTS",
     "TrainingLog",
     "check_saved_state",
     "complete_folder",

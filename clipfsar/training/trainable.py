@@ -75,9 +75,7 @@ def _import_peft():
     try:
         import peft
     except ImportError:
-        raise ValueError(
-            "--lora_rank needs the package peft: pip install peft."
-        ) from None
+        raise ValueError("--lora_rank needs the package peft: pip install peft.") from None
     return peft
 
 

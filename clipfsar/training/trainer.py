@@ -559,8 +559,10 @@ class EpisodicTrainer:
             split = VideoSplit.of(eval_dataset, args.video_column, args.label_column)
         if split is None:
             raise ValueError("There is nothing to evaluate on: pass a data set.")
-        n_episodes = n_episodes or args.test_episodes or Protocol.n_episodes
-        shots, modes = n_shot or args.n_shot, inference_modes or args.inference_modes
+        if n_episodes is None:  # a run without a test, test_episodes=0, says nothing about other evaluations
+            n_episodes = args.test_episodes or Protocol.n_episodes
+        shots = args.n_shot if n_shot is None else n_shot
+        modes = args.inference_modes if inference_modes is None else inference_modes
         results = self._evaluate(split, Protocol(args.n_way, shots, args.n_query, n_episodes, args.seed, modes))
         if split is not self.eval_split or args.select_on == "test":
             self.results = results
