@@ -65,7 +65,7 @@ class PredictArguments:
         None, "Time from the start of one window to the start of the next; default: half a window."
     )
     fps: float | None = option(None, "Frames per second of videos without a frame rate, such as folders of frames.")
-    format: str | None = option(
+    format: str = option(
         None, "Format of the output; default: csv or json if --output ends in it, otherwise table.", OUTPUT_FORMATS
     )
     output: str | None = option(None, "File for the output; default: the terminal.")
@@ -157,7 +157,7 @@ class ReviewArguments:
     sources: str | None = option(
         None, "CSV or JSON Lines file with the columns clip and source; clips that it does not list count separately."
     )
-    format: str | None = option(
+    format: str = option(
         None, "Format of the output; default: json if --output ends in it, otherwise table.", ("table", "json")
     )
     output: str | None = option(None, "File for the output; default: the terminal.")
