@@ -225,7 +225,7 @@ def check_image_settings(image_processor) -> None:
         raise ValueError(f"rescale_factor={factor!r} of the image processor must be greater than 0.")
     for name in ("image_mean", "image_std"):
         value = getattr(image_processor, name, None)
-        numbers_of = value if isinstance(value, (list, tuple)) else [value]
+        numbers_of: list[Any] = [*value] if isinstance(value, (list, tuple)) else [value]
         if value is not None and not all(is_number(one) and (one > 0 or name == "image_mean") for one in numbers_of):
             sign = " greater than 0" if name == "image_std" else ""
             raise ValueError(f"{name}={value!r} of the image processor must be numbers{sign}, one per channel.")

@@ -158,6 +158,7 @@ def _as_clip_config(clip_config):
     if not is_dict:
         return clip_config
     made_by = CLIPResNetConfig if model_type == CLIPResNetConfig.model_type else config_class(model_type)
+    assert made_by is not None  # `why_no_backbone` has looked for it
     return made_by(**clip_config)
 
 

@@ -37,7 +37,7 @@ class VideoTimes:
         fps: Mean frame rate, None if unknown.
         seconds: When each frame is shown, counted from the first, (num_frames). None if frame i is shown at i / fps,
             within half a frame.
-        duration: Seconds from the first frame to the end of the last; None without a rate.
+        duration: Seconds from the first frame to the end of the last; None without a rate. `seconds` need it.
     """
 
     num_frames: int
@@ -59,9 +59,11 @@ class VideoTimes:
         They are the video's own if its rate is constant. Otherwise the rate is that of its shortest frame, at most 120
         per second.
         """
-        if self.seconds is None:
-            return self.num_frames, self.fps
-        shortest = max(float(np.diff(self.seconds).min(initial=np.inf)), 1 / 120)
+        return (self.num_frames, self.fps) if self.seconds is None else self._at_shortest_frame(self.seconds)
+
+    def _at_shortest_frame(self, seconds: np.ndarray) -> tuple[int, float]:
+        assert self.duration is not None  # known wherever the seconds are
+        shortest = max(float(np.diff(seconds).min(initial=np.inf)), 1 / 120)
         num_frames = max(round(self.duration / shortest), 1)
         return num_frames, num_frames / self.duration
 
@@ -69,7 +71,7 @@ class VideoTimes:
         """The frames of this video that are shown when the video of `as_constant` shows frames `indices`."""
         if self.seconds is None:
             return indices
-        _, rate = self.as_constant()
+        _, rate = self._at_shortest_frame(self.seconds)
         middles = (np.asarray(indices) + 0.5) / rate + self.seconds[0]
         frames = np.searchsorted(self.seconds, middles, side="right") - 1
         return frames.clip(0, self.num_frames - 1).tolist()
@@ -109,20 +111,21 @@ class FrameOrder:
         """The last packet from which decoding gives a frame. Frames that lead a key frame need an earlier one."""
         packet = self.packets[frame]
         position = int(np.searchsorted(self.entries, packet, side="right")) - 1
-        while position > 0 and not self._follows(packet, self.entries[position]):
+        while position > 0 and not self.follows(packet, self.entries[position]):
             position -= 1
         return self.entries[position]
 
-    def _follows(self, packet: int, entry: int) -> bool:
-        rank, rank_of_entry = self.ranks[packet], self.ranks[entry]
-        return rank is not None and rank_of_entry is not None and rank >= rank_of_entry
+    def follows(self, packet: int, earlier: int) -> bool:
+        """Whether a packet's frame is known not to be shown before that of `earlier`."""
+        rank, earlier_rank = self.ranks[packet], self.ranks[earlier]
+        return rank is not None and earlier_rank is not None and rank >= earlier_rank
 
     @property
     def has_leading_pictures(self) -> bool:
         """Whether frames are shown before the key frame that they follow in the file: an open GOP."""
         position = np.searchsorted(self.entries, self.packets, side="right") - 1
         keys = (self.entries[number] for number in position.clip(0))
-        return any(not self._follows(*pair) for pair in zip(self.packets, keys, strict=True))
+        return any(not self.follows(*pair) for pair in zip(self.packets, keys, strict=True))
 
 
 # --- packets ----------------------------------------------------------------------------------------------------------
@@ -237,19 +240,18 @@ def _is_interlaced(stream) -> bool:
 def order_of_packets(packets: Packets, codec: str) -> FrameOrder | None:
     """The order in which frames are shown, by their times. None if only decoding tells."""
     shown = [number for number, count in enumerate(packets.num_shown) if count]
-    ranks = packets.pts if packets.has_times else list(range(len(packets.pts)))
-    times = [ranks[number] for number in shown]
-    decoded = [packets.dts[number] for number in shown if packets.dts[number] is not None]
+    ranks: Sequence[int | None] = packets.pts if packets.has_times else range(len(packets.pts))
+    times = [rank for number in shown if (rank := ranks[number]) is not None]
+    decoded = [dts for number in shown if (dts := packets.dts[number]) is not None]
     is_sound = (
         not packets.is_odd
         and max(packets.num_shown, default=0) <= 1
-        and None not in times
-        and len(set(times)) == len(times)
+        and len(set(times)) == len(shown)  # each has a time, and no two the same
         and all(a <= b for a, b in itertools.pairwise(decoded))
     )
     if not is_sound:
         return None
-    order = sorted(shown, key=ranks.__getitem__)
+    order = [number for _, number in sorted(zip(times, shown, strict=True))]
     if codec == "mpeg4" and order != [number for number in _order_by_type(packets) if packets.num_shown[number]]:
         return None  # copied from an avi, which stores no times
     entries = [0]
@@ -276,14 +278,13 @@ def unsettled_start(order: FrameOrder, packets: Packets) -> int | None:
     if not order.packets:
         return None
     first_key = packets.is_key.index(True) if True in packets.is_key else len(packets.is_key) - 1
-    rank = order.ranks[first_key]
-    return first_key if rank is None or order.ranks[order.packets[0]] < rank else None
+    return None if order.follows(order.packets[0], first_key) else first_key
 
 
 def exact_seconds(order: FrameOrder, packets: Packets, container, stream) -> np.ndarray | None:
     """When each frame is shown, in seconds after the first, (num_frames); None if unknown."""
-    ticks = [packets.pts[number] for number in order.packets]
-    if not ticks or None in ticks or stream.time_base is None:
+    ticks = [pts for number in order.packets if (pts := packets.pts[number]) is not None]
+    if not ticks or len(ticks) < len(order.packets) or stream.time_base is None:
         return None
     first = ticks[0]
     if container.format.name == "avi":  # it numbers frames from the beginning of the file, in the order shown
@@ -305,9 +306,9 @@ def times_of(order: FrameOrder, packets: Packets, container, stream) -> VideoTim
         # half a frame, and half a tick for rounding
         if np.abs(seconds - seconds[0] - np.arange(num_frames) / rate).max() <= 0.5 / rate + 0.5 * tick:
             return VideoTimes.at_rate(num_frames, rate)
-    last = seconds[-1] - seconds[-2]
-    if "mp4" in container.format.name and packets.duration[order.packets[-1]]:
-        last = packets.duration[order.packets[-1]] * tick  # (other containers state none; FFmpeg guesses there)
+    last, stated = seconds[-1] - seconds[-2], packets.duration[order.packets[-1]]
+    if "mp4" in container.format.name and stated:
+        last = stated * tick  # (other containers state none; FFmpeg guesses there)
     duration = float(seconds[-1] - seconds[0] + last)
     return VideoTimes(num_frames, num_frames / duration, seconds, duration)
 

@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -89,11 +90,13 @@ class PyAVReader:
         self.is_counted_by_decoding = self._is_damaged = (
             False  # whether decoding determined the order, and whether it met damaged packets
         )
-        self.order = order_of_packets(self.packets, self.codec)
-        if self.order is None:
+        order = order_of_packets(self.packets, self.codec)
+        if order is None:
             self._order_by_decoding()
-        elif (first_key := unsettled_start(self.order, self.packets)) is not None:
-            self._settle_start(first_key)
+        else:
+            self.order = order
+            if (first_key := unsettled_start(order, self.packets)) is not None:
+                self._settle_start(first_key)
         self._set_times()
 
     def _set_times(self):
@@ -246,12 +249,13 @@ class PyAVReader:
 
     def _decode_group(self, entry: int, last: int, wanted: list[int]) -> Iterator:
         """The frames of the packets `wanted`, in the order shown. Decodes from packet `entry` to packet `last`."""
-        pending, is_wanted, rank = iter(wanted), set(wanted), float("-inf")
-        expected = next(pending)
+        pending, is_wanted, before = iter(wanted), set(wanted), float("-inf")
+        expected: int | None = next(pending)
         for frame in self._decode(entry, last, is_wanted):
-            before, rank = rank, self.order.ranks[frame.pts]
-            if rank < before:
+            rank = self.order.ranks[frame.pts]
+            if rank is None or rank < before:
                 raise UnreadableError("frames come in another order")
+            before = rank
             if frame.pts not in is_wanted:
                 continue
             if frame.pts != expected or frame.is_corrupt:
@@ -285,21 +289,20 @@ class PyAVReader:
 
     def _settle_start(self, first_key: int):
         """Removes frames that are announced before the first key frame but do not decode."""
-        rank, came = self.order.ranks[first_key], set()
+        order, start, came = self.order, first_key, set()
         for frame in self._decode_all():
             if frame is not None and frame.pts is not None:
                 came.add(frame.pts)
-                if rank is None or self.order.ranks[frame.pts] >= rank:
-                    rank = self.order.ranks[frame.pts]
+                if order.ranks[first_key] is None or order.follows(frame.pts, first_key):
+                    start = frame.pts
                     break
-        ranks = self.order.ranks
-        self.order.packets = [n for n in self.order.packets if n in came or (rank is not None and ranks[n] >= rank)]
+        order.packets = [n for n in order.packets if n in came or order.follows(n, start)]
 
     def _order_by_decoding(self):
         """Decodes all frames from the beginning and sets the order in which they come out."""
         announced, num_damaged, num_bytes = sum(map(bool, self.packets.num_shown)), 0, 0
         came: list = []
-        kept: list = []
+        kept: list | None = []
         for frame in self._decode_all():
             if frame is None:
                 num_damaged += 1
@@ -378,6 +381,7 @@ class _ForeignReader:
     """Common part of decord and torchcodec. PyAV tells what the file shows and whether they read it correctly."""
 
     name = ""
+    _reader: Any  # the decoder's own reader; None once closed
     _open: Callable[[str | bytes, int], int]  # opens the file, returns the number of frames counted
 
     def __init__(self, source: str | bytes, num_threads: int, container: str):

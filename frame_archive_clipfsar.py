@@ -12,6 +12,7 @@ import math
 import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def pack_frames(
         "frame_format": frame_format,
         "resized_for": resized_for,
     }
-    if times is not None and not times.is_constant:
+    if times is not None and times.seconds is not None:
         manifest |= {"seconds": [round(float(second), 6) for second in times.seconds], "duration": times.duration}
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
@@ -182,7 +183,8 @@ class FrameArchive:
 
 def _check_manifest(manifest: dict):
     """Raises `ValueError` if `pack_frames` would not write this manifest; the message names the wrong entry."""
-    num_frames, indices, seconds = (manifest.get(name) for name in ("num_video_frames", "indices", "seconds"))
+    entries: list[Any] = [manifest.get(name) for name in ("num_video_frames", "indices", "seconds")]
+    num_frames, indices, seconds = entries
     checks = {
         "num_video_frames": lambda: _is_count(num_frames) and num_frames > 0,
         "fps": lambda: manifest["fps"] is None or (_is_finite(manifest["fps"]) and manifest["fps"] > 0),

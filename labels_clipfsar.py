@@ -6,6 +6,7 @@ for all queued work. Pipelines, support sets and evaluations wait anyway, so the
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -78,10 +79,12 @@ def check_some_label(name: str, *labels: torch.Tensor | None) -> None:
         raise ValueError(f"All {name} are negative, which leaves every video out: give a label, or leave {name} out.")
 
 
-def _is_free_to_read(values: torch.Tensor | None) -> bool:
+def _is_free_to_read(values: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
     """Whether values are on the CPU and not in a graph. On a GPU, reading them waits for all queued work."""
     is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not is_graph and type(values) in (torch.Tensor, torch.nn.Parameter) and values.device.type == "cpu"
+    if is_graph or values is None:
+        return False
+    return type(values) in (torch.Tensor, torch.nn.Parameter) and values.device.type == "cpu"
 
 
 def _values(labels: torch.Tensor | None) -> np.ndarray | None:

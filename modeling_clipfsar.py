@@ -256,7 +256,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
 
     def get_input_embeddings(self) -> nn.Module:
         """The text tower's token embeddings, as in transformers; `clip.vision_model` has the patch embeddings."""
-        tower = getattr(self.clip, "text_model", None)
+        tower: Any = getattr(self.clip, "text_model", None)
         if not hasattr(tower, "get_input_embeddings"):  # a custom backbone; transformers handles this error
             raise NotImplementedError(f"The text tower of {type(self.clip).__name__} has no get_input_embeddings.")
         return tower.get_input_embeddings()
@@ -357,9 +357,12 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         """Class logits (B, Q, N) of a mode: from distances (few-shot), text logits (zero-shot) or both (ensemble)."""
         inference_mode = self._checked_mode(inference_mode)
         if inference_mode == "few_shot":
+            assert distances is not None
             return -distances
+        assert text_logits is not None
         if inference_mode == "zero_shot":
             return text_logits
+        assert distances is not None
         beta = self.config.ensemble_text_weight if ensemble_text_weight is None else ensemble_text_weight
         visual = (-distances / self.config.ensemble_temperature).log_softmax(-1)
         return beta * text_logits.to(visual.device).log_softmax(-1) + (1 - beta) * visual

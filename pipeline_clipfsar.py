@@ -391,7 +391,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         if rows:
             query_embeds = self.model.get_video_features(pixel_values[rows])
             logits[rows] = self._checked(classify(query_embeds))
-            if detect_unknown:
+            if unknown is not None:
                 unknown[rows] = support_set.score_unknown(self.model, query_embeds, inference_mode).float().cpu()
         outputs = {"logits": logits, "unknown": unknown, "error": error, "class_names": class_names}
         if isinstance(error, list):
@@ -525,7 +525,7 @@ def _is_episode(inputs: Any) -> bool:
 
 def _for_inference(model, processor):
     """Returns a CLIP-FSAR model and its processor unchanged; makes both from a plain CLIP and its processor."""
-    model_type = getattr(model.config, "model_type", None)
+    model_type: Any = getattr(model.config, "model_type", None)
     if model_type == CLIPFSARConfig.model_type:
         return model, processor
     why = why_no_backbone(model_type)

@@ -375,7 +375,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         generators = generator if isinstance(generator, Sequence) else [generator] * len(videos)
         for video, generator in zip(videos, generators, strict=True):
             frame_seed, pixel_seed = _draw_seeds(generator) if is_random else (None, None)
-            frames = self._read_sampled_frames(video, sampling, training, frame_seed, fps)
+            frames = self._read_sampled_frames(video, sampling, frame_seed, fps)
             yield frames, pixel_seed if training else None
 
     def _finish_videos(
@@ -395,6 +395,7 @@ class CLIPFSARProcessor(ProcessorMixin):
                 )
             pixel_values[i] = frames
             self._normalize_(pixel_values[i], augmentation, generator)
+        assert pixel_values is not None  # there is at least one video
         return pixel_values
 
     def process_frames(self, frames: torch.Tensor) -> torch.Tensor:
@@ -456,9 +457,7 @@ class CLIPFSARProcessor(ProcessorMixin):
             for row in zip(classes.tolist(), scores.tolist(), strict=True)
         ]
 
-    def _read_sampled_frames(self, video, sampling: str, training: bool, seed: int | None, fps: float | None):
-        draws = sampling == "segment_random" or training
-
+    def _read_sampled_frames(self, video, sampling: str, seed: int | None, fps: float | None):
         def select_indices(num_video_frames, video_fps, times):
             if sampling == "interval" and video_fps:  # by time, where the rate varies
                 num_video_frames, video_fps = times.as_constant()
@@ -470,11 +469,11 @@ class CLIPFSARProcessor(ProcessorMixin):
                 sampling_rate=self.sampling_rate,
                 target_fps=self.target_fps,
                 # A new generator each time, so that choosing frames again gives the same draw.
-                generator=torch.Generator().manual_seed(seed) if draws else None,
+                generator=None if seed is None else torch.Generator().manual_seed(seed),
             )
             return times.frames_at(indices) if sampling == "interval" else indices
 
-        check_archive = functools.partial(self._check_archive, draws=draws)
+        check_archive = functools.partial(self._check_archive, draws=seed is not None)
         return read_video_frames(
             video, select_indices, self.decoder, self.num_threads, check_archive, self.seconds_per_video
         )
@@ -494,6 +493,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         settings = self.image_processor
         is_official = self.preprocessing == "official"
         if augmentation == "kinetics":
+            assert generator is not None  # only training augments
             pixels.copy_(augment_like_kinetics(pixels / 255, generator)).mul_(255)
         if is_official or settings.do_rescale:
             pixels.mul_(1 / 255 if is_official else settings.rescale_factor)

@@ -5,6 +5,7 @@ third of a second. A request then costs one message each way and a copy of the f
 """
 
 import contextlib
+import io
 import multiprocessing.util
 import os
 import pickle
@@ -16,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -156,11 +156,15 @@ class _ReaderProcess:
         command = [sys.executable, "-c", program]
         with shielding_children(is_for_multiprocessing=False):
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder)
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert isinstance(stdin, io.BufferedWriter)  # as `Popen` makes pipes
+        assert isinstance(stdout, io.BufferedReader)
+        self._stdin, self._stdout = stdin, stdout
         self._buffer = np.empty(0, np.uint8)
         with contextlib.suppress(ImportError, OSError, AttributeError):
             import fcntl  # not on Windows
 
-            fcntl.fcntl(self._process.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            fcntl.fcntl(stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     @property
     def is_alive(self) -> bool:
@@ -169,7 +173,7 @@ class _ReaderProcess:
     def kill(self):
         self._process.kill()
         self._process.wait()
-        for file in (self._process.stdin, self._process.stdout):
+        for file in (self._stdin, self._stdout):
             with contextlib.suppress(OSError):
                 file.close()
 
@@ -195,11 +199,11 @@ class _ReaderProcess:
             timer.cancel()
 
     def send(self, message: tuple):
-        _send(self._process.stdin, message)
-        self._process.stdin.flush()
+        _send(self._stdin, message)
+        self._stdin.flush()
 
     def receive(self) -> tuple:
-        message = _receive(self._process.stdout)
+        message = _receive(self._stdout)
         if message is None:
             raise EOFError
         return message
@@ -210,8 +214,7 @@ class _ReaderProcess:
         if self._buffer.size < size:
             self._buffer = np.empty(size, np.uint8)
         frame = self._buffer[:size]
-        stdout: Any = self._process.stdout
-        if stdout.readinto(frame.data) < size:
+        if self._stdout.readinto(frame.data) < size:
             raise EOFError
         return frame.reshape(shape)
 
@@ -266,10 +269,10 @@ class RemoteReader:
 
     def __init__(self, source: str | bytes, decoder: str, num_threads: int, seconds: float):
         self._seconds = self._left = seconds
-        self._process = _take_process()
+        self._taken: _ReaderProcess | None = _take_process()
         self._is_busy = True
         source = os.path.abspath(source) if isinstance(source, str) else source
-        self.times: VideoTimes | None = None
+        self.times: VideoTimes  # unless it is an archive
         self.is_archive = False
         try:
             with self._in_time():
@@ -282,7 +285,7 @@ class RemoteReader:
         return self
 
     def __exit__(self, *_):
-        process, self._process = self._process, None
+        process, self._taken = self._taken, None
         if process is None:
             return
         if self._is_busy or not process.is_alive:
@@ -290,6 +293,11 @@ class RemoteReader:
         else:
             with _lock:
                 _idle.append(process)
+
+    @property
+    def _process(self) -> _ReaderProcess:
+        assert self._taken is not None  # outside the `with` block another reader may have it
+        return self._taken
 
     def read(self, frames: list[int]) -> Iterator[np.ndarray]:
         """Yields frames; `frames` are their numbers, rising. Opening the file and all frames share one time limit."""

@@ -139,9 +139,10 @@ class CLIPResNetPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-            nn.init.zeros_(module.running_mean)
-            nn.init.ones_(module.running_var)
-            nn.init.zeros_(module.num_batches_tracked)
+            statistics = dict(module.named_buffers())
+            nn.init.zeros_(statistics["running_mean"])
+            nn.init.ones_(statistics["running_var"])
+            nn.init.zeros_(statistics["num_batches_tracked"])
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:

@@ -540,7 +540,7 @@ class SupportSet:
         """
         with self._lock:
             fingerprint, classes, settings = self.fingerprint, self.classes, self.settings
-        if not classes:
+        if fingerprint is None or not classes:
             raise ValueError("No class is enrolled, so there is nothing to save.")
         write_support_set(Path(save_directory), fingerprint, classes, thumbnails, settings)
 
@@ -652,7 +652,7 @@ def _with_clips(enrolled: EnrolledClass, clips: list[tuple[str | None, torch.Ten
     for name, _, _ in clips:
         names.append(_unused_name(name, names))
     new, old = torch.stack([embeds for _, embeds, _ in clips]), enrolled.support_embeds
-    support_embeds = new if old is None else torch.cat([old, new])
+    support_embeds = torch.cat([old, new]) if enrolled.clip_names else new
     thumbnails = [*enrolled.thumbnails, *(picture for _, _, picture in clips)]
     return EnrolledClass(enrolled.class_embeds, names, support_embeds, thumbnails)
 

@@ -20,7 +20,7 @@ from safetensors.torch import load, save_file
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # mypy's way to say that a module may be missing
 
 try:
     from .choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, is_number, own_alignments
@@ -59,25 +59,24 @@ class EnrolledClass:
     Args:
         class_embeds: Text feature, (D,).
         clip_names: K names, all different.
-        support_embeds: Frame features of the visual tower, (K, T, D).
+        support_embeds: Frame features of the visual tower, (K, T, D); empty without clips.
         thumbnails: K JPEG pictures, the T frames of a clip side by side; empty bytes for a clip without a picture.
     """
 
     class_embeds: torch.Tensor
     clip_names: list[str] = field(default_factory=list)
-    support_embeds: torch.Tensor | None = None
+    support_embeds: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     thumbnails: list[bytes] = field(default_factory=list)
 
     def with_rows(self, rows: list[int]) -> "EnrolledClass":
         """A copy with some of the clips."""
         names, thumbnails = [self.clip_names[row] for row in rows], [self.thumbnails[row] for row in rows]
-        embeds = self.support_embeds
-        return EnrolledClass(self.class_embeds, names, None if embeds is None else embeds[rows], thumbnails)
+        return EnrolledClass(self.class_embeds, names, self.support_embeds[rows], thumbnails)
 
 
 def embeds_of_clips(classes: Mapping[str, EnrolledClass]) -> torch.Tensor:
     """Frame features (S, T, D) of all clips, class after class."""
-    return torch.cat([one.support_embeds for one in classes.values() if one.support_embeds is not None])
+    return torch.cat([one.support_embeds for one in classes.values()])
 
 
 class _DamagedError(Exception):

@@ -394,7 +394,7 @@ def _naming(path: str | None, what_failed: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _open_video(path: str | None, source: Any, decoder: str, num_threads: int, seconds: float | None) -> Iterator:
     is_file = isinstance(source, bytes) or (isinstance(source, str) and not os.path.isdir(source))
-    reader = None
+    reader: Any
     with contextlib.ExitStack() as stack:
         with _naming(path, f"{'av' if decoder == 'auto' else decoder} cannot open it"):
             if isinstance(source, bytes) and source.startswith(ZIP_MAGIC):
@@ -590,7 +590,7 @@ def as_video_list(videos: Any) -> list:
     if not isinstance(videos, Iterable):
         raise ValueError(f"A list of videos is needed, got {type(videos).__name__}.")
     column: Any = videos
-    feature = getattr(videos, "features", None)
+    feature: Any = getattr(videos, "features", None)
     if type(feature).__name__ == "Video" and feature.decode:  # lazy column of `datasets`: iterating would decode all
         undecoded = column.source.cast_column(column.column_name, type(feature)(decode=False))
         videos = undecoded[column.column_name]

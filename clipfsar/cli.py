@@ -183,7 +183,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     """Runs a command line (by default that of this process) and returns the exit code."""
     command_line = list(sys.argv[1:] if command_line is None else command_line)
     command = COMMANDS.get(command_line[0] if command_line else "")
-    interrupted = " ".join(filter(None, ("Interrupted.", command and command.after_interrupt)))
+    interrupted = f"Interrupted. {command.after_interrupt if command else ''}".rstrip()
     before = signal.getsignal(signal.SIGINT)
     is_ours = before in (signal.default_int_handler, end_by_sentence)
     is_ours = is_ours and threading.current_thread() is threading.main_thread()

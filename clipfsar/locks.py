@@ -18,7 +18,7 @@ from paths_clipfsar import check_local
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # mypy's way to say that a module may be missing
 
 LOCK_NAME = ".lock"
 SECONDS_BETWEEN_TRIES = 0.2
@@ -105,7 +105,7 @@ class FolderLock:
                 if error.errno not in _UNSUPPORTED:
                     raise
                 self._path.unlink(missing_ok=True)
-                self._warn_not_locked(error.strerror)
+                self._warn_not_locked(error.strerror or str(error))
                 return True
             os.close(descriptor)  # the last holder removed this file: lock the new one
         holder = {
@@ -122,7 +122,7 @@ class FolderLock:
 
     def _release(self):
         if self._descriptor is not None:
-            if self._is_last_holder():
+            if self._is_last_holder(self._descriptor):
                 self._path.unlink(missing_ok=True)  # before unlocking: then it could be the file of the next holder
             os.close(self._descriptor)
             self._descriptor = None
@@ -130,15 +130,15 @@ class FolderLock:
             with contextlib.suppress(OSError):  # it is not empty: something was written
                 self.folder.rmdir()
 
-    def _is_last_holder(self) -> bool:
+    def _is_last_holder(self, descriptor: int) -> bool:
         """Whether nobody else holds this lock. While others share it, the file must stay."""
         if not self.is_shared:
             return True
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        return _is_at(self._descriptor, self._path)
+        return _is_at(descriptor, self._path)
 
     def _holder(self) -> str:
         try:

@@ -8,13 +8,21 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from paths_clipfsar import check_path, has_protocol, looks_like_path
 
 HUB_TIMEOUT_SECONDS = 5.0
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu")
 _SINGLE_DEVICES = ("cpu", "mps")  # a machine has only one of each
+
+
+@overload
+def find_model(option: str, name: str) -> str: ...
+@overload
+def find_model(option: str, name: None) -> None: ...
+@overload
+def find_model(option: str, name: str | None) -> str | None: ...
 
 
 def find_model(option: str, name: str | None) -> str | None:
@@ -108,7 +116,9 @@ def _is_in_cache(name: str, kind: str, hub_cache: Path) -> bool:
 
 def check_device(name: str | None) -> None:
     """Raises `ValueError` for a name that is not a PyTorch device. Does not check whether this machine has it."""
-    found = re.fullmatch(rf"({'|'.join(_DEVICES)})(?::(\d+))?", name or "cpu")
+    if not name:
+        return
+    found = re.fullmatch(rf"({'|'.join(_DEVICES)})(?::(\d+))?", name)
     if found and found[1] in _SINGLE_DEVICES and int(found[2] or 0):
         raise ValueError(f"--device {name} is not a device: there is only one {found[1]}. Give --device {found[1]}.")
     if found:

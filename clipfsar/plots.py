@@ -124,7 +124,7 @@ def plot_confusion(rates: np.ndarray, class_names: list[str], path: Path, title:
 @_PLAIN_TEXT
 def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
     """Plots the accuracy (%) of each class as a bar, the hardest class at the top."""
-    names = sorted(accuracies, key=accuracies.get)
+    names = sorted(accuracies, key=accuracies.__getitem__)
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.24 * len(names)), layout="constrained")
     axes.barh(names, [accuracies[name] for name in names], color="tab:blue")
     axes.invert_yaxis()

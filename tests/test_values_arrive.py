@@ -549,7 +549,7 @@ def test_validation_and_test_have_protocols_of_their_own(trainer, monkeypatch):
 def test_training_episodes_have_the_shots_and_queries_of_training(trainer):
     sampler = trainer.create_sampler(trainer.train_split)
     assert (sampler.n_way, sampler.n_shot, sampler.n_query, sampler.seed) == (2, 3, 4, 10)
-    assert trainer._training_episodes().sampler is trainer.sampler
+    assert trainer._training_episodes(trainer.train_split).sampler is trainer.sampler
     assert (trainer.encoder.batch_size, trainer.encoder.num_workers, trainer.encoder.seed) == (11, 12, 10)
 
 

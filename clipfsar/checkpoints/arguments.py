@@ -103,6 +103,12 @@ class ConvertArguments:
             return TO_OFFICIAL
         return FROM_OFFICIAL if self.checkpoint is not None else FROM_OPENAI
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Values of the options that the direction requires, in the order of `_DIRECTIONS`."""
+        _, needed, _ = _DIRECTIONS[self.direction]
+        return tuple(getattr(self, name) for name in needed)
+
     def check_files(self):
         """Raises `FileNotFoundError` for a missing file, model or tokenizer."""
         self.model = find_model("model", self.model)

@@ -18,7 +18,7 @@ from paths_clipfsar import replace_file
 
 
 def from_official(arguments: ConvertArguments):
-    checkpoint, clip_checkpoint = arguments.checkpoint, arguments.clip_checkpoint
+    checkpoint, clip_checkpoint, output_dir = arguments.needed
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"--checkpoint {checkpoint}: there is no such file.")
     program, state = read_checkpoint(checkpoint)
@@ -29,26 +29,28 @@ def from_official(arguments: ConvertArguments):
     tokenizer = arguments.tokenizer
     if tokenizer is None and not Path(clip_checkpoint).is_file():
         tokenizer = clip_checkpoint
-    save_with_processor(model, arguments.output_dir, tokenizer, program)
-    record_conversion(Path(arguments.output_dir), program.name, checkpoint, clip_checkpoint, model.config.num_frames)
+    save_with_processor(model, output_dir, tokenizer, program)
+    record_conversion(Path(output_dir), program.name, checkpoint, clip_checkpoint, model.config.num_frames)
 
 
 def from_openai(arguments: ConvertArguments):
-    if not Path(arguments.clip_checkpoint).is_file():
+    clip_checkpoint, output_dir = arguments.needed
+    if not Path(clip_checkpoint).is_file():
         raise FileNotFoundError(
-            f"--clip_checkpoint {arguments.clip_checkpoint}: there is no such file. (With --checkpoint, to convert an "
+            f"--clip_checkpoint {clip_checkpoint}: there is no such file. (With --checkpoint, to convert an "
             "official checkpoint, it may be a Hub id.)"
         )
-    model, weights, report = convert_openai_checkpoint(arguments.clip_checkpoint, arguments.hidden_act)
+    model, weights, report = convert_openai_checkpoint(clip_checkpoint, arguments.hidden_act)
     print("\n".join(report))
-    save_with_processor(model, arguments.output_dir, arguments.tokenizer, state_dict=weights)
+    save_with_processor(model, output_dir, arguments.tokenizer, state_dict=weights)
 
 
 def to_official(arguments: ConvertArguments):
-    checkpoint = Path(arguments.checkpoint)
+    name, file = arguments.needed
+    checkpoint = Path(file)
     if checkpoint.exists():
         raise ValueError(f"--checkpoint {checkpoint} is there already: name a new file to write to.")
-    model = CLIPFSARModel.from_pretrained(arguments.model, dtype=torch.float32)
+    model = CLIPFSARModel.from_pretrained(name, dtype=torch.float32)
     converted = official_checkpoint(model)
     with replace_file(checkpoint) as partial:
         torch.save(converted, partial)

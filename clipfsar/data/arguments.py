@@ -128,7 +128,7 @@ class PrepareArguments:
     )
 
     # Where to
-    output_dir: str | None = option(None, "Folder of the data set. Default with --benchmark NAME: data/NAME.")
+    output_dir: str = option(None, "Folder of the data set. Default with --benchmark NAME: data/NAME.")
     format: str = option(
         "disk",
         "disk is for load_from_disk, parquet for load_dataset and the Hub; training takes both.",

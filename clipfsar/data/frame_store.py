@@ -104,9 +104,10 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
 
     if is_missing(video):
         return ReadVideo(error=MISSING)
-    if settings.frame_format == "file" and not _has_bytes(video) and not os.path.isfile(_path_of(video)):
-        kind = "an address" if "://" in _path_of(video) else "a folder of images"
-        return ReadVideo(error=f"{_path_of(video)!r} is {kind}, which cannot be embedded: use --frame_store jpeg.")
+    path = None if _has_bytes(video) else _path_of(video)
+    if settings.frame_format == "file" and path is not None and not os.path.isfile(path):
+        kind = "an address" if "://" in path else "a folder of images"
+        return ReadVideo(error=f"{path!r} is {kind}, which cannot be embedded: use --frame_store jpeg.")
     try:
         frames = read_video_frames(
             video, select_indices, settings.decoder, seconds_per_video=settings.seconds_per_video
@@ -520,7 +521,8 @@ def is_missing(video: Any) -> bool:
 
 
 def _file_of(video: Any) -> bytes:
-    return video["bytes"] if _has_bytes(video) else Path(_path_of(video)).read_bytes()
+    path = None if _has_bytes(video) else _path_of(video)
+    return video["bytes"] if path is None else Path(path).read_bytes()
 
 
 def _has_bytes(video: Any) -> bool:

@@ -43,6 +43,8 @@ BYTES_PER_PARQUET_FILE = 500 * 2**20
 
 
 def frame_store_settings(arguments: PrepareArguments) -> FrameStoreSettings:
+    assert arguments.frame_size is not None  # `fill_in` has set both
+    assert arguments.preprocessing is not None
     return FrameStoreSettings(
         "file" if arguments.embed_videos else arguments.frame_store,
         arguments.frame_size,
@@ -63,6 +65,7 @@ def read_source(arguments: PrepareArguments, left_out: LeftOut | None = None) ->
     if listed is not None:
         splits = to_dataset(listed)
     else:
+        assert arguments.source is not None  # official lists would be listed
         splits = load_video_splits(arguments.source, arguments.video_column, arguments.label_column)
         columns = arguments.video_column, arguments.label_column
         labelled = {split: with_class_names(dataset, *columns) for split, dataset in splits.items()}
@@ -395,8 +398,9 @@ def take_from_model(arguments: PrepareArguments):
             "leave one of the two options out."
         )
     arguments.fill_in(size_of_model, processor.preprocessing)
-    kept = frame_store_settings(arguments).image_processor()
-    wanted, kept = (resize_settings(one, arguments.preprocessing) for one in (processor.image_processor, kept))
+    settings = frame_store_settings(arguments)
+    pair = processor.image_processor, settings.image_processor()
+    wanted, kept = (resize_settings(one, settings.preprocessing) for one in pair)
     if arguments.frame_store != "none" and wanted != kept:
         raise ValueError(
             f"{arguments.model} resizes frames by {wanted}, but a frame store by {kept}: leave --frame_store out "

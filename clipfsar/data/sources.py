@@ -448,23 +448,30 @@ def _local_path(root: Path, path: str) -> str:
 
 def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -> dict[str, list[Clip]] | None:
     """The clips of official lists, a table or a folder, by split. None for a saved data set or a Hub id."""
-    if arguments.official_splits is not None and is_in_trx_form(Path(arguments.official_splits)):
-        names = _path_or_none(arguments.class_names_file)
+    if arguments.official_splits is None:
+        return _listed_by_source(arguments, left_out)
+    assert arguments.video_root is not None  # the options were checked
+    lists, video_root = Path(arguments.official_splits), Path(arguments.video_root)
+    class_names_file = _path_or_none(arguments.class_names_file)
+    if is_in_trx_form(lists):
         for name in ("validation_class_names", "number_classes"):
             if getattr(arguments, name):
                 raise ValueError(
                     f"--{name} has no effect with lists of lines CLASS/VIDEO, which name the classes: leave it out."
                 )
-        return trx_splits(Path(arguments.official_splits), Path(arguments.video_root), names, arguments.splits)
-    if arguments.official_splits is not None:
-        return official_splits(
-            Path(arguments.official_splits),
-            Path(arguments.video_root),
-            _path_or_none(arguments.class_names_file),
-            _path_or_none(arguments.validation_class_names),
-            arguments.splits,
-            SPLITS if arguments.number_classes else ("validation",) if arguments.benchmark is not None else (),
-        )
+        return trx_splits(lists, video_root, class_names_file, arguments.splits)
+    return official_splits(
+        lists,
+        video_root,
+        class_names_file,
+        _path_or_none(arguments.validation_class_names),
+        arguments.splits,
+        SPLITS if arguments.number_classes else ("validation",) if arguments.benchmark is not None else (),
+    )
+
+
+def _listed_by_source(arguments: PrepareArguments, left_out: LeftOut | None) -> dict[str, list[Clip]] | None:
+    assert arguments.source is not None  # the options were checked
     source = Path(arguments.source)
     if source.is_file() and source.suffix.lower() not in TABLE_SUFFIXES:
         raise ValueError(f"--source {source} is a file, but not a table: tables end in {' or '.join(TABLE_SUFFIXES)}.")

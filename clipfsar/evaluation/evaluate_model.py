@@ -130,14 +130,18 @@ class Evaluation:
         """Results of a model, compared with a second model called `name` if given; the same on every process."""
         results = self._results(encoder)
         if other is not None:
-            compared_with = self._results(other)
-            for position, (result, theirs) in enumerate(zip(results or (), compared_with or (), strict=True)):
-                comparison = compare(theirs.predictions, result.predictions)
-                if self.exact and result.n_shot == 1:
-                    comparison["exact_difference"] = result.exact - theirs.exact
-                results[position] = replace(result, compared_with=name, comparison=comparison)
+            results_of_other = self._results(other)
+            if results is not None and results_of_other is not None:  # on the main process
+                self._compare(results, results_of_other, name)
         (results,) = broadcast_object_list([results])
         return results
+
+    def _compare(self, results: EvaluationResults, results_of_other: EvaluationResults, name: str | None):
+        for position, (result, theirs) in enumerate(zip(results, results_of_other, strict=True)):
+            comparison = compare(theirs.predictions, result.predictions)
+            if self.exact and result.n_shot == 1:
+                comparison["exact_difference"] = result.exact - theirs.exact
+            results[position] = replace(result, compared_with=name, comparison=comparison)
 
     def _results(self, encoder: VideoEncoder | FeatureStore) -> EvaluationResults | None:
         """Results on the main process, None on the others, which help to encode and with the exact accuracy."""

@@ -152,14 +152,15 @@ class FeatureStore:
         manifest, present = self.manifest(split, draw_seed), self._present()
         if present == manifest and self._features.is_file():
             return True, manifest
-        is_older = self._check_older(split, present, manifest)
+        older = self._older(split, present, manifest)
         try:
             stack.enter_context(self._lock())
         except OSError as error:
-            if is_older and self._features.is_file() and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                return True, present
+            is_read_only = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+            if older is not None and self._features.is_file() and is_read_only:
+                return True, older
             raise
-        if is_older:
+        if older is not None:
             self._bring_up_to_date(manifest)
         self._check_or_clear(split, manifest)
         return self._features.is_file(), manifest
@@ -169,29 +170,29 @@ class FeatureStore:
         remedy = "Wait until it has ended, or name another folder for the features"
         return FolderLock(self.folder, "encodes videos", remedy, seconds, is_shared)
 
-    def _check_older(self, split: VideoSplit, present: dict | None, manifest: dict) -> bool:
-        """Whether an older version made this store, and everything it recorded matches.
+    def _older(self, split: VideoSplit, present: dict | None, manifest: dict) -> dict | None:
+        """The present manifest if an older version made this store, and everything it recorded matches; else None.
 
         Raises:
             ValueError: When version 0.1 made it and read some of its videos differently; the message names them.
         """
         if self.rebuild or present is None or present.get("format") != 1:
-            return False
+            return None
         others = {name: value for name, value in manifest.items() if name not in ("format", "videos", "reader")}
         known = {name: value for name, value in present.items() if name not in ("format", "videos", "reader")}
         if known != others or not split.is_known_by(str(present.get("videos"))):
-            return False
+            return None
         if "reader" not in present:
             self._check_older_reader(split)
         elif present["reader"] != manifest["reader"]:
-            return False
+            return None
         warnings.warn(
             f"The feature store {self.folder} is of an earlier version, which recorded neither checksums nor the "
             "content of the videos. The videos are assumed to be unchanged. If you replaced videos by others of the "
             "same size, rebuild it with --rebuild_features.",
             stacklevel=2,
         )
-        return True
+        return present
 
     def _check_older_reader(self, split: VideoSplit):
         sampling, different = self.encoder.processor.frame_sampling, []

@@ -77,7 +77,7 @@ class PredictArguments:
     fps: float | None = option(
         None, "Frames per second of videos without a frame rate, such as folders of frames.", needs="window_seconds"
     )
-    format: str | None = option(
+    format: str = option(
         None,
         "Format of the output; default: csv or json if --output ends in it, otherwise table.",
         OUTPUT_FORMATS,
@@ -176,7 +176,7 @@ class ReviewArguments:
     sources: str | None = option(
         None, "CSV or JSON Lines file with the columns clip and source; clips that it does not list count separately."
     )
-    format: str | None = option(
+    format: str = option(
         None, "Format of the output; default: json if --output ends in it, otherwise table.", ("table", "json")
     )
     output: str | None = option(None, "File for the output; default: the terminal.")

@@ -134,6 +134,7 @@ def export(
                 program = torch.onnx.export(
                     graph, dynamo=True, dynamic_shapes=names, output_names=["logits"], verbose=False
                 )
+                assert program is not None  # `dynamo` returns it
                 program.save(path)
             else:
                 torch.export.save(graph, path)
@@ -270,7 +271,7 @@ def main(arguments: ExportArguments):
         present = read_json(folder / DESCRIPTION, "export the model again, without --only_classes")
         if present.get("weights") != description["weights"]:
             raise ValueError(f"{folder} holds another model than {arguments.model}: export it first.")
-        description = present | {"class_names": support_set.class_names}
+        description = present | {"class_names": description["class_names"]}
     else:
         folder.mkdir(parents=True, exist_ok=True)
         description = _without_stale_files(folder, description, arguments.formats)

@@ -116,9 +116,15 @@ class Prediction:
         self.picture_names: set[str] = set()
 
     @property
+    def support_set(self) -> SupportSet:
+        """The enrolled classes; only without labels."""
+        assert self.pipeline.support_set is not None
+        return self.pipeline.support_set
+
+    @property
     def class_names(self) -> list[str]:
         """All possible labels of an answer."""
-        names = list(self.candidate_labels or self.pipeline.support_set.class_names)
+        names = list(self.candidate_labels or self.support_set.class_names)
         return [*names, UNKNOWN_LABEL] if self.arguments.detect_unknown else names
 
     def run(self) -> list[dict]:
@@ -126,8 +132,9 @@ class Prediction:
         left_out = LeftOut()
         queries = find_queries(self.arguments.query, left_out)
         _print_left_out("--query", left_out)
-        if self.arguments.window_seconds is not None:
-            return [self._in_windows(query) for query in queries]
+        window_seconds = self.arguments.window_seconds
+        if window_seconds is not None:
+            return [self._in_windows(query, window_seconds) for query in queries]
         answers = self.pipeline(
             (query for query in queries),
             batch_size=self.arguments.batch_size,
@@ -146,23 +153,24 @@ class Prediction:
                 options = (self.arguments.inference_mode, self.arguments.detect_unknown)
                 explanation = self.pipeline.explain(query, None, *options)
                 results[-1]["why"] = explanation.to_dict()
-                self._draw(results[-1], functools.partial(explanation.plot, title=printable(Path(query).name)))
+                draw = functools.partial(explanation.plot, title=printable(Path(query).name))
+                self._draw(results[-1], draw, self.arguments.pictures)
         return results
 
-    def _in_windows(self, query: str) -> dict:
+    def _in_windows(self, query: str, window_seconds: float) -> dict:
         arguments, pipeline = self.arguments, self.pipeline
         class_names, classify = pipeline.classifier(
             pipeline.support_set if self.candidate_labels is None else None,
             self.candidate_labels,
             arguments.inference_mode,
         )
-        stride = arguments.stride_seconds or arguments.window_seconds / 2
+        stride = arguments.stride_seconds or window_seconds / 2
         try:
             timeline = encode_windows(
                 pipeline.model,
                 pipeline.processor,
                 query,
-                arguments.window_seconds,
+                window_seconds,
                 stride,
                 arguments.fps,
                 show_progress=True,
@@ -174,12 +182,12 @@ class Prediction:
         if arguments.detect_unknown:
             unknown = classify_windows(
                 timeline.embeds,
-                lambda embeds: pipeline.support_set.score_unknown(pipeline.model, embeds, arguments.inference_mode),
+                lambda embeds: self.support_set.score_unknown(pipeline.model, embeds, arguments.inference_mode),
             )
         windows = []
         for row, (start, end) in enumerate(timeline.seconds.tolist()):
             window_scores = dict(zip(class_names, scores[row].tolist(), strict=True))
-            best = max(window_scores, key=window_scores.get)
+            best = max(window_scores, key=window_scores.__getitem__)
             window = {"start_seconds": round(start, 3), "end_seconds": round(end, 3)}
             window |= {"label": best, "score": window_scores[best], "scores": window_scores}
             if unknown is not None:
@@ -196,17 +204,17 @@ class Prediction:
                 class_names,
                 [window["label"] for window in windows],
                 timeline.duration_seconds,
-                title=f"{printable(Path(query).name)}, windows of {arguments.window_seconds:g} s every {stride:g} s",
+                title=f"{printable(Path(query).name)}, windows of {window_seconds:g} s every {stride:g} s",
                 thumbnails=timeline.thumbnails.numpy(),
             )
-            self._draw(result, lambda path: draw(path=path))
+            self._draw(result, lambda path: draw(path=path), arguments.pictures)
         return result
 
-    def _draw(self, result: dict, draw: Callable[[Path], object]):
+    def _draw(self, result: dict, draw: Callable[[Path], object], folder: str):
         """Draws the picture of a result under a unique name. The result is kept if the picture cannot be written."""
         name = file_name_of(Path(result["query"]).stem or "video", ".png", self.picture_names)
         self.picture_names.add(name)
-        path = Path(self.arguments.pictures) / name
+        path = Path(folder) / name
         try:
             draw(path)
             result["picture"] = str(path)
@@ -284,8 +292,8 @@ def main(arguments: PredictArguments) -> int:
     transformers_logging.disable_progress_bar()
     prediction = Prediction(arguments)
     if arguments.save_support_set:
-        prediction.pipeline.support_set.save_pretrained(arguments.save_support_set)
-        print(f"{arguments.save_support_set}: {prediction.pipeline.support_set}", file=sys.stderr)
+        prediction.support_set.save_pretrained(arguments.save_support_set)
+        print(f"{arguments.save_support_set}: {prediction.support_set}", file=sys.stderr)
     if not arguments.query:
         return 0
     results = prediction.run()

@@ -103,11 +103,11 @@ def encode_windows(
     plan: dict[str, Any] = {}
 
     def select_indices(num_video_frames: int, video_fps: float | None, times: VideoTimes) -> list[int]:
-        rate = video_fps or fps
-        if not rate:
-            raise ValueError("This video does not say its frames per second, which windows need: give fps.")
+        rate = fps
         if video_fps:
             num_video_frames, rate = times.as_constant()
+        if not rate:
+            raise ValueError("This video does not say its frames per second, which windows need: give fps.")
         plan.update(_plan(processor, times, num_video_frames, rate, (window_seconds, stride_seconds)))
         return plan["frames"]
 
@@ -126,7 +126,8 @@ def encode_windows(
             embeds.append(model.get_video_features(torch.stack(waiting)[None].to(model.device))[0].float())
             progress.update(len(waiting))
             waiting = []
-    progress.close()
+    if progress is not None:
+        progress.close()
     row_of_frame = {index: row for row, index in enumerate(plan["frames"])}
     rows = torch.tensor([[row_of_frame[index] for index in window] for window in plan["windows"]])
     bounds = torch.tensor(plan["bounds"], dtype=torch.float64)

@@ -387,6 +387,7 @@ class _Page:
         if explanation is None:
             return message(note, "hint"), gr.skip(), gr.skip(), gr.skip(), gr.Column(visible=False)
         label = explanation.label
+        assert explanation.query_frames is not None  # the visitor has a clip
         return (
             message(note) + probability_bars(explanation),
             "<div class='quiet'>The frames of the clip that the model sees, in order:</div>"

@@ -25,7 +25,7 @@ class PageArguments:
     endpoints that it does not use.
     """
 
-    model: str | None = option(
+    model: str = option(
         os.environ.get("CLIPFSAR_MODEL"),
         "Folder or Hub id of a CLIP-FSAR model or a plain CLIP. Default: the environment variable CLIPFSAR_MODEL.",
     )

@@ -117,15 +117,16 @@ class Visitor:
         else:
             note = ""
         try:
-            self.explanation = self._explain(pipeline, inference_mode, detect_unknown)
+            self.explanation = self._explain(pipeline, self.query_embeds, inference_mode, detect_unknown)
         except ValueError as error:  # from the calibration; everything else was checked
             if not detect_unknown:
                 raise
-            self.explanation, note = self._explain(pipeline, inference_mode, False), str(error)
+            self.explanation = self._explain(pipeline, self.query_embeds, inference_mode, False)
+            note = str(error)
         return self.explanation, note
 
-    def _explain(self, pipeline, inference_mode: str, detect_unknown: bool) -> Explanation:
-        explanation = self.support_set.explain(pipeline.model, self.query_embeds, inference_mode, detect_unknown)
+    def _explain(self, pipeline, query_embeds: torch.Tensor, inference_mode: str, detect_unknown: bool) -> Explanation:
+        explanation = self.support_set.explain(pipeline.model, query_embeds, inference_mode, detect_unknown)
         explanation.query_frames = self.query_frames
         return explanation
 

@@ -36,7 +36,7 @@ class EpisodicProgressCallback(TrainerCallback):
     """Progress bar of the main process: episodes, last loss, last accuracy."""
 
     def __init__(self):
-        self._bar = None
+        self._bar = tqdm(disable=True)  # until the training begins
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._bar = tqdm(
@@ -51,7 +51,7 @@ class EpisodicProgressCallback(TrainerCallback):
         self._bar.update(args.episodes_per_update)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self._bar is not None and logs and "loss" in logs:
+        if logs and "loss" in logs:
             self._bar.set_postfix(loss=f"{logs['loss']:.3f}", accuracy=f"{logs['accuracy']:.1f}%", refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):

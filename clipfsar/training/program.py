@@ -37,12 +37,11 @@ def make_trainer(
     args.check_files()
     accelerator = make_accelerator(args)  # its checks read no files, so they come first
     first_process_decides(accelerator, lambda: _check_output_dir(args))
-    datasets = machines_first(
-        accelerator, lambda: load_video_splits(args.dataset, args.video_column, args.label_column)
-    )
+    source, columns = args.dataset, (args.video_column, args.label_column)
+    assert source is not None  # `check_files` has raised an error
+    datasets = machines_first(accelerator, lambda: load_video_splits(source, *columns))
     if "train" not in datasets:
-        raise ValueError(f"{args.dataset} has no split 'train'; it has {', '.join(datasets)}.")
-    columns = (args.video_column, args.label_column)
+        raise ValueError(f"{source} has no split 'train'; it has {', '.join(datasets)}.")
     splits = {name: VideoSplit(dataset, *columns, name) for name, dataset in datasets.items()}
     test = splits.get("test") if args.test_episodes else None
     check_classes(splits, args, tests=test is not None)

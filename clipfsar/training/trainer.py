@@ -152,7 +152,7 @@ class EpisodicTrainer:
         self.optimizer, self.sampler = optimizer, sampler
         self.episodes_done, self.results = 0, EvaluationResults()
         self.best: dict[str, Any] | None = None
-        self.log: TrainingLog | None = None
+        self.log: TrainingLog  # from the beginning of the training
         self.test_split: VideoSplit | None = None
         self.classes_are_checked = False  # set by the training program
         self._lock, self._data = run_lock(self.output_dir), dict[str, Any]()
@@ -201,8 +201,10 @@ class EpisodicTrainer:
         """Metrics of the current weights on validation classes, the same on all processes. Best `accuracy` wins."""
         args = self.args
         given = (args.n_way, args.n_shot[0], args.n_query, args.eval_episodes, args.seed)
-        (result,) = self._evaluate(self.eval_split, Protocol(*given, "few_shot"))
-        self._say(f"episode {self.episodes_done}: {self.eval_split.name} {result}")
+        split = self.eval_split
+        assert split is not None  # without one, the trainer does not validate
+        (result,) = self._evaluate(split, Protocol(*given, "few_shot"))
+        self._say(f"episode {self.episodes_done}: {split.name} {result}")
         return {"accuracy": result.accuracy, "interval": result.interval, "n_episodes": result.n_episodes}
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -412,7 +414,8 @@ class EpisodicTrainer:
 
     def _prepare(self, saved_state: Path | None) -> DataLoader:
         """Checks the data, freezes weights, wraps the model, restores the state; the loader of the next episodes."""
-        args, accelerator = self.args, self.accelerator
+        args, accelerator, split = self.args, self.accelerator, self.train_split
+        assert split is not None  # `train` has raised an error
         self._check_data()
         progress = read_progress(saved_state)
         self.episodes_done, self.best = progress.get("episodes_done", 0), progress.get("best")
@@ -426,13 +429,13 @@ class EpisodicTrainer:
         self.model.to(accelerator.device)
         if is_convolutional(self.model.config.clip_config) and not sharding.is_sharded(accelerator):
             self.model.to(memory_format=torch.channels_last)  # RN50 on a CPU: one eighth faster
-        self.episodes = self._training_episodes()
+        self.episodes = self._training_episodes(split)
         # The text tower is frozen, so the class texts are encoded here and never again.
         self.base_class_embeds = self.encoder.encode_classes(self.episodes.class_names)
         if self.optimizer is None:
             self.optimizer = self.create_optimizer()
         self.wrapped_model, self.wrapped_optimizer, loader = sharding.prepare(
-            accelerator, self.model, self.optimizer, self._make_loader()
+            accelerator, self.model, self.optimizer, self._make_loader(split)
         )
         self._trained = [parameter for parameter in self.wrapped_model.parameters() if parameter.requires_grad]
         if saved_state:
@@ -479,8 +482,8 @@ class EpisodicTrainer:
         if self.accelerator.is_main_process:
             self._data = {name: split.record() for name, split in splits.items()}
 
-    def _training_episodes(self) -> EpisodeDataset:
-        args, split = self.args, self.train_split
+    def _training_episodes(self, split: VideoSplit) -> EpisodeDataset:
+        args = self.args
         if self.sampler is None:
             self.sampler = self.create_sampler(split)
         dataset, video_column = split.dataset, split.video_column
@@ -489,13 +492,13 @@ class EpisodicTrainer:
         columns: dict[str, Any] = {"video_column": video_column, "label_column": split.label_column}
         return EpisodeDataset(dataset, n_episodes=args.episodes, sampler=self.sampler, **columns)
 
-    def _make_loader(self) -> DataLoader:
+    def _make_loader(self, split: VideoSplit) -> DataLoader:
         """The loader of the next episodes. It does not read the episodes before a resumed checkpoint."""
         args = self.args
         to_come = range(self.episodes_done, args.episodes)
         if args.trains_on_features and len(to_come):
             store = FeatureStore(self._features_dir() / "train", self.encoder)
-            collator = FeatureCollator(encode_draws(store, self.train_split, args.feature_draws, args.seed))
+            collator = FeatureCollator(encode_draws(store, split, args.feature_draws, args.seed))
             self._finish_batch: Callable[[dict], dict] = dict  # features are model inputs already
         else:
             collator = EpisodeCollator(self.processing_class, training=True, only_read=args.preprocess_on_device)
