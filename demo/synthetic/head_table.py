@@ -22,7 +22,7 @@ from clipfsar.evaluation.references import REFERENCES
 from clipfsar.options import option, parse_options
 from demo.synthetic.head_training import TRAINED_HEADS, TrackFeatures, choose_rate, encode_track, split_of, train
 from demo.synthetic.track_classes import ORDER, WHAT
-from demo.synthetic.track_heads import N_WAY, SHOTS, frozen_head
+from demo.synthetic.track_heads import N_WAY, SHOTS, Recipe, frozen_head
 from paths_clipfsar import replace_file
 
 UNTRAINED = ("otam", "bi_mhm", "mean", "chamfer", *REFERENCES)
@@ -75,6 +75,24 @@ def summary(comparisons: dict[str, HeadComparison]) -> list[str]:
     return lines
 
 
+def caption(arguments: Arguments) -> str:
+    """What the rows are, and how they were measured, as a paragraph of Markdown."""
+    text = (
+        "Frozen features of the tiny CLIP, novel classes of the [two tracks](../evaluate/two-tracks.md), "
+        f"{arguments.clips} clips per class, the same {arguments.n_episodes:,} episodes for all rows. On *Order* they "
+        "are drawn within the verbs of each fold, on one look. "
+    )
+    if arguments.num_seeds:
+        text += (
+            f"TRX and HyRSM are trained on the base classes of a fold, without texts, {arguments.num_seeds} times with "
+            f"{Recipe().episodes} episodes. Learning rate and state are chosen on validation classes. "
+        )
+    return text + (
+        "± is a 95% interval over episodes and trainings: it is about these clips and classes. The lines above compare "
+        "the best of several rows, and their intervals are not corrected for that."
+    )
+
+
 def _verdict(column: str, accuracies: dict[str, np.ndarray]) -> str:
     """What is best without training, and what the best trained way changes."""
     best, best_trained = (_best(accuracies, is_trained) for is_trained in (False, True))
@@ -119,7 +137,7 @@ def main(arguments: Arguments):
     for name, track in (("What", WHAT), ("Order", ORDER)):
         comparisons[name] = compare_on(encode_track(track, arguments.clips), arguments)
         print(f"\n{name}, {arguments.clips} clips of each novel class\n\n{comparisons[name]}\n", flush=True)
-    lines = summary(comparisons)
+    lines = [*summary(comparisons), "", caption(arguments)]
     print("\n".join(lines))
     if arguments.page is not None:
         write_into(Path(arguments.page), lines)
