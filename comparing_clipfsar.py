@@ -87,8 +87,7 @@ class ComparesVideos:
             return self._modulate(pooled, class_embeds, attentions)
         check_choice("support_pooling", self.config.support_pooling, SUPPORT_POOLINGS)
         modulated = self._modulate_shots(support_embeds, support_labels, class_embeds, attentions)
-        modulated = modulated.to(support_embeds.dtype)
-        return _means_of_classes(modulated, support_labels.to(modulated.device), n_way)
+        return self.average_shots(modulated.to(support_embeds.dtype), support_labels, n_way)
 
     def get_support_states(
         self,
@@ -104,6 +103,10 @@ class ComparesVideos:
         self._check_support(support_embeds, support_labels, class_embeds)
         support_embeds = support_embeds.to(self.video_text_scale.dtype)
         return self._modulate_shots(support_embeds, support_labels.to(support_embeds.device), class_embeds, attentions)
+
+    def average_shots(self, support_states: torch.Tensor, support_labels: torch.Tensor, n_way: int) -> torch.Tensor:
+        """Mean (B, N, T, D) over the states (B, S, T, D) of each class's support videos, by their labels (B, S)."""
+        return _means_of_classes(support_states, support_labels.to(support_states.device), n_way)
 
     def _check_support(self, support_embeds, support_labels, class_embeds):
         if support_labels.shape != support_embeds.shape[:2]:
@@ -175,7 +178,7 @@ class ComparesVideos:
         prototypes = support_states
         if support_labels is not None:
             n_way = int(support_labels.max()) + 1 if n_way is None else n_way
-            prototypes = _means_of_classes(support_states, support_labels.to(support_states.device), n_way)
+            prototypes = self.average_shots(support_states, support_labels, n_way)
         if self.aligns_frames:
             return self.align(self.get_frame_distances(query_states, prototypes))
         with torch.autocast(query_states.device.type, enabled=False):
@@ -234,7 +237,7 @@ class ComparesVideos:
                 given = (_at_least_float32(query_states), _at_least_float32(states).to(query_states.device))
                 on_device = labels.to(query_states.device)
                 loss, distances = self.chosen_head.loss_and_distances(*given, on_device, n_way, *base_labels)
-        prototypes = _means_of_classes(states, labels.to(states.device), n_way)
+        prototypes = self.average_shots(states, labels, n_way)
         return {"prototypes": prototypes, "head_loss": loss}, distances
 
     @property

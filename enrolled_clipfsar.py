@@ -120,8 +120,7 @@ class Snapshot:
         self._counts = torch.tensor([len(one.clip_names) for one in self._enrolled])
         self.class_embeds = torch.stack([one.class_embeds for one in self._enrolled]).to(model.device)
         model = with_settings(model, self.settings)
-        self.prototypes = torch.cat([self._prototypes_of(model, classes) for classes in self._pieces()])
-        self.shots = self._encoded_shots(model) if model.keeps_shots else None
+        self.prototypes, self.shots = self._compared_with_queries(model)
         self._novelties: tuple[torch.Tensor, torch.Tensor] | None = None
         self._calibrations: dict = {}
 
@@ -130,27 +129,30 @@ class Snapshot:
         for start in range(0, len(self), CLASSES_AT_ONCE):
             yield range(start, min(start + CLASSES_AT_ONCE, len(self)))
 
-    def _prototypes_of(self, model, classes: range) -> torch.Tensor:
-        """Prototypes (classes, T, D) of consecutive classes."""
-        support_embeds = self._support_embeds_of(classes).to(model.device)
-        labels = self._labels_of(classes)
-        check_finite("The enrolled clips", support_embeds, [self.class_names[label] for label in labels], model)
-        with evaluating(model):
-            labels = (labels - classes.start)[None].to(model.device)
-            texts = self.class_embeds[classes.start : classes.stop]
-            return model.get_prototypes(support_embeds[None], labels, texts[None])[0]
-
-    def _encoded_shots(self, model) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """All clips as `model.compare_encoded` takes them, encoded for a few classes at a time."""
-        encoded = []
-        with evaluating(model):
-            for classes in self._pieces():
-                support_embeds = self._support_embeds_of(classes).to(model.device)
-                labels = (self._labels_of(classes) - classes.start)[None].to(model.device)
-                texts = self.class_embeds[classes.start : classes.stop]
-                states = model.get_support_states(support_embeds[None], labels, texts[None])
+    def _compared_with_queries(self, model) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor | None] | None]:
+        """`prototypes` and `shots`, made for a few classes at a time. A head's model modulates each clip once."""
+        prototypes, encoded = [], []
+        for classes in self._pieces():
+            embeds, labels, texts = self._support_of(model, classes)
+            with evaluating(model):
+                if not model.keeps_shots:
+                    prototypes.append(model.get_prototypes(embeds, labels, texts))
+                    continue
+                states = model.get_support_states(embeds, labels, texts)
+                prototypes.append(model.average_shots(states, labels, len(classes)))
                 encoded.append(model.encode_states(states))
-            return group_by_class(torch.cat(encoded, dim=1), self._labels[None].to(model.device), len(self))
+        shots = None
+        if encoded:
+            shots = group_by_class(torch.cat(encoded, dim=1), self._labels[None].to(model.device), len(self))
+        return torch.cat(prototypes, dim=1)[0], shots
+
+    def _support_of(self, model, classes: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Clips (1, S, T, D), labels (1, S) and texts (1, N, D) of consecutive classes, as one episode."""
+        embeds = self._support_embeds_of(classes).to(model.device)
+        labels = self._labels_of(classes)
+        check_finite("The enrolled clips", embeds, [self.class_names[label] for label in labels], model)
+        texts = self.class_embeds[classes.start : classes.stop]
+        return embeds[None], (labels - classes.start)[None].to(model.device), texts[None]
 
     def _support_embeds_of(self, classes: range) -> torch.Tensor:
         return torch.cat([self._enrolled[label].support_embeds for label in classes])

@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+_EPIC_PAGE = "https://github.com/alibaba-mmai-research/CLIP-FSAR/tree/main/configs/projects/hyrsmplusplus/epic_kitchens"
+_DIVING_PAGE = "https://github.com/OldStone0124/Knowledge-Prompting-for-FSAR/tree/main/data/diving48V2"
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -12,18 +15,24 @@ class Preset:
     The official program has settings for CLIP's ResNet-50 only; no ViT settings were published. The presets combine
     these settings with ViT-B/16, the paper's other backbone. This combination is ours and was not tuned.
 
+    CLIP-FSAR has no settings for two more sets. EPIC-Kitchens has those of HyRSM++ (HyRSMplusplus_Epic_1shot_v1.yaml of
+    the official repository, for an ImageNet ResNet-50). Diving48 has our defaults.
+
     Args:
         learning_rate, warmup_learning_rate: Full learning rate, and start of the linear warm-up.
         warmup_episodes: Length of the warm-up. (The official program calls it iterations per epoch.)
         decay_episodes: Episodes at which the rate falls to a tenth, and to a hundredth.
         episodes: Training episodes. The official program runs as many in each of four processes, but all four draw the
             same episodes, so the number of different episodes is equal.
-        video_text_loss_weight: Weight of the video-text contrast.
+        video_text_loss_weight: Weight of the video-text contrast; None: the default.
         eval_every: Episodes between validations.
-        sizes: Published numbers of classes and videos of each split. Only `clipfsar prepare` checks them.
+        sizes: Published numbers of classes and videos of each split; None where nobody published a number of videos.
+            Only `clipfsar prepare` checks them.
+        lists_page: Where the split lists are, if `clipfsar prepare` does not download them.
         seed: Seed of the episodes and the new layers.
         frame_sampling: One frame from each of T segments (random in training, central in evaluation; officially random
             in both), or `"interval"`, T frames at a fixed rate.
+        sampling_rate: The rate of `"interval"`: frames between sampled ones, at 12 frames per second.
         query_augmentation: Flip and colour jitter of query videos in training, for Kinetics only.
         preprocessing: The official preprocessing: squash to a square, then crop.
         model: The CLIP to start from.
@@ -32,24 +41,29 @@ class Preset:
     learning_rate: float
     warmup_learning_rate: float
     warmup_episodes: int
-    decay_episodes: tuple[int, int]
+    decay_episodes: tuple[int, ...]
     episodes: int
-    video_text_loss_weight: float
+    video_text_loss_weight: float | None
     eval_every: int
-    sizes: dict[str, tuple[int, int]]
+    sizes: dict[str, tuple[int, int | None]]
     seed: int = 0
     frame_sampling: str = "segment_center"
+    sampling_rate: int = 35
     query_augmentation: str = "none"
     preprocessing: str = "official"
     model: str = "openai/clip-vit-base-patch16"
+    lists_page: str | None = None
 
     def as_defaults(self) -> dict:
         """The settings as command-line defaults, with lists instead of tuples."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "sizes"}
+        names = [item.name for item in fields(self) if item.name not in ("sizes", "lists_page")]
+        values = {name: getattr(self, name) for name in names}
         return values | {"decay_episodes": list(self.decay_episodes)}
 
 
-def _sizes(train: tuple[int, int], validation: tuple[int, int], test: tuple[int, int]) -> dict[str, tuple[int, int]]:
+def _sizes(
+    train: tuple[int, int | None], validation: tuple[int, int], test: tuple[int, int]
+) -> dict[str, tuple[int, int | None]]:
     return {"train": train, "validation": validation, "test": test}
 
 
@@ -85,6 +99,31 @@ PRESETS = {
     ),
     "hmdb51": Preset(
         1e-5, 1e-6, 700, (1400, 2100), 5_000, 1.2, eval_every=300, sizes=_sizes((31, 4280), (10, 1194), (10, 1292))
+    ),
+    "epic_kitchens": Preset(
+        5e-5,
+        1e-5,
+        400,
+        (800, 1600),  # steps 4 and 7 of a counter that grows by 2 every 400 iterations
+        2_000,
+        None,
+        eval_every=100,
+        sizes={"train": (60, None), "test": (20, None)},  # there is no list of validation classes
+        seed=18,
+        frame_sampling="interval",
+        sampling_rate=50,
+        lists_page=_EPIC_PAGE,
+    ),
+    "diving48": Preset(
+        1e-5,
+        1e-6,
+        200,
+        (),
+        2_000,
+        None,
+        eval_every=200,
+        sizes=_sizes((36, None), (6, 857), (6, 2798)),
+        lists_page=_DIVING_PAGE,
     ),
 }
 

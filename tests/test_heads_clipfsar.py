@@ -261,6 +261,22 @@ def test_enrolled_classes_give_the_logits_of_forward(parts):
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_each_enrolled_clip_is_modulated_once(parts):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    shapes = []
+    hook = model.temporal_transformer.register_forward_hook(lambda _, inputs, output: shapes.append(output.shape[:2]))
+    snapshot = support_set.snapshot(model)
+    hook.remove()
+    assert shapes == [(1, sum(map(len, CLIPS.values())))]
+    encoded = [one.support_embeds[None] for one in snapshot.enrolled.values()]
+    for label, embeds in enumerate(encoded):
+        texts = snapshot.class_embeds[None, label, None]
+        with torch.no_grad():
+            alone = model.get_prototypes(embeds, torch.zeros(embeds.shape[:2], dtype=torch.long), texts)
+        torch.testing.assert_close(snapshot.prototypes[label], alone[0, 0], rtol=0, atol=1e-6)
+
+
 def test_the_unknown_score_leaves_each_clip_out_of_its_class(parts):
     model, processor = parts
     snapshot = SupportSet.from_videos(model, processor, CLIPS).snapshot(model)

@@ -118,8 +118,34 @@ def test_a_benchmark_without_videos_says_what_is_missing(capsys):
     assert "--benchmark ucf101 needs --video_root, the folder that the paths in the off" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("benchmark", "page"), [("epic_kitchens", "CLIP-FSAR"), ("diving48", "Knowledge-Prompting")])
+def test_lists_that_are_not_downloaded_are_asked_for_with_their_page(benchmark, page, tmp_path, capsys):
+    assert clipfsar(["prepare", "--benchmark", benchmark, "--video_root", str(tmp_path)]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"--benchmark {benchmark} needs --official_splits: its lists are not downloaded. Put those of http" in message
+    )
+    assert page in message
+
+
+def test_epic_kitchens_has_no_validation_and_its_number_of_classes_is_compared(tmp_path, capsys):
+    lists, videos = tmp_path / "lists", tmp_path / "videos" / "clips_256"
+    for folder in (lists, videos):
+        folder.mkdir(parents=True)
+    (lists / "train_few_shot.txt").write_text("train0//clips_256/P01_01_0.MP4\ntrain1//clips_256/P01_01_1.MP4\n")
+    (lists / "test_few_shot.txt").write_text(
+        "".join(f"test{number}//clips_256/P01_02_{number}.MP4\n" for number in range(20))
+    )
+    arguments = {"--benchmark": "epic_kitchens", "--official_splits": lists, "--video_root": videos.parent}
+    arguments |= {"--output_dir": tmp_path / "data", "--number_classes": "true"}
+    preparation = Preparation(parse_arguments([str(part) for pair in arguments.items() for part in pair]))
+    assert preparation.listed == {"train": (2, 2), "test": (20, 20)}
+    notes = [line for line in preparation.summary() if "published" in line]
+    assert notes == ["note: train lists 2 videos of 2 classes; the published epic_kitchens has 60 classes."]
+
+
 def test_every_benchmark_has_three_lists_and_a_file_of_names():
-    assert list(SHA256) == list(PRESETS)
+    assert list(SHA256) == [name for name, preset in PRESETS.items() if preset.lists_page is None]
     for benchmark, digests in SHA256.items():
         assert list(digests) == ["train_few_shot.txt", "val_few_shot.txt", "test_few_shot.txt", NAMES[benchmark]]
         assert {len(digest) for digest in digests.values()} == {64}

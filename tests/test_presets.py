@@ -101,8 +101,33 @@ OFFICIAL_FOR_ALL = {
 }
 
 
-def test_there_are_five_benchmarks():
-    assert list(PRESETS) == list(OFFICIAL_SETTINGS) == ["ssv2_full", "ssv2_small", "kinetics100", "ucf101", "hmdb51"]
+def test_there_are_five_benchmarks_of_the_paper_and_two_more_sets():
+    assert list(OFFICIAL_SETTINGS) == ["ssv2_full", "ssv2_small", "kinetics100", "ucf101", "hmdb51"]
+    assert list(PRESETS) == [*OFFICIAL_SETTINGS, "epic_kitchens", "diving48"]
+
+
+def test_epic_kitchens_has_the_settings_of_hyrsm_plus_plus():
+    """From HyRSMplusplus_Epic_1shot_v1.yaml of the official repository, counted as for the other benchmarks."""
+    resolved = asdict(parse_arguments(["--benchmark", "epic_kitchens"]))
+    expected = {
+        "learning_rate": 5e-5,
+        "warmup_learning_rate": 1e-5,
+        "warmup_episodes": 400,
+        "decay_episodes": [800, 1600],
+        "episodes": 2000,
+        "eval_every": 100,
+        "seed": 18,
+        "frame_sampling": "interval",
+        "sampling_rate": 50,
+        "preprocessing": "official",
+    }
+    assert {name: resolved[name] for name in expected} == expected
+
+
+def test_diving48_has_the_defaults_and_official_preprocessing():
+    resolved, plain = asdict(parse_arguments(["--benchmark", "diving48"])), asdict(parse_arguments([]))
+    changed = {name for name in plain if plain[name] != resolved[name]}
+    assert changed == {"benchmark", "dataset", "output_dir", "preprocessing"}
 
 
 @pytest.mark.parametrize("benchmark", OFFICIAL_SETTINGS)
@@ -185,7 +210,7 @@ def test_help_explains_every_option_and_lists_the_benchmarks(capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         parse_arguments(["--help"])
     text = capsys.readouterr().out
-    assert "{ssv2_full,ssv2_small,kinetics100,ucf101,hmdb51}" in text
+    assert "{ssv2_full,ssv2_small,kinetics100,ucf101,hmdb51,epic_kitchens,diving48}" in text
     words = " ".join(text.split())
     for item in fields(EpisodicTrainingArguments):
         assert f"--{item.name}" in text

@@ -64,6 +64,7 @@ def test_the_frame_store_is_for_the_model_unless_a_size_is_given():
     ("command_line", "message"),
     [
         ([], "Name a benchmark: clipfsar reproduce ssv2_full|ssv2_small|kinetics100|ucf101|hmdb51 --video_root"),
+        (["epic_kitchens"], "The paper has no results on epic_kitchens to reproduce, only on ssv2_full, "),
         (["hmdb51"], "--video_root is missing: give the folder of the benchmark's videos, or a prepared data set"),
         (["hmdb"], "invalid choice: 'hmdb'"),
         (["hmdb51", "--video_root", "v", "--push_to_hub", "me/x"], "--push_to_hub plays no part here"),

@@ -319,6 +319,17 @@ def test_frames_of_clip_mei_lie_in_a_folder_per_split_and_json_names_its_classes
         trx_splits(lists, root, tmp_path / "names.json", ["train"])
 
 
+def test_lists_of_diving48_name_videos_of_one_folder_and_its_vocabulary_names_classes(tmp_path):
+    lists = write_trx_lists(tmp_path / "lists", meta_train="0/_8Vy3dlHg2w_00000\n", meta_val="1/zYHstCxnAPA_00335\n")
+    (tmp_path / "Diving48_vocab.json").write_text('[["Back", "15som", "NoTwis", "PIKE"], ["Inward", "25som"]]')
+    root = touch(tmp_path / "rgb", "_8Vy3dlHg2w_00000.mp4")
+    splits = trx_splits(lists, root, tmp_path / "Diving48_vocab.json", ["train", "validation"])
+    assert splits == {
+        "train": [Clip(f"{root}/_8Vy3dlHg2w_00000.mp4", "Back 15som NoTwis PIKE")],
+        "validation": [Clip(f"{root}/1/zYHstCxnAPA_00335.mp4", "Inward 25som")],
+    }
+
+
 @pytest.mark.parametrize("line", ["brush_hair", "a/b/c", "/b", "a/"])
 def test_a_line_of_another_form_than_trx_is_named(line, tmp_path):
     lists = write_trx_lists(tmp_path / "lists", trainlist03=f"run/a\n{line}\n")
@@ -330,7 +341,9 @@ def test_several_lists_of_trx_in_a_folder_are_refused(tmp_path):
     lists = write_trx_lists(tmp_path / "lists", trainlist03="run/a\n", trainlist07="run/a\n")
     with pytest.raises(ValueError, match=r"several lists of train, trainlist03.txt, trainlist07.txt: leave the one"):
         trx_splits(lists, tmp_path, splits=["train"])
-    with pytest.raises(FileNotFoundError, match=r"lists has no vallistNN.txt \(NN: two digits\); --splits"):
+    with pytest.raises(
+        FileNotFoundError, match=r"lists has no vallistNN.txt \(NN: two digits\) or meta_val.txt; --splits"
+    ):
         trx_splits(lists, tmp_path, splits=["validation"])
 
 

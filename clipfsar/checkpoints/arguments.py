@@ -33,7 +33,8 @@ class ConvertArguments:
         clipfsar convert --model clip-fsar-rn50 --checkpoint back_again.pyth      # to the official program
 
     CLIP-MEI is the only other program with CLIP-FSAR checkpoints; the file says which program wrote it. The model's
-    processor prepares videos as that program does.
+    processor prepares videos as that program does. Official checkpoints with the heads TRX, HyRSM and HyRSM++ are
+    converted as well, if their backbone is CLIP's visual tower: plain, or inside CLIP-FSAR.
 
     Such a checkpoint holds the visual tower (a ViT or CLIP's ResNet, of any size), the temporal transformer (of any
     depth) and the video-text scale. It does not hold CLIP's text tower. --clip_checkpoint gives the text tower:

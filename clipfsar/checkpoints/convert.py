@@ -21,9 +21,9 @@ def from_official(arguments: ConvertArguments):
     checkpoint, clip_checkpoint, output_dir = arguments.needed
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"--checkpoint {checkpoint}: there is no such file.")
-    program, state = read_checkpoint(checkpoint)
+    program, state, recorded = read_checkpoint(checkpoint)
     print(f"{checkpoint} was written by {program.name}.")
-    settings = (arguments.num_frames, arguments.support_pooling)
+    settings = (arguments.num_frames, arguments.support_pooling, recorded)
     model, report = model_of_state(program, state, checkpoint, clip_checkpoint, *settings)
     print("\n".join(report))
     tokenizer = arguments.tokenizer

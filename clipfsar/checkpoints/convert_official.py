@@ -1,17 +1,28 @@
 """Converts official checkpoints and CLIP-MEI's to our models, and our models to official checkpoints.
 
 Both hold the visual tower (a ViT or CLIP's ResNet, of any size), the temporal transformer (of any
-depth) and the video-text scale. They do not hold CLIP's text tower. No code in the files is run. The optimizer's state
-is not converted.
+depth) and the video-text scale. They do not hold CLIP's text tower. Official checkpoints with the heads TRX, HyRSM and
+HyRSM++ may be without the last two. No code in the files is run. The optimizer's state is not converted.
 """
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor
 
 from backbones_clipfsar import is_in_official_program
+from clipfsar.checkpoints.official_heads import (
+    check_num_frames,
+    head_name,
+    head_settings,
+    head_weights,
+    official_head_weights,
+    recorded_settings,
+    used_weights,
+)
 from clipfsar.checkpoints.openai_weights import (
     Place,
     check_image_features,
@@ -38,6 +49,7 @@ _TEMPORAL_NAMES = {
     "mlp.fc2": "1.net.3",
 }
 _NUM_HEADS = 8  # of the official temporal transformer, for every size
+_HEAD = "comparison_head."  # begins our names of a head's weights
 
 
 @dataclass(frozen=True)
@@ -73,8 +85,8 @@ _OTHER_MODELS_OF_CLIP_MEI = {
 }
 
 
-def read_checkpoint(checkpoint: str) -> tuple[Program, dict]:
-    """The program that wrote a checkpoint, and the weights in it.
+def read_checkpoint(checkpoint: str) -> tuple[Program, dict, Any]:
+    """The program that wrote a checkpoint, the weights in it, and the official program's settings (`cfg`).
 
     Raises:
         ValueError: When the file is no checkpoint of a known program, or is one of another model.
@@ -85,7 +97,9 @@ def read_checkpoint(checkpoint: str) -> tuple[Program, dict]:
             state = loaded[program.weights]
             if program is CLIP_MEI:
                 _refuse_other_models(state, checkpoint)
-            return program, state
+            else:
+                _refuse_other_backbones(state, checkpoint)
+            return program, state, loaded.get("cfg")
     raise ValueError(
         f"{checkpoint} is not a checkpoint of the official program: it has no 'model_state'. It is none of CLIP-MEI "
         "either, which has 'model_state_dict'."
@@ -100,6 +114,16 @@ def _refuse_other_models(state: dict, checkpoint: str):
                 f"{checkpoint} is of {model}, not of CLIP-FSAR: it has a weight {found}. Only the checkpoints of "
                 "CLIP-FSAR in CLIP-MEI's repository can be converted."
             )
+
+
+def _refuse_other_backbones(state: dict, checkpoint: str):
+    """Refuses torchvision's ResNet, a sequence of numbered parts, which most official heads were trained with."""
+    found = next((name for name in state if re.match(rf"{OFFICIAL.prefix}backbone\.\d+\.", name)), None)
+    if found is not None:
+        raise ValueError(
+            f"{checkpoint} has torchvision's ResNet as its backbone (a weight {found}), not CLIP's visual tower: there "
+            "is no text tower to it. Only official checkpoints with CLIP's visual tower can be converted."
+        )
 
 
 def official_place(name: str) -> Place:
@@ -126,7 +150,8 @@ def convert_official_checkpoint(
     Raises:
         ValueError: When `read_checkpoint` does, or a weight is missing, unexpected or of another shape.
     """
-    return model_of_state(*read_checkpoint(checkpoint), checkpoint, clip_checkpoint, num_frames)
+    program, state, recorded = read_checkpoint(checkpoint)
+    return model_of_state(program, state, checkpoint, clip_checkpoint, num_frames, recorded=recorded)
 
 
 def model_of_state(
@@ -136,17 +161,18 @@ def model_of_state(
     clip_checkpoint: str,
     num_frames: int,
     support_pooling: str | None = None,
+    recorded: Any = None,
 ) -> tuple[CLIPFSARModel, list[str]]:
     """`convert_official_checkpoint` after reading; `checkpoint` names the file in messages.
 
     Args:
         support_pooling: See `CLIPFSARConfig`; by default the program's.
+        recorded: `cfg` of the checkpoint. It is read only for a head that needs it.
     """
-    backbone, layers = f"{program.prefix}backbone.", f"{program.prefix}context2.layers."
-    feed_forward = f"{layers}0.1.net.0.weight"
-    if feed_forward not in state:
-        raise ValueError(f"{checkpoint}: weight {feed_forward} of the temporal transformer is missing.")
+    backbone = f"{program.prefix}backbone."
     visual = {key.removeprefix(backbone): value for key, value in state.items() if key.startswith(backbone)}
+    rest, head = _without_head(state, program.prefix)
+    settings = _temporal_settings(rest, f"{program.prefix}context2.layers.", head_name(head), checkpoint)
     clip, report = load_clip(clip_checkpoint)
     clip_config = clip_config_from_openai(visual, clip.config.text_config)
     if clip_config.projection_dim != clip.config.projection_dim:
@@ -154,26 +180,90 @@ def model_of_state(
             f"The visual tower of {checkpoint} gives features of size {clip_config.projection_dim}, but the text tower "
             f"of {clip_checkpoint} of size {clip.config.projection_dim}: give the CLIP that the training started from."
         )
-    config = CLIPFSARConfig(
-        clip_config=clip_config,
-        num_frames=num_frames,
-        support_pooling=support_pooling or program.support_pooling,
-        temporal_num_layers=len({key.removeprefix(layers).split(".")[0] for key in state if key.startswith(layers)}),
-        temporal_num_heads=_NUM_HEADS,
-        temporal_intermediate_size=state[feed_forward].shape[0],
-    )
+    pooling = support_pooling or program.support_pooling
+    sizes = (clip_config.projection_dim, num_frames, settings["temporal_num_layers"] > 0)
+    settings |= _head_settings(head, *sizes, recorded, checkpoint)
+    config = CLIPFSARConfig(clip_config=clip_config, num_frames=num_frames, support_pooling=pooling, **settings)
     model = CLIPFSARModel(config).eval()
+    weights, lines = _weights_of_state(model, program, rest, checkpoint)
+    of_head, head_lines = _weights_of_head(model, head, program, checkpoint)
+    text = {f"clip.{name}": weight for name, weight in clip.state_dict().items()}
+    model.load_state_dict(weights | of_head | {name: text[name] for name in text if not is_in_official(name)})
+    text_lines = [line for line in report if not line.startswith(("visual.", "Image"))]
+    return model, [*text_lines, *lines, *head_lines, check_image_features(model.clip, visual)]
+
+
+def _without_head(state: dict, prefix: str) -> tuple[dict, dict]:
+    """The weights of a checkpoint without those of a head, and those of its head by their official names."""
+    others = tuple(f"{prefix}{part}" for part in ("backbone.", "context2.", "scale"))
+    head = {key.removeprefix(prefix): value for key, value in state.items() if not key.startswith(others)}
+    if head_name(head) is None:
+        return state, {}
+    return {key: value for key, value in state.items() if key.startswith(others)}, head
+
+
+def _temporal_settings(state: dict, layers: str, head: str | None, checkpoint: str) -> dict[str, Any]:
+    """Settings of the temporal transformer. A head compares plain frame features where a checkpoint has none."""
+    feed_forward = f"{layers}0.1.net.0.weight"
+    if feed_forward not in state and head is not None:
+        return {"temporal_num_layers": 0, "prototype_modulation": False, "temporal_num_heads": _NUM_HEADS}
+    if feed_forward not in state:
+        raise ValueError(f"{checkpoint}: weight {feed_forward} of the temporal transformer is missing.")
+    return {
+        "temporal_num_layers": len({key.removeprefix(layers).split(".")[0] for key in state if key.startswith(layers)}),
+        "temporal_num_heads": _NUM_HEADS,
+        "temporal_intermediate_size": state[feed_forward].shape[0],
+    }
+
+
+def _head_settings(
+    head: dict, hidden_size: int, num_frames: int, has_temporal_layers: bool, recorded: Any, checkpoint: str
+) -> dict[str, Any]:
+    name = head_name(head)
+    if name is None:
+        return {}
+    check_num_frames(head, num_frames, checkpoint)
+    settings = head_settings(name, head_weights(name, head), hidden_size)
+    settings |= {"alignment": name} | recorded_settings(name, recorded, checkpoint)
+    num_heads = settings.get("temporal_num_heads", _NUM_HEADS)
+    if has_temporal_layers and num_heads != _NUM_HEADS:
+        raise ValueError(
+            f"{checkpoint} has {num_heads} attention heads in HyRSM and {_NUM_HEADS} in the temporal transformer. Our "
+            "models have one number for both."
+        )
+    return settings
+
+
+def _weights_of_state(
+    model: CLIPFSARModel, program: Program, state: dict, checkpoint: str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """All weights of a model in a checkpoint but those of its head, and a report with one line per weight."""
     own = {name: weight for name, weight in model.state_dict().items() if is_in_official(name)}
+    own = {name: weight for name, weight in own.items() if not name.startswith(_HEAD)}
+    untrained = {}
+    if model.comparison_head is not None and f"{program.prefix}scale" not in state:  # trained without texts
+        untrained["video_text_scale"] = own.pop("video_text_scale")
 
     def place_of(name: str) -> Place:
         place = official_place(name)
         return place._replace(key=place.key.replace(OFFICIAL.prefix, program.prefix, 1))
 
     weights, lines = from_places(own, state, place_of, checkpoint)
-    text = {f"clip.{name}": weight for name, weight in clip.state_dict().items()}
-    model.load_state_dict(weights | {name: text[name] for name in text if not is_in_official(name)})
-    text_lines = [line for line in report if not line.startswith(("visual.", "Image"))]
-    return model, [*text_lines, *lines, check_image_features(model.clip, visual)]
+    return weights | untrained, lines
+
+
+def _weights_of_head(
+    model: CLIPFSARModel, head: dict, program: Program, checkpoint: str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    name = head_name(head)
+    if name is None or model.comparison_head is None:
+        return {}, []
+    own = official_head_weights(name, model.comparison_head.state_dict())
+    theirs = {f"{program.prefix}{key}": value for key, value in used_weights(head).items()}
+    weights, _ = from_places(own, theirs, lambda key: Place(f"{program.prefix}{key}"), checkpoint)
+    names = {key: next(iter(head_weights(name, {key: weight})), "video_qkv.weight") for key, weight in weights.items()}
+    lines = [f"{program.prefix}{key} -> {_HEAD}{names[key]} {tuple(weights[key].shape)}" for key in weights]
+    return {f"{_HEAD}{key}": weight for key, weight in head_weights(name, weights).items()}, lines
 
 
 def official_checkpoint(model: CLIPFSARModel) -> dict:
@@ -182,18 +272,25 @@ def official_checkpoint(model: CLIPFSARModel) -> dict:
     Raises:
         ValueError: For a model that the official program cannot represent.
     """
-    config = model.config
+    config, head = model.config, model.comparison_head
+    has_head = config.alignment in ("trx", "hyrsm")
+    is_plain = has_head and not config.prototype_modulation  # an official head on frame features
     problems = {
         f"a backbone of type {config.clip_config.model_type!r}": not is_in_official_program(config.clip_config),
         f"temporal_num_heads={config.temporal_num_heads} instead of {_NUM_HEADS}": config.temporal_num_heads
         != _NUM_HEADS,
-        "no temporal layers": config.temporal_num_layers == 0,
+        "no temporal layers": config.temporal_num_layers == 0 and not is_plain,
+        f"the head {config.alignment!r}": head is not None and not has_head,
     }
     if any(problems.values()):
         listed = ", ".join(problem for problem, there in problems.items() if there)
         raise ValueError(f"The official program has no such model: this one has {listed}.")
     own = {name: weight for name, weight in model.state_dict().items() if is_in_official(name)}
-    return {"epoch": 1, "model_state": to_places(own, official_place), "optimizer_state": {}, "cfg": "{}"}
+    state = to_places({name: own[name] for name in own if not name.startswith(_HEAD)}, official_place)
+    if head is not None:
+        of_head = official_head_weights(config.alignment, head.state_dict())
+        state |= {f"{OFFICIAL.prefix}{key}": weight.cpu().clone() for key, weight in of_head.items()}
+    return {"epoch": 1, "model_state": state, "optimizer_state": {}, "cfg": "{}"}
 
 
 def _processor_settings(program: Program, image_size: int) -> dict:

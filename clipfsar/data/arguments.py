@@ -44,7 +44,8 @@ class PrepareArguments:
     official_splits: str | None = option(
         None,
         "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt, or of TRX's and CLIP-MEI's "
-        "trainlist07.txt, ... (a line CLASS/VIDEO each). Default with --benchmark: the official ones, downloaded once.",
+        "trainlist07.txt, ..., or meta_train.txt, ... (a line CLASS/VIDEO each). Default with a --benchmark of the "
+        "paper: the official ones, downloaded once.",
     )
     video_root: str | None = option(
         None,
@@ -138,7 +139,13 @@ class PrepareArguments:
     hub_private: bool = option(True, "Make a new Hub repository private.", needs="push_to_hub")
 
     def __post_init__(self):
+        lists_page = PRESETS[self.benchmark].lists_page if self.benchmark is not None else None
         downloads_lists = self.source is None and self.official_splits is None and self.benchmark is not None
+        if downloads_lists and lists_page is not None:
+            raise ValueError(
+                f"--benchmark {self.benchmark} needs --official_splits: its lists are not downloaded. Put those of "
+                f"{lists_page} into a folder."
+            )
         if (self.source is None) == (self.official_splits is None) and not downloads_lists:
             raise ValueError("Give either --source or --official_splits with --video_root.")
         if downloads_lists and self.video_root is None:
@@ -206,7 +213,9 @@ def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None 
     command_line = sys.argv[1:] if command_line is None else command_line
     benchmark, defaults = benchmark_on(command_line), {}
     if benchmark:
-        defaults = {"preprocessing": PRESETS[benchmark].preprocessing, "output_dir": dataset_folder(benchmark)}
+        preset = PRESETS[benchmark]
+        defaults = {"preprocessing": preset.preprocessing, "output_dir": dataset_folder(benchmark)}
+        defaults["splits"] = list(preset.sizes)  # EPIC-Kitchens has no validation classes
     return parse_options(PrepareArguments, command_line=command_line, prog=prog, defaults=defaults)
 
 

@@ -258,10 +258,12 @@ class Preparation:
                 f"{smallest:>20}"
             )
         for split, (num_classes, num_videos) in self.listed.items():
-            if split in published and published[split] != (num_classes, num_videos):
+            classes, videos = published.get(split, (num_classes, num_videos))
+            if classes != num_classes or videos not in (None, num_videos):
+                size = f"{classes} classes" if videos is None else f"{videos:,} of {classes}"
                 lines.append(
                     f"note: {split} lists {num_videos:,} videos of {num_classes} classes; the published "
-                    f"{self.arguments.benchmark} has {published[split][1]:,} of {published[split][0]}."
+                    f"{self.arguments.benchmark} has {size}."
                 )
         if self.num_duplicates:
             lines.append(f"note: {_videos(self.num_duplicates)} listed twice; each is kept once.")

@@ -174,8 +174,15 @@ class _FolderListings:
         self._root = root.absolute()
         self._listings: dict = {}  # folder -> stem -> file names; a converted file has the stem of the listed one
 
-    def find(self, path: str) -> str:
-        """The file at `path` below the root, or a converted one with another suffix. If missing, the expected path."""
+    def find(self, path: str, *others: str) -> str:
+        """The file at `path` below the root, or a converted one with another suffix.
+
+        If it is missing, the first of `others` that exists; if they are missing too, the expected path.
+        """
+        found = (self._existing(candidate) for candidate in (path, *others))
+        return next((file for file in found if file is not None), str(self._expected(path)))
+
+    def _existing(self, path: str) -> str | None:
         expected = self._root / path
         folder, stem = expected.parent, _stem(expected.name)
         if folder not in self._listings:
@@ -187,8 +194,11 @@ class _FolderListings:
             return str(expected)
         videos = [name for name in names if name.lower().endswith(VIDEO_SUFFIXES)]
         videos.sort(key=lambda name: VIDEO_SUFFIXES.index(os.path.splitext(name)[1].lower()))
-        default = expected.name if stem != expected.name else f"{stem}.mp4"
-        return str(expected.with_name(videos[0] if videos else default))
+        return str(expected.with_name(videos[0])) if videos else None
+
+    def _expected(self, path: str) -> Path:
+        expected = self._root / path
+        return expected if _stem(expected.name) != expected.name else expected.with_name(f"{expected.name}.mp4")
 
 
 def _stem(name: str) -> str:
@@ -269,35 +279,42 @@ def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, s
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Lists of TRX and the programs after it: https://github.com/tobyperrett/trx, https://github.com/D-XH/CLIP-MEI
+# Lists of TRX and the programs after it: https://github.com/tobyperrett/trx, https://github.com/D-XH/CLIP-MEI;
+# meta_train.txt, ... of Diving48: https://github.com/OldStone0124/Knowledge-Prompting-for-FSAR
 # ----------------------------------------------------------------------------------------------------------------------
 
 _TRX_LISTS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def is_in_trx_form(list_folder: Path) -> bool:
-    """Whether a folder holds lists such as `trainlist07.txt`, and none of the official program."""
+    """Whether a folder holds lists such as `trainlist07.txt` or `meta_train.txt`, and none of the official program."""
     if any((list_folder / name).is_file() for name in _LIST_FILES.values()):
         return False
-    return any(list_folder.glob("*list[0-9][0-9].txt"))
+    return any(any(list_folder.glob(pattern)) for name in _TRX_LISTS.values() for pattern in _trx_patterns(name))
+
+
+def _trx_patterns(name: str) -> tuple[str, str]:
+    return f"{name}list[0-9][0-9].txt", f"meta_{name}.txt"
 
 
 def trx_splits(
     list_folder: Path, video_root: Path, class_names_file: Path | None = None, splits: Sequence[str] = SPLITS
 ) -> dict[str, list[Clip]]:
     """The videos of lists with a line CLASS/VIDEO each: a folder of frames (or a file) CLASS/VIDEO below `video_root`,
-    or SPLIT/CLASS/VIDEO, where SPLIT is train, val or test.
+    or SPLIT/CLASS/VIDEO, where SPLIT is train, val or test; or VIDEO, if there is no folder CLASS.
 
     Args:
-        list_folder: Folder of `trainlistNN.txt`, `vallistNN.txt`, `testlistNN.txt` with one number NN.
+        list_folder: Folder of `trainlistNN.txt`, `vallistNN.txt`, `testlistNN.txt` with one number NN, or of
+            `meta_train.txt`, `meta_val.txt`, `meta_test.txt`.
         class_names_file: JSON file `{"train0": "Bending something until it breaks", ...}` for lists whose classes are
-            called by split and number. Without it, classes are called as in the list.
+            called by split and number; for classes called by number also a JSON list of names, or of lists of words as
+            in `Diving48_vocab.json`. Without it, classes are called as in the list.
 
     Raises:
         FileNotFoundError: If a list does not exist.
-        ValueError: If the lists have several numbers, or a line another form; the message has file and line.
+        ValueError: If a split has several lists, or a line another form; the message has file and line.
     """
-    names = json.loads(read_text(class_names_file)) if class_names_file is not None else None
+    names = None if class_names_file is None else _read_names_of_classes(class_names_file)
     result = {}
     for split in splits:
         list_file = _trx_list(list_folder, split)
@@ -312,19 +329,25 @@ def trx_splits(
             if names is not None and class_name not in names:
                 raise ValueError(f"{list_file}, line {number}: {class_names_file} has no name for {class_name!r}.")
             name = class_name_of_folder(class_name) if names is None else str(names[class_name])
-            clips.append(Clip(folders.find(f"{class_name}/{video}"), name))
+            clips.append(Clip(folders.find(f"{class_name}/{video}", video), name))
         if not clips:
             raise ValueError(f"{list_file} names no videos.")
         result[split] = clips
     return result
 
 
+def _read_names_of_classes(path: Path) -> dict[str, str]:
+    content = json.loads(read_text(path))
+    if isinstance(content, list):
+        content = {str(number): name for number, name in enumerate(content)}
+    return {key: " ".join(name) if isinstance(name, list) else str(name) for key, name in content.items()}
+
+
 def _trx_list(list_folder: Path, split: str) -> Path:
-    pattern = f"{_TRX_LISTS[split]}list[0-9][0-9].txt"
-    found = sorted(list_folder.glob(pattern))
+    found = sorted(path for pattern in _trx_patterns(_TRX_LISTS[split]) for path in list_folder.glob(pattern))
     if not found:
-        name = f"{_TRX_LISTS[split]}listNN.txt"
-        raise FileNotFoundError(f"{list_folder} has no {name} (NN: two digits); --splits leaves a split out.")
+        names = f"{_TRX_LISTS[split]}listNN.txt (NN: two digits) or meta_{_TRX_LISTS[split]}.txt"
+        raise FileNotFoundError(f"{list_folder} has no {names}; --splits leaves a split out.")
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
         raise ValueError(f"{list_folder} has several lists of {split}, {listed}: leave the one that you want there.")

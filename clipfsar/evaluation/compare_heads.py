@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +191,23 @@ def compare_features(
     return HeadComparison(_results(accuracies, seconds, parameters), accuracies, protocol)
 
 
+def pooled(comparisons: Sequence[HeadComparison]) -> HeadComparison:
+    """One comparison of the same contenders in the episodes of several, such as those of the folds of a data set.
+
+    Its `protocol` is the first one's; the number of episodes is the sum.
+    """
+    first, accuracies, seconds = comparisons[0], {}, {}
+    for n_shot, of_shots in first.accuracies.items():
+        parts = {name: [one.accuracies[n_shot][name] for one in comparisons] for name in of_shots}
+        accuracies[n_shot] = {name: np.concatenate(part, axis=-1) for name, part in parts.items()}
+    for rows in zip(*(one.results for one in comparisons), strict=True):
+        seconds[rows[0].n_shot, rows[0].name] = float(np.mean([row.seconds_per_1000_episodes for row in rows]))
+    parameters = {row.name: row.parameters for row in first.results}
+    n_episodes = sum(one.protocol.n_episodes for one in comparisons)
+    protocol = replace(first.protocol, n_episodes=n_episodes)
+    return HeadComparison(_results(accuracies, seconds, parameters), accuracies, protocol)
+
+
 def _parameters(model: CLIPFSARModel) -> int:
     return sum(weight.numel() for name, weight in model.named_parameters() if not name.startswith("clip."))
 
@@ -278,4 +295,13 @@ def _short(model_name: str) -> str:
     return path.parent.name if path.name in ("best", "last") and path.parent.name else path.name
 
 
-__all__ = ["HeadComparison", "HeadResult", "compare_features", "find_heads", "heads_of", "references", "run"]
+__all__ = [
+    "HeadComparison",
+    "HeadResult",
+    "compare_features",
+    "find_heads",
+    "heads_of",
+    "pooled",
+    "references",
+    "run",
+]

@@ -13,6 +13,7 @@ from clipfsar.training.arguments import EpisodicTrainingArguments
 from paths_clipfsar import check_path
 
 SHOTS = [1, 3, 5]  # of the paper's results
+PUBLISHED = [name for name, preset in PRESETS.items() if preset.lists_page is None]
 
 
 @dataclass
@@ -62,7 +63,12 @@ class ReproduceArguments(EpisodicTrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.benchmark is None:
-            raise ValueError(f"Name a benchmark: clipfsar reproduce {'|'.join(PRESETS)} --video_root VIDEOS.")
+            raise ValueError(f"Name a benchmark: clipfsar reproduce {'|'.join(PUBLISHED)} --video_root VIDEOS.")
+        if self.benchmark not in PUBLISHED:
+            raise ValueError(
+                f"The paper has no results on {self.benchmark} to reproduce, only on {', '.join(PUBLISHED)}: use "
+                f"clipfsar train --benchmark {self.benchmark}."
+            )
         if self.dataset is None and self.video_root is None:
             raise ValueError(
                 "--video_root is missing: give the folder of the benchmark's videos, or a prepared data set as "

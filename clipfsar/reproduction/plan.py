@@ -116,7 +116,7 @@ def split_sizes(args: ReproduceArguments) -> dict[str, int]:
     """Videos per split: of the prepared data if there are such, otherwise the published numbers."""
     if (Path(args.data) / REPORT).is_file() or args.dataset is not None:
         return {split: len(dataset) for split, dataset in load_video_splits(args.data).items()}
-    return {split: videos for split, (_, videos) in PRESETS[args.benchmark or ""].sizes.items()}
+    return {split: videos or 0 for split, (_, videos) in PRESETS[args.benchmark or ""].sizes.items()}
 
 
 def plan(args: ReproduceArguments, cost: Cost | None = None) -> list[str]:
