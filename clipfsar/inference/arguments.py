@@ -8,6 +8,7 @@ from choices_clipfsar import DTYPES, EXPORT_FORMATS, INFERENCE_MODES, OUTPUT_FOR
 from clipfsar.names import check_device, check_source, find_model
 from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
+from spans_clipfsar import split_span
 
 DTYPE_CHOICES = ("auto", *DTYPES)
 CLASS_TEXTS_HELP = (
@@ -124,7 +125,8 @@ class PredictArguments:
         check_source(
             "support_set", self.support_set, remedy="Give a folder EXAMPLES/CLASS/clips, or a saved support set."
         )
-        if self.query and not any("://" in query or Path(query).expanduser().exists() for query in self.query):
+        paths = [split_span(query)[0] for query in self.query]
+        if paths and not any("://" in path or Path(path).expanduser().exists() for path in paths):
             raise FileNotFoundError(f"--query {' '.join(self.query)}: there is no such file or folder.")
         self.model = find_model("model", self.model)
 
