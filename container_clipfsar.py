@@ -91,11 +91,12 @@ class VideoTimes:
                 f"the part from {start_seconds:g} to {end:g} seconds is not in it: it lasts {self.duration:.6g} seconds"
             )
         seconds = np.arange(self.num_frames) / self.fps if self.seconds is None else self.seconds - self.seconds[0]
-        # A name gives microseconds, so a frame may seem to begin just before the part.
-        first, stop = np.searchsorted(seconds, [start_seconds - 1e-4, end - 1e-4])
+        # Times of parts are rounded, to a millisecond at worst, so a frame may seem to begin just before the part.
+        slack = min(1e-3, 0.1 / self.fps)
+        first, stop = np.searchsorted(seconds, [start_seconds - slack, end - slack])
         first = min(int(first), self.num_frames - 1)
         if stop <= first:
-            first = max(int(np.searchsorted(seconds, start_seconds + 1e-4)) - 1, 0)
+            first = max(int(np.searchsorted(seconds, start_seconds + slack)) - 1, 0)
             stop = first + 1
         length = int(stop) - first
         if self.seconds is None:

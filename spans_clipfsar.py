@@ -44,8 +44,8 @@ def with_span(path: str, start_seconds: float, end_seconds: float | None = None)
     end = end_seconds if end_seconds is not None else start_seconds + 1
     if not 0 <= round(start_seconds, 6) < round(end, 6) < 1e9:
         raise ValueError(
-            f"A part of {path} from {start_seconds} to {end_seconds} seconds is impossible: it starts at 0 or later, and "
-            "ends after its start."
+            f"A part of {path} from {start_seconds} to {end_seconds} seconds is impossible: it starts at 0 or later, "
+            "and ends after its start."
         )
     return f"{path}#t={Span(start_seconds, end_seconds)}"
 

@@ -16,6 +16,11 @@ SPLITS = ("train", "validation", "test")
 DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # as in Kinetics-100 and SSv2
 FRAME_SIZE = 224  # input size of the models of the presets
 TABLE_SUFFIXES = (".csv", ".jsonl", ".tsv")
+LABEL_SUFFIXES = (".json", ".xml")  # Label Studio, CVAT
+LABEL_FPS_HELP = (
+    "Rate at which Label Studio counted frames: frameRate of its <Video> tag, 24 unless set there. Default: the field "
+    "fps of a task, then the video's own rate."
+)
 
 
 @dataclass
@@ -27,6 +32,7 @@ class PrepareArguments:
         clipfsar prepare --source FOLDER --frame_store jpeg --model openai/clip-vit-base-patch16
         clipfsar prepare --source FOLDER          # SPLIT/CLASS/VIDEO; or CLASS/VIDEO, split by classes
         clipfsar prepare --source clips.csv       # columns path, label and, optionally, split
+        clipfsar prepare --source labels.json --video_root VIDEOS       # Label Studio; CVAT's XML works, too
         clipfsar prepare --source HUB_ID --class_split 64 12 24
         clipfsar prepare --source FOLDER --shard 0 8    # one of eight tasks; then once without --shard
 
@@ -38,14 +44,15 @@ class PrepareArguments:
     # From where
     source: str | None = option(
         None,
-        "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .tsv, .jsonl), saved data set, or Hub id.",
+        "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .tsv, .jsonl), labels of Label Studio "
+        "(.json) or CVAT (.xml), saved data set, or Hub id.",
     )
     official_splits: str | None = option(
         None,
         "Folder of train_few_shot.txt, val_few_shot.txt, test_few_shot.txt, or of TRX's and CLIP-MEI's "
         "trainlist07.txt, ... (a line CLASS/VIDEO each). Default with --benchmark: the official ones, downloaded once.",
     )
-    video_root: str | None = option(None, "Folder that paths in the official lists or a table are relative to.")
+    video_root: str | None = option(None, "Folder of the videos in official lists, a table, or labels of a tool.")
     class_names_file: str | None = option(
         None,
         "YAML file of the official program with the class names; for TRX's lists a JSON file. Default: with downloaded "
@@ -65,8 +72,9 @@ class PrepareArguments:
     )
     path_column: str = option("path", "Column of the paths in a table.")
     split_column: str = option("split", "Column of the splits in a table (optional).")
-    label_column: str = option("label", "Column of the classes.")
-    video_column: str = option("video", "Column of the videos in a data set.")
+    label_column: str = option("label", "Column of the classes. For Label Studio the name of the labelling tag.")
+    video_column: str = option("video", "Column of the videos in a data set. For Label Studio the field of a task.")
+    label_fps: float | None = option(None, LABEL_FPS_HELP)
     class_split: list[float] = option(
         [],
         "Split the classes anew: fractions or numbers of classes for train, validation and test. Default for data "
@@ -141,6 +149,8 @@ class PrepareArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} {value} must be at least {least}.")
+        if self.label_fps is not None and not 0 < self.label_fps < 1e6:
+            raise ValueError(f"--label_fps {self.label_fps} must be greater than 0 and finite.")
         if not self.seconds_per_video > 0:
             raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
         self.task = shard_of(self.shard)
@@ -171,7 +181,7 @@ class PrepareArguments:
             "Give a folder with videos or the Hub id of a data set (OWNER/NAME); clipfsar prepare converts videos in "
             "other forms."
         )
-        is_table = self.source is not None and self.source.lower().endswith(TABLE_SUFFIXES)
+        is_table = self.source is not None and self.source.lower().endswith((*TABLE_SUFFIXES, *LABEL_SUFFIXES))
         check_source("source", self.source, "dataset", "" if is_table else remedy)
         self.model = find_model("model", self.model)
         folders = "official_splits", "video_root", "class_names_file", "validation_class_names"
@@ -188,4 +198,12 @@ def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None 
     return parse_options(PrepareArguments, command_line=command_line, prog=prog, defaults=defaults)
 
 
-__all__ = ["DEFAULT_CLASS_SPLIT", "SPLITS", "TABLE_SUFFIXES", "PrepareArguments", "parse_arguments"]
+__all__ = [
+    "DEFAULT_CLASS_SPLIT",
+    "LABEL_FPS_HELP",
+    "LABEL_SUFFIXES",
+    "SPLITS",
+    "TABLE_SUFFIXES",
+    "PrepareArguments",
+    "parse_arguments",
+]

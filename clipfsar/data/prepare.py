@@ -273,6 +273,7 @@ class Preparation:
             lines.append(f"note: there are no classes for {' and '.join(absent)}; --class_split makes all splits.")
         worst = Counter((bad["split"], bad["class"]) for bad in self.bad).most_common(5)
         lines += [f"bad videos of {split} class {name!r}: {count}" for (split, name), count in worst]
+        lines += [f"note: {words}: {number:,}." for words, number in self.left_out.notes.items()]
         return [*lines, str(self.left_out)] if str(self.left_out) else lines
 
     def _save(self):
