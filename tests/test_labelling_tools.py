@@ -445,6 +445,21 @@ def test_prepare_reads_labels_as_clips(videos, tmp_path, capsys):
     assert "left out: skipped (cancelled) annotations (1)" in printed
 
 
+def test_parts_of_videos_are_not_uploaded_without_their_frames(videos, tmp_path, capsys):
+    command = [
+        "prepare",
+        "--source",
+        str(FILES / "cvat_video.xml"),
+        "--video_root",
+        str(videos),
+        "--skip_reading",
+        "true",
+    ]
+    command += ["--class_split", "1", "0", "1", "--output_dir", str(tmp_path / "data"), "--push_to_hub", "me/data"]
+    assert clipfsar(command) == 1
+    assert "is a part of a video, which --push_to_hub uploads only with --frame_store jpeg" in capsys.readouterr().err
+
+
 def test_a_frame_store_keeps_the_frames_of_a_part_only(videos):
     kept = read_video((f"{videos / 'a.mp4'}#t=0.2,0.4", FrameStoreSettings("jpeg", frame_size=16)))
     assert (kept.error, FrameArchive(kept.data).num_frames) == (None, 5)

@@ -221,10 +221,9 @@ def cvat_text(video: PredictedVideo) -> str:
     for number, segment in enumerate(video.segments):
         track = SubElement(root, "track", id=str(number), label=printable(segment.class_name), source="auto")
         for frame, outside in _keyframes(video, segment.start_seconds, segment.end_seconds):
-            corners = {"xtl": "0.00", "ytl": "0.00", "xbr": f"{video.width:.2f}", "ybr": f"{video.height:.2f}"}
-            SubElement(
-                track, "box", frame=str(frame), keyframe="1", outside=outside, occluded="0", **corners, z_order="0"
-            )
+            box = {"frame": str(frame), "keyframe": "1", "outside": outside, "occluded": "0", "z_order": "0"}
+            box |= {"xtl": "0.00", "ytl": "0.00", "xbr": f"{video.width:.2f}", "ybr": f"{video.height:.2f}"}
+            SubElement(track, "box", box)
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, "unicode") + "\n"
 

@@ -99,10 +99,10 @@ class _Task:
             return [None]
         found: list[tuple[int, int] | None] = []
         for span in self.listed(region["value"], "ranges"):
-            start, end = span.get("start"), span.get("end")
-            if not _is_frame(start) or not _is_frame(end) or end < start:
+            start, end = (_as_frame(span.get(side)) for side in ("start", "end"))
+            if start is None or end is None or end < start:
                 raise self.error("ranges", [span], "a start and an end, whole numbers of frames from 1,")
-            found.append((max(int(start) - 1, 0), max(int(end), 1)))
+            found.append((max(start - 1, 0), max(end, 1)))
         return found
 
 
@@ -225,9 +225,10 @@ def _is_video(text: str) -> bool:
     return text.partition("?")[0].lower().endswith(VIDEO_SUFFIXES)
 
 
-def _is_frame(value: Any) -> bool:
+def _as_frame(value: Any) -> int | None:
+    """The number of a frame; None for anything else."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and 0 <= value < 1e9 and value == int(value)
+    return int(value) if is_number and 0 <= value < 1e9 and value == int(value) else None
 
 
 def _shown(value: Any) -> str:

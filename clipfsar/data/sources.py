@@ -487,10 +487,17 @@ def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -
         columns = (arguments.path_column, arguments.label_column, arguments.split_column)
         return table_splits(source, root, *columns)
     if is_labels(source):
-        names = {"video_column": arguments.video_column, "label_column": arguments.label_column}
-        options = {"label_fps": arguments.label_fps, "skip_unreadable": arguments.skip_bad_videos}
-        options |= {"seconds_per_video": arguments.seconds_per_video}
-        return {"all": read_labelled_clips(source, root, left_out=left_out, **names, **options)}
+        clips = read_labelled_clips(
+            source,
+            root,
+            video_column=arguments.video_column,
+            label_column=arguments.label_column,
+            label_fps=arguments.label_fps,
+            skip_unreadable=arguments.skip_bad_videos,
+            seconds_per_video=arguments.seconds_per_video,
+            left_out=left_out,
+        )
+        return {"all": clips}
     is_saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
     if source.is_dir() and not is_saved and not any(source.rglob("*.parquet")):
         return folder_splits(source, left_out)

@@ -15,41 +15,38 @@ from spans_clipfsar import split_span
 from video_clipfsar import read_video_frames, video_times
 
 
-def merge_windows(windows: list[dict]) -> list[Segment]:
+def merge_windows(windows: list[dict], offset_seconds: float = 0.0) -> list[Segment]:
     """Windows of a video, which may overlap, as segments that do not. Neighbours of one class become one segment.
 
     Two windows that overlap meet halfway between their centres. The score of a segment is the mean of its windows'
-    scores, by their shares of it. Windows of no class give no segment.
+    scores, by their shares of it. Windows of no class give no segment. `offset_seconds` is added to all times.
     """
-    segments: list[Segment] = []
+    merged: list[tuple[str, float, float, float]] = []  # class, score times length, start and end
     centers = [(window["start_seconds"] + window["end_seconds"]) / 2 for window in windows]
     for row, window in enumerate(windows):
-        start, end = window["start_seconds"], window["end_seconds"]
+        start, end, name = window["start_seconds"], window["end_seconds"], window["label"]
         if row:
             start = max(start, (centers[row - 1] + centers[row]) / 2)
         if row + 1 < len(windows):
             end = min(end, (centers[row] + centers[row + 1]) / 2)
-        if window["label"] == UNKNOWN_LABEL or round(start, 6) >= round(end, 6):
+        if name == UNKNOWN_LABEL or round(start, 6) >= round(end, 6):
             continue
-        before = segments[-1] if segments else None
-        if before is not None and before.class_name == window["label"] and start - before.end_seconds < 1e-6:
-            length, added = before.end_seconds - before.start_seconds, end - start
-            score = (before.score * length + window["score"] * added) / (length + added)
-            segments[-1] = Segment(before.class_name, score, before.start_seconds, end)
-        else:
-            segments.append(Segment(window["label"], window["score"], start, end))
-    return segments
+        weight = window["score"] * (end - start)
+        if merged and merged[-1][0] == name and start - merged[-1][3] < 1e-6:
+            _, weight_before, start, _ = merged.pop()
+            weight += weight_before
+        merged.append((name, weight, start, end))
+    return [
+        Segment(name, weight / (end - start), start + offset_seconds, end + offset_seconds)
+        for name, weight, start, end in merged
+    ]
 
 
 def segments_of(result: dict) -> tuple[str, list[Segment]]:
     """The whole video of a query's result (from `Prediction.run`), and its segments in seconds of this video."""
     video, span = split_span(result["query"])
     if "windows" in result:
-        offset = 0.0 if span is None else span.start_seconds
-        found = merge_windows(result["windows"])
-        return video, [
-            Segment(one.class_name, one.score, one.start_seconds + offset, one.end_seconds + offset) for one in found
-        ]
+        return video, merge_windows(result["windows"], 0.0 if span is None else span.start_seconds)
     best = result["answer"][0]
     if best["label"] == UNKNOWN_LABEL:
         return video, []
