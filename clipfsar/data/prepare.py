@@ -214,7 +214,7 @@ class Preparation:
         self.splits[split] = dataset.select([row for row in range(len(dataset)) if row not in problems])
 
     def _check_parts_can_be_uploaded(self):
-        """Raises `ValueError` if parts of videos would be uploaded: only their frames can be, without the whole file."""
+        """Raises `ValueError` if parts of videos would be uploaded. Only a frame store holds them without the rest."""
         if not self.arguments.push_to_hub or frame_store_settings(self.arguments).keeps_something:
             return
         paths = (video["path"] for dataset in self.splits.values() for video in references(dataset))
