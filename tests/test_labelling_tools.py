@@ -201,7 +201,14 @@ def test_a_name_of_several_videos_is_refused(tmp_path):
     assert VideoFolder(tmp_path).find("y/a.mp4") == str(tmp_path / "y" / "a.mp4")
 
 
+def test_a_task_of_cvat_without_a_source_is_found_by_its_name_or_that_of_its_file(videos, tmp_path):
+    text = (FILES / "cvat_images.xml").read_text()
+    (tmp_path / "a.xml").write_text(text.replace("<name>a</name>", "<name>doors, first part</name>"))
+    assert {label.video for label in read_cvat(tmp_path / "a.xml", VideoFolder(videos))} == {str(videos / "a.mp4")}
+
+
 def test_addresses_of_other_servers_stay(videos):
+    assert VideoFolder(videos).find("http://[/a.mp4") == "http://[/a.mp4"
     assert VideoFolder(videos).find("s3://bucket/a.mp4") == "s3://bucket/a.mp4"
 
 

@@ -11,6 +11,7 @@ and the program that writes it (cvat-ai/cvat, `cvat/apps/dataset_manager/binding
 - `<meta>` names the video of a task (`source`) and its size (`original_size`).
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -126,9 +127,10 @@ def _tasks_of(path: Path, root: Element, videos: VideoFolder) -> dict[str, _Task
         step_text = re.search(r"step\s*=\s*(\d+)", element.findtext("frame_filter") or "")
         step = max(_whole(step_text[1], f"{where}: frame_filter"), 1) if step_text else 1
         names = (element.findtext("source"), root.findtext("meta/source"), element.findtext("name"), path.stem)
-        name = next(text.strip() for text in names if text and text.strip())
+        found = [videos.find(text.strip()) for text in names if text and text.strip()]
+        video = next(filter(os.path.exists, found), found[0])
         subset = (element.findtext("subset") or "").strip()
-        tasks[number] = _Task(number, videos.find(name), step, ahead[subset], where)
+        tasks[number] = _Task(number, video, step, ahead[subset], where)
         if project:
             size, start = (_whole(element.findtext(name), f"{where}: {name}") for name in ("size", "start_frame"))
             ahead[subset] += start + step * size

@@ -89,13 +89,16 @@ class VideoFolder:
         Raises:
             ValueError: If several videos have this name.
         """
-        if has_protocol(name) and not urllib.parse.urlparse(name).path.startswith("/data/"):
+        try:
+            address = urllib.parse.urlparse(name)
+        except ValueError:  # such as http://[, which reading reports
+            return name
+        if has_protocol(name) and not address.path.startswith("/data/"):
             return name
         if os.path.exists(self.root / name):
             return str(self.root / name)
         if has_protocol(name) or name.startswith("/data/"):
             # Label Studio's own: /data/upload/3/1a2b3c4d-a.mp4, /data/local-files/?d=clips/a.mp4
-            address = urllib.parse.urlparse(name)
             name = urllib.parse.parse_qs(address.query).get("d", [urllib.parse.unquote(address.path)])[0]
             name = name.removeprefix("/data/").lstrip("/")
         path = PurePosixPath(name.replace("\\", "/"))

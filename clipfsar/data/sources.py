@@ -553,8 +553,17 @@ def read_labelled_clips(
 def labelled_clips(path: str | os.PathLike, video_root: str | os.PathLike | None = None, **options) -> dict[str, list]:
     """`{class name: clips}` of labels from a labelling tool or of a table, for `SupportSet.from_videos`.
 
-    A clip is a path, or the name of a part of a video, such as `long.mp4#t=12.5,15`. For arguments and errors see
-    `read_labelled_clips`.
+    A clip is a path, or the name of a part of a video, such as `long.mp4#t=12.5,15`.
+
+    Args:
+        path: Export of Label Studio (.json) or CVAT (.xml), folder of such files, or table (.csv, .tsv, .jsonl).
+        video_root: Folder of the videos. Default: the folder of the file.
+        options: `video_column` and `label_column` (field of the videos and name of the labelling tag in Label Studio,
+            column of the classes in a table), `label_fps` (rate at which Label Studio counted frames), and
+            `skip_unreadable` (leave out parts of videos that cannot be opened).
+
+    Raises:
+        ValueError: For a file of another form, or one without labels. The message has file, task and field.
     """
     classes: dict[str, list] = {}
     for clip in read_labelled_clips(path, video_root, **options):
