@@ -80,12 +80,13 @@ CSS = """
 .frames img, .strip img, .why img { width: 100%; display: block; border-radius: 3px; }
 .strip img { max-width: 520px; }
 .why img { max-width: 620px; background: white; border-radius: 6px; }
-.review table { width: 100%; border: none; border-collapse: collapse; font-size: var(--text-sm); margin: 8px 0 14px; }
-.review table th, .review table td { text-align: left; padding: 4px 10px 4px 0; overflow-wrap: anywhere; border: none;
-  border-bottom: 1px solid var(--border-color-primary); }
+.review table, .review tr, .review th, .review td { border: none !important; }
+.review table { width: 100%; border-collapse: collapse; font-size: var(--text-sm); margin: 8px 0 14px; }
+.review th, .review td { border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere;
+  padding: 4px 10px 4px 0 !important; }
 .review .headline { font-size: 1.15rem; font-weight: 650; overflow-wrap: anywhere; }
 .review .finding .strip { margin-top: 6px; }
-.review table .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.review .number { text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .review .scroll { max-height: 330px; overflow-y: auto; }
 .review .finding { border-left: 4px solid #d97706; padding: 2px 12px; margin: 10px 0; overflow-wrap: anywhere; }
 .class-title { font-weight: 650; overflow-wrap: anywhere; }
@@ -195,10 +196,9 @@ def _findings(review: SupportSetReview, classes: Mapping[str, EnrolledClass]) ->
         )
         for one in review.suspects
     ]
-    clips += [
-        (name, clip, f"In “{name}”, and almost the same as “{other}” in “{other_name}”. One of them is enough.")
-        for name, clip, other_name, other in review.duplicates
-    ]
+    for name, clip, other_name, other in review.duplicates:
+        advice = "One of them is enough." if name == other_name else "A clip has one class: remove one of them."
+        clips.append((name, clip, f"In “{name}”, and almost the same as “{other}” in “{other_name}”. {advice}"))
     for name, clip, sentence in clips[:MAX_STRIPS]:
         enrolled = classes[name]
         strip = clip_strip(enrolled.thumbnails[enrolled.clip_names.index(clip)], clip)
