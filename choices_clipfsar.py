@@ -22,7 +22,7 @@ DECODERS = ("decord", "torchcodec", "av")
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 EXPORT_FORMATS = ("onnx", "torch")
 FRAME_STORES = ("none", "jpeg", "raw")
-OUTPUT_FORMATS = ("table", "json", "csv")
+OUTPUT_FORMATS = ("table", "json", "csv", "jsonl", "label_studio", "cvat")
 # Suffixes of files that PyAV opens. If a listed file was converted to another format, preparation tries this order.
 VIDEO_SUFFIXES = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"),

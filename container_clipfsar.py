@@ -76,6 +76,36 @@ class VideoTimes:
         frames = np.searchsorted(self.seconds, middles, side="right") - 1
         return frames.clip(0, self.num_frames - 1).tolist()
 
+    def part(self, start_seconds: float, end_seconds: float | None) -> tuple[int, "VideoTimes"]:
+        """The frames that begin in a part of the video: number of the first one, and the times of the part.
+
+        A part that lies within one frame is that frame. `end_seconds` is excluded; None is the end of the video. A part
+        may end up to a second after the video, because programs disagree about the lengths of videos.
+
+        Raises:
+            UnreadableError: Without a frame rate, for a part that is empty, or for one outside of the video.
+        """
+        if self.duration is None or not self.fps:
+            raise UnreadableError("it does not say its frames per second, which a part in seconds needs")
+        end = self.duration if end_seconds is None else end_seconds
+        if not start_seconds < end or start_seconds >= self.duration or end > self.duration + 1:
+            raise UnreadableError(
+                f"the part from {start_seconds:g} to {end:g} seconds is not in it: it lasts {self.duration:.6g} seconds"
+            )
+        seconds = np.arange(self.num_frames) / self.fps if self.seconds is None else self.seconds - self.seconds[0]
+        # Times of parts are rounded, to a millisecond at worst, so a frame may seem to begin just before the part.
+        slack = min(1e-3, 0.1 / self.fps)
+        first, stop = np.searchsorted(seconds, [start_seconds - slack, end - slack])
+        first = min(int(first), self.num_frames - 1)
+        if stop <= first:
+            first = max(int(np.searchsorted(seconds, start_seconds + slack)) - 1, 0)
+            stop = first + 1
+        length = int(stop) - first
+        if self.seconds is None:
+            return first, VideoTimes.at_rate(length, self.fps)
+        duration = (float(seconds[stop]) if stop < self.num_frames else self.duration) - float(seconds[first])
+        return first, VideoTimes(length, length / duration, seconds[first:stop] - seconds[first], duration)
+
 
 @dataclass
 class Packets:

@@ -27,6 +27,13 @@ except ImportError:
     from modeling_clipfsar import evaluating
 
 try:
+    from .spans_clipfsar import split_span
+except ImportError:
+    if __package__:
+        raise
+    from spans_clipfsar import split_span
+
+try:
     from .support_set_files_clipfsar import EnrolledClass, embeds_of_clips
 except ImportError:
     if __package__:
@@ -256,8 +263,11 @@ def source_of(clip_name: str) -> str | None:
     """The video that a clip was cut from, if its name tells, otherwise None.
 
     Known are the names of UCF101, Kinetics and HMDB51, names that end in `part`, `cut`, `scene`, `segment` or `window`
-    with a number, and names that end in a start and an end in seconds.
+    with a number, names that end in a start and an end in seconds, and parts of videos (`VIDEO.mp4#t=3,6`).
     """
+    whole, part = split_span(re.sub(r" \(\d+\)$", "", clip_name))
+    if part is not None:
+        return whole
     stem = re.sub(r"\.[a-zA-Z]\w{1,4}( \(\d+\))?$", "", clip_name)
     matches = (pattern.fullmatch(stem) for pattern in _CUT_NAMES)
     return next((match[1] for match in matches if match), None)

@@ -14,6 +14,7 @@ LIMITS = {
     "edited_samples": 20_000_000,  # entries of an edit list times frames; FFmpeg allocates 24 bytes for each
     "file_bytes": 2**32,  # bytes of a file read into memory: a download, a frame archive
     "json_bytes": 2**24,  # bytes of a JSON file, which takes up to thirty times its size in memory
+    "xml_bytes": 2**26,  # bytes of an XML file of labels, which takes about ten times its size in memory
     "download_seconds": 600,  # from the request to the last byte
     "reader_bytes": 2**33,  # memory of a process that reads videos
 }

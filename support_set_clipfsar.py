@@ -90,6 +90,13 @@ except ImportError:
     from review_clipfsar import SupportSetReview, repeated_clips, review_classes
 
 try:
+    from .spans_clipfsar import split_span
+except ImportError:
+    if __package__:
+        raise
+    from spans_clipfsar import split_span
+
+try:
     from .suggestion_clipfsar import Suggestion, suggest_clips
 except ImportError:
     if __package__:
@@ -664,10 +671,11 @@ def _clip_name(video: Any) -> str | None:
     path = video if isinstance(video, (str, os.PathLike)) else getattr(video, "name", None)
     if not isinstance(path, (str, os.PathLike)):
         return None
-    path = os.fspath(path)
+    path, part = split_span(os.fspath(path))
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", path):
         path = urllib.parse.urlparse(path).path
-    return os.path.basename(path.rstrip("/")) or None
+    name = os.path.basename(path.rstrip("/"))
+    return f"{name}#t={part}" if name and part is not None else name or None
 
 
 def _unused_name(name: str | None, used: list[str]) -> str:

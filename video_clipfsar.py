@@ -82,6 +82,13 @@ except ImportError:
         raise
     from reader_process_clipfsar import RemoteReader, can_start_processes
 
+try:
+    from .spans_clipfsar import Span, split_span
+except ImportError:
+    if __package__:
+        raise
+    from spans_clipfsar import Span, split_span
+
 # Formats accepted for image files. Pillow knows 40 more; one of them starts a program.
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _EXIF_ORIENTATION = 0x0112
@@ -295,6 +302,31 @@ class _ArchiveReader:
         yield from self.archive.read(frames).numpy()
 
 
+class _PartReader:
+    """A part of a video, from another reader. Frame 0 is the first one of the part."""
+
+    def __init__(self, reader, span: Span):
+        self._reader, self._span = reader, span
+        self._find()
+
+    def _find(self):
+        span = self._span
+        self._first, self.times = self._reader.times.part(span.start_seconds, span.end_seconds)
+
+    def read(self, frames: list[int]) -> Iterator[np.ndarray]:
+        yield from self._shifted(self._reader.read, frames)
+
+    def stream(self, frames: list[int]) -> Iterator[np.ndarray]:
+        yield from self._shifted(getattr(self._reader, "stream", self._reader.read), frames)
+
+    def _shifted(self, read: Callable, frames: list[int]) -> Iterator[np.ndarray]:
+        try:
+            yield from read([self._first + number for number in frames])
+        except RecountError:
+            self._find()
+            raise
+
+
 def read_video_frames(
     video: Any,
     select_indices: Callable[..., Sequence[int]] | Sequence[int],
@@ -309,7 +341,8 @@ def read_video_frames(
         video: A path or URL, the bytes of a file, a file object, uint8 frames (numpy or torch, (T, H, W, 3) or
             (T, 3, H, W)), a list of PIL images, a folder of image files, a frame archive (`frame_archive_clipfsar`;
             it returns the nearest stored frame for one that it left out), or a value of a `datasets` video column (a
-            `{"path", "bytes"}` dict or a torchcodec decoder).
+            `{"path", "bytes"}` dict or a torchcodec decoder). A path or URL may name a part, `long.mp4#t=12.5,15`
+            (`spans_clipfsar`).
         select_indices: The frame indices, or a function that computes them from `(num_video_frames, fps)`. `fps` is
             the mean rate, None if unknown. If the function has a parameter `times`, it also gets the `VideoTimes`.
         decoder: `"auto"` is PyAV, which is correct for every file and as fast as the others. `"decord"` and
@@ -331,8 +364,8 @@ def read_video_frames(
         ImportError: When the decoder is not installed.
     """
     check_choice("decoder", decoder, ("auto", *DECODERS))
-    path, source = _locate(video)
-    with _open_video(path, source, decoder, num_threads, seconds_per_video) as reader:
+    path, source, span = _locate(video)
+    with _open_video(path, source, span, decoder, num_threads, seconds_per_video) as reader:
         if check_archive is not None and isinstance(reader, _ArchiveReader):
             check_archive(reader.archive)
         # Outside the blocks that catch errors: a wrong choice of frames is not the file's fault.
@@ -361,8 +394,8 @@ def stream_video_frames(
 
     Raises `VideoReadError`, possibly after some frames, and `ImportError` without PyAV.
     """
-    path, source = _locate(video)
-    with _open_video(path, source, "av", num_threads, seconds_per_video) as reader:
+    path, source, span = _locate(video)
+    with _open_video(path, source, span, "av", num_threads, seconds_per_video) as reader:
         read = getattr(reader, "stream", reader.read)
         indices, num_done = _choose(select_indices, reader.times, path), 0
         with _naming(path, "a wanted frame cannot be decoded"):
@@ -392,7 +425,9 @@ def _naming(path: str | None, what_failed: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open_video(path: str | None, source: Any, decoder: str, num_threads: int, seconds: float | None) -> Iterator:
+def _open_video(
+    path: str | None, source: Any, span: Span | None, decoder: str, num_threads: int, seconds: float | None
+) -> Iterator:
     is_file = isinstance(source, bytes) or (isinstance(source, str) and not os.path.isdir(source))
     reader: Any
     with contextlib.ExitStack() as stack:
@@ -411,6 +446,8 @@ def _open_video(path: str | None, source: Any, decoder: str, num_threads: int, s
             if not reader.times.num_frames:
                 expected = f" ({', '.join(IMAGE_SUFFIXES)})" if isinstance(reader, _FrameFiles) else ""
                 raise UnreadableError(f"it holds no frames{expected}")
+            if span is not None:
+                reader = _PartReader(reader, span)
         yield reader
 
 
@@ -432,7 +469,7 @@ def frames_differ_from_0_1(video: Any, sampling: str = "segment_center") -> str 
     if is_address(video):
         return None
     try:
-        _, source = _locate(video)
+        _, source, _ = _locate(video)
         if isinstance(source, str) and os.path.isdir(source):
             reader = _FrameFiles(source)
             return "its images are turned by their EXIF data" if reader.has_turned_images() else None
@@ -506,8 +543,19 @@ def _empty_frames(num_frames: int, image: np.ndarray) -> np.ndarray:
     return np.empty((num_frames, *image.shape), np.uint8)
 
 
-def _locate(video: Any) -> tuple[str | None, Any]:
-    """The name of a video for messages (None if it has none) and what to read: a local path, bytes, or an object."""
+def video_times(video: Any, seconds_per_video: float | None = None) -> VideoTimes:
+    """Frame count and rate of a video, and when its frames are shown. Decodes nothing, except where only that tells.
+
+    For the arguments and errors see `read_video_frames`.
+    """
+    path, source, span = _locate(video)
+    with _open_video(path, source, span, "av", 1, seconds_per_video) as reader:
+        return reader.times
+
+
+def _locate(video: Any) -> tuple[str | None, Any, Span | None]:
+    """The name of a video for messages (None if it has none); what to read: a local path, bytes, or an object; and the
+    part to read, None for all of it."""
     path = None
     if isinstance(video, Mapping):
         path = video.get("path")
@@ -517,19 +565,20 @@ def _locate(video: Any) -> tuple[str | None, Any]:
     if isinstance(video, (str, os.PathLike)):
         path = os.fsdecode(video)
         with _naming(path, "it is not a path"):
-            return path, _source_of(path)
+            whole, span = split_span(path)
+            return path, _source_of(whole), span
     path = path if isinstance(path, str) else None
     if isinstance(video, (bytes, bytearray, memoryview)):
-        return path, bytes(video)
+        return path, bytes(video), None
     if hasattr(video, "get_frames_at") or isinstance(video, (np.ndarray, torch.Tensor)):
-        return path, video
+        return path, video, None
     if hasattr(video, "read"):
         name = getattr(video, "name", None)
         path = name if isinstance(name, str) else None
         with _naming(path, "reading the file object failed"):
-            return path, _content_of(video)
+            return path, _content_of(video), None
     if isinstance(video, (list, tuple)):
-        return path, video
+        return path, video, None
     raise VideoReadError(
         f"Cannot read a video from a value of type {type(video).__name__}: give a path, URL, bytes, file object, uint8 "
         "frames (T, H, W, 3), a list of PIL images, a folder of frames, or a value of a datasets video column."
@@ -607,4 +656,5 @@ __all__ = [
     "read_video_frames",
     "sample_frame_indices",
     "stream_video_frames",
+    "video_times",
 ]

@@ -17,6 +17,7 @@ EPISODIC_ACCURACY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "me
 _NAMES_OF_MODULES = {
     "alignment_clipfsar": ("bi_mhm_distance", "frame_cosine_similarity", "otam_distance"),
     "clipfsar.checkpoints.push_to_hub": ("push_folder",),
+    "clipfsar.data.sources": ("labelled_clips",),
     "clipfsar.data.splits": ("load_video_splits",),
     "clipfsar.data.video_split": ("VideoSplit",),
     "clipfsar.evaluation.encoding": ("VideoEncoder",),
@@ -68,6 +69,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from alignment_clipfsar import bi_mhm_distance, frame_cosine_similarity, otam_distance
     from clipfsar.checkpoints.push_to_hub import push_folder
+    from clipfsar.data.sources import labelled_clips
     from clipfsar.data.splits import load_video_splits
     from clipfsar.data.video_split import VideoSplit
     from clipfsar.evaluation.encoding import VideoEncoder
@@ -128,6 +130,7 @@ __all__ = [
     "class_means",
     "evaluate_episodes",
     "frame_cosine_similarity",
+    "labelled_clips",
     "load_model",
     "load_video_splits",
     "otam_distance",

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow
 
 from choices_clipfsar import IMAGE_SUFFIXES
+from spans_clipfsar import split_span
 from video_clipfsar import is_address
 
 DIGEST_BYTES = 16
@@ -43,6 +44,7 @@ def digest_of_video(video: Any) -> bytes:
     - A folder of frames: CLASS/FOLDER, name and size of every image, and the ends of at most 16 of them.
     - Bytes: like a file.
     - An address, or a path that does not exist: the name only.
+    - A part of a video (`a.mp4#t=1,2`): the digest of the whole, and the part.
     """
     path, data = (video.get("path"), video.get("bytes")) if isinstance(video, dict) else (video, None)
     if isinstance(video, bytes):
@@ -52,7 +54,9 @@ def digest_of_video(video: Any) -> bytes:
         return _digest("bytes", _short_name(path), *_ends(view), len(view))
     if path is None:
         return _digest("nothing")
-    path = os.fspath(path)
+    path, span = split_span(os.fspath(path))
+    if span is not None:
+        return _digest("part", digest_of_video(path), str(span))
     if path.startswith("file://"):
         path = urllib.request.url2pathname(urllib.parse.urlparse(path).path)
     elif is_address(path):

@@ -99,7 +99,16 @@ class Check:
 
     def run(self, address: str):
         self.page.goto(address)
-        for step in (self.start, self.enroll, self.change_mode, self.ask_about_others, self.remove, self.record):
+        steps = (
+            self.start,
+            self.enroll,
+            self.change_mode,
+            self.ask_about_others,
+            self.review,
+            self.remove,
+            self.record,
+        )
+        for step in steps:
             step()
 
     def picture(self, step: str):
@@ -153,12 +162,23 @@ class Check:
         expect(page.locator("#answer")).to_contain_text("Now add the clip")
         expect(page.locator(".verdict")).to_have_count(0)
 
+    def review(self):
+        page, clips = self.page, self.clips
+        add_to_class(page, FIRST, [clips.classes[SECOND][1]])  # a wrong label
+        expect(page.get_by_text(f"Added 1 clip to “{FIRST}”.")).to_be_visible()
+        page.get_by_role("button", name="Review").click()
+        expect(page.locator("#review")).to_contain_text("of new clips would be recognised")
+        expect(page.locator("#review tbody tr")).to_have_count(2)
+        self.picture("5_review")
+
     def remove(self):
         page = self.page
         page.get_by_role("button", name="Remove class").last.click()
         expect(page.locator(".class-title")).to_have_text([FIRST])
-        page.get_by_role("button", name="✕").first.click()
-        expect(page.get_by_role("button", name="✕")).to_have_count(0)
+        expect(page.locator("#review tbody tr")).to_have_count(0)  # it was of other classes
+        for number_left in (2, 0):  # the only clip of a class has no button
+            page.get_by_role("button", name="✕").first.click()
+            expect(page.get_by_role("button", name="✕")).to_have_count(number_left)
 
     def record(self):
         page = self.page
@@ -168,12 +188,12 @@ class Check:
         recorder.get_by_text("Click to Access Webcam").click()
         recorder.get_by_text("Record").click()
         page.wait_for_timeout(2500)
-        self.picture("5_recording")
+        self.picture("6_recording")
         recorder.get_by_text("Stop").click()
         expect(recorder.locator("video[src]")).to_be_visible()
         page.get_by_role("button", name="Add to class").click()
         expect(page.get_by_text("Added 1 clip to “sitting at the computer”.")).to_be_visible()
-        self.picture("6_end")
+        self.picture("7_end")
 
 
 def main(arguments: Arguments):

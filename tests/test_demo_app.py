@@ -18,6 +18,7 @@ from demo.make_space import make_space
 from demo.page import EXAMPLE_QUERIES, default_model, render_examples
 from frame_archive_clipfsar import pack_frames
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
+from review_clipfsar import SuspectClip
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,21 @@ def test_unknown_clips_need_a_second_example_and_the_page_says_so(pipe, clips, v
     assert (0 < explanation.unknown_score < 1, note) == (True, "")
 
 
+def test_a_visitor_reviews_only_the_classes_of_that_visitor(pipe, clips, visitor):
+    other = Visitor()
+    other.add(pipe, "dark_blue", clips["dark_blue"])
+    assert other.review(pipe, "few_shot") == (
+        None,
+        "Name at least two classes and show two clips of each; then your clips can be checked.",
+    )
+    review, note = visitor.review(pipe, "few_shot")
+    assert (review.num_clips, review.inference_mode, note) == ({"red": 2, "green": 2}, "few_shot", "")
+    assert visitor.is_reviewed
+    visitor.remove("red", "red 1.mp4")
+    assert not visitor.is_reviewed
+    assert visitor.reviewed == {}  # the removed clip is kept nowhere
+
+
 def test_classes_and_clips_can_be_taken_out(pipe, clips, visitor):
     visitor.remove("red", "red 1.mp4")
     assert visitor.support_set.num_clips == {"red": 1, "green": 2}
@@ -247,6 +263,48 @@ def test_none_of_these_is_the_answer_from_one_half_on(app, pipe, visitor):
     assert '<div class="verdict">none of these</div>' in app.probability_bars(explanation)
     explanation.unknown_score = 0.49
     assert f'<div class="verdict">{explanation.label}</div>' in app.probability_bars(explanation)
+
+
+def test_a_review_shows_suspects_with_their_frames_and_a_table(app, pipe, clips):
+    visitor = Visitor()
+    visitor.add(pipe, "<i>red</i>", [*clips["red"], clips["green"][0]])
+    visitor.add(pipe, "green", clips["green"][1:])
+    review, _ = visitor.review(pipe, "few_shot")
+    review.suspects = [SuspectClip("<i>red</i>", "green 1.mp4", "green", 2.0, 5.0)]
+    review.duplicates = [("<i>red</i>", "red 1.mp4", "<i>red</i>", "red 2.mp4")] * 9
+    part = app.review_part(review, visitor.reviewed)
+    assert "Is this “&lt;i&gt;red&lt;/i&gt;”? It looks like “green”." in part
+    assert "<i>" not in part
+    assert part.count("data:image/jpeg;base64,") == app.MAX_STRIPS
+    assert "2 more clips stand out." in part
+    assert '<th scope="row">green</th><td class="number">1</td><td class="number">-</td>' in part
+    assert "“green”: add clips of another video." in part
+
+
+def test_a_review_that_finds_nothing_says_so(app, pipe, visitor):
+    review, _ = visitor.review(pipe, "zero_shot")
+    review.suspects, review.duplicates, review.inseparable, review.shared_sources = [], [], [], {}
+    part = app.review_part(review, visitor.reviewed)
+    assert re.search(r"About \d+% of new clips would be recognised", part)
+    assert "decided by class names" in part
+    assert "No clip and no class stands out." in part
+
+
+def test_a_review_of_too_few_clips_says_what_is_missing(app, pipe, visitor):
+    for name in ("red", "green"):
+        visitor.remove(name, f"{name} 2.mp4")
+    review, _ = visitor.review(pipe, "few_shot")
+    assert "This cannot be checked yet: no class has clips of two videos." in app.review_part(review, visitor.reviewed)
+
+
+def test_a_review_goes_when_its_classes_change_and_stays_when_the_clip_does(app, pipe, clips, visitor):
+    page = app._Page(pipe, Examples())
+    assert "would be recognised" in page.show_review(visitor, "few_shot")
+    visitor.set_query(pipe, clips["green"][0])
+    assert page.hide_review(visitor) != ""
+    visitor.remove("green", "green 2.mp4")
+    assert page.hide_review(visitor) == ""
+    assert "Name at least two classes" in page.show_review(Visitor(), "few_shot")
 
 
 def test_uploads_go_with_the_last_visitor_who_holds_them(app, tmp_path):

@@ -71,6 +71,7 @@ def make_videos(folder):
     for number, name in enumerate(("a", "b", "c", "d", "new", "query")):
         write_video(folder / f"{name}.mp4", (60 * number, 200 - 30 * number, 90), seed=number)
     shutil.copy(folder / "clips/test/red star growing/005.mp4", folder / "long.mp4")
+    shutil.copy(ROOT / "tests/labelling_tools/cvat_project.xml", folder / "actions.xml")
     (folder / "texts.json").write_text(json.dumps({"*": ["a photo of {}", "a picture of {}"]}))
 
 
@@ -87,10 +88,17 @@ def make_data(folder):
     paths = sorted(path.relative_to(folder / "videos") for path in (folder / "videos").glob("*/*/*.mp4"))
     lines = ["path,label,split", *(f"{path},{path.parent.name},{path.parts[0]}" for path in paths)]
     (folder / "clips.csv").write_text("\n".join(lines) + "\n")
+    (folder / "labels.json").write_text(json.dumps([labelled_task(path) for path in paths]))
     (folder / "FOLDER_OF_CLASSES").mkdir()
     for name in SPLITS:
         for path in (folder / "videos" / name).iterdir():
             (folder / "FOLDER_OF_CLASSES" / path.name).symlink_to(path)
+
+
+def labelled_task(path) -> dict:
+    """A task of Label Studio, as it is exported."""
+    result = {"from_name": "label", "to_name": "video", "type": "choices", "value": {"choices": [path.parent.name]}}
+    return {"data": {"video": f"/data/local-files/?d={path}"}, "annotations": [{"result": [result]}]}
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ MAY_IMPORT = {
         "temporal_clipfsar",
     },
     "limits_clipfsar": set(),
+    "spans_clipfsar": set(),
     "container_clipfsar": {"limits_clipfsar"},
     "decoding_clipfsar": {"container_clipfsar", "limits_clipfsar"},
     "parent_process_clipfsar": set(),
@@ -44,7 +45,7 @@ MAY_IMPORT = {
     "download_clipfsar": {"limits_clipfsar", "paths_clipfsar"},
     "video_clipfsar": {
         *("choices_clipfsar", "container_clipfsar", "decoding_clipfsar", "frame_archive_clipfsar"),
-        *("download_clipfsar", "limits_clipfsar", "paths_clipfsar", "reader_process_clipfsar"),
+        *("download_clipfsar", "limits_clipfsar", "paths_clipfsar", "reader_process_clipfsar", "spans_clipfsar"),
     },
     "pixels_clipfsar": {"limits_clipfsar"},
     "processing_clipfsar": {
@@ -60,14 +61,16 @@ MAY_IMPORT = {
         *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "limits_clipfsar", "modeling_clipfsar"),
         *("heads_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar"),
     },
-    "left_out_clipfsar": {"heads_clipfsar", "modeling_clipfsar", "support_set_files_clipfsar"},
+    "left_out_clipfsar": {
+        *("heads_clipfsar", "modeling_clipfsar", "spans_clipfsar", "support_set_files_clipfsar"),
+    },
     "review_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
     "suggestion_clipfsar": {"choices_clipfsar", "support_set_files_clipfsar"},
     "tuning_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
     "support_set_clipfsar": {
         *("choices_clipfsar", "class_texts_clipfsar", "enrolled_clipfsar", "explanation_clipfsar"),
         *("fingerprint_clipfsar", "modeling_clipfsar", "review_clipfsar", "suggestion_clipfsar"),
-        *("paths_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar", "video_clipfsar"),
+        *("paths_clipfsar", "spans_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),

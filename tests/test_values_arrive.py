@@ -27,6 +27,7 @@ import processing_clipfsar
 import support_set_clipfsar
 from clipfsar.checked_files import write_checksums
 from clipfsar.data.arguments import PrepareArguments
+from clipfsar.data.clips import LeftOut
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, is_missing, read_video
 from clipfsar.data.prepare import Preparation, frame_store_settings
 from clipfsar.data.splits import check_disjoint_classes
@@ -929,7 +930,7 @@ def test_hidden_images_are_no_frames(tmp_path):
 
 def test_bad_videos_are_counted_in_their_own_split(tmp_path):
     one = object.__new__(Preparation)
-    one.arguments, one.left_out, one.listed, one.num_duplicates = SimpleNamespace(benchmark=None), "", {}, 0
+    one.arguments, one.left_out, one.listed, one.num_duplicates = SimpleNamespace(benchmark=None), LeftOut(), {}, 0
     videos = {"train": {"a": 6, "b": 7}, "test": {"c": 8}}
     one.splits = {
         split: Dataset.from_dict({"label": [name for name, number in counts.items() for _ in range(number)]})

@@ -17,6 +17,11 @@ DEFAULT_CLASS_SPLIT = (0.64, 0.12, 0.24)  # as in Kinetics-100 and SSv2
 FRAME_SIZE = 224  # input size of the models of the presets
 TABLE_SUFFIXES = (".csv", ".jsonl", ".tsv")
 _A_TABLE = " or ".join(f"source=*{suffix}" for suffix in TABLE_SUFFIXES)  # conditions of options
+LABEL_SUFFIXES = (".json", ".xml")  # Label Studio, CVAT
+LABEL_FPS_HELP = (
+    "Rate at which Label Studio counted frames: frameRate of its <Video> tag, 24 unless set there. Default: the field "
+    "fps of a task, then the video's own rate."
+)
 
 
 @dataclass
@@ -28,6 +33,7 @@ class PrepareArguments:
         clipfsar prepare --source FOLDER --frame_store jpeg --model openai/clip-vit-base-patch16
         clipfsar prepare --source FOLDER          # SPLIT/CLASS/VIDEO; or CLASS/VIDEO, split by classes
         clipfsar prepare --source clips.csv       # columns path, label and, optionally, split
+        clipfsar prepare --source labels.json --video_root VIDEOS       # Label Studio; CVAT's XML works, too
         clipfsar prepare --source HUB_ID --class_split 64 12 24
         clipfsar prepare --source FOLDER --shard 0 8    # one of eight tasks; then once without --shard
 
@@ -39,7 +45,8 @@ class PrepareArguments:
     # From where
     source: str | None = option(
         None,
-        "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .tsv, .jsonl), saved data set, or Hub id.",
+        "Folder of videos (SPLIT/CLASS/VIDEO or CLASS/VIDEO), table (.csv, .tsv, .jsonl), labels of Label Studio "
+        "(.json) or CVAT (.xml), saved data set, or Hub id.",
     )
     official_splits: str | None = option(
         None,
@@ -49,8 +56,8 @@ class PrepareArguments:
     )
     video_root: str | None = option(
         None,
-        "Folder that paths in the official lists or a table are relative to.",
-        needs=f"official_splits or benchmark or {_A_TABLE}",
+        "Folder of the videos in official lists, a table, or labels of a tool.",
+        needs="official_splits or benchmark or source",
     )
     class_names_file: str | None = option(
         None,
@@ -77,8 +84,16 @@ class PrepareArguments:
     )
     path_column: str = option("path", "Column of the paths in a table.", needs=_A_TABLE)
     split_column: str = option("split", "Column of the splits in a table (optional).", needs=_A_TABLE)
-    label_column: str = option("label", "Column of the classes.", needs="source")
-    video_column: str = option("video", "Column of the videos in a data set.", needs="source", unused_with=_A_TABLE)
+    label_column: str = option(
+        "label", "Column of the classes. For Label Studio the name of the labelling tag.", needs="source"
+    )
+    video_column: str = option(
+        "video",
+        "Column of the videos in a data set. For Label Studio the field of a task.",
+        needs="source",
+        unused_with=_A_TABLE,
+    )
+    label_fps: float | None = option(None, LABEL_FPS_HELP, needs="source", unused_with=_A_TABLE)
     class_split: list[float] = option(
         [],
         "Split the classes anew: fractions or numbers of classes for train, validation and test. Default for data "
@@ -170,6 +185,8 @@ class PrepareArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} {value} must be at least {least}.")
+        if self.label_fps is not None and not 0 < self.label_fps < 1e6:
+            raise ValueError(f"--label_fps {self.label_fps} must be greater than 0 and finite.")
         if not self.seconds_per_video > 0:
             raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
         self.task = shard_of(self.shard)
@@ -200,7 +217,7 @@ class PrepareArguments:
             "Give a folder with videos or the Hub id of a data set (OWNER/NAME); clipfsar prepare converts videos in "
             "other forms."
         )
-        is_table = self.source is not None and self.source.lower().endswith(TABLE_SUFFIXES)
+        is_table = self.source is not None and self.source.lower().endswith((*TABLE_SUFFIXES, *LABEL_SUFFIXES))
         check_source("source", self.source, "dataset", "" if is_table else remedy)
         self.model = find_model("model", self.model)
         folders = "official_splits", "video_root", "class_names_file", "validation_class_names"
@@ -219,4 +236,12 @@ def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None 
     return parse_options(PrepareArguments, command_line=command_line, prog=prog, defaults=defaults)
 
 
-__all__ = ["DEFAULT_CLASS_SPLIT", "SPLITS", "TABLE_SUFFIXES", "PrepareArguments", "parse_arguments"]
+__all__ = [
+    "DEFAULT_CLASS_SPLIT",
+    "LABEL_FPS_HELP",
+    "LABEL_SUFFIXES",
+    "SPLITS",
+    "TABLE_SUFFIXES",
+    "PrepareArguments",
+    "parse_arguments",
+]

@@ -11,9 +11,17 @@ from choices_clipfsar import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 _SYSTEM_NAMES = ("__macosx", "thumbs.db", "desktop.ini")
 
 
+@dataclass(frozen=True)
+class Clip:
+    """A video file, which may not exist, or a part of one (`spans_clipfsar`), and its class."""
+
+    path: str
+    class_name: str
+
+
 @dataclass
 class LeftOut:
-    """Counts files and folders that are not used as clips.
+    """Counts files, folders and labels that are not used as clips.
 
     Args:
         suffixes: Files of other kinds, by suffix.
@@ -21,6 +29,8 @@ class LeftOut:
         num_images: Image files next to clips, such as posters.
         num_outside: Clips outside class folders.
         empty_classes: Class folders without clips.
+        labels: Labels of labelling tools that are not used, by the reason.
+        notes: What to know about labels that are used, with their number.
     """
 
     suffixes: Counter = field(default_factory=Counter)
@@ -28,6 +38,8 @@ class LeftOut:
     num_images: int = 0
     num_outside: int = 0
     empty_classes: list[str] = field(default_factory=list)
+    labels: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)
 
     def __str__(self) -> str:
         """The counts as a sentence, empty if nothing was left out."""
@@ -46,6 +58,7 @@ class LeftOut:
         if self.empty_classes:
             names = ", ".join(map(repr, self.empty_classes[:10])) + (", ..." if len(self.empty_classes) > 10 else "")
             parts.append(f"class folders without clips: {names}")
+        parts += [f"{words} ({number:,})" for words, number in self.labels.items()]
         return f"left out: {', '.join(parts)}" if parts else ""
 
 
@@ -122,4 +135,4 @@ def class_folders(folder: str | os.PathLike, left_out: LeftOut | None = None) ->
     return names
 
 
-__all__ = ["LeftOut", "class_folders", "find_clips", "is_hidden"]
+__all__ = ["Clip", "LeftOut", "class_folders", "find_clips", "is_hidden"]

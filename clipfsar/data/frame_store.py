@@ -38,6 +38,7 @@ from limits_clipfsar import UnreadableError
 from parent_process_clipfsar import end_with_parent, shielding_children
 from paths_clipfsar import replace_file
 from pixels_clipfsar import resize_frames, resize_settings
+from spans_clipfsar import split_span
 from video_clipfsar import VideoReadError, VideoTimes, read_video_frames, sample_frame_indices
 
 MISSING = "missing"
@@ -107,6 +108,7 @@ def read_video(job: tuple[Any, FrameStoreSettings]) -> ReadVideo:
     path = None if _has_bytes(video) else _path_of(video)
     if settings.frame_format == "file" and path is not None and not os.path.isfile(path):
         kind = "an address" if "://" in path else "a folder of images"
+        kind = kind if split_span(path)[1] is None else "a part of a video"
         return ReadVideo(error=f"{path!r} is {kind}, which cannot be embedded: use --frame_store jpeg.")
     try:
         frames = read_video_frames(
@@ -494,14 +496,14 @@ def _key(video: dict, label: str, digest: np.ndarray | None) -> str:
     if digest is not None:
         return json.dumps([video["path"], digest.tobytes().hex(), label, reader])
     try:
-        status = os.stat(video["path"] or "")
+        status = os.stat(split_span(video["path"] or "")[0])
     except (OSError, ValueError):  # no such file, or an invalid path
         return json.dumps([video["path"], label, reader])
     return json.dumps([video["path"], status.st_size, status.st_mtime_ns, label, reader])
 
 
 def _is_folder(path: str | None) -> bool:
-    return path is not None and os.path.isdir(path)
+    return path is not None and os.path.isdir(split_span(path)[0])
 
 
 def _save_quietly(dataset: Dataset | DatasetDict, folder: Path):
@@ -517,7 +519,7 @@ def is_missing(video: Any) -> bool:
     if _has_bytes(video):
         return False
     path = _path_of(video)
-    return path is None or ("://" not in path and not os.path.exists(path))
+    return path is None or ("://" not in path and not os.path.exists(split_span(path)[0]))
 
 
 def _file_of(video: Any) -> bytes:

@@ -38,6 +38,7 @@ from episodes_clipfsar import read_labels
 from paths_clipfsar import flush_to_disk, replace_file
 from pixels_clipfsar import resize_settings
 from processing_clipfsar import CLIPFSARProcessor
+from spans_clipfsar import split_span
 
 BYTES_PER_PARQUET_FILE = 500 * 2**20
 
@@ -100,6 +101,7 @@ class Preparation:
         self.left_out = LeftOut()
         self.splits = read_source(arguments, self.left_out)
         check_disjoint_classes(self.splits, remedy="--class_split splits all classes anew")
+        self._check_parts_can_be_uploaded()
         self.listed = {split: (len(set(dataset["label"][:])), len(dataset)) for split, dataset in self.splits.items()}
         self.num_duplicates = self._leave_out_duplicates()
         self.bad: list[dict[str, str]] = []  # {"split", "class", "path", "problem"}
@@ -215,6 +217,15 @@ class Preparation:
             self.bad.append({"split": split, "class": name, "path": video["path"], "problem": problem})
         self.splits[split] = dataset.select([row for row in range(len(dataset)) if row not in problems])
 
+    def _check_parts_can_be_uploaded(self):
+        """Raises `ValueError` if parts of videos would be uploaded. Only a frame store holds them without the rest."""
+        if not self.arguments.push_to_hub or frame_store_settings(self.arguments).keeps_something:
+            return
+        paths = (video["path"] for dataset in self.splits.values() for video in references(dataset))
+        part = next((path for path in paths if path and split_span(path)[1] is not None), None)
+        if part is not None:
+            raise ValueError(f"{part} is a part of a video, which --push_to_hub uploads only with --frame_store jpeg.")
+
     def _leave_out_duplicates(self) -> int:
         """Removes duplicates: a file listed twice could be support and query of one episode.
 
@@ -280,6 +291,7 @@ class Preparation:
             lines.append(f"note: there are no classes for {' and '.join(absent)}; --class_split makes all splits.")
         worst = Counter((bad["split"], bad["class"]) for bad in self.bad).most_common(5)
         lines += [f"bad videos of {split} class {name!r}: {count}" for (split, name), count in worst]
+        lines += [f"note: {words}: {number:,}." for words, number in self.left_out.notes.items()]
         return [*lines, str(self.left_out)] if str(self.left_out) else lines
 
     def _save(self):

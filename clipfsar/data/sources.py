@@ -15,12 +15,16 @@ import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
-from choices_clipfsar import VIDEO_SUFFIXES
-from clipfsar.data.arguments import SPLITS, TABLE_SUFFIXES, PrepareArguments
-from clipfsar.data.clips import LeftOut, class_folders, find_clips
+from choices_clipfsar import SECONDS_PER_VIDEO, VIDEO_SUFFIXES
+from clipfsar.data.arguments import LABEL_SUFFIXES, SPLITS, TABLE_SUFFIXES, PrepareArguments
+from clipfsar.data.clips import Clip, LeftOut, class_folders, find_clips, is_hidden
+from clipfsar.data.cvat import read_cvat
+from clipfsar.data.label_studio import LABEL, VIDEO, read_label_studio
+from clipfsar.data.labels import VideoFolder, clips_of
 from clipfsar.data.tables import read_rows, read_text
 from clipfsar.options import nearest
 from paths_clipfsar import class_name_of_folder, class_names_of_folders, normalized_class_name
+from spans_clipfsar import with_span
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -29,15 +33,9 @@ SPLIT_FOLDERS = {
     "val": "validation",
     "test": "test",
 }
+TIME_COLUMNS = ("start_seconds", "end_seconds")
+_DATA_SET_FILES = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 _LIST_FILES = {"train": "train_few_shot.txt", "validation": "val_few_shot.txt", "test": "test_few_shot.txt"}
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A video file, which may not exist, and its class."""
-
-    path: str
-    class_name: str
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -424,7 +422,7 @@ def table_splits(
     """The clips of a CSV, TSV or JSON Lines file with columns for path, class and (optional) split.
 
     Without a column of splits, all videos are in one split "all". Paths are relative to `video_root`, or to the folder
-    of the table.
+    of the table. Optional columns `start_seconds` and `end_seconds` make a row a part of its video.
 
     Raises:
         ValueError: For a missing column (the message lists the columns), an empty value or an unknown split. The
@@ -448,12 +446,27 @@ def table_splits(
         path = str(row[path_column])
         if "://" not in path:
             path = _local_path(root, path)
-        result.setdefault(split, []).append(Clip(path, str(row[label_column])))
+        part = _part_of_row(f"{table}, line {line}", path, row)
+        result.setdefault(split, []).append(Clip(part, str(row[label_column])))
         if len(result) > 1 and "all" in result:
             raise ValueError(f"{table}, line {line}: some lines have a column {split_column!r} and some have none.")
     if not result:
         raise ValueError(f"{table} names no videos.")
     return result
+
+
+def _part_of_row(where: str, path: str, row: dict) -> str:
+    """The path of a row, or of the part of its video that the columns of times say."""
+    start, end = (row.get(column) for column in TIME_COLUMNS)
+    if start in (None, "") and end in (None, ""):
+        return path
+    try:
+        return with_span(path, float(start or 0), None if end in (None, "") else float(end))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{where}: {TIME_COLUMNS[0]} {start!r} and {TIME_COLUMNS[1]} {end!r} are no part of a video: give seconds, "
+            "the end after the start."
+        ) from None
 
 
 def _nearest_column(column: str, row: dict) -> str | None:
@@ -496,17 +509,101 @@ def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -
 def _listed_by_source(arguments: PrepareArguments, left_out: LeftOut | None) -> dict[str, list[Clip]] | None:
     assert arguments.source is not None  # the options were checked
     source = Path(arguments.source)
-    if source.is_file() and source.suffix.lower() not in TABLE_SUFFIXES:
-        raise ValueError(f"--source {source} is a file, but not a table: tables end in {' or '.join(TABLE_SUFFIXES)}.")
-    if source.suffix.lower() in TABLE_SUFFIXES and not source.is_file():
+    suffix = source.suffix.lower()
+    if source.is_file() and suffix not in (*TABLE_SUFFIXES, *LABEL_SUFFIXES):
+        raise ValueError(
+            f"--source {source} is a file, but not a table: tables end in {' or '.join(TABLE_SUFFIXES)}, labels of "
+            "Label Studio in .json, those of CVAT in .xml."
+        )
+    if suffix in (*TABLE_SUFFIXES, *LABEL_SUFFIXES) and not source.exists():
         raise FileNotFoundError(f"--source {source} does not exist.")
-    if source.is_file():
+    root = _path_or_none(arguments.video_root)
+    if source.is_file() and suffix in TABLE_SUFFIXES:
         columns = (arguments.path_column, arguments.label_column, arguments.split_column)
-        return table_splits(source, _path_or_none(arguments.video_root), *columns)
+        return table_splits(source, root, *columns)
+    if is_labels(source):
+        clips = read_labelled_clips(
+            source,
+            root,
+            video_column=arguments.video_column,
+            label_column=arguments.label_column,
+            label_fps=arguments.label_fps,
+            skip_unreadable=arguments.skip_bad_videos,
+            seconds_per_video=arguments.seconds_per_video,
+            left_out=left_out,
+        )
+        return {"all": clips}
     is_saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
     if source.is_dir() and not is_saved and not any(source.rglob("*.parquet")):
         return folder_splits(source, left_out)
     return None
+
+
+def is_labels(path: Path) -> bool:
+    """Whether a path is an export of Label Studio or CVAT, or a folder of such files and nothing else."""
+    if path.is_dir():
+        files = [path / name for name in os.listdir(path) if not is_hidden(name)]
+        return bool(files) and all(file.is_file() and is_labels(file) for file in files)
+    return path.suffix.lower() in LABEL_SUFFIXES and path.name not in _DATA_SET_FILES
+
+
+def read_labelled_clips(
+    path: str | os.PathLike,
+    video_root: str | os.PathLike | None = None,
+    *,
+    video_column: str = VIDEO,
+    label_column: str = LABEL,
+    label_fps: float | None = None,
+    skip_unreadable: bool = False,
+    seconds_per_video: float = SECONDS_PER_VIDEO,
+    left_out: LeftOut | None = None,
+) -> list[Clip]:
+    """The clips of labels from Label Studio (.json) or CVAT (.xml), of a folder of such files, or of a table.
+
+    Args:
+        video_root: Folder of the videos. Default: the folder of the file.
+        video_column, label_column, label_fps: See `read_label_studio`.
+        skip_unreadable: Leave out parts of videos that cannot be opened.
+        left_out: Counts what is not used.
+
+    Raises:
+        ValueError: For a file of another form, or one without labels. The message has file, task and field.
+    """
+    path, left_out = Path(path).expanduser(), LeftOut() if left_out is None else left_out
+    root = None if video_root is None else Path(video_root).expanduser()
+    videos = VideoFolder((path if path.is_dir() else path.parent) if root is None else root)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return [clip for clips in table_splits(path, root, label_column=label_column).values() for clip in clips]
+    labels = []
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if is_hidden(file.name):
+            continue
+        if file.suffix.lower() == ".xml":
+            labels += read_cvat(file, videos, left_out)
+        else:
+            labels += read_label_studio(file, videos, video_column, label_column, label_fps, left_out)
+    return clips_of(labels, left_out, skip_unreadable, seconds_per_video)
+
+
+def labelled_clips(path: str | os.PathLike, video_root: str | os.PathLike | None = None, **options) -> dict[str, list]:
+    """`{class name: clips}` of labels from a labelling tool or of a table, for `SupportSet.from_videos`.
+
+    A clip is a path, or the name of a part of a video, such as `long.mp4#t=12.5,15`.
+
+    Args:
+        path: Export of Label Studio (.json) or CVAT (.xml), folder of such files, or table (.csv, .tsv, .jsonl).
+        video_root: Folder of the videos. Default: the folder of the file.
+        options: `video_column` and `label_column` (field of the videos and name of the labelling tag in Label Studio,
+            column of the classes in a table), `label_fps` (rate at which Label Studio counted frames), and
+            `skip_unreadable` (leave out parts of videos that cannot be opened).
+
+    Raises:
+        ValueError: For a file of another form, or one without labels. The message has file, task and field.
+    """
+    classes: dict[str, list] = {}
+    for clip in read_labelled_clips(path, video_root, **options):
+        classes.setdefault(clip.class_name, []).append(clip.path)
+    return classes
 
 
 def _path_or_none(path: str | None) -> Path | None:
@@ -606,8 +703,11 @@ __all__ = [
     "class_name_of_folder",
     "folder_splits",
     "is_in_trx_form",
+    "is_labels",
+    "labelled_clips",
     "listed_clips",
     "official_splits",
+    "read_labelled_clips",
     "read_official_class_names",
     "read_official_list",
     "resplit",

@@ -14,15 +14,18 @@ _DELIMITERS = (",", ";", "\t")
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, size_limit: str = "file_bytes") -> str:
     """The content of a text file in UTF-8, with or without a byte order mark.
+
+    Args:
+        size_limit: Name of the limit on its size (`limits_clipfsar`).
 
     Raises:
         ValueError: For another encoding (the message has file, line and remedy), for a pipe or device, which may never
             end, and for a file above the size limit.
     """
     try:
-        data = read_file(path)
+        data = read_file(path, size_limit)
     except UnreadableError as error:
         raise ValueError(f"{path} cannot be read as text: {error}. Give a file with lines of text.") from None
     remedy = "save the file as UTF-8 (spreadsheets call it 'CSV UTF-8')"
@@ -47,10 +50,17 @@ def read_class_texts(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises `ValueError` for a file that is not JSON.
     """
+    return read_json_text(path, "file_bytes")
+
+
+def read_json_text(path: str | os.PathLike, size_limit: str = "json_bytes") -> Any:
+    """The value in a JSON file of another program or of a person. Raises `ValueError` if it is not JSON."""
     try:
-        return json.loads(read_text(Path(path).expanduser()))
+        return json.loads(read_text(Path(path).expanduser(), size_limit))
     except json.JSONDecodeError as error:
         raise ValueError(f"{os.fspath(path)} is not JSON: {error}.") from None
+    except RecursionError:
+        raise ValueError(f"{os.fspath(path)} is not read: its values are nested too deeply.") from None
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -131,4 +141,4 @@ def _rows_of_json_lines(table: Path, text: str) -> Iterator[tuple[int, dict]]:
             yield number, row
 
 
-__all__ = ["csv_text", "read_class_texts", "read_rows", "read_text"]
+__all__ = ["csv_text", "read_class_texts", "read_json_text", "read_rows", "read_text"]

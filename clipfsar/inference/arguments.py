@@ -5,15 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from choices_clipfsar import DTYPES, EXPORT_FORMATS, INFERENCE_MODES, OUTPUT_FORMATS, SECONDS_PER_VIDEO, UNKNOWN_LABEL
+from clipfsar.data.arguments import LABEL_FPS_HELP
 from clipfsar.names import check_device, check_source, find_model
 from clipfsar.options import REQUIRED, option
 from paths_clipfsar import check_path
+from spans_clipfsar import split_span
 
 DTYPE_CHOICES = ("auto", *DTYPES)
 CLASS_TEXTS_HELP = (
     "JSON file of texts in place of the prompt, {class name: text or list of texts}; several texts of a class are "
     'averaged. "*" is for all other classes, with {} for the name.'
 )
+SUPPORT_SET_HELP = (
+    "The classes: a folder EXAMPLES/CLASS/clips, a saved support set (folder or Hub id), or labels: of Label Studio "
+    "(.json), of CVAT (.xml), or a table (.csv, .tsv, .jsonl)."
+)
+SUPPORT_SET_REMEDY = "Give a folder EXAMPLES/CLASS/clips, a saved support set, or a file of labels."
+VIDEO_ROOT_HELP = "Folder of the videos in a file of labels. Default: the folder of the file."
 DTYPE_HELP = "Precision of the model. auto: as saved. int8 quantizes the visual tower's linear layers, on a CPU."
 
 
@@ -28,6 +36,8 @@ class PredictArguments:
         clipfsar predict --model runs/mine/best --support_set EXAMPLES --query new.mp4 --pictures why # explanations
         clipfsar predict --model runs/mine/best --support_set EXAMPLES --query long.mp4 --window_seconds 3 \\
             --stride_seconds 1 --pictures timelines --format csv --output timeline.csv            # what, and when
+        clipfsar predict --model runs/mine/best --support_set labels.json --video_root VIDEOS --query long.mp4 \\
+            --window_seconds 3 --format label_studio --output tasks.json    # labels in, pre-annotations out
 
     A clip is a video file or a folder of image files. --window_seconds classifies every window of a long video, which
     is decoded once. A plain CLIP as --model works without training, by its frame features alone.
@@ -37,11 +47,9 @@ class PredictArguments:
     """
 
     model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained).")
-    support_set: str | None = option(
-        None,
-        "The classes: a folder EXAMPLES/CLASS/clips, or a saved support set (folder or Hub id).",
-        aliases=["support"],
-    )
+    support_set: str | None = option(None, SUPPORT_SET_HELP, aliases=["support"])
+    video_root: str | None = option(None, VIDEO_ROOT_HELP, needs="support_set")
+    label_fps: float | None = option(None, LABEL_FPS_HELP, needs="support_set")
     labels: list[str] | None = option(
         None,
         "Class names only (zero-shot), instead of --support_set: several values, or one value with commas.",
@@ -75,15 +83,28 @@ class PredictArguments:
         needs="window_seconds",
     )
     fps: float | None = option(
-        None, "Frames per second of videos without a frame rate, such as folders of frames.", needs="window_seconds"
+        None,
+        "Frames per second of videos without a frame rate, such as folders of frames.",
+        needs="window_seconds or format=label_studio or format=cvat or output=*.xml",
     )
     format: str = option(
         None,
-        "Format of the output; default: csv or json if --output ends in it, otherwise table.",
+        "Format of the output. jsonl, label_studio and cvat are labels, for tools and clipfsar prepare. Default: csv, "
+        "json or jsonl if --output ends in it, cvat for .xml, otherwise table.",
         OUTPUT_FORMATS,
         needs="query",
     )
-    output: str | None = option(None, "File for the output; default: the terminal.", needs="query")
+    output: str | None = option(
+        None,
+        "File for the output; default: the terminal. For cvat also a folder, for a file per video.",
+        needs="query",
+    )
+    video_address: str | None = option(
+        None,
+        "Address of a video for --format label_studio, with {} for its file name, such as "
+        "/data/local-files/?d=clips/{}. Default: the query.",
+        needs="format=label_studio",
+    )
     pictures: str | None = option(
         None,
         "Folder for one picture per video: an explanation of the answer, or with windows the timeline.",
@@ -109,7 +130,12 @@ class PredictArguments:
         check_device(self.device)
         if self.format is None:
             ending = Path(self.output or "").suffix.lower().removeprefix(".")
+            ending = {"xml": "cvat"}.get(ending, ending)
             self.format = ending if ending in OUTPUT_FORMATS else "table"
+        if self.video_address is not None and (self.format != "label_studio" or "{}" not in self.video_address):
+            raise ValueError(
+                f"--video_address {self.video_address} is for --format label_studio, with {{}} for a video's file name."
+            )
         if self.labels is not None and self.labels_file is not None:
             raise ValueError("Give --labels or --labels_file, not both.")
         has_labels = self.labels is not None or self.labels_file is not None
@@ -125,10 +151,10 @@ class PredictArguments:
                     raise ValueError(f"--{name} needs example clips: give --support_set instead of --labels.")
         if self.dtype == "int8" and self.device not in (None, "cpu"):
             raise ValueError(f"--dtype int8 is for CPUs: leave --device {self.device} out, or use --dtype bfloat16.")
-        for name in ("window_seconds", "stride_seconds"):
+        for name in ("window_seconds", "stride_seconds", "label_fps"):
             if getattr(self, name) == math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be a finite number.")
-        for name in ("window_seconds", "stride_seconds", "fps", "seconds_per_video"):
+        for name in ("window_seconds", "stride_seconds", "fps", "label_fps", "seconds_per_video"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be greater than 0.")
         for name in ("top_k", "batch_size"):
@@ -140,10 +166,10 @@ class PredictArguments:
         check_path("model", self.model)  # paths of this machine first, the Hub last
         check_path("labels_file", self.labels_file, is_local=True)
         check_path("class_texts", self.class_texts, is_local=True)
-        check_source(
-            "support_set", self.support_set, remedy="Give a folder EXAMPLES/CLASS/clips, or a saved support set."
-        )
-        if self.query and not any("://" in query or Path(query).expanduser().exists() for query in self.query):
+        check_path("video_root", self.video_root, is_local=True)
+        check_source("support_set", self.support_set, remedy=SUPPORT_SET_REMEDY)
+        paths = [split_span(query)[0] for query in self.query]
+        if paths and not any("://" in path or Path(path).expanduser().exists() for path in paths):
             raise FileNotFoundError(f"--query {' '.join(self.query)}: there is no such file or folder.")
         self.model = find_model("model", self.model)
 
@@ -162,11 +188,9 @@ class ReviewArguments:
     """
 
     model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained).")
-    support_set: str = option(
-        REQUIRED,
-        "The classes: a folder EXAMPLES/CLASS/clips, or a saved support set (folder or Hub id).",
-        aliases=["support"],
-    )
+    support_set: str = option(REQUIRED, SUPPORT_SET_HELP, aliases=["support"])
+    video_root: str | None = option(None, VIDEO_ROOT_HELP, needs="support_set")
+    label_fps: float | None = option(None, LABEL_FPS_HELP, needs="support_set")
     inference_mode: str | None = option(
         None,
         "few_shot: by the clips; zero_shot: by the class names; ensemble: by both. Default: the model's.",
@@ -196,15 +220,16 @@ class ReviewArguments:
             self.format = "json" if Path(self.output or "").suffix.lower() == ".json" else "table"
         if self.batch_size < 1:
             raise ValueError(f"--batch_size {self.batch_size} must be at least 1.")
+        if self.label_fps is not None and not 0 < self.label_fps < math.inf:
+            raise ValueError(f"--label_fps {self.label_fps} must be greater than 0 and finite.")
 
     def check_files(self):
         """Raises `FileNotFoundError` for missing files."""
         check_path("model", self.model)  # paths of this machine first, the Hub last
         check_path("sources", self.sources, is_local=True)
         check_path("class_texts", self.class_texts, is_local=True)
-        check_source(
-            "support_set", self.support_set, remedy="Give a folder EXAMPLES/CLASS/clips, or a saved support set."
-        )
+        check_path("video_root", self.video_root, is_local=True)
+        check_source("support_set", self.support_set, remedy=SUPPORT_SET_REMEDY)
         self.model = find_model("model", self.model)
 
 

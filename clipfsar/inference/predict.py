@@ -10,10 +10,13 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
+from clipfsar.data.arguments import TABLE_SUFFIXES
 from clipfsar.data.clips import LeftOut, class_folders, find_clips
+from clipfsar.data.sources import is_labels, labelled_clips
 from clipfsar.data.tables import csv_text, read_class_texts, read_text
 from clipfsar.inference.arguments import PredictArguments
 from clipfsar.inference.load_model import load_model, usable_device
+from clipfsar.inference.preannotations import as_cvat, as_json_lines, as_label_studio, write_cvat
 from clipfsar.inference.windows import classify_windows, encode_windows
 from clipfsar.plots import plot_timeline
 from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, printable
@@ -60,30 +63,36 @@ def find_queries(names: list[str], left_out: LeftOut | None = None) -> list[str]
 
 
 def load_support_set(model, processor, arguments) -> SupportSet:
-    """The classes of `--support_set`: a saved support set (folder or Hub id), or a folder of clips, which it encodes.
+    """The classes of `--support_set`: a saved support set (folder or Hub id), or clips, which it encodes: a folder of
+    them, or labels of a labelling tool.
 
     Args:
-        arguments: Has the options `support_set`, `batch_size` and `skip_unreadable`.
+        arguments: Has the options `support_set`, `video_root`, `label_fps`, `batch_size` and `skip_unreadable`.
     """
     source = arguments.support_set
-    folder = Path(source).expanduser()
-    if not folder.is_dir() or (folder / SUPPORT_SET_NAME).is_file():
+    path, left_out = Path(source).expanduser(), LeftOut()
+    has_labels = path.exists() and (path.suffix.lower() in TABLE_SUFFIXES or is_labels(path))
+    if (path / SUPPORT_SET_NAME).is_file() or not (path.is_dir() or has_labels):
         if arguments.skip_unreadable:
             raise ValueError(
                 f"--skip_unreadable has no effect with the saved support set {source}, whose clips are encoded: leave "
                 "it out."
             )
-        return SupportSet.from_pretrained(folder if folder.is_dir() else source)
-    left_out = LeftOut()
-    classes = find_classes(folder, left_out)
+        return SupportSet.from_pretrained(path if path.is_dir() else source)
+    if has_labels:
+        reading = {"label_fps": arguments.label_fps, "skip_unreadable": arguments.skip_unreadable}
+        classes: dict = labelled_clips(path, arguments.video_root, left_out=left_out, **reading)
+    else:
+        classes = find_classes(path, left_out)
     _print_left_out("--support_set", left_out)
     options = {"batch_size": arguments.batch_size, "skip_unreadable": arguments.skip_unreadable}
     return SupportSet.from_videos(model, processor, classes, **options, show_progress=True)
 
 
 def _print_left_out(option: str, left_out: LeftOut):
-    if str(left_out):
-        print(f"{option} {left_out}", file=sys.stderr)
+    lines = [str(left_out), *(f"note: {words}: {number:,}" for words, number in left_out.notes.items())]
+    for line in filter(None, lines):
+        print(f"{option} {line}", file=sys.stderr)
 
 
 class Prediction:
@@ -93,7 +102,7 @@ class Prediction:
         self.arguments = arguments
         # Outputs that cannot be written fail here, before the work.
         if arguments.output:
-            check_output_file(arguments.output)
+            check_output_file(Path(arguments.output) / "a.xml" if is_folder_output(arguments) else arguments.output)
         for folder in filter(None, (arguments.pictures, arguments.save_support_set)):
             check_output_file(Path(folder) / SUPPORT_SET_NAME)
         model, processor = load_model(arguments.model, arguments.dtype)
@@ -132,6 +141,11 @@ class Prediction:
         left_out = LeftOut()
         queries = find_queries(self.arguments.query, left_out)
         _print_left_out("--query", left_out)
+        if self.arguments.format == "cvat" and len(queries) > 1 and not is_folder_output(self.arguments):
+            raise ValueError(
+                f"--format cvat: a file is for one task of CVAT, with one video, but there are {len(queries)} queries. "
+                "Name a folder as --output, for a file per video."
+            )
         window_seconds = self.arguments.window_seconds
         if window_seconds is not None:
             return [self._in_windows(query, window_seconds) for query in queries]
@@ -272,6 +286,25 @@ def as_csv(results: list[dict], class_names: list[str]) -> str:
     return csv_text(columns, rows)
 
 
+def is_folder_output(arguments: PredictArguments) -> bool:
+    """Whether `--output` is a folder, for a file per video."""
+    return arguments.format == "cvat" and bool(arguments.output) and Path(arguments.output).suffix.lower() != ".xml"
+
+
+def as_text(results: list[dict], prediction: Prediction) -> str:
+    """The results in the format that the options name."""
+    arguments = prediction.arguments
+    texts: dict[str, Callable[[], str]] = {
+        "table": lambda: as_table(results, arguments.top_k),
+        "json": lambda: json.dumps(results, indent=2, ensure_ascii=False) + "\n",
+        "csv": lambda: as_csv(results, prediction.class_names),
+        "jsonl": lambda: as_json_lines(results),
+        "label_studio": lambda: as_label_studio(results, arguments),
+        "cvat": lambda: "".join(as_cvat(results, arguments).values()),
+    }
+    return texts[arguments.format]()
+
+
 def write_output(text: str, path: str | None):
     """Writes to the file, or to standard output, also if writing the file fails."""
     # Characters that cannot be encoded, as in file names with other bytes, become escapes (in JSON, JSON's own).
@@ -297,13 +330,10 @@ def main(arguments: PredictArguments) -> int:
     if not arguments.query:
         return 0
     results = prediction.run()
-    if arguments.format == "json":
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    if is_folder_output(arguments):
+        write_cvat(as_cvat(results, arguments), arguments.output)
     else:
-        text = (
-            as_csv(results, prediction.class_names) if arguments.format == "csv" else as_table(results, arguments.top_k)
-        )
-    write_output(text, arguments.output)
+        write_output(as_text(results, prediction), arguments.output)
     num_unread = sum("error" in result for result in results)
     if num_unread:
         print(f"{num_unread} of {len(results)} queries could not be read.", file=sys.stderr)
@@ -312,5 +342,6 @@ def main(arguments: PredictArguments) -> int:
 
 __all__ = [
     *("SOME_UNREADABLE", "Prediction", "as_csv", "as_table", "find_classes", "find_clips", "find_queries"),
+    *("as_text", "is_folder_output"),
     *("load_support_set", "main", "write_output"),
 ]

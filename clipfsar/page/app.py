@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -34,9 +35,12 @@ from explanation_clipfsar import Explanation
 from limits_clipfsar import variable_of
 from paths_clipfsar import public_name
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
+from review_clipfsar import SupportSetReview
+from support_set_clipfsar import EnrolledClass
 
 MAX_FILE_SIZE = "100mb"
 MAX_BARS = 8
+MAX_STRIPS = 8  # in a review
 SECONDS_TO_WAIT = 5  # for the previous request of the same visitor
 # Limits for visitors' clips. Environment variables change them (see `limits_clipfsar`).
 LIMITS = {"frame_pixels": 2**25, "clip_bytes": 2**30, "reader_bytes": 2**31}
@@ -76,6 +80,15 @@ CSS = """
 .frames img, .strip img, .why img { width: 100%; display: block; border-radius: 3px; }
 .strip img { max-width: 520px; }
 .why img { max-width: 620px; background: white; border-radius: 6px; }
+.review table, .review tr, .review th, .review td { border: none !important; }
+.review table { width: 100%; border-collapse: collapse; font-size: var(--text-sm); margin: 8px 0 14px; }
+.review th, .review td { border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere;
+  padding: 4px 10px 4px 0 !important; }
+.review .headline { font-size: 1.15rem; font-weight: 650; overflow-wrap: anywhere; }
+.review .finding .strip { margin-top: 6px; }
+.review .number { text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.review .scroll { max-height: 330px; overflow-y: auto; }
+.review .finding { border-left: 4px solid #d97706; padding: 2px 12px; margin: 10px 0; overflow-wrap: anywhere; }
 .class-title { font-weight: 650; overflow-wrap: anywhere; }
 """
 
@@ -150,6 +163,81 @@ def alignment_picture(explanation: Explanation, class_name: str) -> str:
     explanation.plot(label=class_name, probabilities=False).savefig(data, format="png", dpi=150)
     alt = f"alignment with {html.escape(class_name)}"
     return f'<div class="why"><img alt="{alt}" src="{data_uri(data.getvalue(), "png")}"></div>'
+
+
+def review_part(review: SupportSetReview, classes: Mapping[str, EnrolledClass]) -> str:
+    """HTML of a review of these classes: the expected accuracy, what to do about which clip, and a table of classes."""
+    return (
+        f'<div class="review">{_expected_accuracy(review)}{"".join(_findings(review, classes))}'
+        f'<div class="scroll">{_table_of_classes(review)}</div></div>'
+    )
+
+
+def _expected_accuracy(review: SupportSetReview) -> str:
+    if review.accuracy is None or review.interval is None:
+        return message("This cannot be checked yet: no class has clips of two videos. Add clips.", "hint")
+    low, high = review.interval
+    fewer = "With one clip fewer in each class. " if review.shots_fewer else ""
+    return (
+        f'<div class="headline">About {review.accuracy:.0f}% of new clips would be recognised</div>'
+        f'<div class="quiet">95% interval {low:.0f} to {high:.0f}%; guessing gives '
+        f"{100 / len(review.class_names):.0f}%. {fewer}Each clip was left out and classified by the others, decided by "
+        f"{'clips and class names' if review.inference_mode == 'ensemble' else MODES[review.inference_mode]}.</div>"
+    )
+
+
+def _findings(review: SupportSetReview, classes: Mapping[str, EnrolledClass]) -> Iterator[str]:
+    """HTML of what stands out. Clips are shown, suspects before doubles, at most `MAX_STRIPS`."""
+    clips = [
+        (
+            one.class_name,
+            one.clip,
+            f"Is this “{one.class_name}”? It looks like “{one.nearer_to}”. If it is not, remove it.",
+        )
+        for one in review.suspects
+    ]
+    for name, clip, other_name, other in review.duplicates:
+        advice = "One of them is enough." if name == other_name else "A clip has one class: remove one of them."
+        clips.append((name, clip, f"In “{name}”, and almost the same as “{other}” in “{other_name}”. {advice}"))
+    for name, clip, sentence in clips[:MAX_STRIPS]:
+        enrolled = classes[name]
+        strip = clip_strip(enrolled.thumbnails[enrolled.clip_names.index(clip)], clip)
+        yield f'<div class="finding">{html.escape(sentence)}{strip}</div>'
+    sentences = [f"{len(clips) - MAX_STRIPS} more clips stand out."] if len(clips) > MAX_STRIPS else []
+    sentences += [
+        f"“{one}” and “{other}” are hard to tell apart: {right} of {total} clips are recognised. Add clips of both."
+        for one, other, right, total in review.inseparable
+    ]
+    if review.too_few and review.accuracy is not None:
+        names = ", ".join(f"“{name}”" for name in review.too_few)
+        sentences.append(f"{names}: add clips of another video. Those of one video alone cannot be checked.")
+    sentences += [
+        f"{len(members)} clips are of the video “{source}”. They were left out together."
+        for source, members in review.shared_sources.items()
+    ]
+    yield from (f'<div class="finding">{html.escape(sentence)}</div>' for sentence in sentences)
+    if not clips and not sentences and review.accuracy is not None:
+        yield message("No clip and no class stands out.", "done")
+
+
+def _table_of_classes(review: SupportSetReview) -> str:
+    rows = []
+    for row, name in enumerate(review.class_names):
+        accuracy = review.per_class[name]
+        others = dict(zip(review.class_names, review.confusion[row], strict=True))
+        del others[name]
+        other = max(others, key=others.__getitem__)
+        taken_for = f"{html.escape(other)} ({100 * others[other]:.0f}%)" if others[other] > 0 else "-"
+        known = "-" if accuracy is None else f"{accuracy:.0f}%"
+        rows.append(
+            f'<tr><th scope="row">{html.escape(name)}</th><td class="number">{review.num_clips[name]}</td>'
+            f'<td class="number">{known}</td><td>{taken_for}</td></tr>'
+        )
+    return (
+        '<table><thead><tr><th scope="col">class</th><th scope="col" class="number">clips</th>'
+        '<th scope="col" class="number">recognised</th><th scope="col">most often taken for</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 class Uploads:
@@ -249,6 +337,7 @@ class _Page:
             with gr.Row():
                 with gr.Column(min_width=320):
                     self.add_classes()
+                    self.add_review()
                 with gr.Column(min_width=320):
                     self.add_query()
                     self.add_answer()
@@ -256,6 +345,7 @@ class _Page:
             self.connect_uploads()
             self.connect_classes()
             self.connect_query()
+            self.connect_review()
             self.page.unload(self.forget)
         for function in self.page.fns.values():  # includes those that gradio adds
             function.api_visibility = "private"
@@ -317,6 +407,15 @@ class _Page:
             return "", here.revision
 
         button.click(remove, self.visitor, [self.classes_message, self.revision], **_AT_ONCE)
+
+    def add_review(self):
+        gr.Markdown("### Review your clips")
+        gr.HTML(
+            '<div class="quiet">Are they enough, and are they good ones? Each clip is left out once and classified by '
+            "the others.</div>"
+        )
+        self.review_button = gr.Button("Review")
+        self.review_html = gr.HTML(elem_id="review")
 
     def add_query(self):
         gr.Markdown("## 2. Clip to classify")
@@ -451,6 +550,26 @@ class _Page:
         for button, path in self.example_queries:
             button.click(lambda path=path: path, None, self.query, **_AT_ONCE)
 
+    def connect_review(self):
+        self.review_button.click(
+            self.show_review,
+            [self.visitor, self.mode],
+            self.review_html,
+            **_IN_WORKERS,
+            show_progress="minimal",
+            show_progress_on=self.review_html,
+        )
+        self.revision.change(self.hide_review, self.visitor, self.review_html, **_AT_ONCE)
+
+    def show_review(self, here: Visitor, mode: str) -> str:
+        with self.turn_of(here):
+            review, note = here.review(self.pipeline, mode)
+            return message(note, "hint") if review is None else review_part(review, here.reviewed)
+
+    def hide_review(self, here: Visitor):
+        """Removes a review of classes that have changed since."""
+        return gr.skip() if here.is_reviewed else ""
+
     def ask(self, here: Visitor, path: str | None, request: gr.Request):
         visitor_id = request.session_hash
         replaced = here.query_path
@@ -512,4 +631,4 @@ def main(arguments: PageArguments, note: str | None = None):
             page.close(verbose=False)
 
 
-__all__ = ["Uploads", "alignment_picture", "build_page", "main", "message", "probability_bars"]
+__all__ = ["Uploads", "alignment_picture", "build_page", "main", "message", "probability_bars", "review_part"]

@@ -1,9 +1,10 @@
-"""The actions of one visitor: enroll classes, remove clips and classes, classify a clip. Works without a browser.
+"""The actions of one visitor: enroll classes, remove and review clips, classify a clip. Works without a browser.
 
 Errors are `ValueError`s whose messages are meant for the visitor: without folders of the server, without option names.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from explanation_clipfsar import Explanation
 from paths_clipfsar import class_name_of_folder
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import VideoReadError
-from support_set_clipfsar import SupportSet, repeatable_sampling
+from review_clipfsar import SupportSetReview
+from support_set_clipfsar import EnrolledClass, SupportSet, repeatable_sampling
 
 MAX_CLIPS = 100  # per visitor; a clip takes about 50 kB for features and pictures
 MAX_CLIPS_AT_ONCE = 10
@@ -33,6 +35,7 @@ class Visitor:
         self.query_embeds: torch.Tensor | None = None  # (T, D), from the visual tower
         self.query_frames: torch.Tensor | None = None  # (T, H, W, 3), uint8, as the model sees them
         self.explanation: Explanation | None = None  # for the last answer
+        self.reviewed: Mapping[str, EnrolledClass] = {}  # the classes of the last review
         self.revision = 0  # increases with every change of classes or clip
 
     def add(self, pipeline: FewShotVideoClassificationPipeline, class_name: str, clips: list[str]) -> str:
@@ -81,6 +84,7 @@ class Visitor:
             self.support_set.remove_class(class_name)
         else:
             self.support_set.remove_clip(class_name, clip)
+        self.reviewed = {}
         self.revision += 1
 
     def set_query(self, pipeline: FewShotVideoClassificationPipeline, clip: str | None):
@@ -124,6 +128,21 @@ class Visitor:
             self.explanation = self._explain(pipeline, self.query_embeds, inference_mode, False)
             note = str(error)
         return self.explanation, note
+
+    def review(
+        self, pipeline: FewShotVideoClassificationPipeline, inference_mode: str
+    ) -> tuple[SupportSetReview | None, str]:
+        """The review of the classes, or None, and a note on what is missing."""
+        names = self.support_set.class_names
+        if len(names) < 2:
+            return None, "Name at least two classes and show two clips of each; then your clips can be checked."
+        self.reviewed = self.support_set.classes
+        return self.support_set.review(pipeline.model, inference_mode), ""
+
+    @property
+    def is_reviewed(self) -> bool:
+        """Whether the last review is one of the classes as they are."""
+        return self.reviewed is self.support_set.classes
 
     def _explain(self, pipeline, query_embeds: torch.Tensor, inference_mode: str, detect_unknown: bool) -> Explanation:
         explanation = self.support_set.explain(pipeline.model, query_embeds, inference_mode, detect_unknown)
