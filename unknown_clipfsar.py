@@ -178,7 +178,7 @@ class UnknownScorer:
     def _calibration(self, model, inference_mode: str) -> tuple[float, float]:
         """Slope and offset that turn the smallest misfit into log odds of being unknown; made once for each mode.
 
-        Known videos are clips left out of their class, unknown ones are clips without their class.
+        Known videos are clips left out of their class, unknown ones are the same clips without their class.
         """
         if inference_mode not in self._calibrations:
             is_known = self._can_be_known(inference_mode)
@@ -197,7 +197,9 @@ class UnknownScorer:
                 misfits = _combined(by_clips, by_texts, inference_mode)
                 known.append(misfits.amin(1))
                 unknown.append(misfits.scatter(1, own, torch.inf).amin(1))
-            self._calibrations[inference_mode] = _linear_discriminant(torch.cat(known)[is_known], torch.cat(unknown))
+            self._calibrations[inference_mode] = _linear_discriminant(
+                torch.cat(known)[is_known], torch.cat(unknown)[is_known]
+            )
         return self._calibrations[inference_mode]
 
     # A threshold with a known error rate
