@@ -535,7 +535,7 @@ class SupportSet:
         model,
         pool_embeds: torch.Tensor,
         k: int,
-        strategy: str = "typicality",
+        strategy: str = "representative",
         inference_mode: str | None = None,
         seed: int = 0,
     ) -> list[Suggestion]:
@@ -543,9 +543,10 @@ class SupportSet:
 
         Args:
             pool_embeds: Frame features of the pool (from `model.get_video_features`), (P, T, D).
-            strategy: `"margin"` takes clips whose two best classes are nearest to each other, `"coverage"` clips least
-                like any enrolled or suggested one, `"typicality"` the most typical clip of each of `k` clusters, and
-                `"random"` any.
+            strategy: `"representative"` takes clips that resemble many others which no enrolled or suggested clip
+                resembles; those whose class is unsure count more. `"margin"` takes clips whose two best classes are
+                nearest to each other, `"coverage"` clips least like any enrolled or suggested one, `"typicality"` the
+                most typical clip of each of `k` clusters, and `"random"` any.
             seed: Breaks ties, and draws the random clips.
 
         Raises:

@@ -318,7 +318,11 @@ def _combined(by_clips: torch.Tensor, by_texts: torch.Tensor, inference_mode: st
 
 
 def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[float, float]:
-    """Slope and offset that give the log odds of being unknown, for normal values with one variance and equal odds."""
+    """Slope and offset that give the log odds of being unknown, for normal values with one variance and equal odds.
+
+    A handful of clips gives a poor variance: a tenth is added, and the odds at either mean are at most the number of
+    clips plus one.
+    """
     difference = float(unknown.mean() - known.mean())
     if not difference > 0:
         raise ValueError(
@@ -327,7 +331,7 @@ def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[fl
         )
     centred = torch.cat([known - known.mean(), unknown - unknown.mean()])
     variance = float(centred.square().sum()) / max(1, len(centred) - 2)
-    slope = difference / (1.1 * variance + 1e-6)  # a handful of clips gives a poor variance
+    slope = min(difference / (1.1 * variance + 1e-6), 2 * math.log(len(known) + 1) / difference)
     return slope, -slope * float(known.mean() + unknown.mean()) / 2
 
 

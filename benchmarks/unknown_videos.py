@@ -12,6 +12,8 @@ unknown videos, OSCR the chance that a known video scores lower and is also reco
 novel split come in time-reversed pairs, and all are red or green stars, circles or rings. Unknown videos therefore
 resemble known ones far more than an arbitrary video would.
 
+likeness: AUROC of the unknown videos that resemble an enrolled class in one way or another.
+
 threshold: errors at a score of 0.5, by itself and with an `unknown_error_rate`. Known videos that are refused should
 not be more than this rate; unknown videos that are let through have no guarantee.
 
@@ -33,6 +35,8 @@ from clipfsar.evaluation.unknowns import aupr, auroc, oscr
 from clipfsar.inference.load_model import load_model
 from clipfsar.options import parse_options
 from demo.synthetic import TINY_CLIP
+from demo.synthetic.actions import ACTIONS
+from demo.synthetic.classes import parse_class_name
 from demo.synthetic.render import draw_scene, paint_scene
 from left_out_clipfsar import leave_one_out
 from support_set_clipfsar import SupportSet
@@ -61,12 +65,14 @@ class Draw:
         known: (K, T, D), other clips of these classes.
         labels: (K,), their classes.
         unknown: (U, T, D), clips of the other classes.
+        unknown_names: (U,), these classes.
     """
 
     support_set: SupportSet
     known: torch.Tensor
     labels: np.ndarray
     unknown: torch.Tensor
+    unknown_names: list[str]
 
 
 def draws_of(whole: SupportSet, n_shot: int, arguments: Arguments):
@@ -77,18 +83,19 @@ def draws_of(whole: SupportSet, n_shot: int, arguments: Arguments):
 
 def draw_support_set(whole: SupportSet, n_shot: int, rng: np.random.Generator) -> Draw:
     """A support set of half of the classes with `n_shot` random clips each."""
-    enrolled, known, labels, unknown = SupportSet(whole.fingerprint), [], [], []
+    enrolled, known, labels, unknown, unknown_names = SupportSet(whole.fingerprint), [], [], [], []
     order = rng.permutation(whole.class_names)
     for number, name in enumerate(order):
         one = whole.classes[name]
         rows = rng.permutation(len(one.clip_names))
         if number >= len(order) // 2:
             unknown.append(one.support_embeds)
+            unknown_names += [str(name)] * len(rows)
             continue
         enrolled.classes[str(name)] = with_clips(one, rows[:n_shot])
         known.append(one.support_embeds[rows[n_shot:]])
         labels += [number] * (len(rows) - n_shot)
-    return Draw(enrolled, torch.cat(known), np.array(labels), torch.cat(unknown))
+    return Draw(enrolled, torch.cat(known), np.array(labels), torch.cat(unknown), unknown_names)
 
 
 # --- candidates: larger is less known ---------------------------------------------------------------------------------
@@ -165,6 +172,31 @@ def measure_scores(model, whole: SupportSet, arguments: Arguments):
         print(f"| {n_shot} | *accuracy on known clips, few_shot* | | | | {mean_and_interval(accuracies, 3)} |")
 
 
+def likeness(name: str, enrolled: list[str]) -> str:
+    """How much a class resembles the most similar enrolled one."""
+    *look, action = parse_class_name(name)
+    alike = [other for *others, other in map(parse_class_name, enrolled) if others == look]
+    if any(ACTIONS[other].motion is ACTIONS[action].motion for other in alike):
+        return "an enrolled action, backwards"
+    return "an enrolled look, another action" if alike else "another look"
+
+
+def measure_likeness(model, whole: SupportSet, arguments: Arguments):
+    print("| clips each | unknown videos show | few_shot | ensemble |")
+    print("|---|---|---|---|")
+    for n_shot in arguments.n_shot:
+        numbers: dict = {}
+        for draw in draws_of(whole, n_shot, arguments):
+            groups = np.array([likeness(name, draw.support_set.class_names) for name in draw.unknown_names])
+            scores = [scores_of(model, draw, mode) for mode in ("few_shot", "ensemble")]
+            for group in set(groups):
+                values = [auroc(known, unknown[groups == group]) for known, unknown in scores]
+                numbers.setdefault(group, []).append(values)
+        for group, values in sorted(numbers.items()):
+            cells = " | ".join(mean_and_interval(one, 2) for one in np.array(values).T)
+            print(f"| {n_shot} | {group} | {cells} |", flush=True)
+
+
 def measure_thresholds(model, whole: SupportSet, arguments: Arguments):
     print("| clips each | mode | unknown_error_rate | known refused / % | unknown let through / % |")
     print("|---|---|---|---|---|")
@@ -232,7 +264,7 @@ def measure_background(model, processor, whole: SupportSet, arguments: Arguments
             print(f"| {n_shot} | {mode} | {count} clips | {cells} |", flush=True)
 
 
-TABLES = ("scores", "threshold", "background")
+TABLES = ("scores", "likeness", "threshold", "background")
 
 
 def main(arguments: Arguments):
@@ -242,6 +274,8 @@ def main(arguments: Arguments):
         print(f"\n{name}\n")
         if name == "scores":
             measure_scores(model, whole, arguments)
+        elif name == "likeness":
+            measure_likeness(model, whole, arguments)
         elif name == "threshold":
             measure_thresholds(model, whole, arguments)
         else:

@@ -1,5 +1,7 @@
 """The score of "none of these": its parts by hand, its guarantee, background clips, and how they are kept."""
 
+import math
+
 import pytest
 import torch
 from tiny_data import random_clip, tiny_model_and_processor
@@ -102,10 +104,12 @@ def test_clips_of_one_video_are_not_compared_with_each_other():
     assert UnknownScorer(PlainModel(), only, Unknowns()).nearest.isfinite().tolist() == [True, True, False]
 
 
-def test_the_discriminant_is_fishers_with_a_tenth_of_the_variance_added():
-    slope, offset = _linear_discriminant(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([4.0, 8.0, 6.0]))
-    expected = 4 / (1.1 * (2 + 8) / (6 - 2) + 1e-6)
-    assert (slope, offset) == pytest.approx((expected, -expected * (2 + 6) / 2))
+def test_the_discriminant_is_fishers_and_claims_no_more_than_its_clips_can_tell():
+    slope, offset = _linear_discriminant(torch.tensor([1.0, 7.0, 4.0]), torch.tensor([4.0, 8.0, 6.0]))
+    expected = 2 / (1.1 * (18 + 8) / (6 - 2) + 1e-6)
+    assert (slope, offset) == pytest.approx((expected, -expected * (4 + 6) / 2))
+    slope, offset = _linear_discriminant(torch.zeros(3), torch.full((3,), 10.0))
+    assert (slope * 10 + offset, slope * 0 + offset) == pytest.approx((math.log(4), -math.log(4)))
 
 
 def test_a_query_with_more_frames_is_compared_at_the_same_times(support_set, query_embeds):
