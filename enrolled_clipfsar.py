@@ -56,11 +56,11 @@ except ImportError:
     from modeling_clipfsar import evaluating
 
 try:
-    from .support_set_files_clipfsar import EnrolledClass
+    from .support_set_files_clipfsar import EnrolledClass, Unknowns
 except ImportError:
     if __package__:
         raise
-    from support_set_files_clipfsar import EnrolledClass
+    from support_set_files_clipfsar import EnrolledClass, Unknowns
 
 try:
     from .tuning_clipfsar import with_settings
@@ -69,11 +69,16 @@ except ImportError:
         raise
     from tuning_clipfsar import with_settings
 
+try:
+    from .unknown_clipfsar import UnknownScorer
+except ImportError:
+    if __package__:
+        raise
+    from unknown_clipfsar import UnknownScorer
+
 CLASSES_AT_ONCE = 256  # bounds the memory of prototypes and distances, whatever the number of classes
 PAIRS_AT_ONCE_ON_CPU = 2**12  # pairs of videos whose frame distances fit a processor's cache
 PAIRS_AT_ONCE = 2**16  # on other devices
-ENTRIES_AT_ONCE = 2**20  # of a matrix (clips, classes)
-CLIPS_AT_ONCE = 256  # in the temporal transformer
 
 
 def distances_in_pieces(
@@ -103,6 +108,7 @@ class Snapshot:
         model: The model that makes the prototypes. Give every method the same one.
         classes: At least one class, each with clips.
         settings: Of the model's configuration, in place of its own: see `SupportSet.tune`.
+        unknowns: Background clips, and the error rate that is asked for.
 
     Attributes:
         class_names: N names, in the order of the logits.
@@ -112,8 +118,14 @@ class Snapshot:
             clips and not padding (1, N, K), or None if all are. Otherwise None.
     """
 
-    def __init__(self, model, classes: Mapping[str, EnrolledClass], settings: Mapping[str, Any] | None = None):
-        self.settings = dict(settings or {})
+    def __init__(
+        self,
+        model,
+        classes: Mapping[str, EnrolledClass],
+        settings: Mapping[str, Any] | None = None,
+        unknowns: Unknowns | None = None,
+    ):
+        self.settings, self.unknowns = dict(settings or {}), unknowns or Unknowns()
         self._identity = _identity_of(model, classes)
         self.class_names = list(classes)
         self._enrolled = [replace(one) for one in classes.values()]
@@ -121,8 +133,7 @@ class Snapshot:
         self.class_embeds = torch.stack([one.class_embeds for one in self._enrolled]).to(model.device)
         model = with_settings(model, self.settings)
         self.prototypes, self.shots = self._compared_with_queries(model)
-        self._novelties: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._calibrations: dict = {}
+        self._unknown_scorer: UnknownScorer | None = None
 
     def _pieces(self) -> Iterator[range]:
         """Classes that are computed at once: each piece costs its clips times its classes."""
@@ -174,9 +185,19 @@ class Snapshot:
         """The classes by name. Do not change them."""
         return dict(zip(self.class_names, self._enrolled, strict=True))
 
-    def is_of(self, model, classes: Mapping[str, EnrolledClass], settings: Mapping[str, Any] | None = None) -> bool:
-        """Whether a snapshot made now would be the same: no class, clip, weight or setting has changed."""
-        return self.settings == (settings or {}) and _same(self._identity, _identity_of(model, classes))
+    def is_of(
+        self,
+        model,
+        classes: Mapping[str, EnrolledClass],
+        settings: Mapping[str, Any] | None = None,
+        unknowns: Unknowns | None = None,
+    ) -> bool:
+        """Whether a snapshot made now would be the same: no class, clip, weight or setting has changed.
+
+        `unknowns` are the set's own object, which each change replaces; None does not compare them.
+        """
+        is_same = self.settings == (settings or {}) and (unknowns is None or unknowns is self.unknowns)
+        return is_same and _same(self._identity, _identity_of(model, classes))
 
     # Classifying
 
@@ -212,93 +233,9 @@ class Snapshot:
         """See `SupportSet.score_unknown`."""
         model = with_settings(model, self.settings)
         inference_mode = self._checked_mode(model, inference_mode)
-        distances, text_logits = self.compare(model, query_embeds)
-        weights, offset = self._calibration(model, inference_mode)
-        return (_novelty(distances, text_logits, inference_mode) @ weights + offset).sigmoid()
-
-    def _calibration(self, model, inference_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights and offset of the linear discriminant of a mode; made once."""
-        if inference_mode not in self._calibrations:
-            is_known = self._counts[self._labels] > 1
-            if inference_mode == "zero_shot":
-                is_known[:] = True
-            if not is_known.any():
-                raise ValueError(
-                    "The score of unknown videos is calibrated by leaving clips out, but no class has two clips: "
-                    "enroll more, or use inference_mode='zero_shot'."
-                )
-            features = _NOVELTY_FEATURES[inference_mode]
-            known, unknown = (novelty[:, features] for novelty in self._left_out_novelties(model))
-            self._calibrations[inference_mode] = _linear_discriminant(known[is_known], unknown)
-        return self._calibrations[inference_mode]
-
-    def _left_out_novelties(self, model) -> tuple[torch.Tensor, torch.Tensor]:
-        """Novelty of each enrolled clip as a known video and as one of no class, both (S, 2), on the CPU.
-
-        Distances and text logits are made for a few classes at a time: all of them are (S, N), and S grows with N.
-        """
-        if self._novelties is None:
-            known, unknown = [], []
-            for classes in self._clip_pieces():
-                left_out, distances, text_logits = self._left_out_comparisons_of(model, classes)
-                own = (self._labels_of(classes)[:, None] == torch.arange(len(self))).to(distances.device)
-                known.append(_novelty(left_out, text_logits, "ensemble"))
-                others = distances.masked_fill(own, torch.inf), text_logits.masked_fill(own, -torch.inf)
-                unknown.append(_novelty(*others, "ensemble"))
-            self._novelties = torch.cat(known), torch.cat(unknown)
-        return self._novelties
-
-    def _clip_pieces(self) -> Iterator[range]:
-        """Consecutive classes with few clips, and few pairs of a clip and a class. A piece has one class at least."""
-        start, entries = 0, 0
-        width = max(len(self), ENTRIES_AT_ONCE // CLIPS_AT_ONCE)
-        for label, count in enumerate(self._counts.tolist()):
-            if label > start and entries + count * width > ENTRIES_AT_ONCE:
-                yield range(start, label)
-                start, entries = label, 0
-            entries += count * width
-        yield range(start, len(self))
-
-    def left_out_comparisons(self, model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Left-out distances, distances and text logits of all enrolled clips, each (S, N). The left-out distance to a
-        clip's own class is to the prototype made without the clip: infinite for the only clip of a class."""
-        return self._left_out_comparisons_of(model, range(len(self)))
-
-    def _left_out_comparisons_of(self, model, classes: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`left_out_comparisons` of the clips of some classes, with all classes."""
-        distances, text_logits = self.compare(model, self._support_embeds_of(classes))
-        if self.shots is None:
-            own_distances = torch.cat([_left_out_distances(model, self._enrolled[label]) for label in classes])
-        else:
-            own_distances = self._left_out_distances_of_head(model, classes)
-        own = self._labels_of(classes)[:, None].to(distances.device)
-        return distances.scatter(1, own, own_distances[:, None]), distances, text_logits
-
-    def _left_out_distances_of_head(self, model, classes: range, clips_per_batch: int = 16) -> torch.Tensor:
-        """Distance (clips,) of each clip of some classes to its own class without it; all other clips stay."""
-        assert self.shots is not None
-        shots, present = self.shots
-        if present is None:
-            present = torch.ones(shots.shape[:3], dtype=torch.bool, device=shots.device)
-        embeds, labels_of_clips = self._support_embeds_of(classes), self._labels_of(classes)
-        counts = self._counts[classes.start : classes.stop]
-        places = torch.cat([torch.arange(count) for count in counts.tolist()])  # of a clip within its class
-        distances = []
-        with evaluating(model):
-            for rows in torch.arange(len(embeds)).split(clips_per_batch):
-                queries = model.encode_states(model.get_query_states(embeds[rows].to(model.device))).unsqueeze(1)
-                without = present.repeat(len(rows), 1, 1)
-                without[torch.arange(len(rows)), labels_of_clips[rows], places[rows]] = False
-                others = shots.expand(len(rows), *shots.shape[1:])
-                labels = labels_of_clips[rows].to(model.device)
-                if not model.chosen_head.compares_classes_together:  # the clip's own class is enough
-                    chosen = torch.arange(len(rows), device=labels.device), labels
-                    others, without = others[chosen].unsqueeze(1), without[chosen].unsqueeze(1)
-                    labels = torch.zeros_like(labels)
-                found = model.compare_encoded(queries, others, without)[:, 0]
-                distances.append(found.take_along_dim(labels[:, None], 1)[:, 0])
-        is_only = self._counts[labels_of_clips] == 1
-        return torch.cat(distances).masked_fill(is_only.to(model.device), torch.inf)
+        if self._unknown_scorer is None:
+            self._unknown_scorer = UnknownScorer(model, self.enrolled, self.unknowns)
+        return self._unknown_scorer.score(model, query_embeds, inference_mode)
 
     # Why
 
@@ -357,56 +294,6 @@ def _identity_of(model, classes: Mapping[str, EnrolledClass]) -> tuple:
 def _same(one: tuple, other: tuple) -> bool:
     same_tensors = all(a is b for a, b in zip(one[1], other[1], strict=False))
     return one[0] == other[0] and same_tensors and one[2] == other[2]
-
-
-def _left_out_distances(model, one: EnrolledClass, clips_per_batch: int = 16) -> torch.Tensor:
-    """Distance (K,) of each clip of a class to the prototype made of the others."""
-    embeds, text = one.support_embeds.to(model.device), one.class_embeds.to(model.device)
-    num_clips = len(embeds)
-    if num_clips == 1:
-        return torch.full((1,), torch.inf, device=model.device)
-    others = torch.tensor([[row for row in range(num_clips) if row != left_out] for left_out in range(num_clips)])
-    distances = []
-    with evaluating(model):
-        for rows in torch.arange(num_clips).split(clips_per_batch):
-            labels = torch.zeros(len(rows), num_clips - 1, dtype=torch.long, device=model.device)
-            texts = text.expand(len(rows), 1, -1)
-            prototypes = model.get_prototypes(embeds[others[rows].to(model.device)], labels, texts)
-            query_states = model.get_query_states(embeds[rows.to(model.device)].unsqueeze(1))
-            distances.append(model.get_distances(query_states, prototypes).flatten())
-    return torch.cat(distances)
-
-
-# Columns of `_novelty` that a mode looks at.
-_NOVELTY_FEATURES = {"few_shot": [0], "zero_shot": [1], "ensemble": [0, 1]}
-
-
-def _novelty(distances: torch.Tensor, text_logits: torch.Tensor, inference_mode: str) -> torch.Tensor:
-    """Features that separate unknown from known videos, (Q, N) and (Q, N) -> (Q, 1 or 2); larger is less known."""
-    novelty = torch.stack([distances.amin(-1), -text_logits.amax(-1).to(distances.device)], dim=-1)
-    return novelty[:, _NOVELTY_FEATURES[inference_mode]].cpu()
-
-
-def _linear_discriminant(known: torch.Tensor, unknown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fisher's discriminant of values (S, F): weights (F,) and an offset that give the log odds of being unknown.
-
-    Prior odds are equal. A tenth of each variance is added to it: a handful of clips gives a poor covariance.
-    """
-    known, unknown = known.double(), unknown.double()  # on the CPU, which has float64
-    difference = unknown.mean(0) - known.mean(0)
-    if not (difference > 0).any():
-        raise ValueError(
-            "Unknown videos cannot be told from known ones: when left out, the enrolled clips are as near to other "
-            "classes as to their own. More or clearer clips may help."
-        )
-    centred = torch.cat([known - known.mean(0), unknown - unknown.mean(0)])
-    covariance = centred.T @ centred / max(1, len(centred) - 2)
-    covariance += torch.diag(0.1 * covariance.diagonal() + 1e-6)
-    helpful = difference > 0  # a feature that points the wrong way gets weight 0
-    weights = torch.zeros_like(difference)
-    weights[helpful] = torch.linalg.solve(covariance[helpful][:, helpful], difference[helpful])
-    offset = -(weights @ (known.mean(0) + unknown.mean(0))) / 2
-    return weights.float(), offset.float()
 
 
 def _frames_of_strip(picture: bytes, num_frames: int) -> torch.Tensor | None:

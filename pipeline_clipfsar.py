@@ -208,6 +208,31 @@ class FewShotVideoClassificationPipeline(Pipeline):
         support_set.add(self.model, self.processor, videos, **options)
         return support_set
 
+    def suggest(
+        self,
+        videos: Iterable[Any],
+        k: int,
+        strategy: str = "representative",
+        inference_mode: str | None = None,
+        seed: int = 0,
+        batch_size: int = 8,
+    ) -> list:
+        """The `k` of several unlabelled videos to label next, for the enrolled classes; see `SupportSet.suggest`.
+
+        The `index` of a suggestion is the place of its video. Raises the errors of `SupportSet.suggest`, and a
+        `VideoReadError` for an unreadable video.
+        """
+        if self.support_set is None:
+            raise ValueError("Suggestions are for enrolled classes: enroll at least one clip of each class first.")
+        embeds, videos = [], as_video_list(videos)
+        for start in range(0, len(videos), batch_size):
+            batch = videos[start : start + batch_size]
+            pixel_values = [self.preprocess(video, raise_unreadable=True)["pixel_values"] for video in batch]
+            with torch.no_grad():
+                embeds.append(self.model.get_video_features(torch.cat(pixel_values).to(self.device)).float().cpu())
+        pool_embeds = torch.cat(embeds) if embeds else torch.empty(0)
+        return self.support_set.suggest(self.model, pool_embeds, k, strategy, inference_mode, seed)
+
     def explain(
         self, video: Any, support_set=None, inference_mode: str | None = None, detect_unknown: bool = False
     ) -> Explanation:

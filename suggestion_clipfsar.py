@@ -23,8 +23,9 @@ except ImportError:
         raise
     from support_set_files_clipfsar import EnrolledClass, embeds_of_clips
 
-STRATEGIES = ("margin", "coverage", "typicality", "random")
+STRATEGIES = ("representative", "margin", "coverage", "typicality", "random")
 _NEIGHBOURS = 5  # of a clip, for its typicality
+_MOST_COMPARED = 2**13  # clips of a pool that are compared with each other: 256 MB
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,13 @@ def suggest_clips(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(pool_embeds), generator=generator)  # earlier in it wins a tie
     vectors = _vectors(pool_embeds)[order]
-    if strategy == "margin":
-        best, second = probabilities[order].topk(2).values.unbind(-1)
-        chosen = (best - second).argsort(stable=True)[:k].tolist()
+    best, second = probabilities[order].topk(2).values.unbind(-1)
+    margins = best - second
+    if strategy == "representative":
+        most = max(k, _MOST_COMPARED)  # of a larger pool random ones, as the order is random
+        chosen = _representative(vectors[:most], 1 - margins[:most], _vectors(embeds_of_clips(classes)), k)
+    elif strategy == "margin":
+        chosen = margins.argsort(stable=True)[:k].tolist()
     elif strategy == "coverage":
         enrolled = _vectors(embeds_of_clips(classes))
         chosen = _farthest_first(vectors, enrolled, k)
@@ -85,6 +90,21 @@ def suggest_clips(
 def _vectors(embeds: torch.Tensor) -> torch.Tensor:
     """Frame features (P, T, D) as unit vectors (P, T * D): their products are mean cosines, frame by frame."""
     return F.normalize(F.normalize(embeds.float().cpu(), dim=-1).flatten(1), dim=-1)
+
+
+def _representative(vectors: torch.Tensor, weights: torch.Tensor, enrolled: torch.Tensor, k: int) -> list[int]:
+    """One after the other the clip that brings the others nearest to an enrolled or chosen clip.
+
+    That is the greedy solution of facility location (Wei et al., ICML 2015). Clips count by their weights.
+    """
+    similarity, nearest = vectors @ vectors.T, (vectors @ enrolled.T).amax(1)
+    chosen: list[int] = []
+    for _ in range(k):
+        gains = weights @ (similarity - nearest[:, None]).clamp(min=0)
+        gains[chosen] = -torch.inf
+        chosen.append(int(gains.argmax()))
+        nearest = torch.maximum(nearest, similarity[chosen[-1]])
+    return chosen
 
 
 def _farthest_first(vectors: torch.Tensor, enrolled: torch.Tensor, k: int) -> list[int]:

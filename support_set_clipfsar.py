@@ -6,14 +6,11 @@ re-encoded.
 Letters in shapes: N classes, K clips of a class, Q query videos, T frames, D feature size.
 """
 
-import io
 import itertools
 import numbers
 import os
-import re
 import tempfile
 import threading
-import urllib.parse
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -22,23 +19,22 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 try:
-    from .choices_clipfsar import check_finite, check_same_num_frames
+    from .choices_clipfsar import check_same_num_frames, is_number
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import check_finite, check_same_num_frames
+    from choices_clipfsar import check_same_num_frames, is_number
 
 try:
-    from .class_texts_clipfsar import average_prompts, check_class_prompts, tokenize_prompts
+    from .class_texts_clipfsar import check_class_prompts
 except ImportError:
     if __package__:
         raise
-    from class_texts_clipfsar import average_prompts, check_class_prompts, tokenize_prompts
+    from class_texts_clipfsar import check_class_prompts
 
 try:
     from .enrolled_clipfsar import Snapshot, check_enough_classes, checked_mode, listed
@@ -46,6 +42,13 @@ except ImportError:
     if __package__:
         raise
     from enrolled_clipfsar import Snapshot, check_enough_classes, checked_mode, listed
+
+try:
+    from .enrolling_clipfsar import encode_class_names, encode_clips, repeatable_sampling, with_clips
+except ImportError:
+    if __package__:
+        raise
+    from enrolling_clipfsar import encode_class_names, encode_clips, repeatable_sampling, with_clips
 
 try:
     from .explanation_clipfsar import Explanation
@@ -76,25 +79,11 @@ except ImportError:
     )
 
 try:
-    from .modeling_clipfsar import evaluating
-except ImportError:
-    if __package__:
-        raise
-    from modeling_clipfsar import evaluating
-
-try:
     from .review_clipfsar import SupportSetReview, repeated_clips, review_classes
 except ImportError:
     if __package__:
         raise
     from review_clipfsar import SupportSetReview, repeated_clips, review_classes
-
-try:
-    from .spans_clipfsar import split_span
-except ImportError:
-    if __package__:
-        raise
-    from spans_clipfsar import split_span
 
 try:
     from .suggestion_clipfsar import Suggestion, suggest_clips
@@ -115,6 +104,7 @@ try:
         SUPPORT_SET_NAME,
         SUPPORT_SET_WEIGHTS_NAME,
         EnrolledClass,
+        Unknowns,
         meaning,
         read_support_set,
         write_support_set,
@@ -126,6 +116,7 @@ except ImportError:
         SUPPORT_SET_NAME,
         SUPPORT_SET_WEIGHTS_NAME,
         EnrolledClass,
+        Unknowns,
         meaning,
         read_support_set,
         write_support_set,
@@ -149,13 +140,6 @@ arithmetic = precision_of  # its name in version 0.1
 
 # A video counts as unknown if its score of "none of these" is at least this: equal odds.
 UNKNOWN_THRESHOLD = 0.5
-
-THUMBNAIL_HEIGHT = 96
-
-
-def repeatable_sampling(processor) -> str | None:
-    """`frame_sampling` for `process_videos`: segment centres, not random frames. A clip then gives one answer."""
-    return "segment_center" if processor.frame_sampling == "segment_random" else None
 
 
 # --- the support set --------------------------------------------------------------------------------------------------
@@ -182,15 +166,18 @@ class SupportSet:
         fingerprint: dict | None = None,
         classes: Mapping[str, EnrolledClass] | None = None,
         settings: Mapping[str, Any] | None = None,
+        unknowns: Unknowns | None = None,
     ):
         self.fingerprint = fingerprint
         self.classes = dict(classes or {})
         self.settings = dict(settings or {})  # of the model's configuration, see `tune`
+        self.unknowns = unknowns or Unknowns()  # background clips and the error rate; a change replaces the object
         self._snapshot: Snapshot | None = None  # the last one
         self._lock = threading.RLock()  # held while the set changes or a snapshot is made
 
     def __getstate__(self) -> dict:
-        return {"fingerprint": self.fingerprint, "classes": self.classes, "settings": self.settings}
+        names = ("fingerprint", "classes", "settings", "unknowns")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict) -> None:
         type(self).__init__(self, **state)
@@ -250,36 +237,51 @@ class SupportSet:
                 below 1, or the set was enrolled with another model or preprocessing.
             VideoReadError: For unreadable clips; the message names all of them, and the set stays unchanged.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
         videos = self._checked_videos(videos)
-        if self.fingerprint is not None:
-            self.check(model, processor)
-        check_same_num_frames(model, processor)
         check_class_prompts(processor, [*self.classes, *videos])  # rejects names of the same text before encoding
+        options = {"batch_size": batch_size, "thumbnails": thumbnails, "skip_unreadable": skip_unreadable}
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
         encoded: dict[str, list] = {name: [] for name in videos}
-        errors: list = []
-        progress = tqdm(total=len(jobs), desc="enrolling", unit="clip", disable=not show_progress)
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
-            for name, clip in _encode_clips(model, processor, batch, thumbnails, errors):
-                encoded[name].append(clip)
-            progress.update(len(batch))
-        progress.close()
-        if errors and not skip_unreadable:
-            listed = "\n".join(errors)
-            raise processor.unreadable_error(
-                listed if len(errors) == 1 else f"{len(errors)} of {len(jobs)} clips cannot be read:\n{listed}"
-            )
-        for error in errors:
-            warnings.warn(f"Left out of the support set: {error}", stacklevel=2)
+        for name, clip in self._encode(model, processor, jobs, **options, show_progress=show_progress):
+            encoded[name].append(clip)
         for name, clips in encoded.items():
             if not clips:
                 raise ValueError(f"Class {name!r}: none of its {len(videos[name])} clips can be read.")
         for sentence in repeated_clips(self.classes, encoded):
             warnings.warn(sentence, stacklevel=2)
         self._insert(model, processor, encoded)
+
+    def _encode(
+        self,
+        model,
+        processor,
+        jobs: list[tuple[str, Any]],
+        *,
+        batch_size: int = 8,
+        thumbnails: bool = True,
+        skip_unreadable: bool = False,
+        show_progress: bool = False,
+    ) -> list[tuple[str, tuple[str | None, torch.Tensor, bytes]]]:
+        """Checks the model and encodes videos, given as (class, video); raises like `add`."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
+        if self.fingerprint is not None:
+            self.check(model, processor)
+        check_same_num_frames(model, processor)
+        encoded, errors = [], []
+        with tqdm(total=len(jobs), desc="enrolling", unit="clip", disable=not show_progress) as progress:
+            for start in range(0, len(jobs), batch_size):
+                batch = jobs[start : start + batch_size]
+                encoded += encode_clips(model, processor, batch, thumbnails, errors)
+                progress.update(len(batch))
+        if errors and not skip_unreadable:
+            listed = "\n".join(errors)
+            raise processor.unreadable_error(
+                listed if len(errors) == 1 else f"{len(errors)} of {len(jobs)} clips cannot be read:\n{listed}"
+            )
+        for error in errors:
+            warnings.warn(f"Left out of the support set: {error}", stacklevel=3)
+        return encoded
 
     def _insert(self, model, processor, encoded: dict[str, list]) -> None:
         """Adds encoded clips to their classes; encodes the names of new classes."""
@@ -294,7 +296,7 @@ class SupportSet:
                 for name, embeds in zip(new_names, encode_class_names(model, processor, new_names).cpu(), strict=True):
                     classes[name] = EnrolledClass(embeds.clone())
             for name, clips in encoded.items():
-                classes[name] = _with_clips(classes[name], clips)
+                classes[name] = with_clips(classes[name], clips)
             self.fingerprint = self.fingerprint or fingerprint_of(model, processor)
             self.classes = classes
 
@@ -344,6 +346,61 @@ class SupportSet:
             kept = [row for row in range(len(names)) if row != position]
             self.classes = self.classes | {class_name: enrolled.with_rows(kept)}
 
+    # Videos of no class
+
+    @property
+    def background(self) -> list[str]:
+        """Names of the background clips, see `add_background`."""
+        return [] if self.unknowns.background is None else list(self.unknowns.background.clip_names)
+
+    def add_background(self, model, processor, videos: Any, **options) -> None:
+        """Encodes clips that show none of the classes, for example an empty scene.
+
+        They are no class: no answer names them, and class probabilities do not change. `score_unknown` gives at least
+        0.5 to a video that is nearer to them than to every class, except in `"zero_shot"` mode, which uses no clips.
+
+        Args:
+            videos: One video or several; anything the processor reads.
+            options: `batch_size`, `thumbnails`, `skip_unreadable`, `show_progress`, as for `add`.
+
+        Raises the errors of `add`.
+        """
+        jobs = [("the background", video) for video in as_video_list(videos)]
+        clips = [clip for _, clip in self._encode(model, processor, jobs, **options)]
+        if not clips:
+            raise ValueError("There is no background clip to add: give at least one video that can be read.")
+        with self._lock:
+            self.fingerprint = self.fingerprint or fingerprint_of(model, processor)
+            enrolled = self.unknowns.background or EnrolledClass(torch.zeros(clips[0][1].shape[-1]))
+            self.unknowns = replace(self.unknowns, background=with_clips(enrolled, clips))
+
+    def remove_background(self) -> None:
+        """Removes all background clips."""
+        with self._lock:
+            self.unknowns = replace(self.unknowns, background=None)
+
+    @property
+    def unknown_error_rate(self) -> float | None:
+        """Largest chance that `score_unknown` gives a video of an enrolled class 0.5 or more; saved with the set.
+
+        None, the default, balances both kinds of error without a guarantee. The guarantee of a number holds if the
+        enrolled clips and new videos of these classes are drawn alike and independently, each class equally often among
+        both. It is for the average over classes and over draws of the clips. It says nothing about videos of other
+        classes, which are more often taken for known if the rate is low.
+
+        Raises:
+            ValueError: For a number that is not between 0 and 1. `score_unknown` raises it when there are fewer than
+                1 / rate - 1 clips that can be left out.
+        """
+        return self.unknowns.error_rate
+
+    @unknown_error_rate.setter
+    def unknown_error_rate(self, rate: float | None) -> None:
+        if rate is not None and not (is_number(rate) and 0 < rate < 1):
+            raise ValueError(f"unknown_error_rate={rate!r} must be a number between 0 and 1, or None.")
+        with self._lock:
+            self.unknowns = replace(self.unknowns, error_rate=None if rate is None else float(rate))
+
     def _class(self, class_name: str) -> EnrolledClass:
         if class_name not in self.classes:
             raise ValueError(f"There is no class {class_name!r}; enrolled are {listed(self.class_names)}.")
@@ -384,8 +441,8 @@ class SupportSet:
             if self.fingerprint is not None and not classes:
                 check_enough_classes([])
             self.check(model)
-            if self._snapshot is None or not self._snapshot.is_of(model, classes, self.settings):
-                self._snapshot = Snapshot(model, classes, self.settings)
+            if self._snapshot is None or not self._snapshot.is_of(model, classes, self.settings, self.unknowns):
+                self._snapshot = Snapshot(model, classes, self.settings, self.unknowns)
             return self._snapshot
 
     def _checked_snapshot(self, model, inference_mode: str | None) -> Snapshot:
@@ -419,15 +476,16 @@ class SupportSet:
     def score_unknown(self, model, query_embeds: torch.Tensor, inference_mode: str | None = None) -> torch.Tensor:
         """Scores (Q,) from 0 to 1 that query videos (Q, T, D) belong to *none* of the enrolled classes.
 
-        The score is calibrated on the enrolled clips. Examples of known videos are the clips, compared with prototypes
-        made without them: only clips of classes with two or more count (in `"zero_shot"` all do). Examples of unknown
-        videos are the clips with their class left out. A linear discriminant with equal odds separates the two by the
-        distance to the nearest prototype, the largest text logit (`"zero_shot"`) or both (`"ensemble"`). The score is
-        calibrated on no other unknown videos than these.
+        It compares each video with the nearest clip of each class, and with what is usual between clips of this class
+        (`"few_shot"`), with the class names (`"zero_shot"`), or with both (`"ensemble"`). Clips that were cut from one
+        video are not compared with each other.
+
+        The enrolled clips calibrate it: known videos are clips left out of their class, unknown ones are clips without
+        their class. 0.5 stands for equal odds. With an `unknown_error_rate`, 0.5 is the threshold of that rate instead.
 
         Raises:
-            ValueError: As `classify`; also when no class has two clips, or when left-out clips are as near to other
-                classes as to their own.
+            ValueError: As `classify`; also when no class has two clips, when left-out clips are as near to other
+                classes as to their own, or when there are too few clips for the `unknown_error_rate`.
         """
         return self._checked_snapshot(model, inference_mode).score_unknown(model, query_embeds, inference_mode)
 
@@ -488,7 +546,7 @@ class SupportSet:
         model,
         pool_embeds: torch.Tensor,
         k: int,
-        strategy: str = "typicality",
+        strategy: str = "representative",
         inference_mode: str | None = None,
         seed: int = 0,
     ) -> list[Suggestion]:
@@ -496,9 +554,10 @@ class SupportSet:
 
         Args:
             pool_embeds: Frame features of the pool (from `model.get_video_features`), (P, T, D).
-            strategy: `"margin"` takes clips whose two best classes are nearest to each other, `"coverage"` clips least
-                like any enrolled or suggested one, `"typicality"` the most typical clip of each of `k` clusters, and
-                `"random"` any.
+            strategy: `"representative"` takes clips that resemble many others which no enrolled or suggested clip
+                resembles; those whose class is unsure count more. `"margin"` takes clips whose two best classes are
+                nearest to each other, `"coverage"` clips least like any enrolled or suggested one, `"typicality"` the
+                most typical clip of each of `k` clusters, and `"random"` any.
             seed: Breaks ties, and draws the random clips.
 
         Raises:
@@ -546,10 +605,10 @@ class SupportSet:
         `thumbnails=False` leaves out the pictures of the clips.
         """
         with self._lock:
-            fingerprint, classes, settings = self.fingerprint, self.classes, self.settings
+            fingerprint, classes, settings, unknowns = self.fingerprint, self.classes, self.settings, self.unknowns
         if fingerprint is None or not classes:
             raise ValueError("No class is enrolled, so there is nothing to save.")
-        write_support_set(Path(save_directory), fingerprint, classes, thumbnails, settings)
+        write_support_set(Path(save_directory), fingerprint, classes, thumbnails, settings, unknowns)
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | os.PathLike, **hub_options) -> "SupportSet":
@@ -601,89 +660,6 @@ class SupportSet:
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
             )
-
-
-def _encode_clips(
-    model, processor, jobs: list[tuple[str, Any]], thumbnails: bool, errors: list[str]
-) -> list[tuple[str, tuple[str | None, torch.Tensor, bytes]]]:
-    """Encodes the readable clips of jobs (class, video), as (class, (file name, frame features, picture)). Appends the
-    messages for the others to `errors`."""
-    readable, pixel_values = [], []
-    for job in jobs:
-        try:
-            video = processor.process_videos([job[1]], frame_sampling=repeatable_sampling(processor))
-            pixel_values.append(video[0])
-            readable.append(job)
-        except processor.unreadable_error as error:
-            errors.append(str(error))
-    if not readable:
-        return []
-    with evaluating(model):
-        embeds = model.get_video_features(torch.stack(pixel_values).to(model.device)).float().cpu()
-    names = [_clip_name(video) or f"a clip of {name}" for name, video in readable]
-    check_finite("The frame features", embeds, names, model)
-    encoded = []
-    for (name, video), clip_embeds, pixels in zip(readable, embeds, pixel_values, strict=True):
-        picture = _film_strip(processor.to_frames(pixels)) if thumbnails else b""
-        encoded.append((name, (_clip_name(video), clip_embeds.clone(), picture)))
-    return encoded
-
-
-def encode_class_names(model, processor, class_names: Iterable[str]) -> torch.Tensor:
-    """Text features (N, D) of class names, float32, on the model's device. Several prompts of a class are averaged."""
-    names = list(class_names)
-    if hasattr(processor, "class_texts"):
-        tokens, counts = tokenize_prompts(processor, names)
-    else:  # code that an earlier version saved next to a model
-        tokens, counts = processor.tokenize_classes(names), [1] * len(names)
-    with evaluating(model):
-        embeds = model.get_class_features(**{name: ids.to(model.device) for name, ids in tokens.items()}).float()
-        return torch.stack([average_prompts(own) for own in embeds.split(counts)])
-
-
-def _film_strip(frames: torch.Tensor) -> bytes:
-    """JPEG of frames, uint8 (T, H, W, C), side by side."""
-    num_frames, height, width = frames.shape[:3]
-    strip = Image.fromarray(frames.permute(1, 0, 2, 3).reshape(height, num_frames * width, -1).cpu().numpy())
-    if height > THUMBNAIL_HEIGHT:
-        frame_width = max(1, round(width * THUMBNAIL_HEIGHT / height))
-        strip = strip.resize((num_frames * frame_width, THUMBNAIL_HEIGHT), Image.Resampling.BILINEAR)
-    data = io.BytesIO()
-    strip.save(data, format="JPEG", quality=85)
-    return data.getvalue()
-
-
-def _with_clips(enrolled: EnrolledClass, clips: list[tuple[str | None, torch.Tensor, bytes]]) -> EnrolledClass:
-    """A copy of a class with more clips, each a file name, frame features and a picture."""
-    names = list(enrolled.clip_names)
-    for name, _, _ in clips:
-        names.append(_unused_name(name, names))
-    new, old = torch.stack([embeds for _, embeds, _ in clips]), enrolled.support_embeds
-    support_embeds = torch.cat([old, new]) if enrolled.clip_names else new
-    thumbnails = [*enrolled.thumbnails, *(picture for _, _, picture in clips)]
-    return EnrolledClass(enrolled.class_embeds, names, support_embeds, thumbnails)
-
-
-def _clip_name(video: Any) -> str | None:
-    """The file name of a video, or None. Folders are left out: they describe a machine, not a clip."""
-    if isinstance(video, Mapping):
-        video = video.get("path")
-    path = video if isinstance(video, (str, os.PathLike)) else getattr(video, "name", None)
-    if not isinstance(path, (str, os.PathLike)):
-        return None
-    path, part = split_span(os.fspath(path))
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", path):
-        path = urllib.parse.urlparse(path).path
-    name = os.path.basename(path.rstrip("/"))
-    return f"{name}#t={part}" if name and part is not None else name or None
-
-
-def _unused_name(name: str | None, used: list[str]) -> str:
-    if name is not None and name not in used:
-        return name
-    numbers = itertools.count(len(used) + 1 if name is None else 2)
-    names = (f"clip {number}" if name is None else f"{name} ({number})" for number in numbers)
-    return next(candidate for candidate in names if candidate not in used)
 
 
 __all__ = [

@@ -49,6 +49,7 @@ _NEXT_WEIGHTS_NAME = f".{SUPPORT_SET_WEIGHTS_NAME}.next"  # of tensors until the
 _FORMAT = 1
 # What a support set may override of its model's configuration, after `SupportSet.tune`.
 TUNED_SETTINGS = ("inference_mode", "alignment", "ensemble_text_weight", "ensemble_temperature")
+_BACKGROUND = "background"  # entry of the description, and part of the names of tensors
 _DIGEST = "sha256_of_description"  # version 0.1 wrote none
 
 
@@ -72,6 +73,19 @@ class EnrolledClass:
         """A copy with some of the clips."""
         names, thumbnails = [self.clip_names[row] for row in rows], [self.thumbnails[row] for row in rows]
         return EnrolledClass(self.class_embeds, names, self.support_embeds[rows], thumbnails)
+
+
+@dataclass(frozen=True)
+class Unknowns:
+    """What a `SupportSet` knows of videos that belong to none of its classes.
+
+    Args:
+        background: Clips that show none of the classes; its `class_embeds` mean nothing.
+        error_rate: Largest chance that a known video counts as unknown; None balances both kinds of error.
+    """
+
+    background: EnrolledClass | None = None
+    error_rate: float | None = None
 
 
 def embeds_of_clips(classes: Mapping[str, EnrolledClass]) -> torch.Tensor:
@@ -98,6 +112,7 @@ def write_support_set(
     classes: Mapping[str, EnrolledClass],
     thumbnails: bool = True,
     settings: Mapping[str, Any] | None = None,
+    unknowns: Unknowns | None = None,
 ) -> None:
     """Writes both files so that at every moment the folder holds a complete set, the old or the new one.
 
@@ -105,9 +120,13 @@ def write_support_set(
     they take the place of the old ones. Readers also look under the hidden name.
     `settings` are those of `SupportSet.tune`.
     """
+    unknowns = unknowns or Unknowns()
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"class_embeds": torch.stack([one.class_embeds for one in classes.values()])}
-    for number, enrolled in enumerate(classes.values()):
+    entries = {str(number): enrolled for number, enrolled in enumerate(classes.values())}
+    if unknowns.background is not None:
+        entries[_BACKGROUND] = unknowns.background
+    for number, enrolled in entries.items():
         tensors[f"support_embeds.{number}"] = enrolled.support_embeds.contiguous()
         for row, picture in enumerate(enrolled.thumbnails if thumbnails else ()):
             if picture:
@@ -119,7 +138,7 @@ def write_support_set(
         with replace_file(tensor_file) as partial:
             save_file(tensors, partial)
             digest = _digest_of_file(partial)
-        _write_description(folder, fingerprint, classes, settings, digest)
+        _write_description(folder, fingerprint, classes, settings, unknowns, digest)
         if not is_first:
             os.replace(tensor_file, folder / SUPPORT_SET_WEIGHTS_NAME)
         flush_to_disk(folder, deep=False)
@@ -167,7 +186,7 @@ def _finish_earlier_write(folder: Path) -> None:
         left.unlink()
 
 
-def _write_description(folder: Path, fingerprint: dict, classes, settings, digest: str) -> None:
+def _write_description(folder: Path, fingerprint: dict, classes, settings, unknowns: Unknowns, digest: str) -> None:
     description = {
         "format": _FORMAT,
         "fingerprint": fingerprint,
@@ -176,6 +195,10 @@ def _write_description(folder: Path, fingerprint: dict, classes, settings, diges
     }
     if settings:
         description["settings"] = dict(settings)
+    if unknowns.background is not None:
+        description[_BACKGROUND] = {"clips": unknowns.background.clip_names}
+    if unknowns.error_rate is not None:
+        description["unknown_error_rate"] = unknowns.error_rate
     description[_DIGEST] = _digest_of_description(description)
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     with replace_file(folder / SUPPORT_SET_NAME) as partial:
@@ -185,8 +208,8 @@ def _write_description(folder: Path, fingerprint: dict, classes, settings, diges
 
 def read_support_set(
     name: str, description_file: str | os.PathLike, tensor_file: str | os.PathLike
-) -> tuple[dict, dict[str, EnrolledClass], dict[str, Any]]:
-    """Fingerprint, classes and tuned settings from the two files of the support set `name`.
+) -> tuple[dict, dict[str, EnrolledClass], dict[str, Any], Unknowns]:
+    """Fingerprint, classes, tuned settings and `Unknowns` from the two files of the support set `name`.
 
     Raises:
         ValueError: When they are damaged or have another format; the message says what is wrong.
@@ -205,7 +228,7 @@ def read_support_set(
     )
 
 
-def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, EnrolledClass], dict[str, Any]]:
+def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, EnrolledClass], dict[str, Any], Unknowns]:
     description = _parsed(read_file(description_file, "json_bytes"))
     _check(isinstance(description, dict), f"{SUPPORT_SET_NAME} is not a JSON object")
     if description["format"] != _FORMAT:
@@ -222,17 +245,25 @@ def _read(name: str, description_file, tensor_file) -> tuple[dict, dict[str, Enr
     _check_entries(entries)
     settings = description.get("settings", {})
     _check_settings(settings)
+    background, error_rate = description.get(_BACKGROUND), description.get("unknown_error_rate")
+    _check_unknowns(background, error_rate)
     tensors = load(tensor_bytes)
-    _check_tensors(tensors, entries, fingerprint["preprocessing"].get("num_frames"))
-    classes = {}
-    for number, entry in enumerate(entries):
-        pictures = (tensors.get(f"thumbnails.{number}.{row}") for row in range(len(entry["clips"])))
-        thumbnails = [b"" if picture is None else picture.numpy().tobytes() for picture in pictures]
-        support_embeds = tensors[f"support_embeds.{number}"]
-        classes[entry["name"]] = EnrolledClass(
-            tensors["class_embeds"][number], entry["clips"], support_embeds, thumbnails
-        )
-    return fingerprint, classes, settings
+    _check_tensors(tensors, entries, background, fingerprint["preprocessing"].get("num_frames"))
+    classes = {
+        entry["name"]: _enrolled_class(tensors, str(number), entry["clips"], tensors["class_embeds"][number])
+        for number, entry in enumerate(entries)
+    }
+    clips_of_none = None
+    if background is not None:
+        no_text = torch.zeros_like(tensors["class_embeds"][0])
+        clips_of_none = _enrolled_class(tensors, _BACKGROUND, background["clips"], no_text)
+    return fingerprint, classes, settings, Unknowns(clips_of_none, error_rate)
+
+
+def _enrolled_class(tensors: dict, number: str, clips: list[str], class_embeds: torch.Tensor) -> EnrolledClass:
+    pictures = (tensors.get(f"thumbnails.{number}.{row}") for row in range(len(clips)))
+    thumbnails = [b"" if picture is None else picture.numpy().tobytes() for picture in pictures]
+    return EnrolledClass(class_embeds, clips, tensors[f"support_embeds.{number}"], thumbnails)
 
 
 def _tensor_bytes(tensor_file: Path, digest: str) -> bytes:
@@ -288,6 +319,14 @@ def _check_settings(settings: Any):
         _check(name != "alignment" or value in (*ALIGNMENTS, *own_alignments), f"alignment={value!r} is not known")
 
 
+def _check_unknowns(background: Any, error_rate: Any):
+    if background is not None:
+        _check(isinstance(background, dict), "its background is not an object")
+        _check_clips(background["clips"], "the background")
+    is_sound = error_rate is None or (is_number(error_rate) and 0 < error_rate < 1)
+    _check(is_sound, f"unknown_error_rate={error_rate!r} is not between 0 and 1")
+
+
 def _check_entries(entries: Any):
     """Checks that there are classes and clips, and that their names differ, for classes also in meaning."""
     _check(isinstance(entries, list) and bool(entries), "it lists no classes")
@@ -298,12 +337,16 @@ def _check_entries(entries: Any):
         _check(isinstance(name, str) and bool(name.strip()), f"{name!r} is not a class name")
         _check(meaning(name) not in meanings, f"class {name!r} is listed twice")
         meanings.add(meaning(name))
-        _check(isinstance(clips, list) and bool(clips), f"class {name!r} has no clips")
-        _check(all(isinstance(clip, str) and clip for clip in clips), f"a clip of class {name!r} has no name")
-        _check(len(set(clips)) == len(clips), f"class {name!r} has two clips with the same name")
+        _check_clips(clips, f"class {name!r}")
 
 
-def _check_tensors(tensors: dict[str, torch.Tensor], entries: list[dict], num_frames: Any):
+def _check_clips(clips: Any, owner: str):
+    _check(isinstance(clips, list) and bool(clips), f"{owner} has no clips")
+    _check(all(isinstance(clip, str) and clip for clip in clips), f"a clip of {owner} has no name")
+    _check(len(set(clips)) == len(clips), f"{owner} has two clips with the same name")
+
+
+def _check_tensors(tensors: dict[str, torch.Tensor], entries: list[dict], background: dict | None, num_frames: Any):
     """Checks the tensors' types and shapes against the description."""
     for name, tensor in tensors.items():
         dtype = torch.uint8 if name.startswith("thumbnails.") else torch.float32
@@ -314,13 +357,16 @@ def _check_tensors(tensors: dict[str, torch.Tensor], entries: list[dict], num_fr
         f"'class_embeds' has shape {tuple(class_embeds.shape)}, but {len(entries)} classes are listed",
     )
     size = class_embeds.shape[1]
-    for number, entry in enumerate(entries):
-        name, num_clips = f"support_embeds.{number}", len(entry["clips"])
+    owners = {str(number): (f"class {entry['name']!r}", entry["clips"]) for number, entry in enumerate(entries)}
+    if background is not None:
+        owners[_BACKGROUND] = "the background", background["clips"]
+    for number, (owner, clips) in owners.items():
+        name, num_clips = f"support_embeds.{number}", len(clips)
         shape = tuple(tensors[name].shape)
         num_frames = num_frames if num_frames is not None or len(shape) < 2 else shape[1]
         _check(
             shape == (num_clips, num_frames, size) and num_frames > 0,
-            f"{name!r} of class {entry['name']!r} has shape {shape}, but {(num_clips, num_frames, size)} is needed",
+            f"{name!r} of {owner} has shape {shape}, but {(num_clips, num_frames, size)} is needed",
         )
 
 
@@ -329,6 +375,7 @@ __all__ = [
     "SUPPORT_SET_WEIGHTS_NAME",
     "TUNED_SETTINGS",
     "EnrolledClass",
+    "Unknowns",
     "embeds_of_clips",
     "meaning",
     "read_support_set",

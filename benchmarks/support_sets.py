@@ -13,7 +13,7 @@ held-out clips; coverage is how often the interval holds the latter.
 tune: accuracy on the held-out clips with the settings of the model, and after `SupportSet.tune`. The model's settings
 are few_shot (its default), and the official ensemble, whose text weight of 0.9 is too high for these texts.
 
-suggest: twelve classes start with one clip each. Six clips of a pool get their labels at each step, by each strategy.
+suggest: all classes start with one clip each. Six clips of a pool get their labels at each step, by each strategy.
 """
 
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from clipfsar.options import parse_options
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.classes import SPLITS
 from demo.synthetic.render import render_clip
+from suggestion_clipfsar import STRATEGIES
 from support_set_clipfsar import SUPPORT_SET_NAME, EnrolledClass, SupportSet
 from tuning_clipfsar import with_settings
 
@@ -103,7 +104,7 @@ def mean_and_interval(values: list[float], digits: int = 1) -> str:
 def measure_review(model, whole: SupportSet, arguments: Arguments):
     print("| classes | clips each | mode | swapped labels: precision | recall | expected accuracy | true | coverage |")
     print("|---|---|---|---|---|---|---|---|")
-    for n_way, n_shot in SETTINGS:
+    for n_way, n_shot in dict.fromkeys((min(n_way, len(whole)), n_shot) for n_way, n_shot in SETTINGS):
         for mode in ("few_shot", "ensemble"):
             found, named, right, swaps = [], 0, 0, 0
             for draw in tqdm(range(arguments.draws), leave=False):
@@ -141,18 +142,23 @@ def measure_tuning(model, whole: SupportSet, arguments: Arguments):
             print(f"| {n_way} | {n_shot} | {mode} | {numbers} | {changed} of {arguments.draws} |", flush=True)
 
 
-def measure_suggestions(model, whole: SupportSet, arguments: Arguments, n_way: int = 12, k: int = 6, steps: int = 4):
+def measure_suggestions(model, whole: SupportSet, arguments: Arguments, k: int = 6, steps: int = 4):
+    n_way = len(whole)
     counts = [n_way + k * step for step in range(steps + 1)]
-    print(f"| strategy | {' | '.join(f'{count} labels' for count in counts)} | gain over random at the end |")
-    print("|---" * (len(counts) + 2) + "|")
+    labels = " | ".join(f"{count} labels" for count in counts)
+    print(f"| strategy | {labels} | gain over random, mean of the steps | at the end |")
+    print("|---" * (len(counts) + 3) + "|")
     curves = {}
-    for strategy in ("random", "margin", "coverage", "typicality"):
+    for strategy in ("random", *(one for one in STRATEGIES if one != "random")):
         curves[strategy] = np.array(
             [_labelled_step_by_step(model, whole, arguments.seed, draw, strategy, n_way, k, steps)
              for draw in tqdm(range(arguments.draws), leave=False)]
         )  # fmt: skip
         numbers = " | ".join(mean_and_interval(values) for values in curves[strategy].T)
-        gain = mean_and_interval(curves[strategy][:, -1] - curves["random"][:, -1]) if strategy != "random" else "-"
+        gains = curves[strategy][:, 1:] - curves["random"][:, 1:]
+        gain = "- | -"
+        if strategy != "random":
+            gain = f"{mean_and_interval(gains.mean(1))} | {mean_and_interval(gains[:, -1])}"
         print(f"| {strategy} | {numbers} | {gain} |", flush=True)
 
 

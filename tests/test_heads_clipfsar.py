@@ -18,6 +18,7 @@ from clipfsar.inference.export import QueryClassifier, export, input_shapes
 from configuration_clipfsar import CLIPFSARConfig
 from episodes_clipfsar import EpisodeSampler
 from heads_clipfsar import HEADS, TRX, Chamfer, Head, class_means, group_by_class, register_head
+from left_out_clipfsar import leave_one_out
 from modeling_clipfsar import CLIPFSARModel
 from support_set_clipfsar import SupportSet
 
@@ -277,17 +278,17 @@ def test_each_enrolled_clip_is_modulated_once(parts):
         torch.testing.assert_close(snapshot.prototypes[label], alone[0, 0], rtol=0, atol=1e-6)
 
 
-def test_the_unknown_score_leaves_each_clip_out_of_its_class(parts):
+def test_a_left_out_clip_is_compared_with_the_others_of_its_class(parts):
     model, processor = parts
-    snapshot = SupportSet.from_videos(model, processor, CLIPS).snapshot(model)
-    left_out = snapshot.left_out_comparisons(model)[0]
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    left_out = leave_one_out(model, support_set.classes, range(sum(support_set.num_clips.values()))).distances
     without = SupportSet.from_videos(model, processor, CLIPS | {"run": CLIPS["run"][1:]})
     with torch.no_grad():
         embeds = model.get_video_features(processor.process_videos(CLIPS["run"][:1]))
-    expected = without.compare(model, embeds)[0][0, 0]
+    expected = without.compare(model, embeds)[0][0, 0].cpu()
     torch.testing.assert_close(left_out[0, 0], expected, rtol=1e-5, atol=1e-5)
     assert left_out[3, 1] == torch.inf
-    assert 0 <= snapshot.score_unknown(model, embeds)[0] <= 1
+    assert 0 <= support_set.score_unknown(model, embeds)[0] <= 1
 
 
 def test_an_explanation_tells_which_frames_met(parts):

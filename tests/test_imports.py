@@ -59,8 +59,13 @@ MAY_IMPORT = {
     "support_set_files_clipfsar": {"choices_clipfsar", "limits_clipfsar", "paths_clipfsar"},
     "enrolled_clipfsar": {
         *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "limits_clipfsar", "modeling_clipfsar"),
-        *("heads_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar"),
+        *("heads_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar", "unknown_clipfsar"),
     },
+    "enrolling_clipfsar": {
+        *("choices_clipfsar", "class_texts_clipfsar", "modeling_clipfsar", "spans_clipfsar"),
+        "support_set_files_clipfsar",
+    },
+    "unknown_clipfsar": {"left_out_clipfsar", "modeling_clipfsar", "support_set_files_clipfsar"},
     "left_out_clipfsar": {
         *("heads_clipfsar", "modeling_clipfsar", "spans_clipfsar", "support_set_files_clipfsar"),
     },
@@ -69,8 +74,8 @@ MAY_IMPORT = {
     "tuning_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
     "support_set_clipfsar": {
         *("choices_clipfsar", "class_texts_clipfsar", "enrolled_clipfsar", "explanation_clipfsar"),
-        *("fingerprint_clipfsar", "modeling_clipfsar", "review_clipfsar", "suggestion_clipfsar"),
-        *("paths_clipfsar", "spans_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar", "video_clipfsar"),
+        *("enrolling_clipfsar", "fingerprint_clipfsar", "review_clipfsar", "suggestion_clipfsar"),
+        *("paths_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar", "video_clipfsar"),
     },
     "pipeline_clipfsar": {
         *("choices_clipfsar", "configuration_clipfsar", "modeling_clipfsar", "processing_clipfsar", "video_clipfsar"),

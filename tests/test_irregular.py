@@ -15,11 +15,11 @@ import torch
 from datasets import Dataset, Video, load_from_disk
 from golden.formula_model import tiny_model
 from PIL import Image
-from tiny_data import random_clip, tiny_model_and_processor, write_video
+from tiny_data import random_clip, similar_clips, tiny_model_and_processor, write_video
 from transformers import CLIPImageProcessor
 
 import clipfsar.inference.export as exporting
-import enrolled_clipfsar
+import unknown_clipfsar
 from clipfsar.data.arguments import PrepareArguments
 from clipfsar.data.frame_store import read_video
 from clipfsar.data.prepare import frame_store_settings
@@ -35,13 +35,15 @@ from clipfsar.training.trainable import choose_trainable
 from fingerprint_clipfsar import COMPARISON_SETTINGS, model_digest
 from processing_clipfsar import CLIPFSARProcessor
 from support_set_clipfsar import EnrolledClass, SupportSet
+from support_set_files_clipfsar import Unknowns
+from unknown_clipfsar import UnknownScorer
 from video_clipfsar import VideoReadError, read_video_frames, sample_frame_indices
 
 # Neither sorted nor of one size.
 CLIPS = {
-    "walking": [random_clip(40), random_clip(80), random_clip(120)],
+    "walking": similar_clips(40, 3),
     "boxing": [random_clip(3)],
-    "jumping": [random_clip(4), random_clip(5)],
+    "jumping": similar_clips(4, 2),
 }
 QUERIES = [random_clip(10), random_clip(11), random_clip(12)]
 
@@ -117,26 +119,21 @@ def test_every_setting_of_the_comparison_has_its_case():
 def test_a_setting_changed_after_the_first_answer_counts_in_the_second(query_embeds, name):
     model, processor = tiny_model_and_processor(alignment="chamfer" if name.startswith("chamfer") else "otam")
     kept = SupportSet.from_videos(model, processor, CLIPS)
-    before = kept.classify(model, query_embeds, "few_shot"), kept.score_unknown(model, query_embeds, "few_shot")
+    before = kept.classify(model, query_embeds, "few_shot")
     setattr(model.config, name, OTHER_SETTINGS[name])
     anew = SupportSet.from_videos(model, processor, CLIPS)
-    for now, expected, earlier in zip(
-        (kept.classify(model, query_embeds, "few_shot"), kept.score_unknown(model, query_embeds, "few_shot")),
-        (anew.classify(model, query_embeds, "few_shot"), anew.score_unknown(model, query_embeds, "few_shot")),
-        before,
-        strict=True,
-    ):
-        torch.testing.assert_close(now, expected, rtol=0, atol=1e-6)
-        assert not torch.allclose(now, earlier, rtol=0, atol=1e-5)
+    now, expected = (one.classify(model, query_embeds, "few_shot") for one in (kept, anew))
+    torch.testing.assert_close(now, expected, rtol=0, atol=1e-6)
+    assert not torch.allclose(now, before, rtol=0, atol=1e-5)
 
 
 def test_a_distance_replaced_after_the_first_answer_counts_in_the_second(query_embeds):
     model, processor = tiny_model_and_processor()
     kept = SupportSet.from_videos(model, processor, CLIPS)
-    before = kept.score_unknown(model, query_embeds, "few_shot")
+    before = kept.classify(model, query_embeds, "few_shot")
     model.align = lambda frame_distances: frame_distances.amin((-2, -1))
     anew = SupportSet.from_videos(model, processor, CLIPS)
-    scores, expected = (one.score_unknown(model, query_embeds, "few_shot") for one in (kept, anew))
+    scores, expected = (one.classify(model, query_embeds, "few_shot") for one in (kept, anew))
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6)
     assert not torch.allclose(scores, before, rtol=0, atol=1e-5)
 
@@ -200,23 +197,32 @@ def test_what_is_known_is_learned_from_clips_against_classes_without_them(parts,
 
     def keep(known, unknown):
         seen.update(known=known, unknown=unknown)
-        return torch.ones(known.shape[1]), torch.zeros(1)
+        return 1.0, 0.0
 
-    monkeypatch.setattr(enrolled_clipfsar, "_linear_discriminant", keep)
+    monkeypatch.setattr(unknown_clipfsar, "_linear_discriminant", keep)
     support_set = SupportSet.from_videos(*parts, CLIPS)
     embeds = {name: one.support_embeds for name, one in support_set.classes.items()}
     support_set.score_unknown(model, embeds["boxing"], "few_shot")
-    known, unknown = [], []
+    scorer = UnknownScorer(model, support_set.classes, Unknowns())
+    usual = dict(zip(CLIPS, scorer.usual.of_class()[0].tolist(), strict=True))
+    unknown = []
     for name, videos in CLIPS.items():
         for row in range(len(videos)):
             clip = embeds[name][row : row + 1]
-            if len(videos) > 1:
-                rest = SupportSet.from_videos(*parts, without(CLIPS, name, row))
-                known.append(rest.compare(model, clip)[0].min())
-            rest = SupportSet.from_videos(*parts, without(CLIPS, name))
-            unknown.append(rest.compare(model, clip)[0].min())
-    torch.testing.assert_close(seen["known"][:, 0], torch.stack(known), rtol=0, atol=1e-5)
-    torch.testing.assert_close(seen["unknown"][:, 0], torch.stack(unknown), rtol=0, atol=1e-5)
+            distances = {other: nearest_clip(model, clip, embeds[other]) for other in CLIPS if other != name}
+            unknown.append(min(distances[other] - usual[other] for other in distances) / float(scorer.usual.spread))
+    del unknown[3]  # the only clip of boxing cannot be left out
+    torch.testing.assert_close(seen["unknown"].tolist(), unknown, rtol=1e-4, atol=1e-4)
+    own = [misfit for misfit in scorer.usual.own_misfits()[0].tolist() if misfit < float("inf")]
+    expected = [min(pair) for pair in zip(own, unknown, strict=True)]
+    torch.testing.assert_close(seen["known"].tolist(), expected, rtol=1e-4, atol=1e-4)
+
+
+def nearest_clip(model, clip: torch.Tensor, others: torch.Tensor) -> float:
+    """Distance of a clip (1, T, D) to the nearest of others (K, T, D): one minus the mean cosine of their frames."""
+    with torch.no_grad():
+        one, many = model.get_query_states(clip), model.get_query_states(others)
+    return float((1 - torch.cosine_similarity(one, many, dim=-1).mean(-1)).min())
 
 
 def test_each_of_many_clips_is_compared_with_all_the_others(parts):
@@ -225,16 +231,10 @@ def test_each_of_many_clips_is_compared_with_all_the_others(parts):
     many = torch.randn(18, 4, 16, generator=torch.Generator().manual_seed(0))  # more than one batch
     names = [f"clip {row}" for row in range(len(many))]
     crowd = EnrolledClass(few.classes["walking"].class_embeds, names, many, [b""] * len(many))
-    support_set = SupportSet(few.fingerprint, {"boxing": few.classes["boxing"], "crowd": crowd})
-    left_out, *_ = support_set.snapshot(model).left_out_comparisons(model)
+    scorer = UnknownScorer(model, {"boxing": few.classes["boxing"], "crowd": crowd}, Unknowns())
     for row in (0, 15, 16, 17):
-        rest = torch.cat([many[:row], many[row + 1 :]])
-        labels = torch.zeros(1, len(rest), dtype=torch.long)
-        with torch.no_grad():
-            prototypes = model.get_prototypes(rest[None], labels, crowd.class_embeds[None, None])
-            expected = model.get_distances(model.get_query_states(many[row][None, None]), prototypes)
-        # the class before it has one clip
-        assert float(left_out[1 + row, 1]) == pytest.approx(float(expected), abs=1e-5), row
+        expected = nearest_clip(model, many[row : row + 1], torch.cat([many[:row], many[row + 1 :]]))
+        assert float(scorer.nearest[1 + row]) == pytest.approx(expected, abs=1e-5)  # boxing, before it, has one clip
 
 
 @pytest.mark.parametrize("mode", ["zero_shot", "ensemble"])

@@ -19,7 +19,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_data import random_clip, tiny_model_and_processor, write_video
+from tiny_data import random_clip, similar_clips, tiny_model_and_processor, write_video
 from transformers import CLIPProcessor, ViTConfig, ViTModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -30,7 +30,7 @@ from support_set_clipfsar import SupportSet
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "few-shot-video-classification"
-CLIPS = {"boxing": [random_clip(0), random_clip(1)], "diving": [random_clip(3)], "running": [random_clip(4)]}
+CLIPS = {"boxing": similar_clips(0, 2), "diving": [random_clip(3)], "running": [random_clip(4)]}
 QUERIES = [random_clip(10), random_clip(11), random_clip(12)]
 EPISODE = {"support_videos": CLIPS, "query_videos": QUERIES}
 MISSING = "no/such/clip.mp4"
@@ -208,6 +208,18 @@ def test_random_frames_do_not_make_random_answers():
     assert steady(QUERIES) == first
     assert steady(episode) == steady(episode)
     assert_same(steady(episode), first)
+
+
+def test_videos_to_label_next_are_suggested_by_their_place(classify):
+    videos = [*QUERIES, *CLIPS["boxing"]]
+    with torch.no_grad():
+        embeds = classify.model.get_video_features(classify.processor.process_videos(videos))
+    expected = classify.support_set.suggest(classify.model, embeds, 2)
+    for batch_size in (1, 8):
+        found = classify.suggest(videos, 2, batch_size=batch_size)
+        assert [(one.index, one.label) for one in found] == [(one.index, one.label) for one in expected]
+    with pytest.raises(VideoReadError, match=MISSING):
+        classify.suggest([*videos, MISSING], 2)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -524,7 +536,13 @@ def test_a_saved_pipeline_holds_neither_paths_nor_pictures(classify, tmp_path):
 def test_no_answer_mixes_the_names_of_one_moment_with_the_prototypes_of_another(parts, detect_unknown):
     """A class's logit depends on its name and clips alone, so differences of log scores tell whose they are."""
     model, processor = parts
-    clips = {"a": CLIPS["boxing"], "b": CLIPS["diving"], "c": CLIPS["running"], "d": QUERIES[1:2], "e": QUERIES[1:]}
+    clips = {
+        "a": CLIPS["boxing"],
+        "b": CLIPS["diving"],
+        "c": CLIPS["running"],
+        "d": QUERIES[1:2],
+        "e": similar_clips(30, 2),
+    }
     pixels = processor.process_videos(QUERIES[:1])
     with torch.no_grad():
         every = SupportSet.from_videos(model, processor, {**clips, "f": clips["b"]})

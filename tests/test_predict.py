@@ -17,6 +17,7 @@ from clipfsar.data.tables import csv_text
 from clipfsar.inference.load_model import load_model
 from clipfsar.inference.predict import SOME_UNREADABLE, as_csv, find_clips, find_queries
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
+from support_set_clipfsar import SupportSet
 
 COLOURS = {"red": (230, 30, 30), "dark_blue": (20, 20, 160)}
 
@@ -159,6 +160,20 @@ def test_pictures_come_with_the_numbers_behind_them(folders, capsys, tmp_path):
         assert "none of these" in {entry["label"] for entry in result["answer"]}
 
 
+def test_background_clips_and_an_error_rate_are_kept_with_the_classes(folders, capsys, tmp_path):
+    options = ("--background", folders / "queries" / "a.mp4", "--unknown_error_rate", 0.2, "--format", "json")
+    assert predict(folders, *options, "--save_support_set", tmp_path, query=("queries/a.mp4",)) == 0
+    (answer,) = [result["answer"] for result in json.loads(capsys.readouterr().out)]
+    unknown = {entry["label"]: entry["score"] for entry in answer}["none of these"]
+    kept = SupportSet.from_pretrained(tmp_path)
+    assert (kept.background, kept.unknown_error_rate, kept.class_names) == (["a.mp4"], 0.2, ["dark blue", "red"])
+    assert (
+        predict(folders, "--detect_unknown", True, "--format", "json", support=tmp_path, query=("queries/a.mp4",)) == 0
+    )
+    (again,) = [result["answer"] for result in json.loads(capsys.readouterr().out)]
+    assert {entry["label"]: entry["score"] for entry in again}["none of these"] == pytest.approx(unknown)
+
+
 @pytest.mark.parametrize("output", ["table", "json", "csv"])
 def test_windows_say_what_happens_when(folders, capsys, tmp_path, output):
     options = ("--window_seconds", 0.2, "--stride_seconds", 0.12, "--pictures", tmp_path, "--format", output)
@@ -236,6 +251,9 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
         (("--labels", "a, b"), {}, "Give --support_set or --labels, not both"),
         (("--labels", "a, b", "--pictures", "x"), {"support": None}, "--pictures needs example clips"),
         (("--labels", "a, b", "--detect_unknown", True), {"support": None}, "--detect_unknown needs example clips"),
+        (("--labels", "a, b", "--background", "."), {"support": None}, "--background needs example clips"),
+        (("--unknown_error_rate", 1), {}, "--unknown_error_rate 1.0 must be between 0 and 1"),
+        (("--unknown_error_rate", 0.05), {}, "needs 19 clips, but 6 can be left out"),
         (("--labels", "a"), {"support": None}, "at least two names"),
         (("--labels", "a", "--labels_file", "b"), {"support": None}, "Give --labels or --labels_file, not both"),
         (("--labels_file", "nowhere.txt"), {"support": None}, "--labels_file nowhere.txt does not exist"),

@@ -325,6 +325,21 @@ def test_coverage_suggests_what_is_unlike_enrolled_and_suggested_clips():
     assert {row // 2 for row in chosen} == {2, 3}
 
 
+def test_representatives_stand_for_many_clips_that_no_enrolled_one_resembles():
+    pool = around([0, 8, 9, 10], [9, 2, 6, 4])  # classes lie near axes 0 and 1, so the first nine are covered
+    assert suggested("representative", pool, 2) == [11, 17]  # the middle of six clips, then of four
+    sure = torch.zeros(len(pool), 2)
+    sure[11:17, 0] = 9.0
+    assert suggested("representative", pool, 1, sure) == [17]  # clips whose class is sure count little
+
+
+def test_a_large_pool_is_represented_by_some_of_its_clips(monkeypatch):
+    monkeypatch.setattr("suggestion_clipfsar._MOST_COMPARED", 5)
+    pool = around([8, 9], [20, 20])
+    assert len(set(suggested("representative", pool, 3))) == 3
+    assert len(set(suggested("representative", pool, 8))) == 8  # more than are compared otherwise
+
+
 def test_typicality_suggests_the_middle_of_each_cluster():
     assert sorted(suggested("typicality", around([4, 5, 6], [6, 8, 7]), 3)) == [0, 6, 14]
 

@@ -4,6 +4,7 @@ Every value here differs from the default and from its neighbours, so that one t
 """
 
 import copy
+import io
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from golden.formula_model import tiny_model
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_data import random_clip, tiny_model_and_processor
+from tiny_data import random_clip, similar_clips, tiny_model_and_processor
 from transformers import EarlyStoppingCallback
 
 import clipfsar.data.frame_store as frame_store
@@ -41,7 +42,8 @@ from clipfsar.training.run_folder import TrainingLog, put_in_place
 from clipfsar.training.step import mix_seeds
 from clipfsar.training.trainable import choose_trainable
 from container_clipfsar import VideoTimes
-from enrolled_clipfsar import _linear_discriminant, _nearest_clip
+from enrolled_clipfsar import _nearest_clip
+from enrolling_clipfsar import clip_name, film_strip
 from episodes_clipfsar import EpisodeCollator, EpisodeSampler
 from explanation_clipfsar import Explanation, explain_classification
 from fingerprint_clipfsar import model_digest
@@ -52,9 +54,9 @@ from support_set_clipfsar import SupportSet
 from video_clipfsar import read_video_frames
 
 CLIPS = {
-    "walking": [random_clip(40), random_clip(80), random_clip(120)],
+    "walking": similar_clips(40, 3),
     "boxing": [random_clip(3)],
-    "jumping": [random_clip(4), random_clip(5)],
+    "jumping": similar_clips(4, 2),
 }
 
 
@@ -110,10 +112,10 @@ def test_the_digest_of_a_model_counts_what_no_weight_shows(tower, name, value):
 
 def test_thumbnails_of_large_frames_are_made_smaller_in_their_shape():
     frames = torch.zeros(3, 200, 100, 3, dtype=torch.uint8)
-    with Image.open(support_set_clipfsar.io.BytesIO(support_set_clipfsar._film_strip(frames))) as strip:
+    with Image.open(io.BytesIO(film_strip(frames))) as strip:
         assert strip.size == (3 * 48, 96)
     frames = torch.zeros(3, 96, 40, 3, dtype=torch.uint8)
-    with Image.open(support_set_clipfsar.io.BytesIO(support_set_clipfsar._film_strip(frames))) as strip:
+    with Image.open(io.BytesIO(film_strip(frames))) as strip:
         assert strip.size == (3 * 40, 96)
 
 
@@ -147,7 +149,7 @@ def test_names_of_clips_stay_different_after_one_has_gone(parts, support_set):
     ],
 )
 def test_a_clip_is_named_after_its_file_alone(video, name):
-    assert support_set_clipfsar._clip_name(video) == name
+    assert clip_name(video) == name
 
 
 def test_of_many_classes_ten_are_shown(parts):
@@ -195,18 +197,6 @@ def test_an_upload_has_pictures_and_rights_as_asked_for(support_set, monkeypatch
     pictures = support_set.classes["boxing"].thumbnails
     assert asked.pop("pictures") == pictures != [b""]
     assert asked == {"token": "t", "private": False, "repo_id": "me/mine", "message": "Two more clips"}
-
-
-def test_the_discriminant_is_fishers_with_a_tenth_of_each_variance_added():
-    known = torch.tensor([[1.0, 5.0], [3.0, 9.0], [2.0, 4.0]])
-    unknown = torch.tensor([[4.0, 1.0], [8.0, 3.0], [6.0, 2.0]])
-    weights, offset = _linear_discriminant(known[:, :1], unknown[:, :1])
-    variance = (2 + 8) / (6 - 2)
-    expected = 4 / (1.1 * variance + 1e-6)
-    assert weights.tolist() == pytest.approx([expected])
-    assert float(offset) == pytest.approx(-expected * (2 + 6) / 2)
-    weights, _ = _linear_discriminant(known, unknown)  # the second feature points the wrong way
-    assert weights.tolist() == pytest.approx([expected, 0.0])
 
 
 def test_a_query_that_is_no_number_is_named(parts, support_set, query_embeds):

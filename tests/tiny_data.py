@@ -128,6 +128,13 @@ def random_clip(seed: int) -> np.ndarray:
     return np.clip(rng.integers(0, 200, 3) + rng.integers(0, 56, (8, 20, 24, 3)), 0, 255).astype(np.uint8)
 
 
+def similar_clips(seed: int, number: int) -> list[np.ndarray]:
+    """Clips with other noise around one colour: left out of their class, they are still nearest to it."""
+    colour = np.random.default_rng(seed).integers(0, 200, 3)
+    rngs = [np.random.default_rng([seed, row]) for row in range(number)]
+    return [(colour + rng.integers(0, 56, (8, 20, 24, 3))).astype(np.uint8) for rng in rngs]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Programs in child processes
 # ----------------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class PredictArguments:
         clipfsar predict --model runs/mine/best --support_set my_classes --query new.mp4              # ... ask often
         clipfsar predict --model runs/mine/best --labels "jumping, running" --query new.mp4       # class names only
         clipfsar predict --model runs/mine/best --support_set EXAMPLES --query new.mp4 --pictures why # explanations
+        clipfsar predict --model runs/mine/best --support_set EXAMPLES --background NONE --query new.mp4 # or none
         clipfsar predict --model runs/mine/best --support_set EXAMPLES --query long.mp4 --window_seconds 3 \\
             --stride_seconds 1 --pictures timelines --format csv --output timeline.csv            # what, and when
         clipfsar predict --model runs/mine/best --support_set labels.json --video_root VIDEOS --query long.mp4 \\
@@ -74,6 +75,16 @@ class PredictArguments:
         SECONDS_PER_VIDEO, "Time limit for reading a video. A slower video counts as unreadable."
     )
     detect_unknown: bool = option(False, f"Also score {UNKNOWN_LABEL!r}.", needs="query")
+    background: list[str] = option(
+        [],
+        "Clips that show none of the classes, such as an empty scene: files or folders. Sets --detect_unknown.",
+        needs="support_set",
+    )
+    unknown_error_rate: float | None = option(
+        None,
+        "Largest chance that a video of the classes counts as unknown, such as 0.1. Sets --detect_unknown.",
+        needs="support_set",
+    )
     window_seconds: float | None = option(
         None, "Classify windows of this length instead of whole videos.", needs="query"
     )
@@ -138,6 +149,8 @@ class PredictArguments:
             )
         if self.labels is not None and self.labels_file is not None:
             raise ValueError("Give --labels or --labels_file, not both.")
+        if self.unknown_error_rate is not None and not 0 < self.unknown_error_rate < 1:
+            raise ValueError(f"--unknown_error_rate {self.unknown_error_rate} must be between 0 and 1.")
         has_labels = self.labels is not None or self.labels_file is not None
         if self.support_set is not None and has_labels:
             raise ValueError("Give --support_set or --labels, not both: a support set has its class names already.")
@@ -146,9 +159,10 @@ class PredictArguments:
                 "There is nothing to do: give videos as --query, or save the classes with --save_support_set."
             )
         if has_labels:
-            for name in ("pictures", "detect_unknown", "save_support_set"):
+            for name in ("pictures", "background", "unknown_error_rate", "detect_unknown", "save_support_set"):
                 if getattr(self, name) and not (name == "pictures" and self.window_seconds):
                     raise ValueError(f"--{name} needs example clips: give --support_set instead of --labels.")
+        self.detect_unknown = self.detect_unknown or bool(self.background) or self.unknown_error_rate is not None
         if self.dtype == "int8" and self.device not in (None, "cpu"):
             raise ValueError(f"--dtype int8 is for CPUs: leave --device {self.device} out, or use --dtype bfloat16.")
         for name in ("window_seconds", "stride_seconds", "label_fps"):
@@ -167,6 +181,8 @@ class PredictArguments:
         check_path("labels_file", self.labels_file, is_local=True)
         check_path("class_texts", self.class_texts, is_local=True)
         check_path("video_root", self.video_root, is_local=True)
+        for name in self.background:
+            check_path("background", name, is_local=True)
         check_source("support_set", self.support_set, remedy=SUPPORT_SET_REMEDY)
         paths = [split_span(query)[0] for query in self.query]
         if paths and not any("://" in path or Path(path).expanduser().exists() for path in paths):

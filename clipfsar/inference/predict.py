@@ -122,7 +122,20 @@ class Prediction:
             self.pipeline.support_set = load_support_set(model, processor, arguments)
         elif self.pipeline.support_set is None:
             raise ValueError("There are no classes: give --support_set EXAMPLES (EXAMPLES/CLASS/clips) or --labels.")
+        self._set_unknowns()
         self.picture_names: set[str] = set()
+
+    def _set_unknowns(self):
+        """Adds the background clips of `--background` to the support set, and the `--unknown_error_rate`."""
+        arguments, support_set = self.arguments, self.pipeline.support_set
+        if arguments.background:
+            left_out = LeftOut()
+            clips = find_queries(arguments.background, left_out)
+            _print_left_out("--background", left_out)
+            options = {"batch_size": arguments.batch_size, "skip_unreadable": arguments.skip_unreadable}
+            support_set.add_background(self.pipeline.model, self.pipeline.processor, clips, **options)
+        if arguments.unknown_error_rate is not None:
+            support_set.unknown_error_rate = arguments.unknown_error_rate
 
     @property
     def support_set(self) -> SupportSet:
