@@ -239,7 +239,7 @@ class SupportSet:
         """
         videos = self._checked_videos(videos)
         check_class_prompts(processor, [*self.classes, *videos])  # rejects names of the same text before encoding
-        options = {"batch_size": batch_size, "thumbnails": thumbnails, "skip_unreadable": skip_unreadable}
+        options: dict = {"batch_size": batch_size, "thumbnails": thumbnails, "skip_unreadable": skip_unreadable}
         jobs = [(name, video) for name, clips in videos.items() for video in clips]
         encoded: dict[str, list] = {name: [] for name in videos}
         for name, clip in self._encode(model, processor, jobs, **options, show_progress=show_progress):
@@ -268,7 +268,8 @@ class SupportSet:
         if self.fingerprint is not None:
             self.check(model, processor)
         check_same_num_frames(model, processor)
-        encoded, errors = [], []
+        encoded: list[tuple[str, tuple[str | None, torch.Tensor, bytes]]] = []
+        errors: list[str] = []
         with tqdm(total=len(jobs), desc="enrolling", unit="clip", disable=not show_progress) as progress:
             for start in range(0, len(jobs), batch_size):
                 batch = jobs[start : start + batch_size]

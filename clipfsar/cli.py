@@ -162,15 +162,16 @@ def _dispatch(command_line: list[str]) -> int:
         return _run(name, command_line[1:])
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, ImportError, FloatingPointError, *_errors_of_safetensors()) as error:
+    except _errors_told_in_a_sentence() as error:
         _error(_sentence(error))
         return FAILED
 
 
-def _errors_of_safetensors() -> tuple[type[Exception], ...]:
-    """What safetensors raises when a disk is full. Not imported here: the program may not need it."""
-    module = sys.modules.get("safetensors")
-    return () if module is None else (module.SafetensorError,)
+def _errors_told_in_a_sentence() -> tuple[type[Exception], ...]:
+    """Errors that the user can mend. safetensors has its own for a full disk; it is not imported for that."""
+    safetensors = sys.modules.get("safetensors")
+    own = () if safetensors is None else (safetensors.SafetensorError,)
+    return (ValueError, OSError, ImportError, FloatingPointError, *own)
 
 
 def _sentence(error: BaseException) -> str:

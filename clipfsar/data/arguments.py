@@ -228,7 +228,8 @@ class PrepareArguments:
 def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None = None) -> PrepareArguments:
     """Parses a command line. It overrides the settings of the benchmark, and these override the defaults."""
     command_line = sys.argv[1:] if command_line is None else command_line
-    benchmark, defaults = benchmark_on(command_line), {}
+    benchmark = benchmark_on(command_line)
+    defaults: dict = {}
     if benchmark:
         preset = PRESETS[benchmark]
         defaults = {"preprocessing": preset.preprocessing, "output_dir": dataset_folder(benchmark)}

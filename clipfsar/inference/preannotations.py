@@ -113,10 +113,10 @@ def as_cvat(results: list[dict], arguments: PredictArguments) -> dict[str, str]:
     return texts
 
 
-def write_cvat(texts: dict[str, str], folder: str) -> None:
+def write_cvat(texts: dict[str, str], folder: Path) -> None:
     """Writes a file per video into a folder."""
     for name, text in texts.items():
-        with replace_file(Path(folder) / name) as partial:
+        with replace_file(folder / name) as partial:
             partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

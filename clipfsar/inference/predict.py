@@ -102,9 +102,10 @@ class Prediction:
         self.arguments = arguments
         # Outputs that cannot be written fail here, before the work.
         if arguments.output:
-            check_output_file(Path(arguments.output) / "a.xml" if is_folder_output(arguments) else arguments.output)
-        for folder in filter(None, (arguments.pictures, arguments.save_support_set)):
-            check_output_file(Path(folder) / SUPPORT_SET_NAME)
+            folder = output_folder(arguments)
+            check_output_file(arguments.output if folder is None else folder / "a.xml")
+        for name in filter(None, (arguments.pictures, arguments.save_support_set)):
+            check_output_file(Path(name) / SUPPORT_SET_NAME)
         model, processor = load_model(arguments.model, arguments.dtype)
         processor.seconds_per_video = arguments.seconds_per_video
         if arguments.class_texts is not None:
@@ -127,15 +128,15 @@ class Prediction:
 
     def _set_unknowns(self):
         """Adds the background clips of `--background` to the support set, and the `--unknown_error_rate`."""
-        arguments, support_set = self.arguments, self.pipeline.support_set
+        arguments = self.arguments
         if arguments.background:
             left_out = LeftOut()
             clips = find_queries(arguments.background, left_out)
             _print_left_out("--background", left_out)
             options = {"batch_size": arguments.batch_size, "skip_unreadable": arguments.skip_unreadable}
-            support_set.add_background(self.pipeline.model, self.pipeline.processor, clips, **options)
+            self.support_set.add_background(self.pipeline.model, self.pipeline.processor, clips, **options)
         if arguments.unknown_error_rate is not None:
-            support_set.unknown_error_rate = arguments.unknown_error_rate
+            self.support_set.unknown_error_rate = arguments.unknown_error_rate
 
     @property
     def support_set(self) -> SupportSet:
@@ -154,7 +155,7 @@ class Prediction:
         left_out = LeftOut()
         queries = find_queries(self.arguments.query, left_out)
         _print_left_out("--query", left_out)
-        if self.arguments.format == "cvat" and len(queries) > 1 and not is_folder_output(self.arguments):
+        if self.arguments.format == "cvat" and len(queries) > 1 and output_folder(self.arguments) is None:
             raise ValueError(
                 f"--format cvat: a file is for one task of CVAT, with one video, but there are {len(queries)} queries. "
                 "Name a folder as --output, for a file per video."
@@ -299,9 +300,10 @@ def as_csv(results: list[dict], class_names: list[str]) -> str:
     return csv_text(columns, rows)
 
 
-def is_folder_output(arguments: PredictArguments) -> bool:
-    """Whether `--output` is a folder, for a file per video."""
-    return arguments.format == "cvat" and bool(arguments.output) and Path(arguments.output).suffix.lower() != ".xml"
+def output_folder(arguments: PredictArguments) -> Path | None:
+    """The folder that `--output` names for a file per video; None if it names a file or nothing."""
+    is_folder = arguments.format == "cvat" and Path(arguments.output or ".xml").suffix.lower() != ".xml"
+    return Path(arguments.output) if is_folder and arguments.output else None
 
 
 def as_text(results: list[dict], prediction: Prediction) -> str:
@@ -343,8 +345,9 @@ def main(arguments: PredictArguments) -> int:
     if not arguments.query:
         return 0
     results = prediction.run()
-    if is_folder_output(arguments):
-        write_cvat(as_cvat(results, arguments), arguments.output)
+    folder = output_folder(arguments)
+    if folder is not None:
+        write_cvat(as_cvat(results, arguments), folder)
     else:
         write_output(as_text(results, prediction), arguments.output)
     num_unread = sum("error" in result for result in results)
@@ -355,6 +358,6 @@ def main(arguments: PredictArguments) -> int:
 
 __all__ = [
     *("SOME_UNREADABLE", "Prediction", "as_csv", "as_table", "find_classes", "find_clips", "find_queries"),
-    *("as_text", "is_folder_output"),
+    *("as_text", "output_folder"),
     *("load_support_set", "main", "write_output"),
 ]
