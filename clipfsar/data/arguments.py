@@ -192,8 +192,11 @@ def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None 
     benchmark, defaults = benchmark_on(command_line), {}
     if benchmark:
         preset = PRESETS[benchmark]
-        defaults = {"preprocessing": preset.preprocessing, "output_dir": dataset_folder(benchmark)}
-        defaults["splits"] = list(preset.sizes)  # EPIC-Kitchens has no validation classes
+        defaults = {
+            "preprocessing": preset.preprocessing,
+            "output_dir": dataset_folder(benchmark),
+            "splits": list(preset.sizes),  # EPIC-Kitchens has no validation classes
+        }
     return parse_options(PrepareArguments, command_line=command_line, prog=prog, defaults=defaults)
 
 
