@@ -232,8 +232,11 @@ def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None 
     defaults: dict = {}
     if benchmark:
         preset = PRESETS[benchmark]
-        defaults = {"preprocessing": preset.preprocessing, "output_dir": dataset_folder(benchmark)}
-        defaults["splits"] = list(preset.sizes)  # EPIC-Kitchens has no validation classes
+        defaults = {
+            "preprocessing": preset.preprocessing,
+            "output_dir": dataset_folder(benchmark),
+            "splits": list(preset.sizes),  # EPIC-Kitchens has no validation classes
+        }
     return parse_options(PrepareArguments, command_line=command_line, prog=prog, defaults=defaults)
 
 
