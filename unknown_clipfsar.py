@@ -225,9 +225,7 @@ class UnknownScorer:
         """
         num_classes = len(self.class_embeds)
         between, clip_texts = self._comparisons_between_clips(model)
-        pairs = torch.cartesian_prod(
-            torch.arange(len(to_clips)), torch.arange(num_classes)
-        )  # (query, class that it joins)
+        pairs = torch.cartesian_prod(torch.arange(len(to_clips)), torch.arange(num_classes))  # query, class it joins
         chances = []
         for queries, classes in (piece.unbind(1) for piece in pairs.split(max(1, ENTRIES_AT_ONCE // between.numel()))):
             columns = classes[:, None, None].expand(-1, len(between), 1)
@@ -248,7 +246,7 @@ class UnknownScorer:
                 misfits = misfits + (by_clips.amin(2) - self._background_misfits(background, usual)).clamp(min=0)
             counts = nearest.isfinite() | (inference_mode == "zero_shot")
             fits_no_better = counts & (misfits >= misfits[:, -1:] - 1e-9)
-            chances.append(fits_no_better.sum(1) / counts.sum(1))
+            chances.append(fits_no_better.sum(1).double() / counts.sum(1))
         return torch.cat(chances).view(-1, num_classes).amax(1)
 
     def _comparisons_between_clips(self, model) -> tuple[torch.Tensor, torch.Tensor]:

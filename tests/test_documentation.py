@@ -68,6 +68,7 @@ def make_videos(folder):
         if len(numbers) > 1:
             shutil.copytree(folder / "clips/test" / name, folder / "EXAMPLES" / name)
     (folder / "demo_output/clips").symlink_to(folder / "clips")
+    (folder / "EMPTY_SCENE").symlink_to(folder / "clips/test/red circle fading in")
     for number, name in enumerate(("a", "b", "c", "d", "new", "query")):
         write_video(folder / f"{name}.mp4", (60 * number, 200 - 30 * number, 90), seed=number)
     shutil.copy(folder / "clips/test/red star growing/005.mp4", folder / "long.mp4")
