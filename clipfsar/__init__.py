@@ -30,6 +30,7 @@ _NAMES_OF_MODULES = {
     "clipfsar.training.arguments": ("EpisodicTrainingArguments",),
     "clipfsar.training.trainer": ("EpisodicTrainer",),
     "configuration_clipfsar": ("CLIPFSARConfig", "CLIPResNetConfig", "CLIPResNetVisionConfig"),
+    "enrolling_clipfsar": ("encode_class_names",),
     "episodes_clipfsar": ("EpisodeCollator", "EpisodeDataset", "EpisodeRows", "EpisodeSampler"),
     "explanation_clipfsar": ("Explanation",),
     "heads_clipfsar": ("Head", "class_means", "register_head"),
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from clipfsar.training.arguments import EpisodicTrainingArguments
     from clipfsar.training.trainer import EpisodicTrainer
     from configuration_clipfsar import CLIPFSARConfig, CLIPResNetConfig, CLIPResNetVisionConfig
+    from enrolling_clipfsar import encode_class_names
     from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeRows, EpisodeSampler
     from explanation_clipfsar import Explanation
     from heads_clipfsar import Head, class_means, register_head
@@ -128,6 +130,7 @@ __all__ = [
     "__version__",
     "bi_mhm_distance",
     "class_means",
+    "encode_class_names",
     "evaluate_episodes",
     "frame_cosine_similarity",
     "labelled_clips",
