@@ -922,9 +922,10 @@ def test_bad_videos_are_counted_in_their_own_split(tmp_path):
     one = object.__new__(Preparation)
     one.arguments, one.left_out, one.listed, one.num_duplicates = SimpleNamespace(benchmark=None), LeftOut(), {}, 0
     videos = {"train": {"a": 6, "b": 7}, "test": {"c": 8}}
+    labels = {split: [name for name, number in of.items() for _ in range(number)] for split, of in videos.items()}
     one.splits = {
-        split: Dataset.from_dict({"label": [name for name, number in counts.items() for _ in range(number)]})
-        for split, counts in videos.items()
+        split: Dataset.from_dict({"label": of, "video": [f"{row}.mp4" for row in range(len(of))]})
+        for split, of in labels.items()
     }
     problems = {"train": [MISSING, "cut off", "cut off"], "test": [MISSING]}
     one.bad = [{"split": split, "class": "a", "problem": what} for split, all_ in problems.items() for what in all_]
