@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from tiny_data import random_clip, tiny_model_and_processor
+from tiny_data import random_clip, similar_clips, tiny_model_and_processor
 
 from explanation_clipfsar import Explanation, explain_classification
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
@@ -120,7 +120,9 @@ def test_the_numbers_are_ready_for_json(pipe):
     assert 0 <= numbers["text_share"] <= 1
 
 
-def test_the_picture_is_drawn_for_any_class(pipe, tmp_path):
+def test_the_picture_is_drawn_for_any_class(tmp_path):
+    pipe = make_pipeline()
+    pipe.support_set = {name: similar_clips(seed, 3) for seed, name in enumerate(CLIPS)}
     explanation = pipe.explain(QUERY, inference_mode="ensemble", detect_unknown=True)
     explanation.plot(tmp_path / "why.png", title="query.mp4")
     explanation.plot(tmp_path / "other.png", label="running")

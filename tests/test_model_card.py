@@ -18,7 +18,8 @@ BEST = {"accuracy": 55.55, "interval": 2.22, "episode": 600, "n_episodes": 1000}
 
 
 def write_card(folder: Path, *arguments: str, best=BEST, results=RESULTS) -> ModelCard:
-    args = parse_arguments(["--dataset", "someone/actions", "--episodes", "800", "--seed", "7", *arguments])
+    dataset = [] if "--dataset" in arguments else ["--dataset", "someone/actions"]
+    args = parse_arguments([*dataset, "--episodes", "800", "--seed", "7", *arguments])
     write_model_card(folder, args, best, results, num_base_classes=24)
     return ModelCard.load(folder / "README.md")
 

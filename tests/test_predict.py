@@ -251,7 +251,11 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
         (("--labels", "a, b"), {}, "Give --support_set or --labels, not both"),
         (("--labels", "a, b", "--pictures", "x"), {"support": None}, "--pictures needs example clips"),
         (("--labels", "a, b", "--detect_unknown", True), {"support": None}, "--detect_unknown needs example clips"),
-        (("--labels", "a, b", "--background", "."), {"support": None}, "--background needs example clips"),
+        (
+            ("--labels", "a, b", "--background", "."),
+            {"support": None},
+            "--background has no effect without --support_set",
+        ),
         (("--unknown_error_rate", 1), {}, "--unknown_error_rate 1.0 must be between 0 and 1"),
         (("--unknown_error_rate", 0.05), {}, "needs 19 clips, but 6 can be left out"),
         (("--labels", "a"), {"support": None}, "at least two names"),

@@ -1198,7 +1198,7 @@ def test_the_help_shows_the_example_commands_on_lines_of_their_own(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "    clipfsar prepare --source HUB_ID --class_split 64 12 24" in lines
     commands = [line for line in lines if line.startswith("    clipfsar prepare --")]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         parse_arguments([*command.split("#")[0].split()[2:], "--output_dir", "data"])  # no option that there is not
 

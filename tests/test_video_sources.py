@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import DatasetDict, Features, Value
 
+from clipfsar.data.class_split import resplit, split_classes
 from clipfsar.data.clips import LeftOut, class_folders, find_clips
 from clipfsar.data.sources import (
     Clip,
@@ -16,8 +17,6 @@ from clipfsar.data.sources import (
     official_splits,
     read_official_class_names,
     read_official_list,
-    resplit,
-    split_classes,
     table_splits,
     to_dataset,
     trx_splits,

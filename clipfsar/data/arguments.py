@@ -57,7 +57,6 @@ class PrepareArguments:
     video_root: str | None = option(
         None,
         "Folder of the videos in official lists, a table, or labels of a tool.",
-        needs="official_splits or benchmark or source",
     )
     class_names_file: str | None = option(
         None,

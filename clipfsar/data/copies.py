@@ -29,7 +29,7 @@ class Place:
 
 
 def copies(splits: Mapping[str, Any]) -> list[list[Place]]:
-    """Groups of two or more videos with the same bytes; folders of frames and addresses are not compared.
+    """Groups of two or more videos with the same bytes. Folders of frames, addresses and empty files are not compared.
 
     Args:
         splits: `datasets.Dataset` objects with the columns `video` and `label`, by name.
@@ -87,10 +87,12 @@ def _with_sizes(split: str, dataset) -> Iterator[tuple[Place, int]]:
     for row, class_name in zip(map(int, rows), labels, strict=True):
         path = names[row]
         size = None if sizes is None else sizes[row]
+        if size == 0:  # broken, and like all other empty files
+            continue
         if size is not None and data is not None:
             name = os.path.basename(path or "") or f"row {row}"
             yield Place(split, class_name, name, _Bytes(data, row)), size
-        elif path is not None and (length := _length(path)) is not None:
+        elif path is not None and (length := _length(path)):
             yield Place(split, class_name, "/".join(Path(path).parts[-2:]), path), length
 
 

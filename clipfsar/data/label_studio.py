@@ -146,7 +146,7 @@ def read_label_studio(
         elif any(set(one) != set(found[0]) for one in found):
             left_out.labels["tasks whose annotators disagree"] += 1
         else:
-            video, rate = task.video(video_column, folder), fps or task.fps()
+            video, rate = task.video(video_column, folder), task.fps() if fps is None else fps
             labels += [Label(video, name, task.where, frames, rate) for name, frames in found[0]]
     own = sum(label.frames is not None and label.fps is None for label in labels)
     left_out.labels = +left_out.labels

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, Value, Video
 
 from clipfsar.checked_files import create_file
 from clipfsar.data.arguments import DEFAULT_CLASS_SPLIT, FRAME_SIZE, SPLITS, PrepareArguments
+from clipfsar.data.class_split import resplit
 from clipfsar.data.clips import LeftOut
 from clipfsar.data.copies import copies, note_on_copies
 from clipfsar.data.frame_store import (
@@ -26,7 +27,7 @@ from clipfsar.data.frame_store import (
 )
 from clipfsar.data.official_lists import with_official_lists
 from clipfsar.data.older_reader import REPORT
-from clipfsar.data.sources import listed_clips, resplit, to_dataset
+from clipfsar.data.sources import listed_clips, to_dataset
 from clipfsar.data.splits import WORK_FOLDER, check_disjoint_classes, load_video_splits
 from clipfsar.data.tables import csv_text
 from clipfsar.json_files import read_json

@@ -205,8 +205,8 @@ class ReviewArguments:
 
     model: str = option(REQUIRED, "Folder or Hub id of a CLIP-FSAR model, or of a plain CLIP (untrained).")
     support_set: str = option(REQUIRED, SUPPORT_SET_HELP, aliases=["support"])
-    video_root: str | None = option(None, VIDEO_ROOT_HELP, needs="support_set")
-    label_fps: float | None = option(None, LABEL_FPS_HELP, needs="support_set")
+    video_root: str | None = option(None, VIDEO_ROOT_HELP)
+    label_fps: float | None = option(None, LABEL_FPS_HELP)
     inference_mode: str | None = option(
         None,
         "few_shot: by the clips; zero_shot: by the class names; ensemble: by both. Default: the model's.",
