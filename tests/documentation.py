@@ -143,7 +143,8 @@ class PageRunner:
         self.already_run.add(line)
         arguments = words[words.index(command) + 1 :]
         for option, value in RUN[command].items():
-            arguments += [] if option in arguments else [option, value]
+            in_vain = option == "--n_episodes" and "--until_interval" in arguments
+            arguments += [] if option in arguments or in_vain else [option, value]
         for option in QUICK_VALUES.keys() & set(arguments):
             arguments[arguments.index(option) + 1] = QUICK_VALUES[option]
         if "--benchmark" in arguments:  # needs the videos of one
