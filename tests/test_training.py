@@ -278,6 +278,7 @@ def test_accelerate_launch_starts_the_module(dataset, tiny_clip, tmp_path):
     assert (settings["dataset"], settings["episodes_per_update"]) == (str(dataset), 4)
 
 
+@pytest.mark.whole_program
 def test_workers_and_a_folder_of_videos_give_the_run_of_a_data_set(train, video_folder, reference, tmp_path):
     train(dataset=video_folder, num_workers=2).check()
     assert_same_log_and_weights(tmp_path / "run", reference)
@@ -384,7 +385,7 @@ def kill_after(arguments: list[str], output_dir: Path, seconds: float):
     ("first", "then"),
     [
         (1, 2),
-        (2, 1),
+        pytest.param(2, 1, marks=pytest.mark.whole_program),
     ],
 )
 def test_a_run_is_resumed_with_other_episodes_per_forward(train, without_dropout, tmp_path, first, then):
