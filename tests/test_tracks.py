@@ -148,6 +148,11 @@ def test_whether_training_is_worth_it_follows_from_the_signs(spreads, sentence):
     assert worth_training(spreads) == sentence
 
 
+def test_an_interval_that_excludes_zero_only_where_it_is_longer_is_no_clear_effect():
+    assert not Spread(3.1, 0.1, 6.7).is_clear  # 3.1 ± 3.3
+    assert Spread(3.1, 0.1, 5.9).is_clear  # 3.1 ± 2.9
+
+
 def test_a_difference_of_nothing_has_no_minus():
     assert effect_sentence("Nothing", {1: Spread(-0.04, -0.1, 0.1)}) == (
         "Nothing has no measurable effect at one shot (+0.0 ± 0.1)."

@@ -32,8 +32,8 @@ class Spread:
 
     @property
     def is_clear(self) -> bool:
-        """Whether zero lies outside of the interval."""
-        return self.low > 0 or self.high < 0
+        """Whether zero lies outside of the interval, and of mean ± half width, which is what people read."""
+        return (self.low > 0 or self.high < 0) and abs(self.mean) > self.half_width
 
 
 def spread_of(values: np.ndarray, groups: Sequence[str], seed: int = 0, resamples: int = RESAMPLES) -> Spread:
