@@ -36,6 +36,7 @@ except ImportError:
 # The mean over all classes counts as this many clips in the usual distance of a class: a few clips tell little.
 _PRIOR_CLIPS = 2
 CLIPS_AT_ONCE = 256  # in the temporal transformer
+CLASSES_AT_ONCE = 64
 ENTRIES_AT_ONCE = 2**22  # of a matrix, for example (queries, clips)
 
 
@@ -94,10 +95,16 @@ class UnknownScorer:
         counts = torch.tensor([len(one.clip_names) for one in classes.values()])
         self.labels = torch.arange(len(counts)).repeat_interleave(counts)
         self.class_embeds = torch.stack([one.class_embeds for one in classes.values()]).to(model.device)
-        embeds = embeds_of_clips(classes)
-        self.num_frames = embeds.shape[1]
-        self.vectors = self._vectors_of(model, embeds)
-        self.mean_frames = embeds.mean(1, keepdim=True)  # text logits depend on nothing else
+        embeds = [one.support_embeds for one in classes.values()]
+        _, self.num_frames, size = embeds[0].shape
+        self.vectors = torch.empty(len(self.labels), self.num_frames * size, device=model.device)
+        mean_frames, done = [], 0  # text logits depend on nothing else
+        for start in range(0, len(embeds), CLASSES_AT_ONCE):  # in pieces: a copy of all features is large
+            piece = torch.cat(embeds[start : start + CLASSES_AT_ONCE])
+            self.vectors[done : done + len(piece)] = self._vectors_of(model, piece)
+            mean_frames.append(piece.mean(1, keepdim=True))
+            done += len(piece)
+        self.mean_frames = torch.cat(mean_frames)
         self.own_texts = self._own_texts(model)
         sources = _sources(classes, self.labels).split(counts.tolist())
         own = zip(self.vectors.split(counts.tolist()), sources, strict=True)

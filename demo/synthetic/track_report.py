@@ -193,7 +193,7 @@ def _note(settings: dict) -> str:
     return (
         "5-way accuracy in % on novel classes; guessing gives 20%. ± is the half width of a 95% interval over classes "
         f"and {settings['num_seeds']} training seeds. Differences are paired, and rounded after subtraction. An effect "
-        "is measurable where its interval excludes zero. Every choice was made on validation classes. The visual "
+        "is measurable where its interval and ± exclude zero. Every choice was made on validation classes. The visual "
         "tower is frozen in all rows."
     )
 
