@@ -98,13 +98,15 @@ class UnknownScorer:
         embeds = [one.support_embeds for one in classes.values()]
         _, self.num_frames, size = embeds[0].shape
         self.vectors = torch.empty(len(self.labels), self.num_frames * size, device=model.device)
-        mean_frames, done = [], 0  # text logits depend on nothing else
-        for start in range(0, len(embeds), CLASSES_AT_ONCE):  # in pieces: a copy of all features is large
+        self.mean_frames = torch.empty(len(self.labels), 1, size)  # text logits depend on nothing else
+        done = 0
+        # In pieces, because a copy of all features is large, and into tensors that are there: small results between
+        # large temporary tensors would keep the memory of these.
+        for start in range(0, len(embeds), CLASSES_AT_ONCE):
             piece = torch.cat(embeds[start : start + CLASSES_AT_ONCE])
             self.vectors[done : done + len(piece)] = self._vectors_of(model, piece)
-            mean_frames.append(piece.mean(1, keepdim=True))
+            self.mean_frames[done : done + len(piece)] = piece.mean(1, keepdim=True)
             done += len(piece)
-        self.mean_frames = torch.cat(mean_frames)
         self.own_texts = self._own_texts(model)
         sources = _sources(classes, self.labels).split(counts.tolist())
         own = zip(self.vectors.split(counts.tolist()), sources, strict=True)
@@ -161,9 +163,10 @@ class UnknownScorer:
 
     def _own_texts(self, model) -> torch.Tensor:
         """Misfit (S,) of each clip to its class by the name."""
-        pieces = torch.arange(len(self.labels)).split(CLIPS_AT_ONCE)
-        own = [self._text_misfits(model, self.mean_frames[rows]).gather(1, self.labels[rows, None]) for rows in pieces]
-        return torch.cat(own)[:, 0]
+        own = torch.empty(len(self.labels), dtype=torch.float64)
+        for rows in torch.arange(len(own)).split(CLIPS_AT_ONCE):
+            own[rows] = self._text_misfits(model, self.mean_frames[rows]).gather(1, self.labels[rows, None])[:, 0]
+        return own
 
     def _to_classes(self, to_clips: torch.Tensor) -> torch.Tensor:
         """Distances (Q, N) to the nearest clip of each class, from those to all clips (Q, S)."""
@@ -195,18 +198,16 @@ class UnknownScorer:
                     "enroll more, or use inference_mode='zero_shot'."
                 )
             own_by_clips, text_spread = self.usual.own_misfits()[0], _spread(self.own_texts)
-            known, unknown = [], []
+            known, unknown = torch.empty(2, len(self.labels), dtype=torch.float64)
             for rows in torch.arange(len(self.labels)).split(max(1, ENTRIES_AT_ONCE // len(self.labels))):
                 by_clips = self._misfits_by_clips(_distances(self.vectors[rows], self.vectors))
                 by_texts = self._text_misfits(model, self.mean_frames[rows]) / text_spread
                 own = self.labels[rows, None]
                 by_clips = by_clips.scatter(1, own, own_by_clips[rows, None])
                 misfits = _combined(by_clips, by_texts, inference_mode)
-                known.append(misfits.amin(1))
-                unknown.append(misfits.scatter(1, own, torch.inf).amin(1))
-            self._calibrations[inference_mode] = _linear_discriminant(
-                torch.cat(known)[is_known], torch.cat(unknown)[is_known]
-            )
+                known[rows] = misfits.amin(1)
+                unknown[rows] = misfits.scatter(1, own, torch.inf).amin(1)
+            self._calibrations[inference_mode] = _linear_discriminant(known[is_known], unknown[is_known])
         return self._calibrations[inference_mode]
 
     # A threshold with a known error rate
