@@ -306,11 +306,6 @@ def _nearest_others(vectors: torch.Tensor, sources: torch.Tensor) -> torch.Tenso
     return torch.cat(nearest)
 
 
-def _with_query(of_clips: torch.Tensor, of_query: torch.Tensor) -> torch.Tensor:
-    """(B, S) and (B,) as (B, S + 1)."""
-    return torch.cat([of_clips, of_query[:, None]], dim=1)
-
-
 def _spread(texts: torch.Tensor) -> torch.Tensor:
     """Standard deviation (..., 1) of misfits by names."""
     return texts.std(-1, correction=0, keepdim=True).clamp(min=1e-6)

@@ -90,6 +90,18 @@ def _check_option(item: dataclasses.Field, values: Mapping[str, Any], given: set
                 raise ValueError(f"--{item.name} has no effect with {present}: leave one of them out.")
 
 
+def check_without_effect(options: Any, names: Iterable[str], beside: str) -> None:
+    """Raises `ValueError` if an option is set that has no effect beside something that only the data tells.
+
+    Args:
+        options: An instance of a dataclass of options; the defaults of `names` are None, false or empty.
+        beside: What was found, for the message.
+    """
+    for name in names:
+        if Term(name).holds(vars(options)):
+            raise ValueError(f"--{name} has no effect with {beside}: leave it out.")
+
+
 def _without(name: str, unmet: list[list[Term]], values: Mapping[str, Any], given: set[str]) -> str:
     switched_off = [term for one in unmet for term in one if term.pattern is None and term.name in given]
     if switched_off:
@@ -104,4 +116,7 @@ def _as_typed(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-__all__ = ["Term", "alternatives", "check_conditions", "conditions_in_words", "in_words", "names_in"]
+__all__ = [
+    *("Term", "alternatives", "check_conditions", "check_without_effect", "conditions_in_words", "in_words"),
+    "names_in",
+]

@@ -254,7 +254,7 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
         (
             ("--labels", "a, b", "--background", "."),
             {"support": None},
-            "--background has no effect without --support_set",
+            "--background has no effect with --labels",
         ),
         (("--unknown_error_rate", 1), {}, "--unknown_error_rate 1.0 must be between 0 and 1"),
         (("--unknown_error_rate", 0.05), {}, "needs 19 clips, but 6 can be left out"),
@@ -294,6 +294,18 @@ def test_an_unreadable_example_is_an_error_unless_it_may_be_skipped(folders, tmp
     assert predict(folders, "--save_support_set", saved, query=None) == 0
     assert predict(folders, "--skip_unreadable", True, support=saved) == 1
     assert "--skip_unreadable has no effect with the saved support set" in capsys.readouterr().err
+
+
+def test_options_about_a_list_are_refused_for_a_folder_of_classes(folders, tmp_path, capsys):
+    for options in (("--video_root", tmp_path), ("--label_fps", 24)):
+        assert predict(folders, *options) == 1
+        assert f"{options[0]} has no effect with {folders}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "code"), [("table", 0), ("jsonl", 1), ("label_studio", 1)])
+def test_a_class_that_is_called_none_of_these_is_refused_where_such_videos_have_no_label(folders, capsys, name, code):
+    assert predict(folders, "--labels", "red, none of these", "--format", name, support=None) == code
+    assert ("A class is called 'none of these'" in capsys.readouterr().err) == bool(code)
 
 
 def test_two_folders_of_one_class_are_refused_by_their_names(folders, tmp_path, capsys):

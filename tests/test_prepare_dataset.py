@@ -310,6 +310,25 @@ def test_videos_of_one_length_and_with_the_same_ends_are_no_copies(tmp_path, mon
     assert copies({"train": Dataset.from_dict(rows)}) == []
 
 
+@pytest.mark.parametrize("options", [{"video_root": "."}, {"label_fps": 24.0}])
+def test_options_about_a_list_are_refused_for_a_folder_of_classes(options, table, tmp_path):
+    (tmp_path / "classes" / "green").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=f"--{next(iter(options))} has no effect with .*classes, which holds the videos"
+    ):
+        prepare(tmp_path / "data", source=tmp_path / "classes", **options)
+
+
+def test_links_to_one_file_are_read_once(table, tmp_path, monkeypatch):
+    for number in range(3):
+        (tmp_path / f"{number}.mp4").symlink_to(tmp_path / "videos" / "green0.mp4")
+    read = []
+    monkeypatch.setattr("clipfsar.data.copies.digest_of_ends", lambda path: read.append(path) or b"")
+    rows = {"video": [str(tmp_path / f"{number}.mp4") for number in range(3)], "label": ["k"] * 3}
+    assert len(copies({"train": Dataset.from_dict(rows)})[0]) == 3
+    assert len(read) == 1
+
+
 def test_a_file_with_two_classes_is_an_error(table, tmp_path):
     table.write_text(table.read_text() + "videos/green0.mp4,red,train\n")
     message = "videos/green0.mp4 is listed as 'green' and as 'red': a video has one class"

@@ -1,31 +1,44 @@
 """Videos of a data set that are copies of each other, byte for byte, under other names or in other classes.
 
-Only videos of equal length are read: first their ends, then, if these agree, all of their bytes.
+Only videos of equal length are read: first their ends, then, if these agree, all of their bytes. Several are read at a
+time, because on a network disk opening a file takes longer than reading its ends. Links to one file are read once.
 """
 
 import hashlib
+import itertools
 import os
+import stat
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.compute
+from tqdm import tqdm
 
 from clipfsar.content import digest_of_ends, table_rows
 
 COPIES_NAMED = 5  # groups that the note lists
+_READERS = 4  # more only wait for each other where the disk is fast
+_AT_ONCE = 64  # videos that a thread reads
+_SILENT = 10_000  # videos to read without a progress bar
 
 
 @dataclass(frozen=True)
 class Place:
-    """A video: its split, class and name, and its path or its bytes inside the data set."""
+    """A video: its split, class and name, and its path or its bytes inside the data set.
+
+    Args:
+        file: Identity of the file, the same for all links to it; None for bytes inside the data set.
+    """
 
     split: str
     class_name: str
     name: str
     video: Any
+    file: tuple[int, int] | None = None
 
 
 def copies(splits: Mapping[str, Any]) -> list[list[Place]]:
@@ -37,8 +50,23 @@ def copies(splits: Mapping[str, Any]) -> list[list[Place]]:
     sized = [pair for split, dataset in splits.items() for pair in _with_sizes(split, dataset)]
     groups = _groups(sized)
     for digest in (_of_ends, _of_all):
-        groups = [part for group in groups for part in _groups((place, _key(digest, place)) for place in group)]
+        keys = _keys(digest, {_identity(place): place for group in groups for place in group})
+        groups = [part for group in groups for part in _groups((one, keys[_identity(one)]) for one in group)]
     return groups
+
+
+def _identity(place: Place) -> Hashable:
+    return place.file or (id(place.video.column), place.video.row)
+
+
+def _keys(digest: Callable[[Any], bytes], places: Mapping[Hashable, Place]) -> dict[Hashable, Hashable]:
+    """The digest of each place, under its identity."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        all_places = list(places.values())
+        parts = [all_places[start : start + _AT_ONCE] for start in range(0, len(all_places), _AT_ONCE)]
+        keys = readers.map(lambda part: [_key(digest, place) for place in part], parts)
+        bar = tqdm(keys, "looking for copies", len(parts), disable=len(places) < _SILENT)
+        return dict(zip(places, itertools.chain.from_iterable(bar), strict=True))
 
 
 def _key(digest: Callable[[Any], bytes], place: Place) -> Hashable:
@@ -92,13 +120,18 @@ def _with_sizes(split: str, dataset) -> Iterator[tuple[Place, int]]:
         if size is not None and data is not None:
             name = os.path.basename(path or "") or f"row {row}"
             yield Place(split, class_name, name, _Bytes(data, row)), size
-        elif path is not None and (length := _length(path)):
-            yield Place(split, class_name, "/".join(Path(path).parts[-2:]), path), length
+        elif path is not None and (status := _status(path)) is not None and status.st_size:
+            file = (status.st_dev, status.st_ino)
+            yield Place(split, class_name, "/".join(Path(path).parts[-2:]), path, file), status.st_size
 
 
-def _length(path: str) -> int | None:
-    path = os.path.expanduser(path)
-    return os.path.getsize(path) if os.path.isfile(path) else None
+def _status(path: str) -> os.stat_result | None:
+    """What the system knows about a file; None for folders, addresses and files that are missing."""
+    try:
+        status = os.stat(os.path.expanduser(path))
+    except (OSError, ValueError):  # (a path with a zero byte is a ValueError)
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from clipfsar.data.frame_store import (
 )
 from clipfsar.data.official_lists import with_official_lists
 from clipfsar.data.older_reader import REPORT
-from clipfsar.data.sources import listed_clips, to_dataset
+from clipfsar.data.sources import check_options_of_source, listed_clips, to_dataset
 from clipfsar.data.splits import WORK_FOLDER, check_disjoint_classes, load_video_splits
 from clipfsar.data.tables import csv_text
 from clipfsar.json_files import read_json
@@ -63,6 +63,7 @@ def read_source(arguments: PrepareArguments, left_out: LeftOut | None = None) ->
 
     `left_out` counts the files of a folder that are not used as clips.
     """
+    check_options_of_source(arguments)
     listed = listed_clips(arguments, left_out)
     if listed is not None:
         splits = to_dataset(listed)

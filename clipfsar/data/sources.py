@@ -21,6 +21,7 @@ from clipfsar.data.cvat import read_cvat
 from clipfsar.data.label_studio import LABEL, VIDEO, read_label_studio
 from clipfsar.data.labels import VideoFolder, clips_of
 from clipfsar.data.tables import read_rows, read_text
+from clipfsar.option_conditions import check_without_effect
 from clipfsar.options import nearest
 from paths_clipfsar import class_name_of_folder, class_names_of_folders
 from spans_clipfsar import with_span
@@ -489,11 +490,8 @@ def listed_clips(arguments: PrepareArguments, left_out: LeftOut | None = None) -
     lists, video_root = Path(arguments.official_splits), Path(arguments.video_root)
     class_names_file = _path_or_none(arguments.class_names_file)
     if is_in_trx_form(lists):
-        for name in ("validation_class_names", "number_classes"):
-            if getattr(arguments, name):
-                raise ValueError(
-                    f"--{name} has no effect with lists of lines CLASS/VIDEO, which name the classes: leave it out."
-                )
+        named = "lists of lines CLASS/VIDEO, which name the classes"
+        check_without_effect(arguments, ("validation_class_names", "number_classes"), named)
         return trx_splits(lists, video_root, class_names_file, arguments.splits)
     return official_splits(
         lists,
@@ -536,6 +534,14 @@ def _listed_by_source(arguments: PrepareArguments, left_out: LeftOut | None) -> 
     if source.is_dir() and not is_saved and not any(source.rglob("*.parquet")):
         return folder_splits(source, left_out)
     return None
+
+
+def check_options_of_source(arguments: PrepareArguments) -> None:
+    """Raises `ValueError` for an option about paths in a list beside a source that is no list."""
+    if arguments.source is not None:
+        source = Path(arguments.source)
+        if not (source.suffix.lower() in (*TABLE_SUFFIXES, *LABEL_SUFFIXES) or is_labels(source)):
+            check_without_effect(arguments, ("video_root", "label_fps"), f"{source}, which holds the videos itself")
 
 
 def is_labels(path: Path) -> bool:
@@ -643,6 +649,7 @@ __all__ = [
     "SPLIT_FOLDERS",
     "VIDEO_SUFFIXES",
     "Clip",
+    "check_options_of_source",
     "class_name_of_folder",
     "folder_splits",
     "is_in_trx_form",

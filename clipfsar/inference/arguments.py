@@ -78,12 +78,12 @@ class PredictArguments:
     background: list[str] = option(
         [],
         "Clips that show none of the classes, such as an empty scene: files or folders. Sets --detect_unknown.",
-        needs="support_set",
+        unused_with="labels or labels_file",
     )
     unknown_error_rate: float | None = option(
         None,
         "Largest chance that a video of the classes counts as unknown, such as 0.1. Sets --detect_unknown.",
-        needs="support_set",
+        unused_with="labels or labels_file",
     )
     window_seconds: float | None = option(
         None, "Classify windows of this length instead of whole videos.", needs="query"

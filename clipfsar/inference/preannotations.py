@@ -14,6 +14,8 @@ from paths_clipfsar import file_name_of, public_name, replace_file
 from spans_clipfsar import split_span
 from video_clipfsar import read_video_frames, video_times
 
+FORMATS_OF_LABELS = ("jsonl", "label_studio", "cvat")
+
 
 def merge_windows(windows: list[dict], offset_seconds: float = 0.0) -> list[Segment]:
     """Windows of a video, which may overlap, as segments that do not. Neighbours of one class become one segment.
@@ -121,5 +123,6 @@ def write_cvat(texts: dict[str, str], folder: Path) -> None:
 
 
 __all__ = [
+    "FORMATS_OF_LABELS",
     *("as_cvat", "as_json_lines", "as_label_studio", "merge_windows", "predicted_videos", "segments_of", "write_cvat"),
 ]

@@ -16,8 +16,15 @@ from clipfsar.data.sources import is_labels, labelled_clips
 from clipfsar.data.tables import csv_text, read_class_texts, read_text
 from clipfsar.inference.arguments import PredictArguments
 from clipfsar.inference.load_model import load_model, usable_device
-from clipfsar.inference.preannotations import as_cvat, as_json_lines, as_label_studio, write_cvat
+from clipfsar.inference.preannotations import (
+    FORMATS_OF_LABELS,
+    as_cvat,
+    as_json_lines,
+    as_label_studio,
+    write_cvat,
+)
 from clipfsar.inference.windows import classify_windows, encode_windows
+from clipfsar.option_conditions import check_without_effect
 from clipfsar.plots import plot_timeline
 from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, printable
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, split_labels
@@ -73,16 +80,15 @@ def load_support_set(model, processor, arguments) -> SupportSet:
     path, left_out = Path(source).expanduser(), LeftOut()
     has_labels = path.exists() and (path.suffix.lower() in TABLE_SUFFIXES or is_labels(path))
     if (path / SUPPORT_SET_NAME).is_file() or not (path.is_dir() or has_labels):
-        if arguments.skip_unreadable:
-            raise ValueError(
-                f"--skip_unreadable has no effect with the saved support set {source}, whose clips are encoded: leave "
-                "it out."
-            )
+        has_background = getattr(arguments, "background", [])  # its clips may be unreadable
+        names = ["video_root", "label_fps", *([] if has_background else ["skip_unreadable"])]
+        check_without_effect(arguments, names, f"the saved support set {source}, whose clips are encoded")
         return SupportSet.from_pretrained(path if path.is_dir() else source)
     if has_labels:
         reading = {"label_fps": arguments.label_fps, "skip_unreadable": arguments.skip_unreadable}
         classes: dict = labelled_clips(path, arguments.video_root, left_out=left_out, **reading)
     else:
+        check_without_effect(arguments, ("video_root", "label_fps"), f"{source}, a folder with a folder per class")
         classes = find_classes(path, left_out)
     _print_left_out("--support_set", left_out)
     options = {"batch_size": arguments.batch_size, "skip_unreadable": arguments.skip_unreadable}
@@ -124,6 +130,12 @@ class Prediction:
         elif self.pipeline.support_set is None:
             raise ValueError("There are no classes: give --support_set EXAMPLES (EXAMPLES/CLASS/clips) or --labels.")
         self._set_unknowns()
+        names = self.candidate_labels or self.support_set.class_names
+        if arguments.format in FORMATS_OF_LABELS and UNKNOWN_LABEL in names:
+            raise ValueError(
+                f"A class is called {UNKNOWN_LABEL!r}. In --format {arguments.format} such videos have no label: give "
+                "the class another name."
+            )
         self.picture_names: set[str] = set()
 
     def _set_unknowns(self):

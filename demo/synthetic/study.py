@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from clipfsar.inference.load_model import usable_device
 from clipfsar.names import check_device
 from clipfsar.options import option, parse_options
 from clipfsar.training.arguments import EpisodicTrainingArguments
@@ -341,6 +342,7 @@ class Arguments:
     def __post_init__(self):
         check_options(self)
         check_device(self.device)
+        usable_device(self.device)
 
 
 def main(arguments: Arguments) -> None:
