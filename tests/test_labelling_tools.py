@@ -514,6 +514,12 @@ def test_predict_writes_labels_that_can_be_read_again(model, videos, tmp_path, e
         ]
 
 
+def test_predictions_are_no_labels_until_somebody_accepts_them(model, videos, tmp_path):
+    assert predict(model, videos, "--format", "label_studio", "--output", tmp_path / "tasks.json") == 0
+    with pytest.raises(ValueError, match=r"tasks with predictions alone, which nobody has accepted \(1\)"):
+        read_label_studio(tmp_path / "tasks.json", VideoFolder(videos))
+
+
 def test_windows_as_csv_are_a_table_of_parts(model, videos, tmp_path):
     assert predict(model, videos, "--output", tmp_path / "windows.csv", "--window_seconds", 0.2) == 0
     command = ["prepare", "--source", str(tmp_path / "windows.csv"), "--path_column", "query", "--skip_reading", "true"]

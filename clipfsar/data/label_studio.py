@@ -142,7 +142,9 @@ def read_label_studio(
         ]
         found = [_labels_of_task(task, regions, left_out) for regions in of_annotators if regions]
         if not any(found):
-            left_out.labels["tasks without a label"] += 1
+            is_predicted = bool(task.value.get("predictions")) and not task.value.get("annotations")
+            kind = "with predictions alone, which nobody has accepted" if is_predicted else "without a label"
+            left_out.labels[f"tasks {kind}"] += 1
         elif any(set(one) != set(found[0]) for one in found):
             left_out.labels["tasks whose annotators disagree"] += 1
         else:
