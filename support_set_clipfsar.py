@@ -371,6 +371,8 @@ class SupportSet:
         if not clips:
             raise ValueError("There is no background clip to add: give at least one video that can be read.")
         with self._lock:
+            if self.fingerprint is not None:
+                self.check(model, processor)  # another thread may have enrolled the first class meanwhile
             self.fingerprint = self.fingerprint or fingerprint_of(model, processor)
             enrolled = self.unknowns.background or EnrolledClass(torch.zeros(clips[0][1].shape[-1]))
             self.unknowns = replace(self.unknowns, background=with_clips(enrolled, clips))

@@ -300,7 +300,11 @@ def test_files_of_another_export_do_not_stay_beside_the_new_ones(tmp_path, monke
     def write(classifier, shapes, folder, formats):
         for name in formats:
             (folder / export_model.FILES[name]).write_text(name)
+        if fails:
+            raise ValueError("deviates")
         return dict.fromkeys(formats, (0.0, 1.0))
+
+    fails = False
 
     monkeypatch.setattr(export_model, "export", write)
     model, processor = tiny_model_and_processor(inference_mode="ensemble")
@@ -314,6 +318,11 @@ def test_files_of_another_export_do_not_stay_beside_the_new_ones(tmp_path, monke
     description = json.loads((tmp_path / "exported" / "query_classifier.json").read_text())
     assert description["class_names"] == ["a", "b"]
     capsys.readouterr()
+    fails, before = True, {path.name: path.read_bytes() for path in (tmp_path / "exported").iterdir()}
+    with pytest.raises(ValueError, match="deviates"):
+        run(tmp_path, formats=["torch"], inference_mode="few_shot")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "exported").iterdir()} == before
+    fails = False
     run(tmp_path, formats=["torch"], inference_mode="few_shot")
     names -= {"query_classifier.onnx", "classes.npz"}
     assert {path.name for path in (tmp_path / "exported").iterdir()} == names

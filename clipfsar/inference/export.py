@@ -3,6 +3,8 @@
 import copy
 import json
 import logging
+import os
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -229,25 +231,28 @@ def describe(model: CLIPFSARModel, processor, inference_mode: str, shapes: dict[
     }
 
 
-def _without_stale_files(folder: Path, description: dict, formats: list[str]) -> dict:
-    """Removes the files of another model or mode, which would stay beside the new ones.
+def _earlier_description(folder: Path) -> dict:
+    """The description of an export that is in the folder already; empty without one."""
+    path = folder / DESCRIPTION
+    return read_json(path, f"delete {folder}, or name another --output_dir") if path.is_file() else {}
 
-    Files of the same export stay, and so do the class names: the other format, or classes.npz, may be exported later.
 
-    Returns:
-        The description to write.
+def _put_into(folder: Path, new: Path, description: dict, earlier: dict) -> dict:
+    """Moves the finished files of an export from `new` into the folder; returns the description to write.
+
+    Files of another model or mode are removed, because they would stay beside the new ones. Those of the same export
+    stay, and so do the class names: the other format, or classes.npz, may be exported later.
     """
-    path, earlier = folder / DESCRIPTION, {}
-    if path.is_file():
-        earlier = read_json(path, f"delete {folder}, or name another --output_dir")
-    if {**earlier, "class_names": None} == {**description, "class_names": None}:
-        return earlier | description
-    path.unlink(missing_ok=True)  # it describes the files that are replaced from here on
-    for name in [*(FILES[one] for one in FILES if one not in formats), CLASSES]:
-        if (folder / name).is_file():
-            (folder / name).unlink()
-            print(f"{folder / name} was of another export, and was removed.")
-    return description
+    is_same = {**earlier, "class_names": None} == {**description, "class_names": None}
+    if not is_same:
+        (folder / DESCRIPTION).unlink(missing_ok=True)  # it describes the files that are replaced from here on
+        for name in [*FILES.values(), CLASSES]:
+            if (folder / name).is_file() and not (new / name).is_file():
+                (folder / name).unlink()
+                print(f"{folder / name} was of another export, and was removed.")
+    for path in new.iterdir():
+        os.replace(path, folder / path.name)
+    return earlier | description if is_same else description
 
 
 def main(arguments: ExportArguments):
@@ -274,8 +279,10 @@ def main(arguments: ExportArguments):
         description = present | {"class_names": description["class_names"]}
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        description = _without_stale_files(folder, description, arguments.formats)
-        deviations = export(QueryClassifier(model, inference_mode), shapes, folder, arguments.formats)
+        earlier = _earlier_description(folder)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:  # an export that fails changes nothing
+            deviations = export(QueryClassifier(model, inference_mode), shapes, Path(new), arguments.formats)
+            description = _put_into(folder, Path(new), description, earlier)
         for name, (deviation, largest) in deviations.items():
             size = (folder / FILES[name]).stat().st_size / 1e6
             print(f"{folder / FILES[name]}: {size:.1f} MB; logits of up to {largest:.2g} deviate by {deviation:.1g}.")
