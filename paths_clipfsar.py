@@ -190,11 +190,13 @@ def check_output_file(path: str | os.PathLike) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file() and not path.is_dir():
         return  # a pipe: its reader would take closing it for the end
-    is_new = not path.exists()
-    with open(path, "ab"):
-        pass
-    if is_new:
-        path.unlink()
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):  # another process was checking it, too
+            os.close(os.open(path, os.O_WRONLY))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def file_name_of(text: str, suffix: str, used: Collection[str] = ()) -> str:

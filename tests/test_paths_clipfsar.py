@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,13 @@ def test_a_file_that_cannot_be_written_is_found_out_and_one_that_can_stays_as_it
     check_output_file(tmp_path / "new folder" / "file")
     assert (tmp_path / "there").read_text() == "old"
     assert list((tmp_path / "new folder").iterdir()) == []
+
+
+def test_several_processes_may_check_one_output_file_at_a_time(tmp_path):
+    path = tmp_path / "results.json"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: check_output_file(path), range(400)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_control_characters_are_shown_and_never_sent_to_a_terminal():
