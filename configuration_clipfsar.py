@@ -46,6 +46,13 @@ except ImportError:
         own_alignments,
     )
 
+try:
+    from .paths_clipfsar import check_folder
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import check_folder
+
 
 class CLIPResNetVisionConfig(PretrainedConfig):
     """Sizes of CLIP's modified ResNet; the default is RN50's.
@@ -465,6 +472,7 @@ class CLIPFSARConfig(PretrainedConfig):
         By default the new one is for inference and has no untrained layers. `for_training=True` or a
         `temporal_num_layers` among the keyword arguments adds the method's layers.
         """
+        check_folder(pretrained_model_name_or_path)
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type")
         if model_type in (None, cls.model_type):

@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
+try:
+    from .paths_clipfsar import check_folder
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import check_folder
+
 # Classes here are parts of `CLIPFSARModel`, which is a PreTrainedModel.
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _PartOfModel
@@ -45,6 +52,8 @@ class HubFolder(_PartOfModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        if pretrained_model_name_or_path is not None:  # transformers takes None and a state_dict
+            check_folder(pretrained_model_name_or_path)
         options = HubOptions({name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None})
         wants_info = kwargs.pop("output_loading_info", False)
         is_checked = pretrained_model_name_or_path is not None and not kwargs.get("ignore_mismatched_sizes", False)

@@ -3,9 +3,10 @@
 The rules, for whoever writes a page:
 
 - ```python blocks are executed, in order; those of one page share their names.
-- ```bash blocks: every command line must parse. Those of `RUN` are run as well.
-- ```text is the output of the last Python or bash block of the same section, and is compared with it. A fence without
-  a language holds anything else.
+- ```bash blocks: every command line must parse. Those of `RUN`, and all whose output is shown, are run as well.
+- ```text is the output of the last Python or bash block of the same section, and is compared with it. ```txt is
+  compared without its numbers and digests, for what other versions of the packages may round otherwise. A fence
+  without a language holds anything else.
 - A block that cannot run here begins with "# Not run by the tests: REASON".
 """
 
@@ -30,7 +31,8 @@ from clipfsar.options import make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-LANGUAGES = ("python", "bash", "text", "bibtex")
+LANGUAGES = ("python", "bash", "text", "txt", "bibtex")
+SHOWN = ("text", "txt")  # outputs
 NOT_RUN = "# Not run by the tests: "
 # Numbers that would take minutes become small before a Python block runs.
 SMALLER = {
@@ -44,6 +46,12 @@ RUN = {
     "predict": {},
     "prepare": {"--num_workers": "1"},
     "evaluate": {"--n_episodes": "8", "--num_workers": "0"},
+}
+# The same for commands whose output is shown.
+RUN_AND_SHOW = {
+    "compare": {"--n_episodes": "2000"},
+    "evaluate": {"--num_workers": "0"},
+    "prepare": {"--num_workers": "1"},
 }
 # Values that take the place of those in a command line.
 QUICK_VALUES = {"--until_interval": "20"}
@@ -89,23 +97,24 @@ class PageRunner:
     already_run: set[str] = field(default_factory=set)
     printed: str | None = None  # by the last block; None where it was not run
     end: int = 0  # of that block
+    shown: bool = False  # whether its output is
 
     def run(self) -> int:
         """Runs all blocks and returns how many there were."""
-        document = Document.parse(str(self.page), _blocks(self._evaluate))
-        number = 0
-        for number, example in enumerate(document.examples(), start=1):  # noqa: B007
+        examples = [*Document.parse(str(self.page), _blocks(self._evaluate)).examples()]
+        for example, following in itertools.zip_longest(examples, examples[1:]):
+            self.shown = following is not None and _is_output_of(following, example.end)
             try:
                 example.evaluate()
             except (Exception, SystemExit) as error:
                 error.add_note(f"in the block at {self.page.name}:{example.line}")
                 raise
-        return number
+        return len(examples)
 
     def _evaluate(self, example: Example) -> None:
         language = example.region.lexemes["language"]
         assert language in LANGUAGES, f"blocks are {', '.join(LANGUAGES)}, not {language!r}"
-        if language == "text":
+        if language in SHOWN:
             self._compare(example)
         elif language in ("python", "bash"):
             self.end = example.end
@@ -117,10 +126,10 @@ class PageRunner:
                 self.printed = printed.getvalue() if complete else None
 
     def _compare(self, example: Example) -> None:
-        between = example.document.text[self.end : example.start]
-        if self.end == 0 or re.search(r"^#+ ", between, re.M) or self.printed is None:
+        if self.end == 0 or not _is_output_of(example, self.end) or self.printed is None:
             return
-        assert _stripped(self.printed) == _stripped(example.parsed)
+        form = _stripped if example.region.lexemes["language"] == "text" else _without_numbers
+        assert form(self.printed) == form(example.parsed)
 
     def _run_python(self, example: Example) -> bool:
         for large, small in SMALLER.items():
@@ -138,25 +147,37 @@ class PageRunner:
     def _check_line(self, line: str) -> bool:
         words = shlex.split(line, comments=True)
         command = check_command(words)
-        if command not in RUN or line in self.already_run:
+        if command is None or (not self.shown and (command not in RUN or line in self.already_run)):
             return False
         self.already_run.add(line)
         arguments = words[words.index(command) + 1 :]
-        for option, value in RUN[command].items():
+        for option, value in (RUN_AND_SHOW if self.shown else RUN).get(command, {}).items():
             in_vain = option == "--n_episodes" and "--until_interval" in arguments
             arguments += [] if option in arguments or in_vain else [option, value]
         for option in QUICK_VALUES.keys() & set(arguments):
             arguments[arguments.index(option) + 1] = QUICK_VALUES[option]
         if "--benchmark" in arguments:  # needs the videos of one
             return False
-        if command == "prepare":  # the folder that is named has a data set already
-            arguments[arguments.index("--output_dir") + 1] = f"prepared_{len(self.already_run)}"
+        if command == "prepare" and Path(folder := arguments[arguments.index("--output_dir") + 1]).exists():
+            arguments[arguments.index(folder)] = f"prepared_{len(self.already_run)}"  # it has a data set already
         assert run_command([command, *arguments]) == 0, line
         return True
 
 
+def _is_output_of(example: Example, end: int) -> bool:
+    """Whether a block shows what the block before it, which ends at `end`, printed: no heading lies between them."""
+    between = example.document.text[end : example.start]
+    return example.region.lexemes["language"] in SHOWN and not re.search(r"^#+ ", between, re.M)
+
+
 def _stripped(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
+
+
+def _without_numbers(text: str) -> list[str]:
+    """The lines with "0" for each number or digest, and one space for each gap: a shorter number moves the columns."""
+    number = r"\b[0-9a-f]{8}\b|[-+]?\d[\d,]*(\.\d+)?(e[-+]\d+)?"
+    return [" ".join(re.sub(number, "0", line).split()) for line in _stripped(text)]
 
 
 def command_lines(block: str) -> list[str]:

@@ -17,16 +17,11 @@ from tiny_data import save_tiny_clip, video_splits, write_video
 
 import clipfsar
 from clipfsar.training.arguments import EpisodicTrainingArguments
-from demo.synthetic.render import render_clip, write_clip
+from demo.synthetic.render import render_dataset
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
-RENDERED = {
-    "red star growing": (0, 1, 5),
-    "red star shrinking": (0, 1, 5),
-    "green star bouncing": (0, 1, 5),
-    "red circle fading in": (5,),
-}
+EXAMPLES = ("red star growing", "red star shrinking", "green star bouncing")
 SPLITS = {
     split: {f"{split}_{colour}": (40 * number, 250 - 40 * number, 30 * start) for number, colour in enumerate("abcde")}
     for start, split in enumerate(("train", "validation", "test"))
@@ -61,12 +56,11 @@ def make_models(folder):
 
 
 def make_videos(folder):
-    for name, numbers in RENDERED.items():
-        (folder / "clips/test" / name).mkdir(parents=True)
-        for number in numbers:
-            write_clip(folder / "clips/test" / name / f"{number:03d}.mp4", *render_clip(name, 0, number))
-        if len(numbers) > 1:
-            shutil.copytree(folder / "clips/test" / name, folder / "EXAMPLES" / name)
+    render_dataset(folder / "clips", {"train": 0, "validation": 0, "test": 6}, num_workers=1, show_progress=False)
+    for name in EXAMPLES:
+        (folder / "EXAMPLES" / name).mkdir(parents=True)
+        for number in range(3):
+            os.link(folder / f"clips/test/{name}/{number:03d}.mp4", folder / f"EXAMPLES/{name}/{number:03d}.mp4")
     (folder / "demo_output/clips").symlink_to(folder / "clips")
     (folder / "EMPTY_SCENE").symlink_to(folder / "clips/test/red circle fading in")
     for number, name in enumerate(("a", "b", "c", "d", "new", "query")):
@@ -160,6 +154,11 @@ def test_a_block_that_fails_or_prints_something_else_is_found(tmp_path, monkeypa
     page.write_text("```python\nx = 3\n```\n\n```python\nprint(x + 1)\n```\n\nIt prints\n\n```text\n4\n```\n")
     assert PageRunner(page).run() == 3
     page.write_text(page.read_text().replace("\n4\n", "\n5\n"))
+    with pytest.raises(AssertionError):
+        PageRunner(page).run()
+    page.write_text("```python\nprint('a  1.5 ± 0.20')\n```\n\n```txt\na 22 ± 3\n```\n")
+    assert PageRunner(page).run() == 2
+    page.write_text(page.read_text().replace("\na 22", "\nb 22"))
     with pytest.raises(AssertionError):
         PageRunner(page).run()
     page.write_text("```python\n1 / 0\n```\n")

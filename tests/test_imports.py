@@ -18,11 +18,12 @@ LIBRARY = sorted(path.stem for path in ROOT.glob("*_clipfsar.py"))
 MAY_IMPORT = {
     "choices_clipfsar": set(),
     "backbones_clipfsar": set(),
-    "configuration_clipfsar": {"backbones_clipfsar", "choices_clipfsar"},
+    "configuration_clipfsar": {"backbones_clipfsar", "choices_clipfsar", "paths_clipfsar"},
     "resnet_clipfsar": {"configuration_clipfsar"},
     "paths_clipfsar": {"choices_clipfsar"},
     "alignment_clipfsar": set(),
-    "hub_clipfsar": {"pipeline_clipfsar"},  # in a function: the model names the pipeline that opens its folder
+    # The pipeline in a function: the model names the pipeline that opens its folder.
+    "hub_clipfsar": {"paths_clipfsar", "pipeline_clipfsar"},
     "labels_clipfsar": {"choices_clipfsar"},
     "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
     "temporal_clipfsar": {"configuration_clipfsar"},

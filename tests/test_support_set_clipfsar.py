@@ -23,10 +23,12 @@ from tiny_data import random_clip, similar_clips, tiny_model_and_processor
 import enrolled_clipfsar
 import support_set_clipfsar
 from clipfsar.inference.load_model import load_model
+from configuration_clipfsar import CLIPFSARConfig
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip
 from fingerprint_clipfsar import model_digest, weights_state
 from left_out_clipfsar import leave_one_out
+from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import CLIPFSARProcessor, VideoReadError
 from support_set_clipfsar import EnrolledClass, SupportSet
@@ -310,7 +312,7 @@ def test_a_file_is_no_support_set(tmp_path):
         SupportSet.from_pretrained(tmp_path / "classes")
 
 
-@pytest.mark.parametrize("kind", [SupportSet, CLIPFSARProcessor])
+@pytest.mark.parametrize("kind", [SupportSet, CLIPFSARProcessor, CLIPFSARModel, CLIPFSARConfig])
 def test_a_folder_that_is_missing_is_called_missing(kind, tmp_path):
     missing = str(tmp_path / "classes")
     with pytest.raises(FileNotFoundError, match=f"There is no folder '{missing}'. A Hub id has the form OWNER/NAME."):
