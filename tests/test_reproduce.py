@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -15,11 +16,14 @@ from tiny_data import COLOURS, SETTINGS, run_in_children, save_tiny_clip, write_
 
 from clipfsar.cli import main as clipfsar
 from clipfsar.data import prepare as prepare_module
+from clipfsar.data.older_reader import REPORT
 from clipfsar.reproduction import program
 from clipfsar.reproduction.arguments import overridden, parse_arguments
 from clipfsar.reproduction.plan import Cost, measure, plan
 from clipfsar.reproduction.report import markdown, read_published, report_data, write_eval_results
+from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.trainer import EpisodicTrainer
+from demo.synthetic import TINY_CLIP
 
 
 def settings(*options: str):
@@ -154,6 +158,47 @@ def test_results_for_the_hub_are_values_of_a_data_set(tmp_path):
     assert entry["notes"] == "10000 episodes, 95% interval ± 0.2, seed 0, selected on validation"
 
 
+def test_a_run_that_was_finished_with_other_settings_is_not_reported_as_if_it_had_these(tmp_path):
+    def run(**changes):
+        return replace(EpisodicTrainingArguments(output_dir=str(tmp_path), dataset="data", episodes=16), **changes)
+
+    assert not program._is_finished(run())
+    (tmp_path / program.FINISHED).write_text(json.dumps({"settings": program._settings(run())}))
+    assert program._is_finished(run(num_workers=3, dataset="moved/data"))
+    for changes in ({"test_episodes": 7}, {"n_shot": [1, 3]}, {"inference_modes": ["zero_shot"]}):
+        assert not program._is_finished(run(**changes))  # tested again
+    assert not program._is_finished(run(episodes=32))  # trained longer
+    for changes in ({"learning_rate": 1e-3}, {"n_shot": [3]}, {"seed": 1}):
+        with pytest.raises(ValueError, match=f"was started with --{next(iter(changes))} "):
+            program._is_finished(run(**changes))
+    (tmp_path / program.FINISHED).write_text("{}")
+    assert not program._is_finished(run())
+
+
+def test_data_that_were_prepared_with_other_options_are_refused(tmp_path):
+    def start(*options):
+        command_line = [
+            "hmdb51",
+            "--video_root",
+            str(tmp_path),
+            "--output_dir",
+            str(tmp_path),
+            "--model",
+            str(TINY_CLIP),
+        ]
+        program.Reproduction(parse_arguments([*command_line, *options])).prepare()
+
+    settings = dict.fromkeys(program._OF_THE_DATA) | {"frame_store": "jpeg", "official_splits": "lists"}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / REPORT).write_text(json.dumps({"settings": settings}))
+    start()
+    start("--official_splits", "lists")
+    with pytest.raises(
+        ValueError, match=r"was prepared with --official_splits lists \(now .*other\), --frame_store jpeg"
+    ):
+        start("--official_splits", "other", "--frame_store", "raw")
+
+
 # --- whole reproductions ----------------------------------------------------------------------------------------------
 
 
@@ -233,3 +278,4 @@ def test_a_reproduction_that_is_killed_twice_ends_with_a_report(benchmark, tmp_p
     (tmp_path / "videos").mkdir()
     run(None).check()
     assert (folder / "seed_3" / program.FINISHED).read_bytes() == before
+    assert "settings" not in json.loads((folder / "report.json").read_text())["runs"][0]

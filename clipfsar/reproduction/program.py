@@ -21,12 +21,14 @@ from clipfsar.reproduction.arguments import ReproduceArguments
 from clipfsar.reproduction.plan import plan
 from clipfsar.reproduction.report import read_published, write_report
 from clipfsar.training.accelerator import make_accelerator
-from clipfsar.training.arguments import EpisodicTrainingArguments
+from clipfsar.training.arguments import MAY_CHANGE_ON_RESUME, EpisodicTrainingArguments
 from clipfsar.training.program import run as train_and_test
 from clipfsar.training.run_folder import complete_folder
 from paths_clipfsar import replace_file
 
 FINISHED = "reproduction.json"  # in the folder of a run: its record, once it is trained and tested
+_OF_THE_DATA = ("official_splits", "class_names_file", "validation_class_names", "frame_store", "frame_size")
+_OF_THE_TEST = {"n_shot", "test_episodes", "inference_modes", "mixed_precision"}
 
 
 class Reproduction:
@@ -42,9 +44,10 @@ class Reproduction:
         """Returns the report, on the main process.
 
         Raises:
-            ValueError: When several processes would have to train several runs.
+            ValueError: When several processes would have to train several runs, or when a finished run was trained with
+                other settings.
         """
-        to_do = [run for run in self.runs if not (Path(run.output_dir) / FINISHED).is_file()]
+        to_do = [run for run in self.runs if not _is_finished(run)]
         if self.accelerator.num_processes > 1 and len(to_do) > 1:
             raise ValueError(
                 f"{len(to_do)} runs are left, but {self.accelerator.num_processes} processes train one run per start: "
@@ -63,11 +66,31 @@ class Reproduction:
         return report
 
     def prepare(self):
-        """Prepares the data set, unless it is there."""
+        """Prepares the data set, unless it is there.
+
+        Raises:
+            ValueError: When it was prepared with other options.
+        """
         args = self.args
-        if args.dataset is None and not (Path(args.data) / REPORT).is_file():
+        if args.dataset is not None:
+            return
+        wanted, report = parse_prepare_arguments(args.prepare_command()), Path(args.data) / REPORT
+        if not report.is_file():
             self._say(f"Preparing {args.benchmark} in {args.data}")
-            prepare(parse_prepare_arguments(args.prepare_command()))
+            prepare(wanted)
+            return
+        prepared = read_json(report, f"delete {args.data}, and all videos are read again")["settings"]
+        given = [name for name in _OF_THE_DATA if getattr(wanted, name) is not None]
+        different = [
+            f"--{name} {prepared[name]} (now {getattr(wanted, name)})"
+            for name in given
+            if prepared[name] != getattr(wanted, name)
+        ]
+        if different:
+            raise ValueError(
+                f"{args.data} was prepared with {', '.join(different)}: use the same options, delete the folder, or "
+                "name another --output_dir."
+            )
 
     def train(self, settings: EpisodicTrainingArguments):
         """Trains and tests one run, or continues it, and records it."""
@@ -79,6 +102,7 @@ class Reproduction:
         rows = [asdict(result.summary()) for result in results]
         record = {
             "folder": folder.name,
+            "settings": _settings(settings),
             "seed": settings.seed,
             "selected_on": settings.select_on,
             "best": _best(folder),
@@ -94,6 +118,28 @@ class Reproduction:
     def _say(self, text: str):
         if self.is_main:
             print(text, flush=True)
+
+
+def _settings(run: EpisodicTrainingArguments) -> dict:
+    """The settings that the results of a run depend on."""
+    of_no_effect = MAY_CHANGE_ON_RESUME - _OF_THE_TEST
+    return {name: value for name, value in asdict(run).items() if name not in of_no_effect}
+
+
+def _is_finished(run: EpisodicTrainingArguments) -> bool:
+    """Whether a run was trained and tested with these settings. If not, a start trains it longer or tests it again.
+
+    Raises:
+        ValueError: When it was trained with other settings.
+    """
+    path = Path(run.output_dir) / FINISHED
+    if not path.is_file():
+        return False
+    tested = read_json(path, "delete the run's folder").get("settings")
+    if tested is None:  # of an earlier version
+        return False
+    run.check_same_run(tested)
+    return tested == json.loads(json.dumps(_settings(run)))
 
 
 def _best(folder: Path) -> dict | None:
