@@ -129,6 +129,26 @@ def test_names_in_a_pipe_are_not_waited_for(folders, capsys, tmp_path):
     assert "names cannot be read as text: it is not a regular file. Give a file with lines" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--labels_file", "empty.txt"], "--labels_file empty.txt holds no class names: write one per line."),
+        (["--support_set", "class"], "class holds no folders: give one folder of clips per class"),
+        (["--support_set", "class", "--class_texts", "empty.txt"], "class holds no folders"),
+        (["--labels", "a, b", "--class_texts", "empty.txt"], "empty.txt"),
+        (["--labels", "a, b", "--format", "cvat"], "but there are 2 queries"),
+    ],
+)
+def test_mistakes_are_found_before_the_model_is_loaded(folders, options, reason, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "class").mkdir()
+    for path in ("empty.txt", "class/a.mp4", "class/b.mp4"):
+        (tmp_path / path).touch()
+    monkeypatch.setattr("clipfsar.inference.predict.load_model", lambda *arguments: pytest.fail("it is loaded"))
+    assert clipfsar(["predict", "--model", str(folders / "model"), "--query", "class", *options]) == 1
+    assert reason in capsys.readouterr().err
+
+
 def test_a_file_of_names_in_another_encoding_is_refused(folders, capsys, tmp_path):
     (tmp_path / "names.txt").write_bytes("laufen\nh\u00fcpfen\n".encode("latin-1"))
     assert predict(folders, "--labels_file", tmp_path / "names.txt", support=None) == 1

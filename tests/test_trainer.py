@@ -307,6 +307,39 @@ def test_a_callback_may_ask_for_more_lines_of_the_log(make):
     assert [line["step"] for line in trainer.log_history if "loss" in line] == [1, 2, 3, 4]
 
 
+class DieAfterSaving(TrainerCallback):
+    """Saves in the middle of the episodes of a line of the log, and ends the run there."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = state.global_step == 3
+        return control
+
+    def on_save(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_a_line_of_the_log_is_the_mean_of_all_its_episodes_also_after_a_resume(make, tmp_path):
+    settings = {"episodes": 20, "eval_every": 20, "log_every": 20, "eval_episodes": 2}
+    make(name="whole", **settings).train()
+    with pytest.raises(KeyboardInterrupt):
+        make(callbacks=[DieAfterSaving()], **settings).train()
+    make(**settings).train(resume_from_checkpoint=True)
+    assert read_log(tmp_path / "run") == read_log(tmp_path / "whole")
+
+
+class NaNAtSecondStep(EpisodicTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        return (loss * (float("nan") if self.episodes_done == 4 else 1.0), outputs) if return_outputs else loss
+
+
+def test_weights_after_a_nan_loss_are_not_saved_before_the_log_has_it(make, tmp_path):
+    trainer = make(NaNAtSecondStep, episodes=40, eval_every=4, log_every=40, eval_episodes=2)
+    with pytest.raises(FloatingPointError, match=r"The loss is nan at episode 8\. The last checkpoint"):
+        trainer.train()
+    assert all(bool(value.isfinite().all()) for value in load_file(tmp_path / "run/last/model.safetensors").values())
+
+
 def test_trackers_hear_the_names_of_project_and_run(make, monkeypatch):
     started, logged = [], []
     from accelerate import tracking

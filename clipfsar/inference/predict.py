@@ -69,9 +69,9 @@ def find_queries(names: list[str], left_out: LeftOut | None = None) -> list[str]
     return queries
 
 
-def load_support_set(model, processor, arguments) -> SupportSet:
-    """The classes of `--support_set`: a saved support set (folder or Hub id), or clips, which it encodes: a folder of
-    them, or labels of a labelling tool.
+def find_support_set(arguments) -> SupportSet | dict[str, list]:
+    """What `--support_set` names: a saved support set (folder or Hub id), or `{class name: clips}`, from a folder of
+    classes or the labels of a labelling tool. Needs no model, so mistakes are found before it is loaded.
 
     Args:
         arguments: Has the options `support_set`, `video_root`, `label_fps`, `batch_size` and `skip_unreadable`.
@@ -91,14 +91,35 @@ def load_support_set(model, processor, arguments) -> SupportSet:
         check_without_effect(arguments, ("video_root", "label_fps"), f"{source}, a folder with a folder per class")
         classes = find_classes(path, left_out)
     _print_left_out("--support_set", left_out)
+    return classes
+
+
+def enroll(model, processor, found: SupportSet | dict[str, list], arguments) -> SupportSet:
+    """The support set that `find_support_set` found; clips are encoded."""
+    if isinstance(found, SupportSet):
+        return found
     options = {"batch_size": arguments.batch_size, "skip_unreadable": arguments.skip_unreadable}
-    return SupportSet.from_videos(model, processor, classes, **options, show_progress=True)
+    return SupportSet.from_videos(model, processor, found, **options, show_progress=True)
 
 
 def _print_left_out(option: str, left_out: LeftOut):
     lines = [str(left_out), *(f"note: {words}: {number:,}" for words, number in left_out.notes.items())]
     for line in filter(None, lines):
         print(f"{option} {line}", file=sys.stderr)
+
+
+def _labels(arguments: PredictArguments) -> tuple[str, ...] | None:
+    """The names of `--labels` or `--labels_file`; None without them."""
+    if arguments.labels_file is not None:
+        lines = read_text(Path(arguments.labels_file).expanduser()).splitlines()
+        names = tuple(line.strip() for line in lines if line.strip())
+        if not names:
+            raise ValueError(f"--labels_file {arguments.labels_file} holds no class names: write one per line.")
+        return names
+    labels = arguments.labels
+    if labels is None:
+        return None
+    return tuple(labels if len(labels) > 1 else split_labels(labels[0]))
 
 
 class Prediction:
@@ -112,24 +133,22 @@ class Prediction:
             check_output_file(arguments.output if folder is None else folder / "a.xml")
         for name in filter(None, (arguments.pictures, arguments.save_support_set)):
             check_output_file(Path(name) / SUPPORT_SET_NAME)
+        self.queries = self._find_queries()
+        background = self._clips("--background", arguments.background)
+        self.candidate_labels = _labels(arguments)
+        found = None if arguments.support_set is None else find_support_set(arguments)
+        class_texts = None if arguments.class_texts is None else read_class_texts(arguments.class_texts)
         model, processor = load_model(arguments.model, arguments.dtype)
         processor.seconds_per_video = arguments.seconds_per_video
-        if arguments.class_texts is not None:
-            processor.class_texts = read_class_texts(arguments.class_texts)
+        if class_texts is not None:
+            processor.class_texts = class_texts
         device = "cpu" if arguments.dtype == "int8" else usable_device(arguments.device)
         self.pipeline = FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)
-        self.candidate_labels = None
-        labels = arguments.labels
-        if arguments.labels_file is not None:
-            lines = read_text(Path(arguments.labels_file).expanduser()).splitlines()
-            self.candidate_labels = tuple(line.strip() for line in lines if line.strip())
-        elif labels is not None:
-            self.candidate_labels = tuple(labels if len(labels) > 1 else split_labels(labels[0]))
-        elif arguments.support_set is not None:
-            self.pipeline.support_set = load_support_set(model, processor, arguments)
-        elif self.pipeline.support_set is None:
+        if found is not None:
+            self.pipeline.support_set = enroll(model, processor, found, arguments)
+        elif self.candidate_labels is None and self.pipeline.support_set is None:
             raise ValueError("There are no classes: give --support_set EXAMPLES (EXAMPLES/CLASS/clips) or --labels.")
-        self._set_unknowns()
+        self._set_unknowns(background)
         names = self.candidate_labels or self.support_set.class_names
         if arguments.format in FORMATS_OF_LABELS and UNKNOWN_LABEL in names:
             raise ValueError(
@@ -138,15 +157,28 @@ class Prediction:
             )
         self.picture_names: set[str] = set()
 
-    def _set_unknowns(self):
-        """Adds the background clips of `--background` to the support set, and the `--unknown_error_rate`."""
+    def _find_queries(self) -> list[str]:
+        queries = self._clips("--query", self.arguments.query)
+        if self.arguments.format == "cvat" and len(queries) > 1 and output_folder(self.arguments) is None:
+            raise ValueError(
+                f"--format cvat: a file is for one task of CVAT, with one video, but there are {len(queries)} queries. "
+                "Name a folder as --output, for a file per video."
+            )
+        return queries
+
+    @staticmethod
+    def _clips(option: str, names: list[str]) -> list[str]:
+        left_out = LeftOut()
+        clips = find_queries(names, left_out)
+        _print_left_out(option, left_out)
+        return clips
+
+    def _set_unknowns(self, background: list[str]):
+        """Adds the background clips to the support set, and sets its `--unknown_error_rate`."""
         arguments = self.arguments
-        if arguments.background:
-            left_out = LeftOut()
-            clips = find_queries(arguments.background, left_out)
-            _print_left_out("--background", left_out)
+        if background:
             options = {"batch_size": arguments.batch_size, "skip_unreadable": arguments.skip_unreadable}
-            self.support_set.add_background(self.pipeline.model, self.pipeline.processor, clips, **options)
+            self.support_set.add_background(self.pipeline.model, self.pipeline.processor, background, **options)
         if arguments.unknown_error_rate is not None:
             self.support_set.unknown_error_rate = arguments.unknown_error_rate
 
@@ -164,14 +196,7 @@ class Prediction:
 
     def run(self) -> list[dict]:
         """One result per query, in order, as plain values for JSON: `query`, and `answer`, `windows` or `error`."""
-        left_out = LeftOut()
-        queries = find_queries(self.arguments.query, left_out)
-        _print_left_out("--query", left_out)
-        if self.arguments.format == "cvat" and len(queries) > 1 and output_folder(self.arguments) is None:
-            raise ValueError(
-                f"--format cvat: a file is for one task of CVAT, with one video, but there are {len(queries)} queries. "
-                "Name a folder as --output, for a file per video."
-            )
+        queries = self.queries
         window_seconds = self.arguments.window_seconds
         if window_seconds is not None:
             return [self._in_windows(query, window_seconds) for query in queries]
@@ -370,6 +395,5 @@ def main(arguments: PredictArguments) -> int:
 
 __all__ = [
     *("SOME_UNREADABLE", "Prediction", "as_csv", "as_table", "find_classes", "find_clips", "find_queries"),
-    *("as_text", "output_folder"),
-    *("load_support_set", "main", "write_output"),
+    *("as_text", "enroll", "find_support_set", "main", "output_folder", "write_output"),
 ]

@@ -9,7 +9,7 @@ from transformers.utils import logging as transformers_logging
 from clipfsar.data.tables import read_class_texts, read_rows
 from clipfsar.inference.arguments import ReviewArguments
 from clipfsar.inference.load_model import load_model, usable_device
-from clipfsar.inference.predict import load_support_set, write_output
+from clipfsar.inference.predict import enroll, find_support_set, write_output
 from paths_clipfsar import check_output_file, printable
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from support_set_clipfsar import SUPPORT_SET_NAME
@@ -40,12 +40,14 @@ def main(arguments: ReviewArguments) -> None:
     for path in filter(None, outputs):
         check_output_file(path)
     sources = None if arguments.sources is None else read_sources(Path(arguments.sources).expanduser())
+    found = find_support_set(arguments)
+    class_texts = None if arguments.class_texts is None else read_class_texts(arguments.class_texts)
     model, processor = load_model(arguments.model, arguments.dtype)
-    if arguments.class_texts is not None:
-        processor.class_texts = read_class_texts(arguments.class_texts)
+    if class_texts is not None:
+        processor.class_texts = class_texts
     device = "cpu" if arguments.dtype == "int8" else usable_device(arguments.device)
     FewShotVideoClassificationPipeline(model=model, processor=processor, device=device)  # moves the model
-    support_set = load_support_set(model, processor, arguments)
+    support_set = enroll(model, processor, found, arguments)
     if arguments.save_support_set:
         support_set.save_pretrained(arguments.save_support_set)
         print(f"{arguments.save_support_set}: {support_set}", file=sys.stderr)

@@ -62,7 +62,7 @@ from clipfsar.training.run_folder import (
     restore_folder,
     run_lock,
 )
-from clipfsar.training.step import mix_seeds, recorded_values
+from clipfsar.training.step import StepValues, mix_seeds, recorded_values
 from clipfsar.training.trainable import (
     ADAPTER_FOLDER,
     choose_trainable,
@@ -238,20 +238,19 @@ class EpisodicTrainer:
         loader = self._prepare(self._find_saved_state(resume_from_checkpoint))
         self._say_what_trains()
         self.control = self._call("on_train_begin")
-        recorded = []  # stays on the device until the next line of the log, so that the loop does not wait for it
         self.wrapped_model.train()
         next_episode = self.episodes_done + self.accelerator.process_index * self.args.episodes_per_forward
         is_first = True  # first forward of an update
         for batch in loader if self.episodes_done < self.args.episodes else ():
             if is_first:
                 self.control = self._call("on_step_begin")
-            recorded.append(self._forward_and_backward(batch, next_episode))
+            self._to_log.append(self._forward_and_backward(batch, next_episode))
             next_episode += self.args.episodes_per_forward * self.accelerator.num_processes
             is_first = self.accelerator.sync_gradients
             if not is_first:
                 self.control = self._call("on_substep_end")
                 continue
-            recorded = self._after_update(recorded)
+            self._after_update()
             if self.control.should_training_stop:
                 break
         self.control = self._call("on_train_end")
@@ -284,36 +283,27 @@ class EpisodicTrainer:
         for group in self.wrapped_optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def _after_update(self, recorded: list[dict]) -> list[dict]:
-        """Asks the callbacks, then logs, validates and saves as they say; the values still to log."""
+    def _after_update(self):
+        """Asks the callbacks, then logs, validates and saves as they say."""
         self.episodes_done += self.args.episodes_per_update
         self.state.global_step += 1
         self.state.epoch = self.episodes_done / self.args.episodes
         self.control = self._call("on_step_end")
         stops = self.control.should_training_stop  # a stop also logs, validates and saves
         if self.control.should_log or stops:
-            self._log_training(recorded)
-            recorded = []
+            self._log_training()
+        to_log = []
         if self.control.should_evaluate or self.control.should_save or self.control.should_training_stop:
+            to_log = self._to_log.rows(self.accelerator, self.episodes_done)  # a bad loss ends the run here
             sharding.gather_weights(self.accelerator, self.wrapped_model, self.model)
         if self.control.should_evaluate or stops:
             self._validate_and_select()
         if self.control.should_save or self.control.should_training_stop:
-            self._save_checkpoint()
-        return recorded
+            self._save_checkpoint(to_log)
 
-    def _log_training(self, recorded: list[dict]):
+    def _log_training(self):
         """Logs the means since the last line, over all processes."""
-        names = list(recorded[0])
-        stacked = torch.stack([torch.stack([record[name] for name in names]) for record in recorded])
-        values = dict(zip(names, self.accelerator.gather(stacked).mean(0).tolist(), strict=True))
-        loss = values["loss"]
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise FloatingPointError(
-                f"The loss is {loss} at episode {self.episodes_done}. The last checkpoint is older: "
-                "--resume with --mixed_precision bf16 or no instead of fp16, or begin anew in another "
-                "--output_dir with a lower --learning_rate or --max_grad_norm 1."
-            )
+        values = self._to_log.pop_means(self.accelerator, self.episodes_done)
         values["accuracy"] *= 100
         values["learning_rate"] = self.wrapped_optimizer.param_groups[0]["lr"]
         self._write_log("train", values)
@@ -346,15 +336,15 @@ class EpisodicTrainer:
             self.state.best_global_step = self.best["episode"] // self.args.episodes_per_update
             self.state.best_model_checkpoint = str(self.output_dir / "best")
 
-    def _save_checkpoint(self):
+    def _save_checkpoint(self, to_log: list[dict[str, float]]):
         """Saves `last/`, then the state. In this order, a state never refers to a model that is not saved yet."""
         if self.accelerator.is_main_process:
             self._save_run_model("last")
             self.log.draw(is_final=self.episodes_done >= self.args.episodes or self.control.should_training_stop)
-        self._save_state()
+        self._save_state(to_log)
         self.control = self._call("on_save")
 
-    def _save_state(self):
+    def _save_state(self, to_log: list[dict[str, float]]):
         """Saves the state to resume from, with all processes. At every moment a complete state is on the disk."""
         new = self.output_dir / "state.new"
         if self.accelerator.is_main_process:
@@ -369,6 +359,7 @@ class EpisodicTrainer:
                 "arguments": asdict(self.args),
                 "data": self._data,
                 "log_sha256": self.log.digest(),
+                "to_log": to_log,
                 "fsdp": sharding.form_of_state(self.accelerator),
                 "callbacks": callback_states(self.callback_handler.callbacks),
             }
@@ -419,6 +410,7 @@ class EpisodicTrainer:
         self._check_data()
         progress = read_progress(saved_state)
         self.episodes_done, self.best = progress.get("episodes_done", 0), progress.get("best")
+        self._to_log = StepValues(progress.get("to_log"))
         with torch.random.fork_rng():
             torch.manual_seed(args.seed)  # for the adapters
             choose_trainable(self.model, args)
