@@ -202,6 +202,11 @@ class EpisodeCollator:
         `class_input_ids` (B, N, L), `class_attention_mask`, and the base labels, all for `CLIPFSARModel.forward`.
 
         If classes have several texts, there are no tokens: give the model `base_class_embeds`."""
+        if episodes and "class_names" not in episodes[0]:
+            raise ValueError(
+                f"An episode has no class names, only {sorted(episodes[0])}. With transformers' Trainer, set "
+                "TrainingArguments(remove_unused_columns=False): it removes what is no input of the model."
+            )
         ways = sorted({len(episode["class_names"]) for episode in episodes})
         if len(ways) != 1:
             raise ValueError(f"Episodes of {ways} classes cannot share a batch: use one n_way.")

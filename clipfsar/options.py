@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import numbers
 import os
 import signal
 import sys
@@ -193,6 +194,32 @@ def _value_type(hint: Any, name: str) -> tuple[type, bool]:
     return hint, is_list
 
 
+def hold_types(options: Any) -> None:
+    """Checks that the fields of a dataclass of options hold what their options on a command line would.
+
+    A path becomes a text, and one value or a tuple a list where the field is one. Truth values are left alone.
+
+    Raises:
+        ValueError: For a value of another type, or none of the choices.
+    """
+    hints = typing.get_type_hints(type(options))
+    for item in fields(options):
+        kind, is_list = _value_type(hints[item.name], item.name)
+        value = getattr(options, item.name)
+        if kind is bool or (value is None and type(None) in typing.get_args(hints[item.name])):
+            continue
+        values = list(value) if is_list and isinstance(value, list | tuple) else [value]
+        values = [os.fspath(one) if kind is str and isinstance(one, os.PathLike) else one for one in values]
+        for one in values:
+            if isinstance(one, bool) or not isinstance(one, _NUMBERS.get(kind, kind)):
+                raise ValueError(f"--{item.name} {one!r} must be {_KINDS[kind]}.")
+            if item.metadata.get("choices", [one]).count(one) == 0:
+                raise ValueError(f"--{item.name} {one!r} is not one of {', '.join(item.metadata['choices'])}.")
+        setattr(options, item.name, values if is_list else values[0])
+
+
+_NUMBERS: dict[type, Any] = {int: numbers.Integral, float: numbers.Real}
+_KINDS = {int: "a whole number", float: "a number", str: "a text"}
 TRUTH = {"true": True, "yes": True, "t": True, "y": True, "1": True}
 TRUTH |= {"false": False, "no": False, "f": False, "n": False, "0": False}
 
@@ -303,6 +330,7 @@ __all__ = [
     "HelpFormatter",
     "OptionParser",
     "end_quietly_when_interrupted",
+    "hold_types",
     "interruption_handler",
     "make_parser",
     "nearest",

@@ -9,7 +9,7 @@ import torch
 from golden.formula_model import tiny_model
 
 from clipfsar.evaluation.arguments import CompareArguments
-from clipfsar.evaluation.compare_heads import compare_features, find_heads, heads_of
+from clipfsar.evaluation.compare_heads import compare_features, find_heads, heads_of, names_in_table
 from clipfsar.evaluation.paired import (
     holm,
     indistinguishable_groups,
@@ -161,6 +161,21 @@ def test_the_table_compares_every_head_with_the_first_on_the_same_episodes(tmp_p
     saved = json.loads((tmp_path / "table.json").read_text())
     assert saved["results"][0]["p_value"] is None
     assert all(path.is_file() for path in comparison.plot(tmp_path))
+
+
+def test_every_checkpoint_has_a_name_of_its_own_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("a/m", "b/m", "runs/x/seed_0/best", "runs/y/seed_0/best", "runs/y/seed_0/last")
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+    assert names_in_table(["runs/x/seed_0/best"]) == {"runs/x/seed_0/best": "seed_0"}
+    assert names_in_table(["a/m", "me/model"]) == {"a/m": "m", "me/model": "model"}
+    assert list(names_in_table(names[:2]).values()) == ["a/m", "b/m"]
+    assert list(names_in_table(names[2:4]).values()) == ["x/seed_0", "y/seed_0"]
+    assert list(names_in_table(names[3:]).values()) == ["best", "last"]
+    for twice in (["a/m", "./a/m"], ["me/model", "me/model"]):
+        with pytest.raises(ValueError, match="twice: name each model once"):
+            names_in_table(twice)
 
 
 def test_an_unknown_head_is_refused():

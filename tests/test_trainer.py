@@ -1,6 +1,7 @@
 """`EpisodicTrainer` with objects: the program's numbers, transformers' callbacks, and what subclasses may change."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from tiny_data import (
 )
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 
+from clipfsar.data.video_split import VideoSplit
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
 from clipfsar.training.program import RemoveOldResults, _train_and_test, main
 from clipfsar.training.trainer import EpisodicTrainer
@@ -128,6 +130,9 @@ def test_results_on_validation_classes_do_not_become_those_of_the_card(make, spl
     trainer = make()
     quick = {"n_shot": [1], "inference_modes": "few_shot", "n_episodes": 4}
     trainer.evaluate(**quick)
+    trainer.evaluate(splits["validation"], **quick)  # the same classes as an object
+    trainer.evaluate(splits["train"], **quick)
+    assert not trainer.results
     assert list(trainer.results) == []
     tested = trainer.evaluate(splits["test"], **quick)
     trainer.evaluate(**quick)
@@ -338,6 +343,84 @@ def test_weights_after_a_nan_loss_are_not_saved_before_the_log_has_it(make, tmp_
     with pytest.raises(FloatingPointError, match=r"The loss is nan at episode 8\. The last checkpoint"):
         trainer.train()
     assert all(bool(value.isfinite().all()) for value in load_file(tmp_path / "run/last/model.safetensors").values())
+
+
+def test_an_optimizer_that_does_not_hold_what_trains_is_said(make, tiny_clip, caplog):
+    def sgd(model):
+        return torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    other = CLIPFSARModel.from_pretrained(tiny_clip, for_training=True)
+    with pytest.raises(ValueError, match="holds parameters of another model"):
+        make(objects={"optimizer": sgd(other)}).train()
+    trainer = make(freeze_vision=True)
+    trainer.optimizer = torch.optim.SGD(trainer.model.clip.parameters(), lr=1e-3)
+    with pytest.raises(
+        ValueError, match=r"holds none of the \d+ weights that train: make it after the EpisodicTrainer"
+    ):
+        trainer.train()
+    trainer.optimizer = torch.optim.SGD([trainer.model.video_text_scale], lr=1e-3)
+    trainer.train()
+    assert "The optimizer leaves out" in caplog.text
+
+
+def test_an_interrupted_trainer_goes_on_by_itself(make, tmp_path):
+    make(name="whole").train()
+    trainer = make(callbacks=[StopAt(2)])
+    trainer.train()
+    trainer.callback_handler.pop_callback(StopAt)
+    trainer.control.should_training_stop = False
+    trainer.train(resume_from_checkpoint=True)
+    ours, theirs = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("run", "whole"))
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_sampler_that_contradicts_the_arguments_or_the_data_is_refused(make, splits):
+    labels, names = VideoSplit.of(splits["train"]).labels, VideoSplit.of(splits["train"]).class_names
+    with pytest.raises(ValueError, match="The sampler has n_way=4, but the arguments say n_way=3"):
+        make(objects={"sampler": EpisodeSampler(labels, 4, 1, 1, 0, names)}).train()
+    with pytest.raises(ValueError, match="made with labels of other videos"):
+        make(objects={"sampler": EpisodeSampler(labels[::-1].copy(), 3, 1, 1, 0, names)}).train()
+    make(objects={"sampler": EpisodeSampler(labels, 3, 1, 1, 7, names)}).train()
+
+
+class OnlyAccuracy(EpisodicTrainer):
+    def validate(self):
+        return {"accuracy": 50.0}
+
+
+def test_a_validation_without_its_interval_is_refused_before_anything_is_saved(make, tmp_path):
+    with pytest.raises(ValueError, match=r"validate\(\) returned no interval, n_episodes"):
+        make(OnlyAccuracy).train()
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_texts_of_the_arguments_that_the_processor_does_not_have_are_refused(make, tmp_path):
+    (tmp_path / "texts.json").write_text('{"*": ["a photo of {}"]}')
+    with pytest.raises(ValueError, match=r"say class_texts='.*texts.json', but the processor has other texts, or none"):
+        make(class_texts=str(tmp_path / "texts.json"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "sgd"}, "--optimizer 'sgd' is not one of adam, adamw"),
+        ({"seed": 1.5}, "--seed 1.5 must be a whole number"),
+        ({"episodes": True}, "--episodes True must be a whole number"),
+        ({"learning_rate": "fast"}, "--learning_rate 'fast' must be a number"),
+        ({"n_shot": [1, "5"]}, "--n_shot '5' must be a whole number"),
+        ({"inference_modes": []}, "--inference_modes is empty"),
+        ({"model": 3}, "--model 3 must be a text"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        EpisodicTrainingArguments(**settings)
+
+
+def test_arguments_may_be_one_value_a_tuple_or_a_path(tmp_path):
+    args = EpisodicTrainingArguments(output_dir=tmp_path, n_shot=1, inference_modes="few_shot", decay_episodes=(8, 12))
+    assert args.output_dir == str(tmp_path)
+    assert (args.n_shot, args.inference_modes, args.decay_episodes) == ([1], ["few_shot"], [8, 12])
 
 
 def test_trackers_hear_the_names_of_project_and_run(make, monkeypatch):

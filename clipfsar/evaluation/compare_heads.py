@@ -242,7 +242,7 @@ def run(arguments: CompareArguments, trained: Mapping[str, Sequence[str]] | None
     folder = None if arguments.output_dir is None else Path(arguments.output_dir)
     if folder is not None:
         check_output_file(folder / "comparison.json")
-    heads = find_heads(arguments.heads)
+    heads, short_names = find_heads(arguments.heads), names_in_table(arguments.models)
     splits = load_video_splits(arguments.dataset)
     if arguments.split not in splits:
         raise ValueError(f"{arguments.dataset} has no split {arguments.split!r}; it has {', '.join(splits)}.")
@@ -251,9 +251,9 @@ def run(arguments: CompareArguments, trained: Mapping[str, Sequence[str]] | None
     protocol = Protocol(*given, "few_shot")
     protocol.samplers(split)  # raises an error for too few videos, before anything is encoded
     contenders: dict[str, list[SplitFeatures]] = {}
-    for name in arguments.models:
-        for alignment, features in _features_of(name, heads, split, arguments).items():
-            contenders[alignment if len(arguments.models) == 1 else f"{_short(name)} {alignment}"] = [features]
+    for name, short_name in short_names.items():
+        for alignment, features in _features_of(name, short_name, heads, split, arguments).items():
+            contenders[alignment if len(short_names) == 1 else f"{short_name} {alignment}"] = [features]
     first = next(iter(contenders.values()))[0]
     for name, folders in (trained or {}).items():  # their visual tower is the first model's, frozen
         models = [load_model(folder)[0] for folder in folders]
@@ -270,14 +270,14 @@ def run(arguments: CompareArguments, trained: Mapping[str, Sequence[str]] | None
 
 
 def _features_of(
-    model_name: str, heads: Sequence[str], split: VideoSplit, arguments: CompareArguments
+    model_name: str, short_name: str, heads: Sequence[str], split: VideoSplit, arguments: CompareArguments
 ) -> dict[str, SplitFeatures]:
     """Features of a checkpoint by alignment. Its visual tower, which all of them share, encodes the videos once."""
     alignments = heads_of(model_name, heads)
     models = {alignment: load_model(model_name, alignment=alignment) for alignment in alignments}
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     encoder = VideoEncoder(*models[alignments[0]], accelerator, arguments.batch_size, arguments.num_workers)
-    store = encoder if arguments.feature_store is None else _store(arguments, model_name, encoder)
+    store = encoder if arguments.feature_store is None else _store(arguments, short_name, encoder)
     embeds, texts = store.encode(split), encoder.encode_classes(split.class_names)
     return {
         alignment: SplitFeatures(model.to(accelerator.device), embeds, texts, split.labels)
@@ -285,14 +285,32 @@ def _features_of(
     }
 
 
-def _store(arguments: CompareArguments, model_name: str, encoder: VideoEncoder) -> FeatureStore:
-    return FeatureStore(Path(arguments.feature_store or "") / _short(model_name) / arguments.split, encoder)
+def _store(arguments: CompareArguments, short_name: str, encoder: VideoEncoder) -> FeatureStore:
+    return FeatureStore(Path(arguments.feature_store or "") / short_name / arguments.split, encoder)
 
 
-def _short(model_name: str) -> str:
-    """The name of a checkpoint in tables: its folder, or that of its run."""
-    path = Path(model_name)
-    return path.parent.name if path.name in ("best", "last") and path.parent.name else path.name
+def names_in_table(models: Sequence[str]) -> dict[str, str]:
+    """A short name for each checkpoint: its folder or that of its run, after as many folders as tell them apart.
+
+    Raises:
+        ValueError: When a checkpoint is given twice.
+    """
+    paths = {name: Path(name).expanduser() for name in models}
+    paths = {name: path.resolve() if path.exists() else path for name, path in paths.items()}  # a Hub id stays
+    for name in models:
+        if list(paths.values()).count(paths[name]) > 1 or list(models).count(name) > 1:
+            raise ValueError(f"--models names {name} twice: name each model once.")
+    runs = [path.parent if path.name in ("best", "last") else path for path in paths.values()]
+    # best/ and last/ of one run keep these names.
+    parts = {
+        name: (run if runs.count(run) == 1 else path).parts
+        for (name, path), run in zip(paths.items(), runs, strict=True)
+    }
+    for depth in range(1, max(map(len, parts.values())) + 1):
+        short = {name: "/".join(of_name[-depth:]) for name, of_name in parts.items()}
+        if len(set(short.values())) == len(short):
+            break
+    return short
 
 
 __all__ = [
@@ -301,6 +319,7 @@ __all__ = [
     "compare_features",
     "find_heads",
     "heads_of",
+    "names_in_table",
     "pooled",
     "references",
     "run",

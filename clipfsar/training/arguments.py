@@ -18,10 +18,11 @@ from choices_clipfsar import (
     SUPPORT_POOLINGS,
     check_same_num_frames,
 )
+from clipfsar.data.tables import read_class_texts
 from clipfsar.inference.arguments import CLASS_TEXTS_HELP
 from clipfsar.json_files import read_json
 from clipfsar.names import check_source, find_model
-from clipfsar.options import TRUTH, make_parser, option, parse_options
+from clipfsar.options import TRUTH, hold_types, make_parser, option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
 from paths_clipfsar import check_path
 
@@ -196,6 +197,7 @@ class EpisodicTrainingArguments:
     print_config: bool = option(False, "Print the resolved settings and stop.")
 
     def __post_init__(self):
+        hold_types(self)
         self._check_values()
         if self.episodes % self.episodes_per_update:
             raise ValueError(
@@ -224,8 +226,9 @@ class EpisodicTrainingArguments:
             for value in given if isinstance(given, list) else [given]:
                 if value is not None and not is_allowed(value):
                     raise ValueError(f"--{name} {value} must be {words}.")
-        if not self.n_shot:
-            raise ValueError("--n_shot is empty: give at least one number.")
+        for name in ("n_shot", "inference_modes"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is empty: give at least one.")
         decay = self.decay_episodes
         if decay and (len(decay) != 2 or decay[0] >= decay[1]):
             raise ValueError(f"--decay_episodes {decay}: give two ascending numbers, or none.")
@@ -309,6 +312,11 @@ class EpisodicTrainingArguments:
                     f"The arguments say {name}={given!r}, but the {owner} has {value!r}: leave {name} out of the "
                     f"arguments, or load the {owner} with {name}={given!r}."
                 )
+        if self.class_texts is not None and processor.class_texts != read_class_texts(self.class_texts):
+            raise ValueError(
+                f"The arguments say class_texts={self.class_texts!r}, but the processor has other texts, or none: set "
+                "processor.class_texts to these texts, or leave class_texts out of the arguments."
+            )
         return replace(self, **actual)
 
     def check_same_run(self, saved: dict):

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from clipfsar.data.splits import check_disjoint_classes
 from clipfsar.data.video_split import VideoSplit
 from episodes_clipfsar import EpisodeSampler
+from paths_clipfsar import normalized_class_name
 
 
 def check_classes(splits: Mapping[str, VideoSplit], args, tests: bool = False):
@@ -39,6 +41,37 @@ def check_first_video(split: VideoSplit, processor, training: bool = False):
     processor.process_videos([split.video(0)], training=training, generator=torch.Generator())
 
 
+def check_sampler(sampler: EpisodeSampler, split: VideoSplit, args) -> None:
+    """Raises `ValueError` if a sampler that was given draws other episodes than `args` say, or from other videos."""
+    names = {"n_way": "n_way", "n_shot": "train_n_shot", "n_query": "train_n_query"}
+    different = [
+        f"{name}={getattr(sampler, name)}, but the arguments say {of_args}={getattr(args, of_args)}"
+        for name, of_args in names.items()
+        if getattr(sampler, name) != getattr(args, of_args)
+    ]
+    if different:
+        raise ValueError(f"The sampler has {'; '.join(different)}: give both the same numbers.")
+    if not np.array_equal(sampler.labels, split.labels):
+        raise ValueError("The sampler was made with labels of other videos than train_dataset: make it with those.")
+
+
+def is_of_test_classes(split: VideoSplit, trained_on: VideoSplit | None, selected_on: VideoSplit | None, args) -> bool:
+    """Whether results on a split may stand in a model card, as those of classes that did not shape the model."""
+    if args.select_on == "test":  # the card says so
+        return True
+    names = {normalized_class_name(name) for name in split.class_names}
+    others = [selected_on] if args.allow_shared_classes else [selected_on, trained_on]
+    seen = {normalized_class_name(name) for one in others if one is not None for name in one.class_names}
+    return not names & seen
+
+
+def check_metrics(metrics: Mapping[str, float]) -> None:
+    """Raises `ValueError` when a `validate` of your own leaves out a metric that the log and the model card need."""
+    missing = sorted({"accuracy", "interval", "n_episodes"} - set(metrics))
+    if missing:
+        raise ValueError(f"validate() returned no {', '.join(missing)}: the log and the model card need it.")
+
+
 def check_same_data(record: Mapping[str, dict] | None, splits: Mapping[str, VideoSplit], output_dir) -> list[str]:
     """Compares the splits with the record that the run made of them at its start.
 
@@ -66,4 +99,7 @@ def check_same_data(record: Mapping[str, dict] | None, splits: Mapping[str, Vide
     return []
 
 
-__all__ = ["check_classes", "check_first_video", "check_protocol", "check_same_data"]
+__all__ = [
+    *("check_classes", "check_first_video", "check_metrics", "check_protocol", "check_same_data", "check_sampler"),
+    "is_of_test_classes",
+]

@@ -38,7 +38,7 @@ from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.presets import learning_rate_at
 from clipfsar.processes import check_same_everywhere, check_shared_folder, first_process_decides
-from clipfsar.training import sharding
+from clipfsar.training import checks, sharding
 from clipfsar.training.accelerator import NAMED_TRACKERS, make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.callbacks import (
@@ -47,9 +47,8 @@ from clipfsar.training.callbacks import (
     callback_states,
     restore_callbacks,
 )
-from clipfsar.training.checks import check_classes, check_first_video, check_protocol, check_same_data
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
-from clipfsar.training.optimization import make_optimizer
+from clipfsar.training.optimization import check_optimizer, make_optimizer
 from clipfsar.training.preemption import ignore_sigterm
 from clipfsar.training.run_folder import (
     CARD,
@@ -150,6 +149,7 @@ class EpisodicTrainer:
         cost = (self.args.eval_batch_size, self.args.num_workers, self.args.seed)
         self.encoder = VideoEncoder(model, processing_class, self.accelerator, *cost)
         self.optimizer, self.sampler = optimizer, sampler
+        self._makes_optimizer = False  # yet
         self.episodes_done, self.results = 0, EvaluationResults()
         self.best: dict[str, Any] | None = None
         self.log: TrainingLog  # from the beginning of the training
@@ -198,7 +198,10 @@ class EpisodicTrainer:
         return EpisodeSampler(split.labels, *shots, args.seed, split.class_names)
 
     def validate(self) -> dict[str, float]:
-        """Metrics of the current weights on validation classes, the same on all processes. Best `accuracy` wins."""
+        """Metrics of the current weights on validation classes, the same on all processes. Best `accuracy` wins.
+
+        The dict needs `accuracy` and its `interval` in percent, and `n_episodes`. Other metrics are logged, too.
+        """
         args = self.args
         given = (args.n_way, args.n_shot[0], args.n_query, args.eval_episodes, args.seed)
         split = self.eval_split
@@ -321,6 +324,7 @@ class EpisodicTrainer:
                 self._save_run_model("best")
             return
         metrics = self.validate()
+        checks.check_metrics(metrics)
         self._write_log("validation", {name: value for name, value in metrics.items() if name != "n_episodes"})
         # Callbacks come first: they compare with the best model so far.
         self.control = self._call("on_evaluate", metrics={f"eval_{name}": value for name, value in metrics.items()})
@@ -395,7 +399,7 @@ class EpisodicTrainer:
         progress = read_progress(saved_state)
         self.args.check_same_run(progress["arguments"])
         sharding.check_form_of_state(self.accelerator, progress.get("fsdp"), self.output_dir)
-        return saved_state, notes + check_same_data(progress.get("data"), self._splits(), self.output_dir)
+        return saved_state, notes + checks.check_same_data(progress.get("data"), self._splits(), self.output_dir)
 
     def _splits(self) -> dict[str, VideoSplit]:
         splits = {"train": self.train_split, self.args.select_on: self.eval_split, "test": self.test_split}
@@ -424,8 +428,11 @@ class EpisodicTrainer:
         self.episodes = self._training_episodes(split)
         # The text tower is frozen, so the class texts are encoded here and never again.
         self.base_class_embeds = self.encoder.encode_classes(self.episodes.class_names)
-        if self.optimizer is None:
-            self.optimizer = self.create_optimizer()
+        accelerator.free_memory()  # forgets what an interrupted `train` of this trainer prepared
+        if self._makes_optimizer or self.optimizer is None:
+            self.optimizer, self._makes_optimizer = self.create_optimizer(), True
+        else:
+            check_optimizer(self.optimizer, self.model)
         self.wrapped_model, self.wrapped_optimizer, loader = sharding.prepare(
             accelerator, self.model, self.optimizer, self._make_loader(split)
         )
@@ -467,22 +474,23 @@ class EpisodicTrainer:
         elif args.select_on == "test":
             logger.warning(SELECTED_ON_TEST)
         if not self.classes_are_checked:
-            check_classes(splits, args)
+            checks.check_classes(splits, args)
         for name, split in splits.items():
             check_class_prompts(self.processing_class, split.class_names)  # rejects names that become the same text
-            check_first_video(split, self.processing_class, training=name == "train")
+            checks.check_first_video(split, self.processing_class, training=name == "train")
         if self.accelerator.is_main_process:
             self._data = {name: split.record() for name, split in splits.items()}
 
     def _training_episodes(self, split: VideoSplit) -> EpisodeDataset:
         args = self.args
-        if self.sampler is None:
-            self.sampler = self.create_sampler(split)
+        if self.sampler is not None:
+            checks.check_sampler(self.sampler, split, args)
+        sampler = self.sampler or self.create_sampler(split)
         dataset, video_column = split.dataset, split.video_column
         if args.trains_on_features:
             dataset, video_column = row_dataset(dataset, split.label_column), ROW
         columns: dict[str, Any] = {"video_column": video_column, "label_column": split.label_column}
-        return EpisodeDataset(dataset, n_episodes=args.episodes, sampler=self.sampler, **columns)
+        return EpisodeDataset(dataset, n_episodes=args.episodes, sampler=sampler, **columns)
 
     def _make_loader(self, split: VideoSplit) -> DataLoader:
         """The loader of the next episodes. It does not read the episodes before a resumed checkpoint."""
@@ -546,7 +554,7 @@ class EpisodicTrainer:
 
         Returns:
             The results, the same on every process. `save_model` writes them into the model card, unless they are
-            results of the validation classes.
+            results of classes that trained or selected it.
         """
         args = self.args
         split = self.eval_split
@@ -559,15 +567,18 @@ class EpisodicTrainer:
         shots = args.n_shot if n_shot is None else n_shot
         modes = args.inference_modes if inference_modes is None else inference_modes
         results = self._evaluate(split, Protocol(args.n_way, shots, args.n_query, n_episodes, args.seed, modes))
-        if split is not self.eval_split or args.select_on == "test":
+        if checks.is_of_test_classes(split, self.train_split, self.eval_split, args):
             self.results = results
+        elif split is not self.eval_split:
+            logger.warning("Classes of this data set trained or selected the model, so the card omits the results.")
         return results
 
     def _evaluate(self, split: VideoSplit, protocol: Protocol) -> EvaluationResults:
         """The results of a split. The features of a frozen tower never change, so they are cached."""
         encoder: VideoEncoder | FeatureStore = self.encoder
         if self.args.trains_on_features:
-            encoder = FeatureStore(self._features_dir() / split.name, self.encoder)
+            name = "train_evaluated" if split.name == "train" else split.name  # train/ holds the draws
+            encoder = FeatureStore(self._features_dir() / name, self.encoder)
         return Evaluation(split, protocol).run(encoder)
 
     def save_model(self, output_dir: str | Path | None = None):
@@ -684,4 +695,4 @@ def log_to_terminal():
     logger.setLevel(logging.INFO)
 
 
-__all__ = ["EpisodicTrainer", "check_first_video", "check_protocol", "log_to_terminal", "make_accelerator"]
+__all__ = ["EpisodicTrainer", "log_to_terminal", "make_accelerator"]
