@@ -67,6 +67,7 @@ class EpisodeSampler:
         if seed < 0:
             raise ValueError(f"seed={seed} must be 0 or greater.")
         labels = np.asarray(labels, dtype=np.int64)
+        self.labels = labels
         self.n_way, self.n_shot, self.n_query, self.seed = n_way, n_shot, n_query, seed
         self.class_ids = np.unique(labels[labels >= 0])
         if len(self.class_ids) < n_way:

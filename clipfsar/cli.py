@@ -42,7 +42,7 @@ COMMANDS = {
         "train a model on few-shot episodes",
         "clipfsar.training.arguments:parse_arguments",
         "clipfsar.training.program:main",
-        "Run the same command with --resume to continue from the last checkpoint.",
+        "Run the same command with --resume to continue from the last checkpoint, if there is one yet.",
     ),
     "prepare": Command(
         "make a data set from video files, and list bad ones",

@@ -1,6 +1,7 @@
 """Functions for programs that run in several processes."""
 
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -62,6 +63,14 @@ def _message_for_others(error: Exception | None) -> str | None:
     if isinstance(error, ValueError | OSError) and str(error):
         return str(error)
     return f"Another process failed: {type(error).__name__}: {error}"
+
+
+def ignore_sigterm(_worker: int = 0) -> None:
+    """`worker_init_fn` of a loader: schedulers may send SIGTERM to all processes, and the training still needs batches.
+
+    The workers end with their loader, or with the process that they work for.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def check_shared_folder(accelerator: Accelerator, folder: Path, option: str, patience_seconds: float = 10.0) -> None:
@@ -130,5 +139,6 @@ __all__ = [
     "first_process_decides",
     "holds_anywhere",
     "holds_everywhere",
+    "ignore_sigterm",
     "machines_first",
 ]

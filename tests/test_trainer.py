@@ -354,9 +354,7 @@ def test_an_optimizer_that_does_not_hold_what_trains_is_said(make, tiny_clip, ca
         make(objects={"optimizer": sgd(other)}).train()
     trainer = make(freeze_vision=True)
     trainer.optimizer = torch.optim.SGD(trainer.model.clip.parameters(), lr=1e-3)
-    with pytest.raises(
-        ValueError, match=r"holds none of the \d+ weights that train: make it after the EpisodicTrainer"
-    ):
+    with pytest.raises(ValueError, match=r"holds none of the \d+ weights that train: make it after"):
         trainer.train()
     trainer.optimizer = torch.optim.SGD([trainer.model.video_text_scale], lr=1e-3)
     trainer.train()

@@ -42,6 +42,7 @@ from tiny_data import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clipfsar.evaluation import encoding
 from clipfsar.training import trainer
 from clipfsar.training.arguments import parse_arguments
 from clipfsar.training.optimization import make_optimizer, optimizer_groups
@@ -426,6 +427,31 @@ def test_a_run_that_its_scheduler_stops_saves_at_the_next_update_and_goes_on_exa
         assert_same_run(tmp_path / "run", reference)
     else:
         assert_close_run(tmp_path / "run", reference)
+
+
+def terminate_in_validation():
+    """In a child: SIGTERM to this process and to the workers that read validation videos, once."""
+    done = []
+
+    def batches(self, *arguments, **options):
+        for batch in encode(self, *arguments, **options):
+            if not done:
+                done.append(True)
+                for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+                    os.kill(process, signal.SIGTERM)
+            yield batch
+
+    encode = encoding.VideoEncoder.batches
+    encoding.VideoEncoder.batches = batches
+
+
+@pytest.mark.whole_program
+def test_a_run_that_its_scheduler_stops_while_it_validates_saves_and_goes_on_exactly(train, reference, tmp_path):
+    outcome = train(prepare=(terminate_in_validation,), num_workers=1, eval_batch_size=2)
+    assert outcome.exit_codes == [PREEMPTED]
+    assert "SIGTERM: saved a checkpoint after episode 12." in outcome.output
+    train(resume=True, eval_batch_size=2).check()
+    assert_close_run(tmp_path / "run", reference)
 
 
 def test_a_run_is_continued_and_made_longer_by_its_folder_alone(train, reference, tmp_path):

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from choices_clipfsar import check_same_num_frames
 from clipfsar.data.video_split import VideoSplit
+from clipfsar.processes import ignore_sigterm
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel, evaluating
 from support_set_clipfsar import encode_class_names
 
@@ -82,6 +83,7 @@ class VideoEncoder:
             _Videos(split, rows, self.processor, draw_seed, self.seed),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
+            worker_init_fn=ignore_sigterm,
             pin_memory=self.model.device.type == "cuda",
         )
         with progress:

@@ -42,14 +42,6 @@ def noting_sigterm() -> Iterator[PreemptionNotice]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def ignore_sigterm(_worker: int = 0) -> None:
-    """`worker_init_fn` of a loader: schedulers may send SIGTERM to all processes, and the update still needs its batch.
-
-    The workers end with their loader, or with the training process.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 class PreemptionCallback(TrainerCallback):
     """Saves a checkpoint after SIGTERM and ends the program with code 143.
 
@@ -74,4 +66,4 @@ class PreemptionCallback(TrainerCallback):
             raise SystemExit(PREEMPTED)
 
 
-__all__ = ["PREEMPTED", "PreemptionCallback", "PreemptionNotice", "ignore_sigterm", "noting_sigterm"]
+__all__ = ["PREEMPTED", "PreemptionCallback", "PreemptionNotice", "noting_sigterm"]

@@ -37,7 +37,7 @@ from clipfsar.evaluation.feature_store import FeatureStore
 from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.presets import learning_rate_at
-from clipfsar.processes import check_same_everywhere, check_shared_folder, first_process_decides
+from clipfsar.processes import check_same_everywhere, check_shared_folder, first_process_decides, ignore_sigterm
 from clipfsar.training import checks, sharding
 from clipfsar.training.accelerator import NAMED_TRACKERS, make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments
@@ -49,7 +49,6 @@ from clipfsar.training.callbacks import (
 )
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from clipfsar.training.optimization import check_optimizer, make_optimizer
-from clipfsar.training.preemption import ignore_sigterm
 from clipfsar.training.run_folder import (
     CARD,
     TrainingLog,
