@@ -205,9 +205,14 @@ def test_episodes_of_the_dataset_are_those_of_the_sampler(dataset):
     assert episodes[11]["query_videos"] == [videos[row] for row in rows.query_rows.flatten()]
 
 
-def test_frame_seeds_differ_between_episodes(dataset):
+def test_frame_seeds_differ_between_episodes_epochs_and_seeds(dataset):
     episodes = EpisodeDataset(dataset, n_query=2, n_episodes=300)
-    assert len({episodes[index]["seed"] for index in range(300)}) == 300
+    seeds = {episodes[index]["seed"] for index in range(300)}
+    episodes.set_epoch(1)
+    seeds |= {episodes[index]["seed"] for index in range(300)}
+    others = EpisodeDataset(dataset, n_query=2, n_episodes=300, seed=1)
+    seeds |= {others[index]["seed"] for index in range(300)}
+    assert len(seeds) == 900
 
 
 def test_the_number_of_episodes_is_the_length_and_changes_none(dataset):

@@ -17,7 +17,7 @@ from clipfsar.evaluation import evaluate_model
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.episodes import evaluate_features, predict_episodes, predict_until_interval
-from clipfsar.evaluation.evaluate_model import run
+from clipfsar.evaluation.evaluate_model import run, warn_of_base_classes
 from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.report import EpisodePredictions, half_interval
 from clipfsar.evaluation.results import EpisodicAccuracy
@@ -410,8 +410,10 @@ def test_a_model_compared_with_itself_does_not_differ(checkpoint, hard_data, tmp
             "only_first_right": 0,
             "only_second_right": 0,
             "p_value": 1,
+            "interval_over_videos": 0,
         }
-    assert capsys.readouterr().out.count(f"minus {checkpoint}: +0.00 ± 0.00 points, McNemar p = 1") == len(results)
+    line = f"minus {checkpoint}: +0.00 ± 0.00 points; if classes and videos were drawn anew: ± 0.0"
+    assert capsys.readouterr().out.count(line) == len(results)
 
 
 def test_a_difference_is_that_to_the_model_compared_with(checkpoint, other_checkpoint, hard_data):
@@ -581,3 +583,12 @@ def test_results_of_very_few_episodes_are_valid_json(checkpoint, saved_splits, t
     (result, *_) = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
     assert result["interval"] is None
     assert sorted(map(type, result["per_class_accuracy"].values()), key=str) == [type(None), float, float]
+
+
+def test_a_model_is_not_evaluated_in_silence_on_classes_that_trained_it(tmp_path, capsys):
+    warn_of_base_classes("openai/clip", ["boxing"])
+    (tmp_path / "training_arguments.json").write_text(json.dumps({"base_classes": ["Brush_hair", "diving"]}))
+    warn_of_base_classes(str(tmp_path), ["boxing", "running"])
+    assert capsys.readouterr().err == ""
+    warn_of_base_classes(str(tmp_path), ["boxing", "brush hair"])
+    assert "was trained on 1 of these 2 classes, such as 'brush hair'" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Few-shot accuracy of a model on a split, from Python (`evaluate_episodes`) and as `clipfsar evaluate`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +22,18 @@ from clipfsar.evaluation.episodes import predict_episodes, predict_until_interva
 from clipfsar.evaluation.exact_accuracy import check_has_exact_accuracy, exact_accuracy_of_videos
 from clipfsar.evaluation.feature_store import FeatureStore
 from clipfsar.evaluation.protocol import Protocol
-from clipfsar.evaluation.report import compare
+from clipfsar.evaluation.report import compare, interval_over_videos
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.inference.load_model import load_model
+from clipfsar.json_files import read_json
 from clipfsar.processes import machines_first
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
-from paths_clipfsar import check_output_file
+from paths_clipfsar import check_output_file, normalized_class_name
 from processing_clipfsar import CLIPFSARProcessor
+
+TRAINING_ARGUMENTS = "training_arguments.json"  # in a model's folder
 
 
 def evaluate_episodes(
@@ -139,6 +143,8 @@ class Evaluation:
     def _compare(self, results: EvaluationResults, results_of_other: EvaluationResults, name: str | None):
         for position, (result, theirs) in enumerate(zip(results, results_of_other, strict=True)):
             comparison = compare(theirs.predictions, result.predictions)
+            differences = result.right_per_video - theirs.right_per_video
+            comparison["interval_over_videos"] = interval_over_videos(differences, result.labels)
             if self.exact and result.n_shot == 1:
                 comparison["exact_difference"] = result.exact - theirs.exact
             results[position] = replace(result, compared_with=name, comparison=comparison)
@@ -194,6 +200,20 @@ class Evaluation:
         return {mode: values.numpy() for mode, values in chances.items()}
 
 
+def warn_of_base_classes(model: str, class_names: Sequence[str]) -> None:
+    """Warns when a model was trained on some of the classes. Models of earlier versions do not say on which."""
+    path = Path(model).expanduser() / TRAINING_ARGUMENTS
+    known = read_json(path, "delete it").get("base_classes", []) if path.is_file() else []
+    known = {normalized_class_name(name) for name in known}
+    seen = [name for name in class_names if normalized_class_name(name) in known]
+    if seen:
+        print(
+            f"warning: {model} was trained on {len(seen)} of these {len(class_names)} classes, such as {seen[0]!r}: "
+            "the accuracy is no few-shot result.",
+            file=sys.stderr,
+        )
+
+
 def run(arguments: EvaluateArguments) -> EvaluationResults:
     """`clipfsar evaluate`: prints the results, and writes the files that the arguments name."""
     paths: list[str | Path] = [*_output_files(arguments)]
@@ -208,6 +228,8 @@ def run(arguments: EvaluateArguments) -> EvaluationResults:
     evaluation = Evaluation(split, protocol, arguments.exact, arguments.until_interval, episodes)
     encoder = _encoder(arguments.model, split, arguments, accelerator)
     other = _encoder(arguments.compare_with, split, arguments, accelerator) if arguments.compare_with else None
+    for name in filter(None, (arguments.model, arguments.compare_with)) if accelerator.is_main_process else ():
+        warn_of_base_classes(name, split.class_names)
     results = evaluation.run(encoder, other, arguments.compare_with)
     if accelerator.is_main_process:
         if arguments.write_episodes is not None:

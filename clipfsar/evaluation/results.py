@@ -99,10 +99,14 @@ class EpisodicResult(EpisodicAccuracy):
     @cached_property
     def interval_over_videos(self) -> float:
         """Half width in points of the 95% interval if classes and query videos were drawn anew (bootstrap)."""
-        chances = self.chances
-        if chances is None:
-            chances = right_answers_per_video(self.predictions, len(self.labels))
-        return interval_over_videos(chances, self.labels)
+        return interval_over_videos(self.right_per_video, self.labels)
+
+    @cached_property
+    def right_per_video(self) -> np.ndarray:
+        """(V,), how often each video is answered correctly as a query, 0..1; exactly if `exact` is known."""
+        if self.chances is not None:
+            return self.chances
+        return right_answers_per_video(self.predictions, len(self.labels))
 
     @cached_property
     def calibration_error(self) -> float:
@@ -229,8 +233,8 @@ def summarize(predictions: EpisodePredictions, inference_mode: str, n_shot: int,
 def _in_words(comparison: dict) -> str:
     exact = f" ({comparison['exact_difference']:+.2f} exactly)" if "exact_difference" in comparison else ""
     return (
-        f"{comparison['difference']:+.2f} ± {comparison['interval']:.2f} points{exact}, "
-        f"McNemar p = {comparison['p_value']:.2g}"
+        f"{comparison['difference']:+.2f} ± {comparison['interval']:.2f} points{exact}; if classes and videos were "
+        f"drawn anew: ± {comparison['interval_over_videos']:.1f}"
     )
 
 

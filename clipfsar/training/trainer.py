@@ -608,6 +608,7 @@ class EpisodicTrainer:
         for option in ("dataset", "model", "output_dir", "features_dir"):
             # The folder is shared, so it must not hold paths of this machine.
             settings[option] = settings[option] and public_name(settings[option])
+        settings["base_classes"] = self.train_split.class_names if self.train_split is not None else []
         (new / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
         num_base_classes = len(self.train_split.class_names) if self.train_split is not None else 0
         write_model_card(new, self.args, self.best, [result.summary() for result in results], num_base_classes)
