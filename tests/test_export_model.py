@@ -332,6 +332,28 @@ def test_files_of_another_export_do_not_stay_beside_the_new_ones(tmp_path, monke
         assert f"{name} was of another export, and was removed." in printed
 
 
+def test_classes_that_were_tuned_otherwise_than_the_graph_are_refused(tmp_path, monkeypatch):
+    def write(classifier, shapes, folder, formats):
+        (folder / "query_classifier.onnx").touch()
+        return dict.fromkeys(formats, (0.0, 1.0))
+
+    monkeypatch.setattr(export_model, "export", write)
+    model, processor = tiny_model_and_processor(inference_mode="ensemble")
+    save_with_pipeline(model, processor, tmp_path / "model")
+    support_set = SupportSet.from_videos(model, processor, {name: [random_clip(n)] for n, name in enumerate("ab")})
+    run(tmp_path, formats=["onnx"], inference_mode="few_shot")
+    support_set.save_pretrained(tmp_path / "plain")
+    run(tmp_path, "plain", only_classes=True)  # the graph's mode was asked for
+    before = (tmp_path / "exported" / "classes.npz").read_bytes()
+    for settings in ({"inference_mode": "ensemble"}, {"alignment": "bi_mhm"}, {"ensemble_text_weight": 0.25}):
+        support_set.settings = settings
+        support_set.save_pretrained(tmp_path / "tuned")
+        ((name, value),) = settings.items()
+        with pytest.raises(ValueError, match=f"exported with {name}=.*, but the support set answers with {value!r}"):
+            run(tmp_path, "tuned", only_classes=True)
+    assert (tmp_path / "exported" / "classes.npz").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

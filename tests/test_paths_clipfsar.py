@@ -4,6 +4,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import ClassLabel
@@ -275,6 +276,19 @@ def test_a_file_that_cannot_be_written_is_found_out_and_one_that_can_stays_as_it
     check_output_file(tmp_path / "new folder" / "file")
     assert (tmp_path / "there").read_text() == "old"
     assert list((tmp_path / "new folder").iterdir()) == []
+
+
+def test_examples_of_the_page_fit_its_limits_from_the_start(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    for number in range(12):
+        (tmp_path / "a" / f"{number}.mp4").touch()
+    examples, added = Examples.from_folder(tmp_path), []
+    visitor = SimpleNamespace(support_set={}, add=lambda pipeline, name, clips: added.append(len(clips)))
+    examples.add_to(visitor, None)
+    assert added == [10, 2]
+    monkeypatch.setattr("clipfsar.page.visitor.MAX_CLIPS", 11)
+    with pytest.raises(ValueError, match="holds 12 example clips; a visitor may have 11: remove some"):
+        Examples.from_folder(tmp_path)
 
 
 def test_several_processes_may_check_one_output_file_at_a_time(tmp_path):

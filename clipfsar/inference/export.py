@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from clipfsar.json_files import read_json
 from fingerprint_clipfsar import model_digest, preprocessing_settings
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from support_set_clipfsar import SupportSet
+from support_set_files_clipfsar import TUNED_SETTINGS
 from tuning_clipfsar import with_settings
 
 FILES = {"onnx": "query_classifier.onnx", "torch": "query_classifier.pt2"}
 DESCRIPTION = "query_classifier.json"
+_DESCRIBED = ("inference_mode", "alignment")  # settings with an entry of their own, as in earlier versions
 CLASSES = "classes.npz"
 TOLERANCE = 1e-4  # relative to the largest logit; absolute if all logits are below 1
 CHECKED_SIZES = ((1, 2), (3, 5), (2, 1))  # (queries, classes), all different from those that trace the graph
@@ -223,6 +226,7 @@ def describe(model: CLIPFSARModel, processor, inference_mode: str, shapes: dict[
     return {
         "inference_mode": inference_mode,
         "alignment": model.config.alignment,
+        "settings": {name: getattr(model.config, name) for name in TUNED_SETTINGS if name not in _DESCRIBED},
         "num_frames": processor.num_frames,
         "inputs": inputs,
         "outputs": outputs,
@@ -255,6 +259,22 @@ def _put_into(folder: Path, new: Path, description: dict, earlier: dict) -> dict
     return earlier | description if is_same else description
 
 
+def _check_settings(folder: Path, present: dict, description: dict, settings: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if the graph in a folder was exported with other settings than a support set asks for.
+
+    Args:
+        settings: Those that `SupportSet.tune` chose; the graph may have any inference mode if it did not choose one.
+    """
+    before, now = (one | one.get("settings", {}) for one in (present, description))
+    compared = {*description["settings"], "alignment"} | ({"inference_mode"} & set(settings))
+    for name in sorted(compared & set(before)):  # earlier versions described fewer
+        if before[name] != now[name]:
+            raise ValueError(
+                f"{folder} was exported with {name}={before[name]!r}, but the support set answers with {now[name]!r}: "
+                "export it again, without --only_classes."
+            )
+
+
 def main(arguments: ExportArguments):
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -276,6 +296,7 @@ def main(arguments: ExportArguments):
         present = read_json(folder / DESCRIPTION, "export the model again, without --only_classes")
         if present.get("weights") != description["weights"]:
             raise ValueError(f"{folder} holds another model than {arguments.model}: export it first.")
+        _check_settings(folder, present, description, support_set.settings if support_set is not None else {})
         description = present | {"class_names": description["class_names"]}
     else:
         folder.mkdir(parents=True, exist_ok=True)

@@ -188,13 +188,19 @@ class Examples:
         folder = Path(folder)
         classes = {name: [str(clip) for clip in clips] for name, clips in find_classes(folder).items()}
         queries = {class_name_of_folder(Path(clip).stem): clip for clip in classes.pop(QUERIES, ())}
+        num_clips, long = sum(map(len, classes.values())), [name for name in classes if len(name) > MAX_NAME_LENGTH]
+        if num_clips > MAX_CLIPS:
+            raise ValueError(f"{folder} holds {num_clips} example clips; a visitor may have {MAX_CLIPS}: remove some.")
+        if long:
+            raise ValueError(f"{folder}: the name {long[0]!r} has over {MAX_NAME_LENGTH} characters: shorten it.")
         return cls(classes, queries)
 
     def add_to(self, visitor: Visitor, pipeline: FewShotVideoClassificationPipeline) -> str:
         """Enrolls the example classes that the visitor does not have yet. Returns a sentence about the result."""
         missing = {name: clips for name, clips in self.classes.items() if name not in visitor.support_set}
         for name, clips in missing.items():
-            visitor.add(pipeline, name, clips)
+            for start in range(0, len(clips), MAX_CLIPS_AT_ONCE):
+                visitor.add(pipeline, name, clips[start : start + MAX_CLIPS_AT_ONCE])
         return f"Added {len(missing)} example classes." if missing else "You already have the example classes."
 
     @property

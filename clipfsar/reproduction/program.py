@@ -122,7 +122,7 @@ class Reproduction:
 
 def _settings(run: EpisodicTrainingArguments) -> dict:
     """The settings that the results of a run depend on."""
-    of_no_effect = MAY_CHANGE_ON_RESUME - _OF_THE_TEST
+    of_no_effect = MAY_CHANGE_ON_RESUME - _OF_THE_TEST - {"dataset"}  # another one is compared by its content
     return {name: value for name, value in asdict(run).items() if name not in of_no_effect}
 
 
