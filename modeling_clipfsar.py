@@ -82,8 +82,10 @@ try:
         check_given_once,
         check_labels,
         check_rows,
+        check_shape,
         check_some_label,
         check_support_labels,
+        whole_labels,
     )
 except ImportError:
     if __package__:
@@ -95,8 +97,10 @@ except ImportError:
         check_given_once,
         check_labels,
         check_rows,
+        check_shape,
         check_some_label,
         check_support_labels,
+        whole_labels,
     )
 
 try:
@@ -416,10 +420,11 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
         self._check_given(kwargs, *videos, class_input_ids, class_embeds)
         kwargs |= self._output_options(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
-        encoded = self._encode_episode_frames(*videos, (support_labels, labels), kwargs)
+        own_labels = whole_labels(support_labels=support_labels, labels=labels)
+        base_labels = whole_labels(support_base_labels=support_base_labels, query_base_labels=query_base_labels)
+        encoded = self._encode_episode_frames(*videos, own_labels, kwargs)
         texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
         encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
-        own_labels, base_labels = (support_labels, labels), (support_base_labels, query_base_labels)
         compared = self._compare(encoded, own_labels, base_labels, inference_mode, kwargs.get("output_attentions"))
         compared |= self._contrast(encoded, base_class_embeds, *base_labels)
         check_answer(self, compared["logits"], *videos, class_embeds, base_class_embeds)
@@ -449,6 +454,11 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
     def _embed_classes(self, input_ids, attention_mask, base_class_embeds, base_labels) -> torch.Tensor | None:
         """Text features of the episodes' classes: rows of `base_class_embeds` if given, else encoded from tokens."""
         if base_class_embeds is not None and base_labels is not None:
+            (base_labels,) = whole_labels(class_base_labels=base_labels)
+            if base_labels.dim() != 2:
+                raise ValueError(
+                    f"class_base_labels has shape {tuple(base_labels.shape)}, but (episodes, classes) is needed."
+                )
             check_rows("class_base_labels", base_labels, len(base_class_embeds), "rows of base_class_embeds")
             return base_class_embeds[base_labels.to(base_class_embeds.device)]
         return None if input_ids is None else self.get_class_features(input_ids, attention_mask)
@@ -474,6 +484,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         if support_embeds is not None:
             compares = inference_mode != "zero_shot" or labels is not None
             n_way = check_support_labels(support_labels, support_embeds.shape[:2], n_way, compares)
+        check_base_labels(support_embeds, query_embeds, *base_labels)
+        check_shape("labels", labels, query_embeds.shape[:2], "query videos")
         check_labels("labels", labels, n_way)
         check_some_label("labels", labels)
         distances = text_logits = loss = None
@@ -502,7 +514,6 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
     def _contrast(self, encoded: dict, base_class_embeds, support_base_labels, query_base_labels) -> dict:
         """Logits and loss of all videos of encoded episodes against all base classes, by their names in the output."""
         logits = loss = None
-        check_base_labels(encoded["support_embeds"], support_base_labels, query_base_labels)
         if base_class_embeds is None and query_base_labels is not None and self.config.video_text_loss_weight:
             warnings.warn(_NO_CONTRAST, stacklevel=5)
         if base_class_embeds is not None:
