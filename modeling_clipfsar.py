@@ -398,8 +398,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             support_pixel_values: (B, S, T, C, H, W); or give `support_embeds` (B, S, T, D), their frame features.
             support_labels: (B, S), the class within the episode, 0..N-1; -1 pads, so classes may have unequal shots.
             query_pixel_values: (B, Q, T, C, H, W); or give `query_embeds` (B, Q, T, D).
-            class_input_ids: (B, N, L) tokens of the class texts; or give `class_embeds` (B, N, D).
-            class_attention_mask: (B, N, L).
+            class_input_ids, class_attention_mask: (B, N, L) tokens of class texts; or give `class_embeds` (B, N, D).
             labels: (B, Q), the query's class within the episode, for the loss; negative ones are ignored.
             base_class_embeds: (K, D), texts of all training classes, for the video-text contrast.
             class_base_labels: (B, N), rows of `base_class_embeds` that are the episode's class texts: with both given,
@@ -423,8 +422,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         own_labels = whole_labels(support_labels=support_labels, labels=labels)
         base_labels = whole_labels(support_base_labels=support_base_labels, query_base_labels=query_base_labels)
         encoded = self._encode_episode_frames(*videos, own_labels, kwargs)
-        texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
-        encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
+        texts = (class_embeds, class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
+        encoded["class_embeds"] = self._embed_classes(*texts)
         compared = self._compare(encoded, own_labels, base_labels, inference_mode, kwargs.get("output_attentions"))
         compared |= self._contrast(encoded, base_class_embeds, *base_labels)
         check_answer(self, compared["logits"], *videos, class_embeds, base_class_embeds)
@@ -451,8 +450,14 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             raise ValueError(f"inference_mode={inference_mode!r} is not one of {', '.join(INFERENCE_MODES)}.")
         return inference_mode
 
-    def _embed_classes(self, input_ids, attention_mask, base_class_embeds, base_labels) -> torch.Tensor | None:
-        """Text features of the episodes' classes: rows of `base_class_embeds` if given, else encoded from tokens."""
+    def _embed_classes(
+        self, class_embeds, input_ids, attention_mask, base_class_embeds, base_labels
+    ) -> torch.Tensor | None:
+        """Text features of the episodes' classes: if not given, rows of `base_class_embeds`, or encoded from tokens."""
+        if input_ids is None and attention_mask is not None:
+            raise ValueError("class_attention_mask is given without class_input_ids: give both, or leave it out.")
+        if class_embeds is not None:
+            return class_embeds
         if base_class_embeds is not None and base_labels is not None:
             (base_labels,) = whole_labels(class_base_labels=base_labels)
             if base_labels.dim() != 2:

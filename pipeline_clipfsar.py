@@ -31,6 +31,7 @@ try:
         UNKNOWN_LABEL,
         check_finite,
         check_known,
+        check_positive_integer,
         check_same_num_frames,
         check_truth,
     )
@@ -42,6 +43,7 @@ except ImportError:
         UNKNOWN_LABEL,
         check_finite,
         check_known,
+        check_positive_integer,
         check_same_num_frames,
         check_truth,
     )
@@ -226,6 +228,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         if self.support_set is None:
             raise ValueError("Suggestions are for enrolled classes: enroll at least one clip of each class first.")
         embeds, videos = [], as_video_list(videos)
+        check_positive_integer("batch_size", batch_size)
         for start in range(0, len(videos), batch_size):
             batch = videos[start : start + batch_size]
             pixel_values = [self.preprocess(video, raise_unreadable=True)["pixel_values"] for video in batch]
@@ -344,8 +347,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             check_truth("detect_unknown", detect_unknown)
             forward_params["detect_unknown"] = detect_unknown
         if top_k is not None:
-            if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-                raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1.")
+            check_positive_integer("top_k", top_k)
             postprocess_params["top_k"] = top_k
         return preprocess_params, forward_params, postprocess_params
 
@@ -513,6 +515,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         `thumbnails=True` also saves the pictures of the enrolled clips. Without enrolled classes, a support set that an
         earlier save left in the folder is removed: the next pipeline would load it.
         """
+        check_truth("thumbnails", thumbnails)
         save_with_pipeline(self.model, self.processor, save_directory, **kwargs)
         if self.support_set is not None:
             self.support_set.save_pretrained(save_directory, thumbnails=thumbnails)

@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 try:
-    from .choices_clipfsar import check_same_num_frames, is_number
+    from .choices_clipfsar import check_same_num_frames, check_truth, is_number
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import check_same_num_frames, is_number
+    from choices_clipfsar import check_same_num_frames, check_truth, is_number
 
 try:
     from .class_texts_clipfsar import check_class_prompts
@@ -44,11 +44,11 @@ except ImportError:
     from enrolled_clipfsar import Snapshot, check_enough_classes, checked_mode, listed
 
 try:
-    from .enrolling_clipfsar import encode_class_names, encode_clips, repeatable_sampling, with_clips
+    from .enrolling_clipfsar import check_enrolling, encode_class_names, encode_clips, repeatable_sampling, with_clips
 except ImportError:
     if __package__:
         raise
-    from enrolling_clipfsar import encode_class_names, encode_clips, repeatable_sampling, with_clips
+    from enrolling_clipfsar import check_enrolling, encode_class_names, encode_clips, repeatable_sampling, with_clips
 
 try:
     from .explanation_clipfsar import Explanation
@@ -263,8 +263,8 @@ class SupportSet:
         show_progress: bool = False,
     ) -> list[tuple[str, tuple[str | None, torch.Tensor, bytes]]]:
         """Checks the model and encodes videos, given as (class, video); raises like `add`."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
+        truths = {"thumbnails": thumbnails, "skip_unreadable": skip_unreadable, "show_progress": show_progress}
+        check_enrolling(batch_size, **truths)
         if self.fingerprint is not None:
             self.check(model, processor)
         check_same_num_frames(model, processor)
@@ -464,12 +464,13 @@ class SupportSet:
             inference_mode: `"few_shot"`, `"zero_shot"` or `"ensemble"`; by default the model's.
 
         Raises:
-            ValueError: For an unknown mode, fewer than two classes, another model than the set's, or NaN in the logits.
+            ValueError: For an unknown mode, fewer than two classes, another model than the set's, features of another
+                shape, or NaN in the logits.
         """
         return self._checked_snapshot(model, inference_mode).classify(model, query_embeds, inference_mode)
 
     def compare(self, model, query_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
+        """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N). Raises as `classify`."""
         return self.snapshot(model).compare(model, query_embeds)
 
     def get_prototypes(self, model) -> torch.Tensor:
@@ -495,7 +496,10 @@ class SupportSet:
     def explain(
         self, model, query_embeds: torch.Tensor, inference_mode: str | None = None, detect_unknown: bool = False
     ) -> Explanation:
-        """Explains the classification of a query video, frame features (T, D). Clip frames come from the thumbnails."""
+        """Explains the classification of a query video, frame features (T, D). Clip frames come from the thumbnails.
+
+        Raises as `classify`.
+        """
         snapshot = self._checked_snapshot(model, inference_mode)
         return snapshot.explain(model, query_embeds, inference_mode, detect_unknown)
 
@@ -607,6 +611,7 @@ class SupportSet:
 
         `thumbnails=False` leaves out the pictures of the clips.
         """
+        check_truth("thumbnails", thumbnails)
         with self._lock:
             fingerprint, classes, settings, unknowns = self.fingerprint, self.classes, self.settings, self.unknowns
         if fingerprint is None or not classes:
@@ -654,6 +659,8 @@ class SupportSet:
             revision: Branch, created if missing.
             thumbnails: Also upload the pictures of the clips.
         """
+        check_truth("private", private)
+        check_truth("thumbnails", thumbnails)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:

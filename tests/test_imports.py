@@ -54,7 +54,7 @@ MAY_IMPORT = {
         *("backbones_clipfsar", "class_texts_clipfsar", "limits_clipfsar", "paths_clipfsar"),
     },
     "class_texts_clipfsar": {"paths_clipfsar"},
-    "episodes_clipfsar": {"class_texts_clipfsar"},
+    "episodes_clipfsar": {"choices_clipfsar", "class_texts_clipfsar"},
     "explanation_clipfsar": set(),
     "fingerprint_clipfsar": {"backbones_clipfsar", "paths_clipfsar"},
     "support_set_files_clipfsar": {"choices_clipfsar", "limits_clipfsar", "paths_clipfsar"},

@@ -81,7 +81,7 @@ def test_base_labels_of_exchanged_lengths_are_refused(tiny_model, given):
 def test_support_labels_that_name_no_class_are_refused(tiny_model, given):
     model = tiny_model(prototype_modulation=False)
     del given["class_base_labels"], given["labels"]
-    with pytest.raises(ValueError, match="support_labels name no class, .*: give each class a support video"):
+    with pytest.raises(ValueError, match=r"support_labels name no class, .*: give each class a support video"):
         model(**given | {"support_labels": torch.full((1, 3), -1)})
     with pytest.raises(ValueError, match="support_labels name no class"):
         model.get_prototypes(SUPPORT, torch.full((1, 2), -1))
