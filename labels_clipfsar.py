@@ -27,14 +27,38 @@ def whole_labels(**labels: torch.Tensor | None) -> tuple[Any, ...]:
     Raises `ValueError` for other types: a label of 0.5 belongs to no class, and comparing it raises nothing.
     """
     for name, values in labels.items():
-        if values is not None and not isinstance(values, torch.Tensor):
-            raise ValueError(f"{name} is a {type(values).__name__}, but must be a tensor: use torch.as_tensor({name}).")
+        _check_tensor(name, values)
         if values is not None and values.dtype not in _WHOLE_NUMBERS:
             raise ValueError(
                 f"{name} has the type {values.dtype}, but labels are whole numbers: use {name}.long(), or check that "
                 "they are labels."
             )
     return tuple(None if values is None else values.long() for values in labels.values())
+
+
+def _check_tensor(name: str, values: Any) -> None:
+    if values is not None and not isinstance(values, torch.Tensor):
+        raise ValueError(f"{name} is a {type(values).__name__}, but must be a tensor: use torch.as_tensor({name}).")
+
+
+_FEATURES = {
+    "support_embeds": "episodes, videos, frames",
+    "query_embeds": "episodes, videos, frames",
+    "class_embeds": "episodes, classes",
+    "base_class_embeds": "classes",
+}
+
+
+def check_features(size: int, **features: torch.Tensor | None) -> None:
+    """Raises `ValueError` for features, by their names in `_FEATURES`, of another number of dimensions or size D."""
+    for name, values in features.items():
+        _check_tensor(name, values)
+        leading = _FEATURES[name]
+        if values is not None and (values.dim() != len(leading.split(",")) + 1 or values.shape[-1] != size):
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}, but ({leading}, {size}) is needed: the model's features "
+                f"have size {size}."
+            )
 
 
 def check_shape(name: str, labels: torch.Tensor | None, shape: Sequence[int], of_what: str) -> None:
@@ -77,11 +101,13 @@ _FORMS = (
 
 
 def check_given_once(*inputs: torch.Tensor | None) -> None:
-    """Raises `ValueError` for an input that is given in two forms, of which only one would count.
+    """Raises `ValueError` for an input that is given in two forms, of which only one would count, or is no tensor.
 
     `inputs` are in the order of `_FORMS`.
     """
     for names, form, other in zip(_FORMS, inputs[::2], inputs[1::2], strict=True):
+        for name, values in zip(names, (form, other), strict=True):
+            _check_tensor(name, values)
         if form is not None and other is not None:
             raise ValueError(f"Both {' and '.join(names)} are given, and they are two forms of one input: give one.")
 
@@ -255,7 +281,15 @@ def check_support_labels(
 
 
 __all__ = [
-    *("check_answer", "check_base_labels", "check_episode", "check_given_once", "check_labels", "check_rows"),
+    *(
+        "check_answer",
+        "check_base_labels",
+        "check_episode",
+        "check_features",
+        "check_given_once",
+        "check_labels",
+        "check_rows",
+    ),
     *("check_shape", "check_some_label", "check_support_labels", "checked_classes", "number_of_classes"),
     "whole_labels",
 ]

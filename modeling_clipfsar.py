@@ -40,11 +40,11 @@ except ImportError:
     from backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output, vocabulary_size
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES, check_known
+    from .choices_clipfsar import INFERENCE_MODES, check_known, is_number
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES, check_known
+    from choices_clipfsar import INFERENCE_MODES, check_known, is_number
 
 try:
     from .comparing_clipfsar import ComparesVideos, comparable
@@ -79,6 +79,7 @@ try:
         check_answer,
         check_base_labels,
         check_episode,
+        check_features,
         check_given_once,
         check_labels,
         check_rows,
@@ -94,6 +95,7 @@ except ImportError:
         check_answer,
         check_base_labels,
         check_episode,
+        check_features,
         check_given_once,
         check_labels,
         check_rows,
@@ -358,8 +360,15 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         inference_mode: str | None = None,
         ensemble_text_weight: float | None = None,
     ) -> torch.Tensor:
-        """Class logits (B, Q, N) of a mode: from distances (few-shot), text logits (zero-shot) or both (ensemble)."""
+        """Class logits (B, Q, N) of a mode: from distances (few-shot), text logits (zero-shot) or both (ensemble).
+
+        `ensemble_text_weight`, from 0 to 1, is the configuration's by default. Raises `ValueError` for others.
+        """
         inference_mode = self._checked_mode(inference_mode)
+        if ensemble_text_weight is not None and not (
+            is_number(ensemble_text_weight) and 0 <= ensemble_text_weight <= 1
+        ):
+            raise ValueError(f"ensemble_text_weight={ensemble_text_weight!r} must be a number from 0 to 1.")
         if inference_mode == "few_shot":
             assert distances is not None
             return -distances
@@ -456,6 +465,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         """Text features of the episodes' classes: if not given, rows of `base_class_embeds`, or encoded from tokens."""
         if input_ids is None and attention_mask is not None:
             raise ValueError("class_attention_mask is given without class_input_ids: give both, or leave it out.")
+        check_features(self.config.hidden_size, class_embeds=class_embeds, base_class_embeds=base_class_embeds)
         if class_embeds is not None:
             return class_embeds
         if base_class_embeds is not None and base_labels is not None:
@@ -484,6 +494,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         support_embeds, query_embeds, class_embeds = (
             encoded[f"{name}_embeds"] for name in ("support", "query", "class")
         )
+        check_features(self.config.hidden_size, support_embeds=support_embeds, query_embeds=query_embeds)
         check_episode(inference_mode, support_embeds, support_labels, query_embeds, class_embeds)
         n_way = None if class_embeds is None else class_embeds.shape[1]
         if support_embeds is not None:

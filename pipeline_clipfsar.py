@@ -175,6 +175,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
             raise ValueError(f"The {TASK} pipeline needs the model's processor: pass processor=.")
         check_same_num_frames(model, processor)
         self.video_column = video_column
+        if kwargs.get("batch_size") is not None:
+            check_positive_integer("batch_size", kwargs["batch_size"])
         if support_set is not None and kwargs.get("candidate_labels") is not None:
             raise ValueError(_NOT_BOTH)
         super().__init__(model, *args, processor=processor, **kwargs)
@@ -298,6 +300,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
             ValueError: For fewer than two classes, an unknown mode, a support set of another model or preprocessing,
                 an episode with classes besides its own, or a `video_column` for inputs that have no columns.
         """
+        if kwargs.get("batch_size") is not None:
+            check_positive_integer("batch_size", kwargs["batch_size"])
         if inputs is None:
             raise ValueError(f"There is no video: give the {TASK} pipeline one video, several, or an episode.")
         if hasattr(inputs, "column_names") and hasattr(inputs, "features"):

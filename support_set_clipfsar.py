@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 try:
-    from .choices_clipfsar import check_same_num_frames, check_truth, is_number
+    from .choices_clipfsar import check_known, check_same_num_frames, check_seed, check_truth, is_number
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import check_same_num_frames, check_truth, is_number
+    from choices_clipfsar import check_known, check_same_num_frames, check_seed, check_truth, is_number
 
 try:
     from .class_texts_clipfsar import check_class_prompts
@@ -140,6 +140,8 @@ arithmetic = precision_of  # its name in version 0.1
 
 # A video counts as unknown if its score of "none of these" is at least this: equal odds.
 UNKNOWN_THRESHOLD = 0.5
+_BACKGROUND = "the background"  # in messages
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
 
 
 # --- the support set --------------------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ class SupportSet:
         for name, clips in encoded.items():
             if not clips:
                 raise ValueError(f"Class {name!r}: none of its {len(videos[name])} clips can be read.")
-        for sentence in repeated_clips(self.classes, encoded):
+        for sentence in repeated_clips(self._with_background(), encoded):
             warnings.warn(sentence, stacklevel=2)
         self._insert(model, processor, encoded)
 
@@ -364,18 +366,24 @@ class SupportSet:
             videos: One video or several; anything the processor reads.
             options: `batch_size`, `thumbnails`, `skip_unreadable`, `show_progress`, as for `add`.
 
-        Raises the errors of `add`.
+        Raises the errors of `add`, and warns of the same repeated clips.
         """
-        jobs = [("the background", video) for video in as_video_list(videos)]
+        jobs = [(_BACKGROUND, video) for video in as_video_list(videos)]
         clips = [clip for _, clip in self._encode(model, processor, jobs, **options)]
         if not clips:
             raise ValueError("There is no background clip to add: give at least one video that can be read.")
+        for sentence in repeated_clips(self._with_background(), {_BACKGROUND: clips}):
+            warnings.warn(sentence, stacklevel=2)
         with self._lock:
             if self.fingerprint is not None:
                 self.check(model, processor)  # another thread may have enrolled the first class meanwhile
             self.fingerprint = self.fingerprint or fingerprint_of(model, processor)
             enrolled = self.unknowns.background or EnrolledClass(torch.zeros(clips[0][1].shape[-1]))
             self.unknowns = replace(self.unknowns, background=with_clips(enrolled, clips))
+
+    def _with_background(self) -> dict[str, EnrolledClass]:
+        background = self.unknowns.background
+        return self.classes if background is None else {**self.classes, _BACKGROUND: background}
 
     def remove_background(self) -> None:
         """Removes all background clips."""
@@ -523,6 +531,7 @@ class SupportSet:
         Raises:
             ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
         """
+        check_seed("seed", seed)
         snapshot = self._checked_snapshot(model, inference_mode)
         model = with_settings(model, snapshot.settings)
         return review_classes(model, snapshot.enrolled, checked_mode(model, inference_mode), sources, seed)
@@ -542,6 +551,7 @@ class SupportSet:
         Raises:
             ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
         """
+        check_seed("seed", seed)
         snapshot = self._checked_snapshot(model, None)
         tuning = tune_classes(model, snapshot.enrolled, sources, seed)
         with self._lock:
@@ -628,8 +638,10 @@ class SupportSet:
         Raises:
             ValueError: When a folder holds no support set or a damaged one.
             FileNotFoundError: When there is no such folder.
+            TypeError: For an unknown option.
             OSError: When the Hub cannot be reached or has no such set (transformers' message).
         """
+        check_known("SupportSet.from_pretrained", hub_options, _HUB_OPTIONS)
         name = os.fspath(pretrained_name_or_path)
         check_folder(name)
         if os.path.exists(name) and not os.path.isfile(

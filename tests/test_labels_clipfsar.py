@@ -1,5 +1,7 @@
 """Labels of episodes: their type, shape and values, wherever the model takes them."""
 
+import re
+
 import pytest
 import torch
 
@@ -123,3 +125,36 @@ def test_a_loss_over_no_query_is_refused(tiny_model, given):
     given["query_pixel_values"], none = given["query_pixel_values"][:, :0], torch.empty(1, 0, dtype=torch.long)
     with pytest.raises(ValueError, match="All labels are of 0 videos, which leaves every video out: give a label"):
         tiny_model()(**given | {"labels": none, "query_base_labels": none})
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replaced", "name", "features", "needed"),
+    [
+        ("query_pixel_values", "query_embeds", torch.ones(1, 6, 4, 7), "(episodes, videos, frames, 16)"),
+        ("query_pixel_values", "query_embeds", torch.ones(1, 6, 16), "(episodes, videos, frames, 16)"),
+        ("support_pixel_values", "support_embeds", torch.ones(3, 4, 16), "(episodes, videos, frames, 16)"),
+        ("class_base_labels", "class_embeds", torch.ones(3, 16), "(episodes, classes, 16)"),
+        ("class_base_labels", "base_class_embeds", torch.ones(1, 4, 16), "(classes, 16)"),
+    ],
+)
+def test_features_of_another_shape_are_named(tiny_model, given, replaced, name, features, needed):
+    del given[replaced]
+    message = re.escape(f"{name} has shape {tuple(features.shape)}, but {needed} is needed: the model's features have")
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(**given | {name: features})
+
+
+@pytest.mark.parametrize("name", ["support_pixel_values", "query_pixel_values", "base_class_embeds"])
+def test_arrays_are_refused(tiny_model, given, name):
+    given[name] = given[name].numpy()
+    with pytest.raises(ValueError, match=rf"{name} is a ndarray, but must be a tensor: use torch.as_tensor\({name}\)"):
+        tiny_model()(**given)
+
+
+@pytest.mark.parametrize("weight", [3.0, -0.1, float("nan"), "0.5", True])
+def test_the_weight_of_texts_in_an_ensemble_is_a_share(tiny_model, weight):
+    with pytest.raises(ValueError, match=r"ensemble_text_weight=.* must be a number from 0 to 1"):
+        tiny_model().get_logits(torch.ones(1, 2, 3), torch.ones(1, 2, 3), "ensemble", weight)

@@ -315,6 +315,26 @@ def test_an_unreadable_query_of_an_episode_costs_no_other(classify, expected):
     assert answers[0][0]["label"] is None
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, "4"])
+def test_a_batch_size_is_a_whole_number_wherever_it_is_given(parts, classify, batch_size):
+    message = f"batch_size={batch_size!r} must be a whole number of at least 1"
+    for call in (
+        lambda: classify(QUERIES[0], batch_size=batch_size),
+        lambda: classify(QUERIES, batch_size=batch_size),
+        lambda: classify.suggest(QUERIES, k=1, batch_size=batch_size),
+        lambda: pipeline(TASK, model=parts[0], processor=parts[1], batch_size=batch_size),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_the_queries_of_an_episode_may_be_an_array_of_videos(classify):
+    arrays = np.empty(len(QUERIES), dtype=object)
+    arrays[:] = QUERIES
+    assert_same(classify(EPISODE | {"query_videos": arrays}), classify(EPISODE))
+    assert_same(classify(EPISODE | {"query_videos": QUERIES[0]}), classify(EPISODE | {"query_videos": QUERIES[:1]}))
+
+
 @pytest.mark.parametrize(
     ("inputs", "options", "reason"),
     [

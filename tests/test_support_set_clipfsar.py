@@ -787,3 +787,39 @@ def test_options_of_saving_and_explaining_are_true_or_false(parts, support_set, 
         with pytest.raises(ValueError, match=f"{name.strip()}='no' must be True or False"):
             call(**{name.strip(): "no"})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, True, None, 2**64])
+def test_a_seed_is_a_whole_number(parts, seed):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, {"a": similar_clips(0, 2), "b": similar_clips(1, 2)})
+    pool = support_set.classes["a"].support_embeds
+    calls = (support_set.review, support_set.tune, lambda model, **given: support_set.suggest(model, pool, 1, **given))
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"seed={seed!r} must be a whole number from -2\*\*63 to 2\*\*64 - 1"):
+            call(model, seed=seed)
+
+
+def test_sources_and_pools_of_another_type_are_named(parts, support_set):
+    for call in (support_set.review, support_set.tune):
+        with pytest.raises(ValueError, match=r"sources is a list, but must be \{clip name: source\}"):
+            call(parts[0], sources=["a", "b"])
+    with pytest.raises(ValueError, match=r"The pool is a ndarray, but must be a tensor \(P, T, D\)"):
+        support_set.suggest(parts[0], np.zeros((3, 4, 32)), 1)
+
+
+def test_a_background_clip_that_is_enrolled_or_repeated_is_named(parts, support_set):
+    with pytest.warns(UserWarning, match="of class 'the background' has the same frames as .* of class 'diving'"):
+        support_set.add_background(*parts, CLIPS["diving"])
+    with pytest.warns(UserWarning, match="'clip 2' of class 'the background' has the same frames as 'clip 1' of class"):
+        support_set.add_background(*parts, [QUERIES[0], QUERIES[0]])
+    with pytest.warns(UserWarning, match="of class 'new' has the same frames as 'clip 2' of class 'the background'"):
+        support_set.add(*parts, {"new": QUERIES[:1]})
+
+
+def test_an_unknown_option_of_loading_is_named(support_set, tmp_path):
+    support_set.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match=r"SupportSet.from_pretrained does not know 'revison': did you mean 'revision'"):
+        SupportSet.from_pretrained(tmp_path, revison="main")
+    with pytest.raises(TypeError, match="does not know 'foo'"):
+        SupportSet.from_pretrained(tmp_path, foo=3)
