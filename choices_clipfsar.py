@@ -97,7 +97,7 @@ def check_positive_integer(name: str, value: Any) -> None:
 
 def check_seed(name: str, value: Any) -> None:
     """Raises `ValueError` for anything but a whole number of 64 bits, which `torch.Generator.manual_seed` needs."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not -(2**63) <= value < 2**64:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not -(2**63) <= int(value) < 2**64:
         raise ValueError(f"{name}={value!r} must be a whole number from -2**63 to 2**64 - 1.")
 
 

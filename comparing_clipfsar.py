@@ -245,6 +245,8 @@ class ComparesVideos:
         if base_labels is None:
             distances = self._distances_of_head(query_states, states, labels, n_way)
         else:
+            for name, own in zip(("query_base_labels", "support_base_labels"), base_labels, strict=True):
+                check_labels(name, own, self.config.num_base_classes or None)  # 0: the head has no classifier
             with torch.autocast(states.device.type, enabled=False):
                 given = (_at_least_float32(query_states), _at_least_float32(states).to(query_states.device))
                 on_device = labels.to(query_states.device)

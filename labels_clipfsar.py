@@ -133,8 +133,9 @@ def check_some_label(name: str, *labels: torch.Tensor | None) -> None:
     values = [_values(one) for one in labels if one is not None]
     if not values or any(one is None or one.max(initial=-1) >= 0 for one in values):
         return
-    what = "are negative" if any(one.size for one in values if one is not None) else "are of 0 videos"
-    raise ValueError(f"All {name} {what}, which leaves every video out: give a label, or leave {name} out.")
+    if not any(one.size for one in values if one is not None):
+        raise ValueError(f"There are {name} of 0 videos, and a loss over no video is NaN: leave {name} out.")
+    raise ValueError(f"All {name} are negative, which leaves every video out: give a label, or leave {name} out.")
 
 
 def _is_free_to_read(values: torch.Tensor | None) -> TypeGuard[torch.Tensor]:

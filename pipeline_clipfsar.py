@@ -272,7 +272,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         support_set.check(self.model, self.processor)
         return support_set
 
-    def __call__(self, inputs: Any, video_column: str | None = None, **kwargs) -> Any:
+    def __call__(self, inputs: Any, **kwargs) -> Any:
         """Classifies videos.
 
         Args:
@@ -300,6 +300,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             ValueError: For fewer than two classes, an unknown mode, a support set of another model or preprocessing,
                 an episode with classes besides its own, or a `video_column` for inputs that have no columns.
         """
+        video_column = kwargs.pop("video_column", None)
         if kwargs.get("batch_size") is not None:
             check_positive_integer("batch_size", kwargs["batch_size"])
         if inputs is None:
@@ -394,7 +395,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
         if class_names is None and isinstance(episode.get("support_videos"), Mapping):
             class_names = list(episode["support_videos"])
         elif class_names is None:
-            class_names = list(dict.fromkeys(episode.get("support_labels") or ()))
+            labels = episode.get("support_labels")
+            class_names = list(dict.fromkeys(() if labels is None else labels))
         inputs = dict(self.processor(**support, frame_sampling=repeatable_sampling(self.processor)))
         if len(class_names) < 2:
             raise ValueError(f"The episode's classes are {class_names}: at least two are needed to choose from.")

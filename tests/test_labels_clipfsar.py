@@ -123,7 +123,9 @@ def test_prototypes_take_labels_of_their_classes_only(tiny_model):
 
 def test_a_loss_over_no_query_is_refused(tiny_model, given):
     given["query_pixel_values"], none = given["query_pixel_values"][:, :0], torch.empty(1, 0, dtype=torch.long)
-    with pytest.raises(ValueError, match="All labels are of 0 videos, which leaves every video out: give a label"):
+    with pytest.raises(
+        ValueError, match="There are labels of 0 videos, and a loss over no video is NaN: leave labels out"
+    ):
         tiny_model()(**given | {"labels": none, "query_base_labels": none})
 
 
@@ -158,3 +160,9 @@ def test_arrays_are_refused(tiny_model, given, name):
 def test_the_weight_of_texts_in_an_ensemble_is_a_share(tiny_model, weight):
     with pytest.raises(ValueError, match=r"ensemble_text_weight=.* must be a number from 0 to 1"):
         tiny_model().get_logits(torch.ones(1, 2, 3), torch.ones(1, 2, 3), "ensemble", weight)
+
+
+def test_base_labels_beyond_the_classifier_of_a_head_are_refused(tiny_model, given):
+    model = tiny_model(alignment="hyrsm", num_base_classes=2, video_text_loss_weight=0.0).train()
+    with pytest.raises(ValueError, match="query_base_labels holds the label 2, but there are 2 classes"):
+        model(**given)

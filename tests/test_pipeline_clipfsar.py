@@ -332,6 +332,8 @@ def test_the_queries_of_an_episode_may_be_an_array_of_videos(classify):
     arrays = np.empty(len(QUERIES), dtype=object)
     arrays[:] = QUERIES
     assert_same(classify(EPISODE | {"query_videos": arrays}), classify(EPISODE))
+    listed = {"support_videos": QUERIES, "support_labels": ["a", "b", "b"], "query_videos": QUERIES}
+    assert_same(classify(listed | {"support_labels": np.array(["a", "b", "b"])}), classify(listed))
     assert_same(classify(EPISODE | {"query_videos": QUERIES[0]}), classify(EPISODE | {"query_videos": QUERIES[:1]}))
 
 
