@@ -95,6 +95,12 @@ def check_positive_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
+def check_seed(name: str, value: Any) -> None:
+    """Raises `ValueError` for anything but a whole number of 64 bits, which `torch.Generator.manual_seed` needs."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not -(2**63) <= int(value) < 2**64:
+        raise ValueError(f"{name}={value!r} must be a whole number from -2**63 to 2**64 - 1.")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`": did you mean 'num_frames'?"` for a name that resembles a known one, otherwise `"."`."""
     meant = difflib.get_close_matches(name, sorted(map(str, known)), n=1)

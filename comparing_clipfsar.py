@@ -29,6 +29,13 @@ except ImportError:
         raise
     from heads_clipfsar import HEADS, Head, group_by_class
 
+try:
+    from .labels_clipfsar import check_labels, check_shape, checked_classes, number_of_classes, whole_labels
+except ImportError:
+    if __package__:
+        raise
+    from labels_clipfsar import check_labels, check_shape, checked_classes, number_of_classes, whole_labels
+
 
 def comparable(videos: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Both tensors on the device of the videos, in float32; a float64 tensor keeps its precision."""
@@ -76,10 +83,11 @@ class ComparesVideos:
             (B, N, T, D). A class without support videos has meaningless values.
 
         Raises:
-            ValueError: When modulation is on and `class_embeds` is missing, or shapes do not fit each other.
+            ValueError: When modulation is on and `class_embeds` is missing, shapes do not fit each other, or labels
+                are no whole numbers or out of range.
         """
-        self._check_support(support_embeds, support_labels, class_embeds)
-        n_way = class_embeds.shape[1] if class_embeds is not None else int(support_labels.max()) + 1
+        support_labels = self._checked_support(support_embeds, support_labels, class_embeds)
+        n_way = class_embeds.shape[1] if class_embeds is not None else number_of_classes(support_labels)
         support_embeds = support_embeds.to(self.video_text_scale.dtype)
         support_labels = support_labels.to(support_embeds.device)
         if self.config.support_pooling == "before" and not self.keeps_shots:
@@ -100,25 +108,27 @@ class ComparesVideos:
 
         Arguments and errors are those of `get_prototypes`. A video with the label -1 has meaningless values.
         """
-        self._check_support(support_embeds, support_labels, class_embeds)
+        support_labels = self._checked_support(support_embeds, support_labels, class_embeds)
         support_embeds = support_embeds.to(self.video_text_scale.dtype)
         return self._modulate_shots(support_embeds, support_labels.to(support_embeds.device), class_embeds, attentions)
 
     def average_shots(self, support_states: torch.Tensor, support_labels: torch.Tensor, n_way: int) -> torch.Tensor:
         """Mean (B, N, T, D) over the states (B, S, T, D) of each class's support videos, by their labels (B, S)."""
+        (support_labels,) = whole_labels(support_labels=support_labels)
+        check_shape("support_labels", support_labels, support_states.shape[:-2], "support videos")
         return _means_of_classes(support_states, support_labels.to(support_states.device), n_way)
 
-    def _check_support(self, support_embeds, support_labels, class_embeds):
-        if support_labels.shape != support_embeds.shape[:2]:
-            raise ValueError(
-                f"support_labels has shape {tuple(support_labels.shape)}, but there are support videos of shape "
-                f"{tuple(support_embeds.shape[:2])} (episodes, videos)."
-            )
+    def _checked_support(self, support_embeds, support_labels, class_embeds) -> torch.Tensor:
+        """The labels as int64, after the checks of `get_prototypes`."""
+        (support_labels,) = whole_labels(support_labels=support_labels)
+        check_shape("support_labels", support_labels, support_embeds.shape[:2], "support videos")
+        check_labels("support_labels", support_labels, None if class_embeds is None else class_embeds.shape[1])
         if self.config.prototype_modulation and class_embeds is None:
             raise ValueError(
                 "The prototypes are modulated by the class texts: give class_input_ids or class_embeds (the "
                 "processor makes class_input_ids from class names), or use a model with prototype_modulation=False."
             )
+        return support_labels
 
     def _modulate_shots(self, support_embeds, support_labels, class_embeds, attentions) -> torch.Tensor:
         texts = None
@@ -132,7 +142,7 @@ class ComparesVideos:
         self._check_unchanged()
         num_frames = sequences.shape[-2]
         if self.config.prototype_modulation:
-            assert texts is not None  # `_check_support` has raised an error
+            assert texts is not None  # `_checked_support` has raised an error
             sequences = torch.cat([sequences, texts.unsqueeze(-2).to(sequences)], dim=-2)
         return self.temporal_transformer(sequences, attentions)[..., :num_frames, :]
 
@@ -172,12 +182,16 @@ class ComparesVideos:
 
         Returns:
             (..., Q, N).
+
+        Raises:
+            ValueError: For labels that are no whole numbers, of another shape or out of range, and for a class without
+                support (values on the CPU only: see `labels_clipfsar`).
         """
+        support_labels, n_way = checked_classes(support_states.shape[:-2], support_labels, n_way)
         if self.keeps_shots:
             return self._distances_of_head(query_states, support_states, support_labels, n_way)
         prototypes = support_states
         if support_labels is not None:
-            n_way = int(support_labels.max()) + 1 if n_way is None else n_way
             prototypes = self.average_shots(support_states, support_labels, n_way)
         if self.aligns_frames:
             return self.align(self.get_frame_distances(query_states, prototypes))
@@ -189,9 +203,7 @@ class ComparesVideos:
     def _distances_of_head(self, query_states, support_states, support_labels, n_way) -> torch.Tensor:
         leading = query_states.shape[:-3]
         if support_labels is None:
-            n_way = support_states.shape[-3]
             support_labels = torch.arange(n_way, device=support_states.device).expand(support_states.shape[:-2])
-        n_way = int(support_labels.max()) + 1 if n_way is None else n_way
         query, support = (
             self.encode_states(states.to(query_states.device).reshape(-1, *states.shape[-3:]))
             for states in (query_states, support_states)
@@ -227,12 +239,14 @@ class ComparesVideos:
             record: Receives attention weights.
         """
         support_embeds, labels, class_embeds = support
-        n_way = class_embeds.shape[1] if class_embeds is not None else int(labels.max()) + 1
+        n_way = class_embeds.shape[1] if class_embeds is not None else number_of_classes(labels)
         states = self.get_support_states(support_embeds, labels, class_embeds, **record)
         loss = None
         if base_labels is None:
-            distances = self.get_distances(query_states, states, labels, n_way)
+            distances = self._distances_of_head(query_states, states, labels, n_way)
         else:
+            for name, own in zip(("query_base_labels", "support_base_labels"), base_labels, strict=True):
+                check_labels(name, own, self.config.num_base_classes or None)  # 0: the head has no classifier
             with torch.autocast(states.device.type, enabled=False):
                 given = (_at_least_float32(query_states), _at_least_float32(states).to(query_states.device))
                 on_device = labels.to(query_states.device)

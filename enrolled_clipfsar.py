@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES, check_finite
+    from .choices_clipfsar import INFERENCE_MODES, check_finite, check_truth
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES, check_finite
+    from choices_clipfsar import INFERENCE_MODES, check_finite, check_truth
 
 try:
     from .explanation_clipfsar import Explanation, explain_classification
@@ -205,10 +205,20 @@ class Snapshot:
         """See `SupportSet.classify`."""
         model = with_settings(model, self.settings)
         inference_mode = self._checked_mode(model, inference_mode)
-        distances, text_logits = self.compare(model, query_embeds)
-        logits = model.get_logits(distances, text_logits, inference_mode)
-        check_finite("The logits", logits, [f"query video {row}" for row in range(len(logits))], model)
-        return logits
+        distances, text_logits = self._compare(model, self._checked_shape(query_embeds))
+        return _checked("The logits", model.get_logits(distances, text_logits, inference_mode), model)
+
+    def _checked_shape(self, query_embeds: torch.Tensor, leading: str = "Q, T") -> torch.Tensor:
+        """Raises `ValueError` unless they are frame features of the enrolled feature size, (Q, T, D)."""
+        size, num_dims = self.class_embeds.shape[-1], len(leading.split(",")) + 1
+        is_tensor = isinstance(query_embeds, torch.Tensor)
+        if not is_tensor or query_embeds.dim() != num_dims or query_embeds.shape[-1] != size:
+            found = f"have shape {tuple(query_embeds.shape)}" if is_tensor else f"are a {type(query_embeds).__name__}"
+            raise ValueError(
+                f"query_embeds {found}, but a tensor ({leading}, {size}) of frame features is needed: take it from "
+                "model.get_video_features."
+            )
+        return query_embeds
 
     def _checked_mode(self, model, inference_mode: str | None) -> str:
         inference_mode = checked_mode(model, inference_mode)
@@ -216,8 +226,11 @@ class Snapshot:
         return inference_mode
 
     def compare(self, model, query_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
-        model = with_settings(model, self.settings)
+        """See `SupportSet.compare`."""
+        distances, text_logits = self._compare(with_settings(model, self.settings), self._checked_shape(query_embeds))
+        return _checked("The distances", distances, model), _checked("The text logits", text_logits, model)
+
+    def _compare(self, model, query_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         query_embeds = query_embeds.to(model.device)
         with evaluating(model):
             query_states = model.get_query_states(query_embeds)
@@ -233,9 +246,11 @@ class Snapshot:
         """See `SupportSet.score_unknown`."""
         model = with_settings(model, self.settings)
         inference_mode = self._checked_mode(model, inference_mode)
+        # The scores do not tell: with an error rate they are ranks, which are numbers even for NaN.
+        query_embeds = _checked("The frame features", self._checked_shape(query_embeds), model)
         if self._unknown_scorer is None:
             self._unknown_scorer = UnknownScorer(model, self.enrolled, self.unknowns)
-        return self._unknown_scorer.score(model, query_embeds, inference_mode)
+        return _checked("The scores", self._unknown_scorer.score(model, query_embeds, inference_mode), model)
 
     # Why
 
@@ -243,14 +258,17 @@ class Snapshot:
         self, model, query_embeds: torch.Tensor, inference_mode: str | None = None, detect_unknown: bool = False
     ) -> Explanation:
         """See `SupportSet.explain`."""
+        check_truth("detect_unknown", detect_unknown)
         model = with_settings(model, self.settings)
         inference_mode = self._checked_mode(model, inference_mode)
-        query_embeds = query_embeds.to(model.device)
+        query_embeds = self._checked_shape(query_embeds, "T").to(model.device)
+        _checked("The frame features", query_embeds[None], model)
         nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self._enrolled]
         with evaluating(model):
             given = (model, query_embeds, self.prototypes, self.class_embeds, inference_mode)
             shots = None if self.shots is None else (*self.shots, torch.tensor(nearest, device=model.device))
             numbers = explain_classification(*given, shots)
+        _checked("The probabilities", numbers["probabilities"][None], model)
         enrolled = list(zip(self._enrolled, nearest, strict=True))
         return Explanation(
             class_names=list(self.class_names),
@@ -262,6 +280,13 @@ class Snapshot:
             support_clips=[(one.clip_names[row], len(one.clip_names)) for one, row in enrolled],
             **numbers,
         )
+
+
+def _checked(what: str, values: torch.Tensor, model) -> torch.Tensor:
+    """Values (Q, ...) of query videos. Raises `ValueError` if any are NaN or infinite."""
+    rows = values if values.dim() > 1 else values[:, None]
+    check_finite(what, rows, [f"query video {row}" for row in range(len(rows))], model)
+    return values
 
 
 def checked_mode(model, inference_mode: str | None) -> str:

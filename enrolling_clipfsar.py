@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 try:
-    from .choices_clipfsar import check_finite
+    from .choices_clipfsar import check_finite, check_positive_integer, check_truth
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import check_finite
+    from choices_clipfsar import check_finite, check_positive_integer, check_truth
 
 try:
     from .class_texts_clipfsar import average_prompts, tokenize_prompts
@@ -55,6 +55,13 @@ THUMBNAIL_HEIGHT = 96
 def repeatable_sampling(processor) -> str | None:
     """`frame_sampling` for `process_videos`: segment centres, not random frames. A clip then gives one answer."""
     return "segment_center" if processor.frame_sampling == "segment_random" else None
+
+
+def check_enrolling(batch_size: int, **truths: bool) -> None:
+    """Raises `ValueError` for options of `SupportSet.add` that are not of their type."""
+    check_positive_integer("batch_size", batch_size)
+    for name, value in truths.items():
+        check_truth(name, value)
 
 
 def encode_clips(
@@ -140,4 +147,7 @@ def _unused_name(name: str | None, used: list[str]) -> str:
     return next(candidate for candidate in names if candidate not in used)
 
 
-__all__ = ["clip_name", "encode_class_names", "encode_clips", "film_strip", "repeatable_sampling", "with_clips"]
+__all__ = [
+    *("check_enrolling", "clip_name", "encode_class_names", "encode_clips", "film_strip", "repeatable_sampling"),
+    "with_clips",
+]

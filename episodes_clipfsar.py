@@ -14,6 +14,13 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 try:
+    from .choices_clipfsar import check_truth
+except ImportError:
+    if __package__:
+        raise
+    from choices_clipfsar import check_truth
+
+try:
     from .class_texts_clipfsar import has_several_prompts
 except ImportError:
     if __package__:
@@ -194,6 +201,8 @@ class EpisodeCollator:
     """
 
     def __init__(self, processor, training: bool = False, only_read: bool = False):
+        check_truth("training", training)
+        check_truth("only_read", only_read)
         self.processor = processor
         self.training = training
         self.only_read = only_read

@@ -6,17 +6,68 @@ for all queued work. Pipelines, support sets and evaluations wait anyway, so the
 """
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 
 try:
-    from .choices_clipfsar import check_finite_weights
+    from .choices_clipfsar import check_finite_weights, check_positive_integer
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import check_finite_weights
+    from choices_clipfsar import check_finite_weights, check_positive_integer
+
+_WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def whole_labels(**labels: torch.Tensor | None) -> tuple[Any, ...]:
+    """Labels of any integer type as int64, by their names; None stays.
+
+    Raises `ValueError` for other types: a label of 0.5 belongs to no class, and comparing it raises nothing.
+    """
+    for name, values in labels.items():
+        _check_tensor(name, values)
+        if values is not None and values.dtype not in _WHOLE_NUMBERS:
+            raise ValueError(
+                f"{name} has the type {values.dtype}, but labels are whole numbers: use {name}.long(), or check that "
+                "they are labels."
+            )
+    return tuple(None if values is None else values.long() for values in labels.values())
+
+
+def _check_tensor(name: str, values: Any) -> None:
+    if values is not None and not isinstance(values, torch.Tensor):
+        raise ValueError(f"{name} is a {type(values).__name__}, but must be a tensor: use torch.as_tensor({name}).")
+
+
+_FEATURES = {
+    "support_embeds": "episodes, videos, frames",
+    "query_embeds": "episodes, videos, frames",
+    "class_embeds": "episodes, classes",
+    "base_class_embeds": "classes",
+}
+
+
+def check_features(size: int, **features: torch.Tensor | None) -> None:
+    """Raises `ValueError` for features, by their names in `_FEATURES`, of another number of dimensions or size D."""
+    for name, values in features.items():
+        _check_tensor(name, values)
+        leading = _FEATURES[name]
+        if values is not None and (values.dim() != len(leading.split(",")) + 1 or values.shape[-1] != size):
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}, but ({leading}, {size}) is needed: the model's features "
+                f"have size {size}."
+            )
+
+
+def check_shape(name: str, labels: torch.Tensor | None, shape: Sequence[int], of_what: str) -> None:
+    """Raises `ValueError` unless there is one label per video. A loss over flattened labels would accept (Q, B)."""
+    if labels is not None and tuple(labels.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} has shape {tuple(labels.shape)}, but there are {of_what} of shape {tuple(shape)} (episodes, "
+            "videos): give one label per video."
+        )
 
 
 def check_episode(inference_mode: str, support_embeds, support_labels, query_embeds, class_embeds) -> None:
@@ -50,17 +101,19 @@ _FORMS = (
 
 
 def check_given_once(*inputs: torch.Tensor | None) -> None:
-    """Raises `ValueError` for an input that is given in two forms, of which only one would count.
+    """Raises `ValueError` for an input that is given in two forms, of which only one would count, or is no tensor.
 
     `inputs` are in the order of `_FORMS`.
     """
     for names, form, other in zip(_FORMS, inputs[::2], inputs[1::2], strict=True):
+        for name, values in zip(names, (form, other), strict=True):
+            _check_tensor(name, values)
         if form is not None and other is not None:
             raise ValueError(f"Both {' and '.join(names)} are given, and they are two forms of one input: give one.")
 
 
-def check_base_labels(support_embeds, support_base_labels, query_base_labels) -> None:
-    """Raises `ValueError` when the labels of only some videos are given, or all labels leave their videos out."""
+def check_base_labels(support_embeds, query_embeds, support_base_labels, query_base_labels) -> None:
+    """Raises `ValueError` when the labels of only some videos are given, or there is not one label per video."""
     given = [support_base_labels is not None, query_base_labels is not None]
     if support_embeds is None and given[0]:
         raise ValueError("support_base_labels are given without support videos: give the videos, or leave them out.")
@@ -70,13 +123,19 @@ def check_base_labels(support_embeds, support_base_labels, query_base_labels) ->
             f"{names[given.index(True)]} are given without {names[given.index(False)]}: the video-text contrast needs "
             "both. Give both; -1 leaves a video out."
         )
+    if support_embeds is not None:
+        check_shape("support_base_labels", support_base_labels, support_embeds.shape[:2], "support videos")
+    check_shape("query_base_labels", query_base_labels, query_embeds.shape[:2], "query videos")
 
 
 def check_some_label(name: str, *labels: torch.Tensor | None) -> None:
     """Raises `ValueError` when all labels are negative, where they can be read: a loss over none of them is NaN."""
     values = [_values(one) for one in labels if one is not None]
-    if values and all(one is not None and one.size and one.max() < 0 for one in values):
-        raise ValueError(f"All {name} are negative, which leaves every video out: give a label, or leave {name} out.")
+    if not values or any(one is None or one.max(initial=-1) >= 0 for one in values):
+        return
+    if not any(one.size for one in values if one is not None):
+        raise ValueError(f"There are {name} of 0 videos, and a loss over no video is NaN: leave {name} out.")
+    raise ValueError(f"All {name} are negative, which leaves every video out: give a label, or leave {name} out.")
 
 
 def _is_free_to_read(values: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
@@ -149,26 +208,70 @@ def check_labels(name: str, labels: torch.Tensor | None, num_classes: int | None
     )
 
 
+def number_of_classes(support_labels: torch.Tensor) -> int:
+    """The largest label + 1. Reads the labels, so a GPU is waited for. Raises `ValueError` when they name no class."""
+    number = int(support_labels.max()) + 1 if support_labels.numel() else 0
+    if not torch.compiler.is_compiling() and number < 1:
+        raise ValueError(_NO_CLASS)
+    return number
+
+
+_NO_CLASS = "support_labels name no class, because all are negative or there are none: give each class a support video."
+
+
+def checked_classes(
+    shape: Sequence[int], support_labels: torch.Tensor | None, n_way: int | None
+) -> tuple[torch.Tensor | None, int]:
+    """The labels as int64 and the number of classes, for a comparison of queries with support sequences.
+
+    Args:
+        shape: (..., S) of the support sequences.
+        support_labels: (..., S); None if each sequence is a class.
+        n_way: By default the largest label + 1.
+
+    Raises:
+        ValueError: For labels of another type or shape or out of range, and for a class without support.
+    """
+    if support_labels is None:
+        if n_way is not None and n_way != shape[-1]:
+            raise ValueError(
+                f"n_way={n_way!r}, but without support_labels each of the {shape[-1]} support sequences is a class: "
+                "give support_labels, or leave n_way out."
+            )
+        return None, shape[-1]
+    (support_labels,) = whole_labels(support_labels=support_labels)
+    check_shape("support_labels", support_labels, shape, "support videos")
+    if n_way is not None and not torch.compiler.is_compiling():
+        check_positive_integer("n_way", n_way)
+    n_way = number_of_classes(support_labels) if n_way is None else n_way
+    check_support_labels(support_labels, shape, n_way, is_compared=True)
+    return support_labels, n_way
+
+
 def check_support_labels(
     labels: torch.Tensor, shape: Sequence[int], n_way: int | None, is_compared: bool
 ) -> int | None:
     """The number of classes, as far as it is known.
 
     Args:
-        labels: (B, S).
-        shape: (B, S) of the support videos; labels of another shape are not checked here.
+        labels: (..., S), where the leading dimensions are episodes.
+        shape: (..., S) of the support videos.
         n_way: Number of class texts; without texts, the largest label + 1.
         is_compared: Whether queries are compared with the prototypes, so that each class needs support.
 
     Raises:
-        ValueError: For labels out of range and, where prototypes are compared, for a class without support.
+        ValueError: For labels of another shape or out of range, when there is no class at all and, where prototypes
+            are compared, for a class without support.
     """
+    check_shape("support_labels", labels, shape, "support videos")
     values = _values(labels)
-    if values is None or values.shape != tuple(shape):
+    if values is None:
         return n_way
     n_way = int(values.max(initial=-1)) + 1 if n_way is None else n_way
+    if n_way < 1:
+        raise ValueError(_NO_CLASS)
     check_labels("support_labels", labels, n_way)
-    for episode, row in enumerate(values if is_compared else ()):
+    for episode, row in enumerate(values.reshape(-1, values.shape[-1]) if is_compared else ()):
         missing = sorted(set(range(n_way)) - set(row.tolist()))
         if missing:
             raise ValueError(
@@ -179,6 +282,15 @@ def check_support_labels(
 
 
 __all__ = [
-    *("check_answer", "check_base_labels", "check_episode", "check_given_once", "check_labels", "check_rows"),
-    *("check_some_label", "check_support_labels"),
+    *(
+        "check_answer",
+        "check_base_labels",
+        "check_episode",
+        "check_features",
+        "check_given_once",
+        "check_labels",
+        "check_rows",
+    ),
+    *("check_shape", "check_some_label", "check_support_labels", "checked_classes", "number_of_classes"),
+    "whole_labels",
 ]

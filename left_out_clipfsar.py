@@ -282,8 +282,10 @@ def sources_of_clips(
         sources: `{clip name: source}` or `{(class name, clip name): source}`; None goes by the clips' names.
 
     Raises:
-        ValueError: For the name of a clip that is not enrolled.
+        ValueError: For anything but such a mapping, and for the name of a clip that is not enrolled.
     """
+    if sources is not None and not isinstance(sources, Mapping):
+        raise ValueError(f"sources is a {type(sources).__name__}, but must be {{clip name: source}}.")
     clips = [(name, clip) for name, one in classes.items() for clip in one.clip_names]
     given = sources or {}
     unknown = [name for name in given if name not in {*clips, *(clip for _, clip in clips)}]

@@ -40,11 +40,11 @@ except ImportError:
     from backbones_clipfsar import VISION_MODULES, has_texts_of_one_length, image_inputs, pooled_output, vocabulary_size
 
 try:
-    from .choices_clipfsar import INFERENCE_MODES, check_known
+    from .choices_clipfsar import INFERENCE_MODES, check_known, is_number
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import INFERENCE_MODES, check_known
+    from choices_clipfsar import INFERENCE_MODES, check_known, is_number
 
 try:
     from .comparing_clipfsar import ComparesVideos, comparable
@@ -79,11 +79,14 @@ try:
         check_answer,
         check_base_labels,
         check_episode,
+        check_features,
         check_given_once,
         check_labels,
         check_rows,
+        check_shape,
         check_some_label,
         check_support_labels,
+        whole_labels,
     )
 except ImportError:
     if __package__:
@@ -92,11 +95,14 @@ except ImportError:
         check_answer,
         check_base_labels,
         check_episode,
+        check_features,
         check_given_once,
         check_labels,
         check_rows,
+        check_shape,
         check_some_label,
         check_support_labels,
+        whole_labels,
     )
 
 try:
@@ -354,8 +360,15 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         inference_mode: str | None = None,
         ensemble_text_weight: float | None = None,
     ) -> torch.Tensor:
-        """Class logits (B, Q, N) of a mode: from distances (few-shot), text logits (zero-shot) or both (ensemble)."""
+        """Class logits (B, Q, N) of a mode: from distances (few-shot), text logits (zero-shot) or both (ensemble).
+
+        `ensemble_text_weight`, from 0 to 1, is the configuration's by default. Raises `ValueError` for others.
+        """
         inference_mode = self._checked_mode(inference_mode)
+        if ensemble_text_weight is not None and not (
+            is_number(ensemble_text_weight) and 0 <= ensemble_text_weight <= 1
+        ):
+            raise ValueError(f"ensemble_text_weight={ensemble_text_weight!r} must be a number from 0 to 1.")
         if inference_mode == "few_shot":
             assert distances is not None
             return -distances
@@ -394,8 +407,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             support_pixel_values: (B, S, T, C, H, W); or give `support_embeds` (B, S, T, D), their frame features.
             support_labels: (B, S), the class within the episode, 0..N-1; -1 pads, so classes may have unequal shots.
             query_pixel_values: (B, Q, T, C, H, W); or give `query_embeds` (B, Q, T, D).
-            class_input_ids: (B, N, L) tokens of the class texts; or give `class_embeds` (B, N, D).
-            class_attention_mask: (B, N, L).
+            class_input_ids, class_attention_mask: (B, N, L) tokens of class texts; or give `class_embeds` (B, N, D).
             labels: (B, Q), the query's class within the episode, for the loss; negative ones are ignored.
             base_class_embeds: (K, D), texts of all training classes, for the video-text contrast.
             class_base_labels: (B, N), rows of `base_class_embeds` that are the episode's class texts: with both given,
@@ -416,10 +428,11 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         videos = (support_pixel_values, support_embeds, query_pixel_values, query_embeds)
         self._check_given(kwargs, *videos, class_input_ids, class_embeds)
         kwargs |= self._output_options(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
-        encoded = self._encode_episode_frames(*videos, (support_labels, labels), kwargs)
-        texts = (class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
-        encoded["class_embeds"] = self._embed_classes(*texts) if class_embeds is None else class_embeds
-        own_labels, base_labels = (support_labels, labels), (support_base_labels, query_base_labels)
+        own_labels = whole_labels(support_labels=support_labels, labels=labels)
+        base_labels = whole_labels(support_base_labels=support_base_labels, query_base_labels=query_base_labels)
+        encoded = self._encode_episode_frames(*videos, own_labels, kwargs)
+        texts = (class_embeds, class_input_ids, class_attention_mask, base_class_embeds, class_base_labels)
+        encoded["class_embeds"] = self._embed_classes(*texts)
         compared = self._compare(encoded, own_labels, base_labels, inference_mode, kwargs.get("output_attentions"))
         compared |= self._contrast(encoded, base_class_embeds, *base_labels)
         check_answer(self, compared["logits"], *videos, class_embeds, base_class_embeds)
@@ -446,9 +459,21 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             raise ValueError(f"inference_mode={inference_mode!r} is not one of {', '.join(INFERENCE_MODES)}.")
         return inference_mode
 
-    def _embed_classes(self, input_ids, attention_mask, base_class_embeds, base_labels) -> torch.Tensor | None:
-        """Text features of the episodes' classes: rows of `base_class_embeds` if given, else encoded from tokens."""
+    def _embed_classes(
+        self, class_embeds, input_ids, attention_mask, base_class_embeds, base_labels
+    ) -> torch.Tensor | None:
+        """Text features of the episodes' classes: if not given, rows of `base_class_embeds`, or encoded from tokens."""
+        if input_ids is None and attention_mask is not None:
+            raise ValueError("class_attention_mask is given without class_input_ids: give both, or leave it out.")
+        check_features(self.config.hidden_size, class_embeds=class_embeds, base_class_embeds=base_class_embeds)
+        if class_embeds is not None:
+            return class_embeds
         if base_class_embeds is not None and base_labels is not None:
+            (base_labels,) = whole_labels(class_base_labels=base_labels)
+            if base_labels.dim() != 2:
+                raise ValueError(
+                    f"class_base_labels has shape {tuple(base_labels.shape)}, but (episodes, classes) is needed."
+                )
             check_rows("class_base_labels", base_labels, len(base_class_embeds), "rows of base_class_embeds")
             return base_class_embeds[base_labels.to(base_class_embeds.device)]
         return None if input_ids is None else self.get_class_features(input_ids, attention_mask)
@@ -469,11 +494,14 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         support_embeds, query_embeds, class_embeds = (
             encoded[f"{name}_embeds"] for name in ("support", "query", "class")
         )
+        check_features(self.config.hidden_size, support_embeds=support_embeds, query_embeds=query_embeds)
         check_episode(inference_mode, support_embeds, support_labels, query_embeds, class_embeds)
         n_way = None if class_embeds is None else class_embeds.shape[1]
         if support_embeds is not None:
             compares = inference_mode != "zero_shot" or labels is not None
             n_way = check_support_labels(support_labels, support_embeds.shape[:2], n_way, compares)
+        check_base_labels(support_embeds, query_embeds, *base_labels)
+        check_shape("labels", labels, query_embeds.shape[:2], "query videos")
         check_labels("labels", labels, n_way)
         check_some_label("labels", labels)
         distances = text_logits = loss = None
@@ -502,7 +530,6 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
     def _contrast(self, encoded: dict, base_class_embeds, support_base_labels, query_base_labels) -> dict:
         """Logits and loss of all videos of encoded episodes against all base classes, by their names in the output."""
         logits = loss = None
-        check_base_labels(encoded["support_embeds"], support_base_labels, query_base_labels)
         if base_class_embeds is None and query_base_labels is not None and self.config.video_text_loss_weight:
             warnings.warn(_NO_CONTRAST, stacklevel=5)
         if base_class_embeds is not None:

@@ -31,6 +31,7 @@ try:
         UNKNOWN_LABEL,
         check_finite,
         check_known,
+        check_positive_integer,
         check_same_num_frames,
         check_truth,
     )
@@ -42,6 +43,7 @@ except ImportError:
         UNKNOWN_LABEL,
         check_finite,
         check_known,
+        check_positive_integer,
         check_same_num_frames,
         check_truth,
     )
@@ -167,11 +169,14 @@ class FewShotVideoClassificationPipeline(Pipeline):
         """The `custom_pipelines` of a saved configuration, through which `pipeline` finds this class."""
         return {TASK: {"impl": f"{cls.__module__.split('.')[-1]}.{cls.__name__}", "pt": ["AutoModel"]}}
 
-    def __init__(self, model, processor=None, *args, support_set=None, **kwargs):
+    def __init__(self, model, processor=None, *args, support_set=None, video_column: str = "video", **kwargs):
         model, processor = _for_inference(model, processor)
         if processor is None:
             raise ValueError(f"The {TASK} pipeline needs the model's processor: pass processor=.")
         check_same_num_frames(model, processor)
+        self.video_column = video_column
+        if kwargs.get("batch_size") is not None:
+            check_positive_integer("batch_size", kwargs["batch_size"])
         if support_set is not None and kwargs.get("candidate_labels") is not None:
             raise ValueError(_NOT_BOTH)
         super().__init__(model, *args, processor=processor, **kwargs)
@@ -225,6 +230,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         if self.support_set is None:
             raise ValueError("Suggestions are for enrolled classes: enroll at least one clip of each class first.")
         embeds, videos = [], as_video_list(videos)
+        check_positive_integer("batch_size", batch_size)
         for start in range(0, len(videos), batch_size):
             batch = videos[start : start + batch_size]
             pixel_values = [self.preprocess(video, raise_unreadable=True)["pixel_values"] for video in batch]
@@ -280,7 +286,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             top_k: Classes returned per video, 5 by default.
             detect_unknown: Also score "none of these" (`SupportSet.score_unknown`). Its entry is not part of the
                 softmax over classes. It comes first if its score is 0.5 or more, else last. `top_k` does not count it.
-            video_column: Video column of a `datasets` data set, `"video"` by default.
+            video_column: Video column of a `datasets` data set; by default the pipeline's, which is `"video"`.
             batch_size: Videos per forward pass.
             num_workers: Processes that decode a data set.
 
@@ -292,17 +298,25 @@ class FewShotVideoClassificationPipeline(Pipeline):
         Raises:
             VideoReadError: For an unreadable video given alone.
             ValueError: For fewer than two classes, an unknown mode, a support set of another model or preprocessing,
-                or an episode with classes besides its own.
+                an episode with classes besides its own, or a `video_column` for inputs that have no columns.
         """
+        video_column = kwargs.pop("video_column", None)
+        if kwargs.get("batch_size") is not None:
+            check_positive_integer("batch_size", kwargs["batch_size"])
         if inputs is None:
             raise ValueError(f"There is no video: give the {TASK} pipeline one video, several, or an episode.")
-        video_column = kwargs.pop("video_column", "video")
         if hasattr(inputs, "column_names") and hasattr(inputs, "features"):
-            inputs = _videos_of_dataset(inputs, video_column)
-        elif hasattr(getattr(inputs, "source", None), "column_names"):  # a lazy column, `rows["video"]`
+            column = self.video_column if video_column is None else video_column
+            return super().__call__(_videos_of_dataset(inputs, column), **kwargs)
+        if video_column is not None:
+            raise ValueError(
+                f"video_column={video_column!r} names a column of a `datasets` data set, but the input is a "
+                f"{type(inputs).__name__}: give the data set itself, or leave video_column out."
+            )
+        if hasattr(getattr(inputs, "source", None), "column_names"):  # a lazy column, `rows["video"]`
             return list(super().__call__(_videos_of_dataset(inputs.source, inputs.column_name), **kwargs))
-        elif is_one_video(inputs) and isinstance(inputs, list):
-            inputs = tuple(inputs)  # images: a list would be taken for several videos
+        if is_one_video(inputs):  # before the iterators: a file object is one of lines
+            inputs = tuple(inputs) if isinstance(inputs, list) else inputs  # the base class takes lists for several
         elif _is_sequence(inputs):
             inputs = as_video_list(inputs)
             if not inputs:
@@ -338,8 +352,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
             check_truth("detect_unknown", detect_unknown)
             forward_params["detect_unknown"] = detect_unknown
         if top_k is not None:
-            if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-                raise ValueError(f"top_k={top_k!r} must be a whole number of at least 1.")
+            check_positive_integer("top_k", top_k)
             postprocess_params["top_k"] = top_k
         return preprocess_params, forward_params, postprocess_params
 
@@ -371,21 +384,23 @@ class FewShotVideoClassificationPipeline(Pipeline):
 
     def _preprocess_episode(self, episode: Mapping[str, Any]) -> dict[str, Any]:
         unknown = sorted(set(episode) - {"support_videos", "query_videos", "support_labels", "class_names"})
-        if unknown or not episode.get("query_videos"):
+        queries = [] if episode.get("query_videos") is None else as_video_list(episode["query_videos"])
+        if unknown or not queries:
             raise ValueError(
                 f"An episode has 'support_videos' (or 'class_names') and 'query_videos'; unknown: {unknown}, "
-                f"query videos: {len(episode.get('query_videos') or ())}."
+                f"query videos: {len(queries)}."
             )
         support = {name: value for name, value in episode.items() if name != "query_videos"}
         class_names = episode.get("class_names")
         if class_names is None and isinstance(episode.get("support_videos"), Mapping):
             class_names = list(episode["support_videos"])
         elif class_names is None:
-            class_names = list(dict.fromkeys(episode.get("support_labels") or ()))
+            labels = episode.get("support_labels")
+            class_names = list(dict.fromkeys(() if labels is None else labels))
         inputs = dict(self.processor(**support, frame_sampling=repeatable_sampling(self.processor)))
         if len(class_names) < 2:
             raise ValueError(f"The episode's classes are {class_names}: at least two are needed to choose from.")
-        items = [self.preprocess(video) for video in as_video_list(episode["query_videos"])]
+        items = [self.preprocess(video) for video in queries]
         readable = [item["pixel_values"] for item in items if item["error"] is None]
         if readable:
             inputs["query_pixel_values"] = torch.cat(readable)[None]  # (1, Q, T, C, H, W)
@@ -506,6 +521,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         `thumbnails=True` also saves the pictures of the enrolled clips. Without enrolled classes, a support set that an
         earlier save left in the folder is removed: the next pipeline would load it.
         """
+        check_truth("thumbnails", thumbnails)
         save_with_pipeline(self.model, self.processor, save_directory, **kwargs)
         if self.support_set is not None:
             self.support_set.save_pretrained(save_directory, thumbnails=thumbnails)

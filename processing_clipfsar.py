@@ -38,11 +38,13 @@ try:
         PROCESSOR_CHECKS,
         SECONDS_PER_VIDEO,
         check_choice,
+        check_finite,
         check_image_settings,
         check_known,
         check_positive_integer,
         check_saved_processor,
         check_slip,
+        check_truth,
     )
 except ImportError:
     if __package__:
@@ -53,11 +55,13 @@ except ImportError:
         PROCESSOR_CHECKS,
         SECONDS_PER_VIDEO,
         check_choice,
+        check_finite,
         check_image_settings,
         check_known,
         check_positive_integer,
         check_saved_processor,
         check_slip,
+        check_truth,
     )
 
 try:
@@ -344,9 +348,8 @@ class CLIPFSARProcessor(ProcessorMixin):
         fps: float | None = None,
     ) -> SampledVideos:
         """The first half of `process_videos`, with the same arguments: chooses and reads frames."""
-        frames, seeds = zip(
-            *self._read_videos(as_video_list(videos), training, generator, frame_sampling, fps), strict=True
-        )
+        sampled = self._read_videos(as_video_list(videos), training, generator, frame_sampling, fps)
+        frames, seeds = zip(*sampled, strict=True)
         return SampledVideos(list(frames), list(seeds), self._augmentation(role, training))
 
     def make_pixel_values(self, sampled: SampledVideos) -> torch.Tensor:
@@ -365,6 +368,7 @@ class CLIPFSARProcessor(ProcessorMixin):
         self, videos: list, training: bool, generator, frame_sampling: str | None, fps: float | None
     ) -> Iterator[tuple[torch.Tensor, int | None]]:
         """Yields for each video its sampled frames (T, H, W, 3) and the seed of its crop (None for a central crop)."""
+        check_truth("training", training)
         sampling = self.frame_sampling if frame_sampling is None else frame_sampling
         check_choice("frame_sampling", sampling, FRAME_SAMPLINGS)
         if training and sampling == "segment_center":
@@ -435,13 +439,12 @@ class CLIPFSARProcessor(ProcessorMixin):
         """Returns for each query video of one episode its classes, best first: `[{"label", "score"}, ...]`.
 
         `outputs` is the model's output, or its logits, (1, Q, N) or (Q, N). Scores are the softmax of the logits.
-        `top_k` keeps the best k. Raises `ValueError` for a wrong number of classes or for several episodes.
+        `top_k` keeps the best k. Raises `ValueError` for a wrong number of classes, for several episodes or for NaN.
         """
         class_names = _check_class_names(class_names)
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
-        logits = torch.as_tensor(logits)
-        if logits.ndim == 3 and len(logits) == 1:
-            logits = logits[0]
+        outputs = outputs["logits"] if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
+        logits = torch.as_tensor(outputs)
+        logits = logits[0] if logits.ndim == 3 and len(logits) == 1 else logits
         if logits.ndim != 2:
             raise ValueError(
                 f"The logits have shape {tuple(logits.shape)}, but one episode, (1, Q, N) or (Q, N), is needed: "
@@ -449,6 +452,7 @@ class CLIPFSARProcessor(ProcessorMixin):
             )
         if logits.shape[-1] != len(class_names):
             raise ValueError(f"The logits have {logits.shape[-1]} classes, but class_names has {len(class_names)}.")
+        check_finite("The logits", logits, [f"query video {row}" for row in range(len(logits))])
         top_k = len(class_names) if top_k is None else top_k
         check_positive_integer("top_k", top_k)
         scores, classes = logits.float().softmax(dim=-1).topk(min(top_k, len(class_names)), dim=-1)

@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 try:
-    from .choices_clipfsar import check_same_num_frames, is_number
+    from .choices_clipfsar import check_known, check_same_num_frames, check_seed, check_truth, is_number
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import check_same_num_frames, is_number
+    from choices_clipfsar import check_known, check_same_num_frames, check_seed, check_truth, is_number
 
 try:
     from .class_texts_clipfsar import check_class_prompts
@@ -44,11 +44,11 @@ except ImportError:
     from enrolled_clipfsar import Snapshot, check_enough_classes, checked_mode, listed
 
 try:
-    from .enrolling_clipfsar import encode_class_names, encode_clips, repeatable_sampling, with_clips
+    from .enrolling_clipfsar import check_enrolling, encode_class_names, encode_clips, repeatable_sampling, with_clips
 except ImportError:
     if __package__:
         raise
-    from enrolling_clipfsar import encode_class_names, encode_clips, repeatable_sampling, with_clips
+    from enrolling_clipfsar import check_enrolling, encode_class_names, encode_clips, repeatable_sampling, with_clips
 
 try:
     from .explanation_clipfsar import Explanation
@@ -140,6 +140,8 @@ arithmetic = precision_of  # its name in version 0.1
 
 # A video counts as unknown if its score of "none of these" is at least this: equal odds.
 UNKNOWN_THRESHOLD = 0.5
+_BACKGROUND = "the background"  # in messages
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
 
 
 # --- the support set --------------------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ class SupportSet:
         for name, clips in encoded.items():
             if not clips:
                 raise ValueError(f"Class {name!r}: none of its {len(videos[name])} clips can be read.")
-        for sentence in repeated_clips(self.classes, encoded):
+        for sentence in repeated_clips(self._with_background(), encoded):
             warnings.warn(sentence, stacklevel=2)
         self._insert(model, processor, encoded)
 
@@ -263,8 +265,8 @@ class SupportSet:
         show_progress: bool = False,
     ) -> list[tuple[str, tuple[str | None, torch.Tensor, bytes]]]:
         """Checks the model and encodes videos, given as (class, video); raises like `add`."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
+        truths = {"thumbnails": thumbnails, "skip_unreadable": skip_unreadable, "show_progress": show_progress}
+        check_enrolling(batch_size, **truths)
         if self.fingerprint is not None:
             self.check(model, processor)
         check_same_num_frames(model, processor)
@@ -364,18 +366,24 @@ class SupportSet:
             videos: One video or several; anything the processor reads.
             options: `batch_size`, `thumbnails`, `skip_unreadable`, `show_progress`, as for `add`.
 
-        Raises the errors of `add`.
+        Raises the errors of `add`, and warns of the same repeated clips.
         """
-        jobs = [("the background", video) for video in as_video_list(videos)]
+        jobs = [(_BACKGROUND, video) for video in as_video_list(videos)]
         clips = [clip for _, clip in self._encode(model, processor, jobs, **options)]
         if not clips:
             raise ValueError("There is no background clip to add: give at least one video that can be read.")
+        for sentence in repeated_clips(self._with_background(), {_BACKGROUND: clips}):
+            warnings.warn(sentence, stacklevel=2)
         with self._lock:
             if self.fingerprint is not None:
                 self.check(model, processor)  # another thread may have enrolled the first class meanwhile
             self.fingerprint = self.fingerprint or fingerprint_of(model, processor)
             enrolled = self.unknowns.background or EnrolledClass(torch.zeros(clips[0][1].shape[-1]))
             self.unknowns = replace(self.unknowns, background=with_clips(enrolled, clips))
+
+    def _with_background(self) -> dict[str, EnrolledClass]:
+        background = self.unknowns.background
+        return self.classes if background is None else {**self.classes, _BACKGROUND: background}
 
     def remove_background(self) -> None:
         """Removes all background clips."""
@@ -464,12 +472,13 @@ class SupportSet:
             inference_mode: `"few_shot"`, `"zero_shot"` or `"ensemble"`; by default the model's.
 
         Raises:
-            ValueError: For an unknown mode, fewer than two classes, another model than the set's, or NaN in the logits.
+            ValueError: For an unknown mode, fewer than two classes, another model than the set's, features of another
+                shape, or NaN in the logits.
         """
         return self._checked_snapshot(model, inference_mode).classify(model, query_embeds, inference_mode)
 
     def compare(self, model, query_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N)."""
+        """Distances to the prototypes and text logits of query videos (Q, T, D), both (Q, N). Raises as `classify`."""
         return self.snapshot(model).compare(model, query_embeds)
 
     def get_prototypes(self, model) -> torch.Tensor:
@@ -495,7 +504,10 @@ class SupportSet:
     def explain(
         self, model, query_embeds: torch.Tensor, inference_mode: str | None = None, detect_unknown: bool = False
     ) -> Explanation:
-        """Explains the classification of a query video, frame features (T, D). Clip frames come from the thumbnails."""
+        """Explains the classification of a query video, frame features (T, D). Clip frames come from the thumbnails.
+
+        Raises as `classify`.
+        """
         snapshot = self._checked_snapshot(model, inference_mode)
         return snapshot.explain(model, query_embeds, inference_mode, detect_unknown)
 
@@ -519,6 +531,7 @@ class SupportSet:
         Raises:
             ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
         """
+        check_seed("seed", seed)
         snapshot = self._checked_snapshot(model, inference_mode)
         model = with_settings(model, snapshot.settings)
         return review_classes(model, snapshot.enrolled, checked_mode(model, inference_mode), sources, seed)
@@ -538,6 +551,7 @@ class SupportSet:
         Raises:
             ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
         """
+        check_seed("seed", seed)
         snapshot = self._checked_snapshot(model, None)
         tuning = tune_classes(model, snapshot.enrolled, sources, seed)
         with self._lock:
@@ -607,6 +621,7 @@ class SupportSet:
 
         `thumbnails=False` leaves out the pictures of the clips.
         """
+        check_truth("thumbnails", thumbnails)
         with self._lock:
             fingerprint, classes, settings, unknowns = self.fingerprint, self.classes, self.settings, self.unknowns
         if fingerprint is None or not classes:
@@ -623,8 +638,10 @@ class SupportSet:
         Raises:
             ValueError: When a folder holds no support set or a damaged one.
             FileNotFoundError: When there is no such folder.
+            TypeError: For an unknown option.
             OSError: When the Hub cannot be reached or has no such set (transformers' message).
         """
+        check_known("SupportSet.from_pretrained", hub_options, _HUB_OPTIONS)
         name = os.fspath(pretrained_name_or_path)
         check_folder(name)
         if os.path.exists(name) and not os.path.isfile(
@@ -654,6 +671,8 @@ class SupportSet:
             revision: Branch, created if missing.
             thumbnails: Also upload the pictures of the clips.
         """
+        check_truth("private", private)
+        check_truth("thumbnails", thumbnails)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:

@@ -459,3 +459,9 @@ def test_a_loader_prepared_by_accelerate_gives_the_same_batches(splits, processo
     assert len(batches) == 2
     for batch, want in zip(batches, expected, strict=True):
         assert all(torch.equal(batch[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("name", ["training", "only_read"])
+def test_options_of_the_collator_are_true_or_false(processor, name):
+    with pytest.raises(ValueError, match=f"{name}='no' must be True or False"):
+        EpisodeCollator(processor, **{name: "no"})

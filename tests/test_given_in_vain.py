@@ -40,6 +40,14 @@ SUPPORT_ROWS, QUERY_ROWS = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 0, 1, 1,
         ),
         ({"query_embeds": torch.zeros(1, 6, 4, 16)}, "Both query_pixel_values and query_embeds are given"),
         ({"class_embeds": torch.zeros(1, 3, 16)}, "Both class_input_ids and class_embeds are given"),
+        (
+            {
+                "class_input_ids": None,
+                "class_embeds": torch.ones(1, 3, 16),
+                "class_attention_mask": torch.ones(1, 3, 8),
+            },
+            "class_attention_mask is given without class_input_ids: give both, or leave it out",
+        ),
         ({"labels": torch.full((1, 6), -1)}, "All labels are negative, which leaves every video out"),
         (
             BASE | {"support_base_labels": SUPPORT_ROWS * 0 - 1, "query_base_labels": QUERY_ROWS * 0 - 100},

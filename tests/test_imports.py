@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
     "temporal_clipfsar": {"configuration_clipfsar"},
     "heads_clipfsar": {"alignment_clipfsar", "choices_clipfsar"},
-    "comparing_clipfsar": {"alignment_clipfsar", "choices_clipfsar", "heads_clipfsar"},
+    "comparing_clipfsar": {"alignment_clipfsar", "choices_clipfsar", "heads_clipfsar", "labels_clipfsar"},
     "modeling_clipfsar": {
         *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
         *("comparing_clipfsar", "heads_clipfsar", "hub_clipfsar", "labels_clipfsar", "plain_clipfsar"),
@@ -54,7 +54,7 @@ MAY_IMPORT = {
         *("backbones_clipfsar", "class_texts_clipfsar", "limits_clipfsar", "paths_clipfsar"),
     },
     "class_texts_clipfsar": {"paths_clipfsar"},
-    "episodes_clipfsar": {"class_texts_clipfsar"},
+    "episodes_clipfsar": {"choices_clipfsar", "class_texts_clipfsar"},
     "explanation_clipfsar": set(),
     "fingerprint_clipfsar": {"backbones_clipfsar", "paths_clipfsar"},
     "support_set_files_clipfsar": {"choices_clipfsar", "limits_clipfsar", "paths_clipfsar"},

@@ -1,5 +1,6 @@
 """The pipeline: every kind of input and of classes, batches, marked errors, and the same scores in a fresh Python."""
 
+import io
 import itertools
 import json
 import math
@@ -140,6 +141,23 @@ def test_two_labels_of_one_text_are_named(parts):
 
 def test_one_video_as_a_list_of_images_is_one_video(classify, expected):
     assert_same([classify([Image.fromarray(frame) for frame in QUERIES[0]])], expected["few_shot"][:1])
+
+
+@pytest.mark.parametrize("open_file", [lambda path: path.open("rb"), lambda path: io.BytesIO(path.read_bytes())])
+def test_a_file_object_is_one_video_and_no_iterator_of_lines(open_file, classify, tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_video(path, (200, 30, 80), seed=0)
+    with open_file(path) as file:
+        assert_same([classify(file)], [classify(str(path))])
+
+
+def test_the_video_column_of_the_pipeline_is_that_of_its_calls(parts, expected):
+    model, processor = parts
+    rows = datasets.Dataset.from_dict({"clip": [str(number) for number in range(2)], "other": ["x", "y"]})
+    classify = pipeline(TASK, model=model, processor=processor, candidate_labels="a, b", video_column="clip")
+    for options, names in (({}, "01"), ({"video_column": "other"}, "xy")):
+        answers = list(classify(rows, **options))
+        assert [name in answer[0]["error"] for name, answer in zip(names, answers, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -297,6 +315,28 @@ def test_an_unreadable_query_of_an_episode_costs_no_other(classify, expected):
     assert answers[0][0]["label"] is None
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, "4"])
+def test_a_batch_size_is_a_whole_number_wherever_it_is_given(parts, classify, batch_size):
+    message = f"batch_size={batch_size!r} must be a whole number of at least 1"
+    for call in (
+        lambda: classify(QUERIES[0], batch_size=batch_size),
+        lambda: classify(QUERIES, batch_size=batch_size),
+        lambda: classify.suggest(QUERIES, k=1, batch_size=batch_size),
+        lambda: pipeline(TASK, model=parts[0], processor=parts[1], batch_size=batch_size),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_the_queries_of_an_episode_may_be_an_array_of_videos(classify):
+    arrays = np.empty(len(QUERIES), dtype=object)
+    arrays[:] = QUERIES
+    assert_same(classify(EPISODE | {"query_videos": arrays}), classify(EPISODE))
+    listed = {"support_videos": QUERIES, "support_labels": ["a", "b", "b"], "query_videos": QUERIES}
+    assert_same(classify(listed | {"support_labels": np.array(["a", "b", "b"])}), classify(listed))
+    assert_same(classify(EPISODE | {"query_videos": QUERIES[0]}), classify(EPISODE | {"query_videos": QUERIES[:1]}))
+
+
 @pytest.mark.parametrize(
     ("inputs", "options", "reason"),
     [
@@ -321,6 +361,11 @@ def test_an_unreadable_query_of_an_episode_costs_no_other(classify, expected):
             "under another name",
         ),
         ({"support_videos": CLIPS}, {}, "An episode has 'support_videos'"),
+        ({"support_videos": CLIPS, "query_videos": []}, {}, "query videos: 0"),
+        *(
+            (inputs, {"video_column": "clip"}, "video_column='clip' names a column of .*, or leave video_column out")
+            for inputs in (QUERIES, datasets.Dataset.from_dict({"video": ["a.mp4"]})["video"])
+        ),
         *(
             (episode, options, "An episode has classes of its own")
             for episode in (EPISODE, [EPISODE, EPISODE])

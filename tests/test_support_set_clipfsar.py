@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import sys
 import threading
 import warnings
@@ -727,3 +728,98 @@ def in_threads(functions):
         sys.setswitchinterval(interval)
     if errors:
         raise errors[0]
+
+
+# --- inputs that would be taken for something else --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("error_rate", [None, 0.4])
+def test_no_answer_comes_from_nan(parts, value, error_rate):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, {"a": similar_clips(0, 2), "b": similar_clips(1, 2)})
+    support_set.unknown_error_rate = error_rate
+    queries = torch.randn(2, *support_set.classes["a"].support_embeds.shape[1:])
+    queries[1, 0, 0] = value
+    for compute in (support_set.classify, support_set.compare, support_set.score_unknown):
+        with pytest.raises(ValueError, match="of 'query video 1' hold NaN or infinite numbers"):
+            compute(model, queries)
+    with pytest.raises(ValueError, match=r"The frame features of .* hold NaN or infinite numbers"):
+        support_set.explain(model, queries[1])
+    logits = torch.tensor([[0.0, 1.0], [value, 1.0]])
+    with pytest.raises(ValueError, match="The logits of 'query video 1' hold NaN"):
+        processor.post_process_video_classification(logits, ["a", "b"])
+
+
+@pytest.mark.parametrize("shape", [(4, 32), (1, 1, 4, 32), (1, 4, 7)])
+def test_frame_features_of_another_shape_are_named(parts, support_set, shape):
+    model, size = parts[0], support_set.classes["boxing"].class_embeds.shape[-1]
+    embeds = torch.zeros(*shape[:-1], size if shape[-1] == 32 else 7)
+    message = rf"query_embeds have shape {re.escape(str(tuple(embeds.shape)))}, but a tensor \(Q, T, {size}\) .* needed"
+    for compute in (support_set.classify, support_set.compare, support_set.score_unknown):
+        with pytest.raises(ValueError, match=message):
+            compute(model, embeds)
+        with pytest.raises(ValueError, match="query_embeds are a ndarray, but a tensor"):
+            compute(model, embeds.numpy())
+    with pytest.raises(ValueError, match=rf"query_embeds have shape .*, but a tensor \(T, {size}\)"):
+        support_set.explain(model, torch.zeros(1, 4, size))
+
+
+@pytest.mark.parametrize("name", ["thumbnails", "skip_unreadable", "show_progress"])
+def test_options_of_enrolling_are_true_or_false(parts, name):
+    support_set, options = SupportSet(), {name: "false"}
+    with pytest.raises(ValueError, match=f"{name}='false' must be True or False"):
+        SupportSet.from_videos(*parts, CLIPS, **options)
+    with pytest.raises(ValueError, match=f"{name}='false' must be True or False"):
+        support_set.add_background(*parts, QUERIES, **options)
+
+
+def test_options_of_saving_and_explaining_are_true_or_false(parts, support_set, query_embeds, tmp_path, monkeypatch):
+    monkeypatch.setattr(support_set_clipfsar, "HfApi", lambda **_: pytest.fail("the Hub was asked"))
+    for name, call in {
+        "thumbnails": lambda **given: support_set.save_pretrained(tmp_path, **given),
+        "private": lambda **given: support_set.push_to_hub("me/classes", **given),
+        "thumbnails ": lambda **given: support_set.push_to_hub("me/classes", **given),
+        "detect_unknown": lambda **given: support_set.explain(parts[0], query_embeds[0], **given),
+        "training": lambda **given: parts[1].process_videos(QUERIES, **given),
+        "training ": lambda **given: parts[1].read_videos(QUERIES, **given),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name.strip()}='no' must be True or False"):
+            call(**{name.strip(): "no"})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, True, None, 2**64])
+def test_a_seed_is_a_whole_number(parts, seed):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, {"a": similar_clips(0, 2), "b": similar_clips(1, 2)})
+    pool = support_set.classes["a"].support_embeds
+    calls = (support_set.review, support_set.tune, lambda model, **given: support_set.suggest(model, pool, 1, **given))
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"seed={seed!r} must be a whole number from -2\*\*63 to 2\*\*64 - 1"):
+            call(model, seed=seed)
+
+
+def test_sources_and_pools_of_another_type_are_named(parts, support_set):
+    for call in (support_set.review, support_set.tune):
+        with pytest.raises(ValueError, match=r"sources is a list, but must be \{clip name: source\}"):
+            call(parts[0], sources=["a", "b"])
+    with pytest.raises(ValueError, match=r"The pool is a ndarray, but must be a tensor \(P, T, D\)"):
+        support_set.suggest(parts[0], np.zeros((3, 4, 32)), 1)
+
+
+def test_a_background_clip_that_is_enrolled_or_repeated_is_named(parts, support_set):
+    with pytest.warns(UserWarning, match="of class 'the background' has the same frames as .* of class 'diving'"):
+        support_set.add_background(*parts, CLIPS["diving"])
+    with pytest.warns(UserWarning, match="'clip 2' of class 'the background' has the same frames as 'clip 1' of class"):
+        support_set.add_background(*parts, [QUERIES[0], QUERIES[0]])
+    with pytest.warns(UserWarning, match="of class 'new' has the same frames as 'clip 2' of class 'the background'"):
+        support_set.add(*parts, {"new": QUERIES[:1]})
+
+
+def test_an_unknown_option_of_loading_is_named(support_set, tmp_path):
+    support_set.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match=r"SupportSet.from_pretrained does not know 'revison': did you mean 'revision'"):
+        SupportSet.from_pretrained(tmp_path, revison="main")
+    with pytest.raises(TypeError, match="does not know 'foo'"):
+        SupportSet.from_pretrained(tmp_path, foo=3)
