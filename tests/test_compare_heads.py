@@ -178,7 +178,11 @@ def test_every_checkpoint_has_a_name_of_its_own_in_the_table(tmp_path, monkeypat
             names_in_table(twice)
 
 
-def test_an_unknown_head_is_refused():
+def test_an_unknown_head_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text("Head = 3\n")
+    for name in ("Head", "Other"):
+        with pytest.raises(ValueError, match=f"mine.py has no subclass of clipfsar.Head called '{name}'"):
+            find_heads([f"{tmp_path / 'mine.py'}:{name}"])
     with pytest.raises(ValueError, match="--heads otan is not known: there are otam, bi_mhm, mean, chamfer"):
         find_heads(["otan"])
     with pytest.raises(ValueError, match="there is no such file"):

@@ -32,7 +32,7 @@ from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.inference.load_model import load_model
 from configuration_clipfsar import CLIPFSARConfig
-from heads_clipfsar import HEADS, register_head
+from heads_clipfsar import HEADS, Head, register_head
 from modeling_clipfsar import CLIPFSARModel
 from paths_clipfsar import check_output_file
 
@@ -133,7 +133,10 @@ def find_heads(names: Sequence[str]) -> list[str]:
     for name in names:
         place, _, own = name.rpartition(":")
         if place:
-            register_head(own, getattr(_module(place), own))
+            head = getattr(_module(place), own, None)
+            if not (isinstance(head, type) and issubclass(head, Head)):
+                raise ValueError(f"--heads {name}: {place} has no subclass of clipfsar.Head called {own!r}.")
+            register_head(own, head)
         elif name not in (*_WITHOUT_HEAD, *HEADS):
             raise ValueError(
                 f"--heads {name} is not known: there are {', '.join((*_WITHOUT_HEAD, *HEADS))}, and FILE.py:CLASS for "
