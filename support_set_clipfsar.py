@@ -105,6 +105,7 @@ try:
         SUPPORT_SET_WEIGHTS_NAME,
         EnrolledClass,
         Unknowns,
+        check_on_hub,
         meaning,
         read_support_set,
         write_support_set,
@@ -117,6 +118,7 @@ except ImportError:
         SUPPORT_SET_WEIGHTS_NAME,
         EnrolledClass,
         Unknowns,
+        check_on_hub,
         meaning,
         read_support_set,
         write_support_set,
@@ -622,8 +624,8 @@ class SupportSet:
 
         Raises:
             ValueError: When a folder holds no support set or a damaged one.
-            FileNotFoundError: When there is no such folder.
-            OSError: When the Hub cannot be reached or has no such set (transformers' message).
+            FileNotFoundError: When there is no such folder or repository, or the Hub cannot be reached.
+            OSError: When the repository holds no support set (transformers' message).
         """
         name = os.fspath(pretrained_name_or_path)
         check_folder(name)
@@ -632,6 +634,8 @@ class SupportSet:
         ):
             why = f"there is no {SUPPORT_SET_NAME} in it" if os.path.isdir(name) else "it is not a folder"
             raise ValueError(f"{name!r} holds no support set: {why}.")
+        if not os.path.exists(name):
+            check_on_hub(name, **hub_options)
         description_file, tensor_file = (
             cached_file(name, file, **hub_options) for file in (SUPPORT_SET_NAME, SUPPORT_SET_WEIGHTS_NAME)
         )
