@@ -327,10 +327,10 @@ def test_a_misspelt_support_set_is_named_after_at_most_one_question(monkeypatch,
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unreachable)
-    with pytest.raises(FileNotFoundError, match="^There is no folder 'my_clases'. A Hub id has the form OWNER/NAME.$"):
+    with pytest.raises(FileNotFoundError, match=r"^There is no folder 'my_clases'. A Hub id has the form OWNER/NAME.$"):
         SupportSet.from_pretrained("my_clases", cache_dir=tmp_path)
     assert asked == []
-    message = "^There is no folder 'me/clases', and the Hub cannot be reached .ConnectionError.; it is not in the cache"
+    message = r"^There is no folder 'me/clases', and the Hub cannot be reached .ConnectionError."
     with pytest.raises(FileNotFoundError, match=message):
         SupportSet.from_pretrained("me/clases", cache_dir=tmp_path)
     assert asked == ["me/clases"]

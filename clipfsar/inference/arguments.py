@@ -8,7 +8,7 @@ from choices_clipfsar import DTYPES, EXPORT_FORMATS, INFERENCE_MODES, OUTPUT_FOR
 from clipfsar.data.arguments import LABEL_FPS_HELP
 from clipfsar.names import check_device, check_source, find_model
 from clipfsar.options import REQUIRED, option
-from paths_clipfsar import check_path
+from paths_clipfsar import check_path, check_picture_name
 from spans_clipfsar import split_span
 
 DTYPE_CHOICES = ("auto", *DTYPES)
@@ -238,6 +238,7 @@ class ReviewArguments:
             raise ValueError(f"--batch_size {self.batch_size} must be at least 1.")
         if self.label_fps is not None and not 0 < self.label_fps < math.inf:
             raise ValueError(f"--label_fps {self.label_fps} must be greater than 0 and finite.")
+        check_picture_name(self.picture, "picture")
 
     def check_files(self):
         """Raises `FileNotFoundError` for missing files."""

@@ -271,6 +271,7 @@ class Prediction:
                 timeline.duration_seconds,
                 title=f"{printable(Path(query).name)}, windows of {window_seconds:g} s every {stride:g} s",
                 thumbnails=timeline.thumbnails.numpy(),
+                unknown_scores=None if unknown is None else unknown.numpy(),
             )
             self._draw(result, lambda path: draw(path=path), arguments.pictures)
         return result
