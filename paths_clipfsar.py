@@ -199,6 +199,12 @@ def check_output_file(path: str | os.PathLike) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_output_folder(option: str, name: str | os.PathLike | None) -> None:
+    """Raises `NotADirectoryError` if an option for a folder of results names a file. None passes."""
+    if name is not None and Path(name).exists() and not Path(name).is_dir():
+        raise NotADirectoryError(f"--{option} {os.fspath(name)} is a file: name a folder.")
+
+
 def check_picture_name(path: str | os.PathLike | None, option: str = "") -> None:
     """Checks before long work that a picture can be written in the format that its name ends in.
 
@@ -324,6 +330,7 @@ __all__ = [
     "check_folder",
     "check_local",
     "check_output_file",
+    "check_output_folder",
     "check_path",
     "check_picture_name",
     "class_name_of_folder",

@@ -303,12 +303,17 @@ class SupportSet:
             self.fingerprint = self.fingerprint or fingerprint_of(model, processor)
             self.classes = classes
 
-    def rename_class(self, model, processor, class_name: str, new_name: str) -> None:
+    def rename_class(self, model, processor, class_name: str = "", new_name: str = "") -> None:
         """Renames a class and encodes its new name; its position and its clips stay.
 
         Raises `ValueError` for an unknown class, a name that another class has or that means the same, and a model or
-        preprocessing other than the set's.
+        preprocessing other than the set's. Raises `TypeError` without a model and a processor.
         """
+        if isinstance(model, str):
+            raise TypeError(
+                "rename_class encodes the new name, which needs the model and the processor: "
+                f"rename_class(model, processor, {model!r}, {processor!r})."
+            )
         with self._lock:
             renamed = self._class(class_name)
             self.check(model, processor)

@@ -251,6 +251,10 @@ def test_a_class_may_get_another_spelling_of_its_name(parts):
     support_set = SupportSet.from_videos(*parts, {"brush_hair": CLIPS["boxing"], "walking": CLIPS["walking"]})
     support_set.rename_class(*parts, "brush_hair", "brush hair")
     assert support_set.class_names == ["brush hair", "walking"]
+    with pytest.raises(
+        TypeError, match=r"needs the model and the processor: rename_class\(model, processor, 'a', 'b'\)"
+    ):
+        support_set.rename_class("a", "b")
 
 
 def test_enrolling_draws_nothing_whatever_the_processor_does(parts):
