@@ -60,7 +60,7 @@ def check_on_hub(
     name: str,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     subfolder: str = "",
     **_: Any,

@@ -15,7 +15,7 @@ from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor, wri
 from clipfsar.cli import main as clipfsar
 from clipfsar.data.tables import csv_text
 from clipfsar.inference.load_model import load_model
-from clipfsar.inference.predict import SOME_UNREADABLE, as_csv, find_clips, find_queries
+from clipfsar.inference.predict import SOME_UNREADABLE, as_csv, find_clips, find_queries, picture_name
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
 from support_set_clipfsar import SupportSet
 
@@ -350,6 +350,12 @@ def test_errors_are_one_line_and_help_teaches(capsys):
 
 
 # --- names that are data ----------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_parts_of_a_video_have_names_of_their_own():
+    assert picture_name("long.mp4#t=0,0.5") == "long_0,0.5.png"
+    assert picture_name("long.mp4#t=0,0.7", {"long_0,0.7.png"}) == "long_0,0.7_2.png"
+    assert picture_name("long.mp4") == "long.png"
 
 
 def test_csv_names_pictures():

@@ -3,7 +3,7 @@
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -28,6 +28,7 @@ from clipfsar.option_conditions import check_without_effect
 from clipfsar.plots import plot_timeline
 from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, printable
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, split_labels
+from spans_clipfsar import split_span
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
 
 SOME_UNREADABLE = 3
@@ -295,7 +296,7 @@ class Prediction:
 
     def _draw(self, result: dict, draw: Callable[[Path], object], folder: str):
         """Draws the picture of a result under a unique name. The result is kept if the picture cannot be written."""
-        name = file_name_of(Path(result["query"]).stem or "video", ".png", self.picture_names)
+        name = picture_name(result["query"], self.picture_names)
         self.picture_names.add(name)
         path = Path(folder) / name
         try:
@@ -303,6 +304,13 @@ class Prediction:
             result["picture"] = str(path)
         except OSError as error:
             result["picture_error"] = str(error)
+
+
+def picture_name(query: str, used: Collection[str] = ()) -> str:
+    """The file name of a query's picture: the video's name and, for a part of a video, its seconds."""
+    path, span = split_span(query)
+    stem = Path(path).stem or "video"
+    return file_name_of(stem if span is None else f"{stem}_{span}", ".png", used)
 
 
 def as_table(results: list[dict], top_k: int) -> str:
@@ -420,5 +428,5 @@ def main(arguments: PredictArguments) -> int:
 
 __all__ = [
     *("SOME_UNREADABLE", "Prediction", "as_csv", "as_table", "find_classes", "find_clips", "find_queries"),
-    *("as_text", "enroll", "find_support_set", "main", "output_folder", "write_output"),
+    *("as_text", "enroll", "find_support_set", "main", "output_folder", "picture_name", "write_output"),
 ]
