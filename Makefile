@@ -28,6 +28,7 @@ demo: install  ## run the demo: a first answer, two tracks, one training, a repo
 	$(BIN)/python -m demo.synthetic.run --output_dir demo_output
 
 $(PAGE_VENV)/.installed: demo/requirements.txt
+	@echo "Installing the page's packages into $(PAGE_VENV), once: PyTorch (on Linux with CUDA, gigabytes), Gradio and others. This takes minutes."
 	$(PYTHON) -m venv $(PAGE_VENV)
 	$(PAGE_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement demo/requirements.txt
 	touch $@

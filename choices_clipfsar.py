@@ -32,6 +32,8 @@ VIDEO_SUFFIXES = (
     *(".rm", ".rmvb", ".nut", ".h264", ".264", ".h265", ".265", ".hevc", ".obu", ".ivf", ".amv", ".dav", ".ismv"),
 )
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Endings of pictures that matplotlib writes.
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps", ".svgz")
 UNKNOWN_LABEL = "none of these"  # the label of clips that belong to no class, with detect_unknown
 SECONDS_PER_VIDEO = 60  # time limit for reading a video
 

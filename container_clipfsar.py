@@ -87,8 +87,12 @@ class VideoTimes:
         """
         if self.duration is None or not self.fps:
             raise UnreadableError("it does not say its frames per second, which a part in seconds needs")
+        if end_seconds is not None and not start_seconds < end_seconds:
+            raise UnreadableError(
+                f"the part from {start_seconds:g} to {end_seconds:g} seconds is empty: its end is not after its start"
+            )
         end = self.duration if end_seconds is None else end_seconds
-        if not start_seconds < end or start_seconds >= self.duration or end > self.duration + 1:
+        if start_seconds >= self.duration or end > self.duration + 1:
             raise UnreadableError(
                 f"the part from {start_seconds:g} to {end:g} seconds is not in it: it lasts {self.duration:.6g} seconds"
             )

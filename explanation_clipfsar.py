@@ -10,6 +10,20 @@ from typing import Any
 
 import torch
 
+try:
+    from .choices_clipfsar import UNKNOWN_LABEL
+except ImportError:
+    if __package__:
+        raise
+    from choices_clipfsar import UNKNOWN_LABEL
+
+try:
+    from .paths_clipfsar import check_picture_name
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import check_picture_name
+
 # Only `plot` imports matplotlib: the numbers do not need it.
 
 
@@ -59,6 +73,11 @@ class Explanation:
         """The most probable class."""
         return self.class_names[int(self.probabilities.argmax())]
 
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the answer is "none of these"."""
+        return self.unknown_score is not None and self.unknown_score >= 0.5
+
     def path(self, label: str | None = None) -> list[tuple[int, int, float]]:
         """For each query frame that counts: its number, its best matching prototype frame, and that pair's weight.
 
@@ -104,7 +123,11 @@ class Explanation:
         frames at the top, their alignment between. `probabilities=False` leaves out class probabilities and heading.
 
         Returns matplotlib's figure, and writes it to `path` if given.
+
+        Raises:
+            ValueError: If `path` does not end as a picture does.
         """
+        check_picture_name(path)
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
@@ -116,16 +139,23 @@ class Explanation:
             grid, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
             self._draw_alignment(grid, number)
             self._draw_probabilities(bars, number, shown)
-            name, score = self.class_names[number], float(self.probabilities[number])
             heading = f"{title}: " if title else ""
-            figure.suptitle(
-                f"{heading}{name!r}, probability {score:.2f}", fontsize=15, fontweight="bold", parse_math=False
-            )
+            heading += self._answer() if label is None else self._with_probability(number)
+            figure.suptitle(heading, fontsize=15, fontweight="bold", parse_math=False)
         else:
             self._draw_alignment(figure.subplots(), number)
         if path is not None:
             figure.savefig(path, dpi=110)
         return figure
+
+    def _answer(self) -> str:
+        nearest = self._with_probability(self._number(None))
+        if not self.is_unknown:
+            return nearest
+        return f"{UNKNOWN_LABEL}, score {self.unknown_score:.2f}\nThe nearest class is {nearest}"
+
+    def _with_probability(self, number: int) -> str:
+        return f"{self.class_names[number]!r}, probability {float(self.probabilities[number]):.2f}"
 
     def _draw_alignment(self, axes, number: int):
         """Draws the grid: cell (row, column) covers x from column to column + 1 and y from row to row + 1.

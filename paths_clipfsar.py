@@ -18,11 +18,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 try:
-    from .choices_clipfsar import VIDEO_SUFFIXES
+    from .choices_clipfsar import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import VIDEO_SUFFIXES
+    from choices_clipfsar import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 
 MAX_NAME_BYTES = 255  # of a file name on common file systems
 _FILE_SUFFIXES = (
@@ -199,6 +199,28 @@ def check_output_file(path: str | os.PathLike) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_output_folder(option: str, name: str | os.PathLike | None) -> None:
+    """Raises `NotADirectoryError` if an option for a folder of results names a file. None passes."""
+    if name is not None and Path(name).exists() and not Path(name).is_dir():
+        raise NotADirectoryError(f"--{option} {os.fspath(name)} is a file: name a folder.")
+
+
+def check_picture_name(path: str | os.PathLike | None, option: str = "") -> None:
+    """Checks before long work that a picture can be written in the format that its name ends in.
+
+    Args:
+        path: The file; None passes, and so does a name without an ending, which becomes a .png.
+        option: Option of the command line with this file, for the message.
+
+    Raises:
+        ValueError: If the name ends in something else.
+    """
+    suffix = "" if path is None else os.path.splitext(path)[1]
+    if path is not None and suffix and suffix.lower() not in PICTURE_SUFFIXES:
+        given = f"--{option} {os.fspath(path)}" if option else os.fspath(path)
+        raise ValueError(f"{given}: a picture ends in one of {', '.join(PICTURE_SUFFIXES)}, not in {suffix}.")
+
+
 def file_name_of(text: str, suffix: str, used: Collection[str] = ()) -> str:
     """Makes a file name from any text: no separators or control characters, at most 255 bytes, not in `used`.
 
@@ -308,7 +330,9 @@ __all__ = [
     "check_folder",
     "check_local",
     "check_output_file",
+    "check_output_folder",
     "check_path",
+    "check_picture_name",
     "class_name_of_folder",
     "class_names_of_folders",
     "encoded_url",

@@ -17,6 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 try:
+    from .paths_clipfsar import check_picture_name
+except ImportError:
+    if __package__:
+        raise
+    from paths_clipfsar import check_picture_name
+
+try:
     from .left_out_clipfsar import LeftOut, by_class, hold_out, leave_one_out, rounds, sources_of_clips
 except ImportError:
     if __package__:
@@ -145,7 +152,11 @@ class SupportSetReview:
         """Draws the confusion of classes, and film strips of suspect and doubled clips.
 
         Returns matplotlib's figure, and writes it to `path` if given.
+
+        Raises:
+            ValueError: If `path` does not end as a picture does.
         """
+        check_picture_name(path)
         try:
             from matplotlib.figure import Figure
         except ImportError as error:

@@ -35,6 +35,15 @@ def split_span(name: str) -> tuple[str, Span | None]:
     return match["path"], Span(float(match["start"] or 0), None if match["end"] is None else float(match["end"]))
 
 
+def wrong_times(name: str) -> str | None:
+    """What is wrong with the times in `long.mp4#t=a,b`, as half a sentence. None if `long.mp4` does not exist."""
+    path, mark, times = name.rpartition("#t=")
+    is_part_or_file = not mark or split_span(name)[1] is not None or os.path.exists(os.path.expanduser(name))
+    if is_part_or_file or not os.path.exists(os.path.expanduser(path)):
+        return None
+    return f"the times {times!r} after #t= are not numbers of seconds, such as #t=12.5,15"
+
+
 def with_span(path: str, start_seconds: float, end_seconds: float | None = None) -> str:
     """The name of a part of a video. Times are written to the microsecond.
 
@@ -54,4 +63,4 @@ def _as_text(seconds: float) -> str:
     return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
-__all__ = ["Span", "split_span", "with_span"]
+__all__ = ["Span", "split_span", "with_span", "wrong_times"]

@@ -105,6 +105,7 @@ try:
         SUPPORT_SET_WEIGHTS_NAME,
         EnrolledClass,
         Unknowns,
+        check_on_hub,
         meaning,
         read_support_set,
         write_support_set,
@@ -117,6 +118,7 @@ except ImportError:
         SUPPORT_SET_WEIGHTS_NAME,
         EnrolledClass,
         Unknowns,
+        check_on_hub,
         meaning,
         read_support_set,
         write_support_set,
@@ -637,16 +639,16 @@ class SupportSet:
 
         Raises:
             ValueError: When a folder holds no support set or a damaged one.
-            FileNotFoundError: When there is no such folder.
+            FileNotFoundError: When there is no such folder or repository, or the Hub cannot be reached.
             TypeError: For an unknown option.
-            OSError: When the Hub cannot be reached or has no such set (transformers' message).
+            OSError: When the repository holds no support set (transformers' message).
         """
         check_known("SupportSet.from_pretrained", hub_options, _HUB_OPTIONS)
         name = os.fspath(pretrained_name_or_path)
         check_folder(name)
-        if os.path.exists(name) and not os.path.isfile(
-            os.path.join(name, hub_options.get("subfolder", ""), SUPPORT_SET_NAME)
-        ):
+        if not os.path.exists(name):
+            check_on_hub(name, **hub_options)
+        elif not os.path.isfile(os.path.join(name, hub_options.get("subfolder", ""), SUPPORT_SET_NAME)):
             why = f"there is no {SUPPORT_SET_NAME} in it" if os.path.isdir(name) else "it is not a folder"
             raise ValueError(f"{name!r} holds no support set: {why}.")
         description_file, tensor_file = (

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
@@ -43,6 +45,7 @@ except ImportError:
         raise
     from paths_clipfsar import flush_to_disk, replace_file
 
+HUB_TIMEOUT_SECONDS = 5.0
 SUPPORT_SET_NAME = "support_set.json"
 SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
 _NEXT_WEIGHTS_NAME = f".{SUPPORT_SET_WEIGHTS_NAME}.next"  # of tensors until they take the place of earlier ones
@@ -51,6 +54,46 @@ _FORMAT = 1
 TUNED_SETTINGS = ("inference_mode", "alignment", "ensemble_text_weight", "ensemble_temperature")
 _BACKGROUND = "background"  # entry of the description, and part of the names of tensors
 _DIGEST = "sha256_of_description"  # version 0.1 wrote none
+
+
+def check_on_hub(
+    name: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    subfolder: str = "",
+    **_: Any,
+) -> None:
+    """Checks the name of a support set that is no folder, with a single question to the Hub.
+
+    Loading its files would ask for most of a minute if the Hub cannot be reached, and then would not name it.
+
+    Raises:
+        FileNotFoundError: If the name is not in the cache, and the Hub cannot be reached or has no such repository.
+    """
+    file = os.path.join(subfolder, SUPPORT_SET_NAME)
+    try:
+        cached = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision)
+    except HFValidationError:
+        raise FileNotFoundError(f"There is no folder {name!r}. A Hub id has the form OWNER/NAME.") from None
+    if isinstance(cached, str) or local_files_only:
+        return
+    if "/" not in name:
+        raise FileNotFoundError(f"There is no folder {name!r}. A Hub id has the form OWNER/NAME.")
+    http_error: Any = HfHubHTTPError.__bases__[0]  # base class of the HTTP library's errors
+    try:
+        HfApi(token=token).repo_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+        return
+    except RepositoryNotFoundError:
+        why = "the Hub has no such repository that you may see"
+    except HfHubHTTPError:
+        return  # the Hub answers something else, such as "too many requests": loading reports it
+    except OfflineModeIsEnabled:
+        why = "HF_HUB_OFFLINE is set, so the Hub is not asked; it is not in the cache either"
+    except (OSError, http_error) as error:
+        why = f"the Hub cannot be reached ({type(error).__name__}); it is not in the cache either"
+    raise FileNotFoundError(f"There is no folder {name!r}, and {why}.")
 
 
 @dataclass
@@ -376,6 +419,7 @@ __all__ = [
     "TUNED_SETTINGS",
     "EnrolledClass",
     "Unknowns",
+    "check_on_hub",
     "embeds_of_clips",
     "meaning",
     "read_support_set",

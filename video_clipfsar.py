@@ -16,11 +16,25 @@ import torch
 from PIL import Image, ImageOps
 
 try:
-    from .choices_clipfsar import DECODERS, FRAME_SAMPLINGS, IMAGE_SUFFIXES, check_choice, check_positive_integer
+    from .choices_clipfsar import (
+        DECODERS,
+        FRAME_SAMPLINGS,
+        IMAGE_SUFFIXES,
+        VIDEO_SUFFIXES,
+        check_choice,
+        check_positive_integer,
+    )
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import DECODERS, FRAME_SAMPLINGS, IMAGE_SUFFIXES, check_choice, check_positive_integer
+    from choices_clipfsar import (
+        DECODERS,
+        FRAME_SAMPLINGS,
+        IMAGE_SUFFIXES,
+        VIDEO_SUFFIXES,
+        check_choice,
+        check_positive_integer,
+    )
 
 try:
     from .container_clipfsar import ZIP_MAGIC, VideoTimes, check_container, one_line
@@ -83,11 +97,11 @@ except ImportError:
     from reader_process_clipfsar import RemoteReader, can_start_processes
 
 try:
-    from .spans_clipfsar import Span, split_span
+    from .spans_clipfsar import Span, split_span, wrong_times
 except ImportError:
     if __package__:
         raise
-    from spans_clipfsar import Span, split_span
+    from spans_clipfsar import Span, split_span, wrong_times
 
 # Formats accepted for image files. Pillow knows 40 more; one of them starts a program.
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -445,6 +459,8 @@ def _open_video(
                 reader = (_OpenDecoderReader if hasattr(source, "get_frames_at") else _FramesInMemory)(source)
             if not reader.times.num_frames:
                 expected = f" ({', '.join(IMAGE_SUFFIXES)})" if isinstance(reader, _FrameFiles) else ""
+                if expected and any(name.lower().endswith(VIDEO_SUFFIXES) for name in os.listdir(source)):
+                    expected += "; a folder is one clip of image files, so give its videos, not the folder"
                 raise UnreadableError(f"it holds no frames{expected}")
             if span is not None:
                 reader = _PartReader(reader, span)
@@ -565,6 +581,9 @@ def _locate(video: Any) -> tuple[str | None, Any, Span | None]:
     if isinstance(video, (str, os.PathLike)):
         path = os.fsdecode(video)
         with _naming(path, "it is not a path"):
+            reason = wrong_times(path)
+            if reason is not None:
+                raise UnreadableError(reason)
             whole, span = split_span(path)
             return path, _source_of(whole), span
     path = path if isinstance(path, str) else None

@@ -49,7 +49,7 @@ def find_model(option: str, name: str | None) -> str | None:
             )
         print(f"--{option} {name} is a training run: using its best model, {best}.", file=sys.stderr)
         return str(best)
-    check_source(option, name, kind="model")
+    check_source(option, name, kind="model", remedy="Give a local folder, or a model that is in the cache.")
     return name
 
 

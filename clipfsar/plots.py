@@ -9,12 +9,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from choices_clipfsar import UNKNOWN_LABEL
+from paths_clipfsar import check_picture_name
+
 # Names of classes, runs and files are plain text: "$" does not begin a formula.
 _PLAIN_TEXT: Any = plt.rc_context({"text.parse_math": False})
 
 
 def plot_training(records: list[dict], path: Path):
     """Plots losses and accuracies over episodes, from the lines of `training_log.jsonl`, if there are any."""
+    check_picture_name(path)
     train = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation"]
     if not train:
@@ -47,6 +51,7 @@ def plot_training(records: list[dict], path: Path):
 @_PLAIN_TEXT
 def plot_training_comparison(runs: dict[str, list[dict]], path: Path):
     """Plots validation accuracy over training episodes. `runs`: name -> lines of its `training_log.jsonl`."""
+    check_picture_name(path)
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name, records in runs.items():
         validation = [record for record in records if record["kind"] == "validation"]
@@ -80,6 +85,7 @@ def plot_episode(
         probabilities: (Q, N).
         true_classes: Q positions in `class_names`.
     """
+    check_picture_name(path)
     n_rows = len(class_names) + len(query_frames)
     figure, axes = plt.subplots(
         n_rows, 2, figsize=(12, 0.95 * n_rows + 0.6), width_ratios=(3, 1), layout="constrained", squeeze=False
@@ -108,6 +114,7 @@ def plot_episode(
 @_PLAIN_TEXT
 def plot_confusion(rates: np.ndarray, class_names: list[str], path: Path, title: str):
     """Plots a confusion matrix. `rates`: (C, C), 0..1, how often the row's class is taken for the column's class."""
+    check_picture_name(path)
     size = 3 + 0.28 * len(class_names)
     figure, axes = plt.subplots(figsize=(size + 1.5, size), layout="constrained")
     image = axes.imshow(100 * rates, vmin=0, vmax=100, cmap="viridis")
@@ -124,6 +131,7 @@ def plot_confusion(rates: np.ndarray, class_names: list[str], path: Path, title:
 @_PLAIN_TEXT
 def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
     """Plots the accuracy (%) of each class as a bar, the hardest class at the top."""
+    check_picture_name(path)
     names = sorted(accuracies, key=accuracies.__getitem__)
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.24 * len(names)), layout="constrained")
     axes.barh(names, [accuracies[name] for name in names], color="tab:blue")
@@ -139,6 +147,7 @@ def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
 @_PLAIN_TEXT
 def plot_ranks(ranks: dict[str, float], groups: list[list[str]], path: Path, title: str):
     """Plots mean ranks (1 is the best) on a line, and a bar over each group of names that cannot be told apart."""
+    check_picture_name(path)
     names = sorted(ranks, key=lambda name: ranks[name])
     figure, axes = plt.subplots(figsize=(8, 1.4 + 0.3 * (len(names) + len(groups))), layout="constrained")
     top = 0.6 * len(groups)
@@ -168,6 +177,7 @@ def plot_timeline(
     path: Path,
     title: str,
     thumbnails: np.ndarray,
+    unknown_scores: np.ndarray | None = None,
 ):
     """Plots a long video over time: frames at the top, a coloured strip of answers, and class scores below.
 
@@ -177,7 +187,9 @@ def plot_timeline(
         class_names: N names; only the nine with the highest peak scores are drawn.
         labels: Answers of the W windows; a name that is not a class is drawn in grey.
         thumbnails: (n, H, W, 3), uint8, spread evenly over the video.
+        unknown_scores: (W,), scores of "none of these", drawn as a dashed line, if requested.
     """
+    check_picture_name(path)
     colours = {name: plt.cm.tab10(i) for i, name in enumerate([class_names[n] for n in np.argsort(-scores.max(0))[:9]])}
     figure, (film, strip, lines) = plt.subplots(
         3, 1, figsize=(13, 6), height_ratios=(1.1, 0.35, 3), sharex=True, layout="constrained"
@@ -199,6 +211,8 @@ def plot_timeline(
         lines.plot(
             middles, scores[:, class_names.index(name)], "o-", color=colour, label=_in_legend(name), markersize=3
         )
+    if unknown_scores is not None:
+        lines.plot(middles, unknown_scores, "o--", color="0.55", label=f"{UNKNOWN_LABEL}, score", markersize=3)
     for other in sorted(set(labels) - set(colours)):
         lines.plot([], [], color="0.8", linewidth=8, label=_in_legend(other))
     lines.set(xlabel="seconds (middle of the window)", ylabel="score", ylim=(-0.02, 1.02), xlim=(0, duration_seconds))

@@ -58,7 +58,7 @@ QUICK_VALUES = {"--until_interval": "20"}
 # Python blocks with these words run in another test, which asks more of them.
 RUN_ELSEWHERE = {"import onnxruntime": "test_export_model.py"}
 # Programs whose arguments are not checked.
-KNOWN_PROGRAMS = {"cd", "git", "hf", "."}
+KNOWN_PROGRAMS = {"cd", "cp", "git", "hf", "mkdir", "."}
 
 
 def blocks_of(page: Path, language: str) -> list[str]:

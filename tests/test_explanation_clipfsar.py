@@ -148,6 +148,24 @@ def test_the_alignment_can_be_drawn_alone_and_names_are_no_formulas(pipe, tmp_pa
         assert alone.size[0] < picture.size[0] / 2
 
 
+@pytest.mark.parametrize(
+    ("unknown_score", "label", "title"),
+    [
+        (0.73, None, "a.mp4: none of these, score 0.73\nThe nearest class is 'b', probability 0.75"),
+        (0.73, "a", "a.mp4: 'a', probability 0.25"),
+        (0.2, None, "a.mp4: 'b', probability 0.75"),
+    ],
+)
+def test_the_title_of_a_picture_is_the_answer(unknown_score, label, title):
+    figure = example(unknown_score=unknown_score).plot(label=label, title="a.mp4")
+    assert figure.get_suptitle() == title
+
+
+def test_a_picture_of_another_format_is_refused_before_it_is_drawn():
+    with pytest.raises(ValueError, match=r"^why.txt: a picture ends in one of .png, .pdf, .svg, .*, not in .txt.$"):
+        example().plot("why.txt")
+
+
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):

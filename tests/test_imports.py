@@ -55,7 +55,7 @@ MAY_IMPORT = {
     },
     "class_texts_clipfsar": {"paths_clipfsar"},
     "episodes_clipfsar": {"choices_clipfsar", "class_texts_clipfsar"},
-    "explanation_clipfsar": set(),
+    "explanation_clipfsar": {"choices_clipfsar", "paths_clipfsar"},
     "fingerprint_clipfsar": {"backbones_clipfsar", "paths_clipfsar"},
     "support_set_files_clipfsar": {"choices_clipfsar", "limits_clipfsar", "paths_clipfsar"},
     "enrolled_clipfsar": {
@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "left_out_clipfsar": {
         *("heads_clipfsar", "modeling_clipfsar", "spans_clipfsar", "support_set_files_clipfsar"),
     },
-    "review_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
+    "review_clipfsar": {"left_out_clipfsar", "paths_clipfsar", "support_set_files_clipfsar"},
     "suggestion_clipfsar": {"choices_clipfsar", "support_set_files_clipfsar"},
     "tuning_clipfsar": {"left_out_clipfsar", "support_set_files_clipfsar"},
     "support_set_clipfsar": {

@@ -1,6 +1,7 @@
 """Pictures: they are drawn, from whatever a log holds, and leave no figure open."""
 
 import warnings
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -86,6 +87,23 @@ def test_accuracies_per_class_are_drawn_with_the_hardest_at_the_top(tmp_path, mo
 def test_accuracies_per_class_are_drawn_also_where_a_class_was_never_asked_about(tmp_path):
     plot_per_class({"run": 80.0, "dive": float("nan"), "swim": 50.0}, tmp_path / "per_class.png", "5-way 1-shot")
     assert is_drawn(tmp_path / "per_class.png")
+
+
+def test_the_score_of_no_class_is_drawn_over_time(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[2]))
+    seconds, thumbnails = np.array([[0.0, 1.0], [1.0, 2.0]]), np.zeros((2, 4, 4, 3), np.uint8)
+    scores, unknown = np.array([[0.6, 0.4], [0.7, 0.3]]), np.array([0.2, 0.9])
+    labels = ["run", "none of these"]
+    plot_timeline(seconds, scores, ["run", "dive"], labels, 2.0, tmp_path / "a.png", "a.mp4", thumbnails, unknown)
+    (axes,) = drawn
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines == {"run": [0.6, 0.7], "dive": [0.4, 0.3], "none of these, score": [0.2, 0.9], "none of these": []}
+
+
+def test_a_plot_of_another_format_is_refused():
+    with pytest.raises(ValueError, match=r"^a.bmp: a picture ends in one of .png, .* not in .bmp.$"):
+        plot_per_class({"run": 80.0}, Path("a.bmp"), "5-way 1-shot")
 
 
 def test_names_are_shown_as_they_are_and_are_no_formulas(tmp_path):

@@ -15,7 +15,7 @@ from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor, wri
 from clipfsar.cli import main as clipfsar
 from clipfsar.data.tables import csv_text
 from clipfsar.inference.load_model import load_model
-from clipfsar.inference.predict import SOME_UNREADABLE, as_csv, find_clips, find_queries
+from clipfsar.inference.predict import SOME_UNREADABLE, as_csv, find_clips, find_queries, picture_name
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
 from support_set_clipfsar import SupportSet
 
@@ -35,6 +35,7 @@ def folders(tmp_path_factory):
     write_video(folder / "queries" / "a.mp4", COLOURS["red"], seed=10)
     write_video(folder / "queries" / "b.mp4", COLOURS["dark_blue"], seed=11)
     (folder / "empty.mp4").touch()
+    (folder / "nothing").mkdir()
     return folder
 
 
@@ -69,8 +70,9 @@ def test_the_table_is_a_line_per_video(folders, expected, capsys):
     ]
 
 
-def test_csv_has_a_column_per_class(folders, expected, tmp_path):
+def test_csv_has_a_column_per_class(folders, expected, tmp_path, capsys):
     assert predict(folders, "--format", "csv", "--output", tmp_path / "new" / "answers.csv") == 0
+    assert f"{tmp_path / 'new' / 'answers.csv'}: results of 2 videos, csv\n" in capsys.readouterr().err
     rows = list(csv.DictReader(io.StringIO((tmp_path / "new" / "answers.csv").read_text())))
     for row, name in zip(rows, ("a", "b"), strict=True):
         assert row["label"] == expected[name][0]["label"]
@@ -278,7 +280,12 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
         ),
         (("--unknown_error_rate", 1), {}, "--unknown_error_rate 1.0 must be between 0 and 1"),
         (("--unknown_error_rate", 0.05), {}, "needs 19 clips, but 6 can be left out"),
-        (("--labels", "a"), {"support": None}, "at least two names"),
+        (("--labels", "a"), {"support": None}, "--labels a: at least two names are needed"),
+        (("--pictures", __file__), {}, "--pictures .*test_predict.py is a file: name a folder"),
+        (("--save_support_set", __file__), {}, "--save_support_set .*test_predict.py is a file: name a folder"),
+        ((), {"query": ("nothing",)}, "--query .*nothing holds neither videos nor folders of image files"),
+        ((), {"query": ("queries/a.mp4#t=a,b",)}, "--query .*a.mp4#t=a,b: the times 'a,b' after #t= are not numbers"),
+        ((), {"support": "queries/a.mp4"}, "--support_set .*a.mp4 is a file without labels. Give a folder EXAMPLES"),
         (("--labels", "a", "--labels_file", "b"), {"support": None}, "Give --labels or --labels_file, not both"),
         (("--labels_file", "nowhere.txt"), {"support": None}, "--labels_file nowhere.txt does not exist"),
         (("--labels", "Run", "run"), {"support": None}, "Class names 'Run' and 'run' become the same text"),
@@ -287,7 +294,7 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
         (("--window_seconds", "inf"), {}, "--window_seconds inf must be a finite number"),
         (("--top_k", 0), {}, "--top_k 0 must be at least 1"),
         ((), {"support": "queries"}, "holds no folders: give one folder of clips per class"),
-        ((), {"support": "."}, "Class 'model' has no clips"),
+        ((), {"support": "."}, r"Class 'model' has no clips: .*\(.mp4 .webm .avi .mkv .mov ...\) nor image files"),
         ((), {"support": "nowhere"}, "--support_set .*nowhere does not exist"),
     ],
 )
@@ -343,6 +350,18 @@ def test_errors_are_one_line_and_help_teaches(capsys):
 
 
 # --- names that are data ----------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_parts_of_a_video_have_names_of_their_own():
+    assert picture_name("long.mp4#t=0,0.5") == "long_0,0.5.png"
+    assert picture_name("long.mp4#t=0,0.7", {"long_0,0.7.png"}) == "long_0,0.7_2.png"
+    assert picture_name("long.mp4") == "long.png"
+
+
+def test_csv_names_pictures():
+    results = [{"query": "a.mp4", "answer": [{"label": "b", "score": 0.9}], "picture": "why/a.png"}]
+    header, row = csv.reader(io.StringIO(as_csv(results, ["b"])))
+    assert dict(zip(header, row, strict=True))["picture"] == "why/a.png"
 
 
 def test_no_cell_of_a_csv_is_a_formula():

@@ -1,5 +1,6 @@
 """Preparing a data set: what comes of every source, what is found wrong, interruptions, and the way on to training."""
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -36,13 +37,14 @@ from clipfsar.data import prepare as prepare_dataset
 from clipfsar.data.arguments import parse_arguments
 from clipfsar.data.copies import copies
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, in_processes
-from clipfsar.data.prepare import Preparation, with_class_names
+from clipfsar.data.prepare import Preparation, _options_of_small_splits, with_class_names
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.evaluate_model import main as evaluate
 from clipfsar.locks import FolderInUseError, FolderLock
 from clipfsar.training.arguments import parse_arguments as parse_training_arguments
 from clipfsar.training.program import main as train
+from episodes_clipfsar import EpisodeSampler
 from processing_clipfsar import CLIPFSARProcessor
 
 NUM_VIDEOS = {"train": 12, "validation": 9, "test": 9}  # three of each class of COLOURS
@@ -170,23 +172,48 @@ def test_what_is_left_out_of_a_tree_is_said_at_the_end(video_folder, tmp_path, c
     prepare(tmp_path / "data", source=source)
     lines = capsys.readouterr().out.splitlines()
     assert "left out: 1 file that is not a video (.txt 1), 1 hidden, class folders without clips: 'nothing'" in lines
-    assert lines[-1].endswith(f"is ready: clipfsar train --dataset {tmp_path / 'data'} --n_way 3 ...")
+    options = "--n_way 3 --train_n_query 2 --n_shot 1"
+    assert lines[-1].endswith(f"is ready: clipfsar train --dataset {tmp_path / 'data'} {options} ...")
     notes = [line for line in lines if line.startswith("note: ") and "default 5-way" in line]
+    assert [note.split()[1:6] for note in notes] == [
+        ["train", "has", "4", "classes", "with"],
+        ["validation", "and", "test", "have", "3"],
+    ]
     assert [note.partition("videos. ")[2] for note in notes] == [
-        f"Use --n_way {number} and fewer queries (--train_n_query, --n_query), or prepare into another --output_dir "
-        "with --class_split."
-        for number in (4, 3, 3)
+        "Use --n_way 4 --train_n_query 2, or prepare into another --output_dir with --class_split.",
+        "Use --n_way 3 --n_shot 1, or prepare into another --output_dir with --class_split.",
     ]
 
 
 def test_a_split_of_one_class_is_said_with_the_remedy(video_folder, tmp_path, capsys):
     prepare(tmp_path / "data", source=video_folder, class_split=[8, 1, 1])
     output = capsys.readouterr().out
-    assert "note: validation has 1 class with at least 3 videos" in output
+    assert "note: validation and test have 1 class with at least 3 videos" in output
     assert output.splitlines()[-1].endswith(
         "is ready, but a split has a single class, and episodes need two. Prepare into another --output_dir with "
         "--class_split, so that every split has two classes or more."
     )
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_the_options_for_small_splits_make_episodes_fit(is_told, tmp_path):
+    smallest = {"train": 4, "validation": 2, "test": 3}
+    classes = {split: dict.fromkeys("abc", size) for split, size in smallest.items()}
+    options = _options_of_small_splits(classes) if is_told else []
+    line = f"--dataset {tmp_path} --model m --output_dir {tmp_path / 'run'} {' '.join(options)}"
+    args = parse_training_arguments(line.split())
+    episodes = [("train", args.train_n_shot, args.train_n_query), ("validation", args.n_shot[0], args.n_query)]
+    for split, n_shot, n_query in [*episodes, *(("test", n_shot, args.n_query) for n_shot in args.n_shot)]:
+        labels = np.repeat(range(3), smallest[split])
+        with contextlib.nullcontext() if is_told else pytest.raises(ValueError, match="are needed"):
+            EpisodeSampler(labels, args.n_way, n_shot, n_query, 0)
+
+
+def test_a_class_with_a_single_video_is_said_instead_of_a_command_that_fails():
+    preparation = object.__new__(Preparation)
+    preparation.output_dir = Path("data/mine")
+    said = preparation._what_next({"train": {"a": 2, "b": 2, "c": 1}, "test": {"d": 3, "e": 3}})
+    assert said.startswith("data/mine is ready, but has 1 class with a single video, such as 'c' in train, and ")
 
 
 def test_what_is_too_small_to_train_on_is_said_with_what_it_is_good_for(tmp_path, capsys):

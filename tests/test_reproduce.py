@@ -19,7 +19,7 @@ from clipfsar.data import prepare as prepare_module
 from clipfsar.data.older_reader import REPORT
 from clipfsar.reproduction import program
 from clipfsar.reproduction.arguments import overridden, parse_arguments
-from clipfsar.reproduction.plan import Cost, measure, plan
+from clipfsar.reproduction.plan import Cost, count_videos, measure, plan
 from clipfsar.reproduction.report import markdown, read_published, report_data, write_eval_results
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.trainer import EpisodicTrainer
@@ -92,6 +92,19 @@ def test_the_plan_multiplies_the_measured_cost():
     assert "in all    8.6 h" in lines
     assert "7 GB frame store (jpeg), 6.0 GB per run" in lines
     assert "100 ms to train on a video of 8 frames, 20 ms to encode one" in lines
+
+
+def test_the_plan_counts_the_listed_videos_that_exist_without_reading_them(tmp_path):
+    (tmp_path / "videos" / "run").mkdir(parents=True)
+    (tmp_path / "videos" / "run" / "a.mp4").touch()  # empty, and converted from .avi
+    for name, classes in (("train", ("run", "dive")), ("val", ("swim",)), ("test", ("jump",))):
+        lines = [f"{name}{n}//{folder}/{clip}.avi" for n, folder in enumerate(classes) for clip in "ab"]
+        (tmp_path / f"{name}_few_shot.txt").write_text("\n".join(lines))
+    args = parse_arguments(["hmdb51", "--video_root", str(tmp_path / "videos"), "--official_splits", str(tmp_path)])
+    assert count_videos(args) == [
+        f"1 of 8 listed files found below {tmp_path / 'videos'}; they are not read.",
+        "Classes without a file: 3 ('dive', 'swim', 'jump')",
+    ]
 
 
 def test_the_cost_is_measured_with_the_model_itself(tmp_path):

@@ -9,6 +9,7 @@ from tiny_data import random_clip, tiny_model_and_processor
 
 import tuning_clipfsar
 from clipfsar.cli import main as run_command
+from clipfsar.inference.arguments import ReviewArguments
 from demo.synthetic import TINY_CLIP
 from left_out_clipfsar import hold_out, leave_one_out, source_of, sources_of_clips
 from review_clipfsar import review_classes, wilson_interval
@@ -199,6 +200,11 @@ def test_the_review_of_a_set_goes_to_json_and_a_picture(tmp_path):
     review.duplicates.append(("a", "clip 1", "b", "clip 2"))
     review.plot(tmp_path / "review.png")
     assert (tmp_path / "review.png").stat().st_size > 10_000
+
+
+def test_a_picture_of_another_format_is_refused_by_its_option():
+    with pytest.raises(ValueError, match=r"^--picture r.bmp: a picture ends in one of .png, .* not in .bmp.$"):
+        ReviewArguments(model="m", support_set="s", picture="r.bmp")
 
 
 def test_the_command_reviews_a_saved_set(tmp_path, capsys):

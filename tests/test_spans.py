@@ -76,10 +76,23 @@ def test_a_part_follows_the_times_of_a_varying_rate():
     assert (start, part.num_frames, part.duration) == (2, 1, pytest.approx(0.8))
 
 
-@pytest.mark.parametrize("part", [(4, 5), (1, 6), (3, 3), (3, 2)])
+@pytest.mark.parametrize("part", [(4, 5), (1, 6)])
 def test_a_part_outside_of_the_video_is_refused(part):
     with pytest.raises(UnreadableError, match="is not in it: it lasts 4 seconds"):
         VideoTimes.at_rate(100, 25).part(*part)
+
+
+@pytest.mark.parametrize("part", [(3, 3), (3, 2), (5, 2)])
+def test_a_part_that_ends_before_it_starts_is_refused(part):
+    with pytest.raises(UnreadableError, match=f"from {part[0]} to {part[1]} seconds is empty: its end is not after"):
+        VideoTimes.at_rate(100, 25).part(*part)
+
+
+def test_times_that_are_no_numbers_are_named_where_there_is_such_a_video(video):
+    with pytest.raises(VideoReadError, match=r"long.mp4#t=a,b': the times 'a,b' after #t= are not numbers of seconds"):
+        video_times(f"{video}#t=a,b")
+    with pytest.raises(VideoReadError, match="No such file"):
+        video_times(f"{video}.gone#t=a,b")
 
 
 def test_a_part_in_seconds_needs_a_rate():
@@ -118,3 +131,11 @@ def test_a_support_set_names_parts_and_knows_their_video(video):
     (first,), (second,) = (enrolled.clip_names for enrolled in support_set.classes.values())
     assert (first.partition(",")[0], second.partition("=")[0]) == ("long.mp4#t=0", "long.mp4#t")
     assert source_of(first) == source_of(second) == "long.mp4"
+
+
+def test_a_folder_of_videos_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(
+        VideoReadError, match=r"it holds no frames \(.*\); a folder is one clip of image files, so give"
+    ):
+        video_times(tmp_path)

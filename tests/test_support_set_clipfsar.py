@@ -320,6 +320,23 @@ def test_a_folder_that_is_missing_is_called_missing(kind, tmp_path):
         kind.from_pretrained(missing)
 
 
+def test_a_misspelt_support_set_is_named_after_at_most_one_question(monkeypatch, tmp_path):
+    asked = []
+
+    def unreachable(self, name, **options):
+        asked.append(name)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"^There is no folder 'my_clases'. A Hub id has the form OWNER/NAME.$"):
+        SupportSet.from_pretrained("my_clases", cache_dir=tmp_path)
+    assert asked == []
+    message = r"^There is no folder 'me/clases', and the Hub cannot be reached .ConnectionError."
+    with pytest.raises(FileNotFoundError, match=message):
+        SupportSet.from_pretrained("me/clases", cache_dir=tmp_path)
+    assert asked == ["me/clases"]
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -415,6 +432,7 @@ def test_pushed_to_the_hub_and_pulled_it_is_the_same(parts, support_set, query_e
         "cached_file",
         lambda name, file, **options: requests.append((name, options)) or tmp_path / file,
     )
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **options: None)
     pulled = SupportSet.from_pretrained("me/classes", revision="v2")
     assert requests[-1] == ("me/classes", {"revision": "v2"})
     assert pulled.classes["boxing"].thumbnails == [b"", b"", b""]  # pictures of people stay here unless asked for

@@ -540,16 +540,19 @@ def test_validation_and_test_have_protocols_of_their_own(trainer, monkeypatch):
 def test_training_episodes_have_the_shots_and_queries_of_training(trainer):
     sampler = trainer.create_sampler(trainer.train_split)
     assert (sampler.n_way, sampler.n_shot, sampler.n_query, sampler.seed) == (2, 3, 4, 10)
-    assert trainer._training_episodes(trainer.train_split).sampler is trainer.sampler
+    drawn = trainer._training_episodes(trainer.train_split).sampler
+    assert (drawn.n_way, drawn.n_shot, drawn.n_query, drawn.seed) == (2, 3, 4, 10)
+    trainer.sampler = sampler
+    assert trainer._training_episodes(trainer.train_split).sampler is sampler
     assert (trainer.encoder.batch_size, trainer.encoder.num_workers, trainer.encoder.seed) == (11, 12, 10)
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_first_videos_are_tried_as_they_will_be_used(trainer, monkeypatch):
     tried = []
-    monkeypatch.setattr(training, "check_classes", lambda *args: None)
+    monkeypatch.setattr(checks, "check_classes", lambda *args: None)
     monkeypatch.setattr(
-        training, "check_first_video", lambda split, processor, training: tried.append((split.name, training))
+        checks, "check_first_video", lambda split, processor, training: tried.append((split.name, training))
     )
     trainer.test_split = VideoSplit(labelled(u=9, v=9), name="test")
     trainer._check_data()

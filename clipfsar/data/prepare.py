@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -281,13 +282,7 @@ class Preparation:
         if self.num_duplicates:
             lines.append(f"note: {_videos(self.num_duplicates)} listed twice; each is kept once.")
         lines += filter(None, [note_on_copies(copies(self.splits))])
-        for split, dataset in self.splits.items():
-            sizes = Counter(dataset["label"][:])
-            if sizes and (len(sizes) < 5 or min(sizes.values()) < 6):
-                lines.append(
-                    f"note: {split} has {_classes(len(sizes))} with at least {min(sizes.values())} videos; the default "
-                    f"5-way 1-shot episodes with 5 queries per class need 5 classes with 6 videos. {_remedy(sizes)}"
-                )
+        lines += _notes_on_sizes({split: Counter(dataset["label"][:]) for split, dataset in self.splits.items()})
         absent = [split for split in SPLITS if split not in self.splits]
         if absent:
             lines.append(f"note: there are no classes for {' and '.join(absent)}; --class_split makes all splits.")
@@ -353,13 +348,21 @@ class Preparation:
             path.replace(targets[path])
 
     def _what_next(self, classes: dict[str, dict[str, int]]) -> str:
-        """The next command. Training needs two classes with two clips each (support and query); enrolling does not."""
+        """The next command. Training needs two classes, and two clips of each class; enrolling does not."""
         enough = [name for name, size in classes.get("train", {}).items() if size >= 2]
         fewest = min(map(len, classes.values()))
+        single = [(name, split) for split, sizes in classes.items() for name, size in sizes.items() if size < 2]
+        if len(enough) >= 2 and fewest >= 2 and single:
+            name, split = single[0]
+            return (
+                f"{self.output_dir} is ready, but has {_classes(len(single))} with a single video, such as {name!r} in "
+                f"{split}, and episodes need an example and a query. Add videos or leave such classes out, and prepare "
+                "into another --output_dir."
+            )
         if len(enough) >= 2 and fewest >= 2:
             model = f" --model {self.arguments.model}" if self.arguments.model is not None else ""
-            n_way = f" --n_way {fewest}" if fewest < 5 else ""
-            return f"{self.output_dir} is ready: clipfsar train --dataset {self.output_dir}{model}{n_way} ..."
+            options = "".join(f" {option}" for option in _options_of_small_splits(classes))
+            return f"{self.output_dir} is ready: clipfsar train --dataset {self.output_dir}{model}{options} ..."
         if len(enough) >= 2:
             return f"{self.output_dir} is ready, but a split has a single class, and episodes need two. {_SPLIT_ANEW}"
         return (
@@ -379,19 +382,56 @@ class Preparation:
 _SPLIT_ANEW = "Prepare into another --output_dir with --class_split, so that every split has two classes or more."
 
 
-def _remedy(sizes: Counter) -> str:
-    """What to do about a split with too few classes or videos for the default episodes."""
-    if len(sizes) < 2:
+def _options_of_small_splits(classes: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Options of `clipfsar train` that make episodes fit splits with fewer than 5 classes of 6 videos.
+
+    By default episodes are 5-way. In training a class has 1 example and 5 queries, in the test up to 5 examples and 1
+    query.
+
+    Args:
+        classes: `{split: {class name: number of videos}}`, at least 2 of each.
+    """
+    fewest = min(map(len, classes.values()))
+    smallest = {split: min(sizes.values()) for split, sizes in classes.items()}
+    options = [f"--n_way {fewest}"] if fewest < 5 else []
+    if smallest.get("train", 6) < 6:
+        options.append(f"--train_n_query {smallest['train'] - 1}")
+    if smallest.get("test", 6) < 6:
+        options.append("--n_shot 1")
+    return options
+
+
+def _notes_on_sizes(classes: Mapping[str, Counter]) -> list[str]:
+    """Sentences about splits that are too small for the default episodes; one for splits of the same size."""
+    splits_of: dict[tuple[int, int], list[str]] = {}
+    for split, sizes in classes.items():
+        if sizes:
+            splits_of.setdefault((len(sizes), min(sizes.values())), []).append(split)
+    return [
+        f"note: {' and '.join(splits)} {'has' if len(splits) == 1 else 'have'} {_classes(num_classes)} with at least "
+        f"{_number_of_videos(smallest)}; the default 5-way 1-shot episodes with 5 queries per class need 5 classes "
+        f"with 6 videos. {_remedy({split: classes[split] for split in splits})}"
+        for (num_classes, smallest), splits in splits_of.items()
+        if num_classes < 5 or smallest < 6
+    ]
+
+
+def _remedy(classes: Mapping[str, Counter]) -> str:
+    """What to do about splits with too few classes or videos for the default episodes."""
+    if any(len(sizes) < 2 for sizes in classes.values()):
         return _SPLIT_ANEW
-    n_way = f"--n_way {len(sizes)}" if len(sizes) < 5 else ""
-    queries = "fewer queries (--train_n_query, --n_query)" if min(sizes.values()) < 6 else ""
-    return (
-        f"Use {' and '.join(filter(None, (n_way, queries)))}, or prepare into another --output_dir with --class_split."
-    )
+    if any(min(sizes.values()) < 2 for sizes in classes.values()):
+        return "Add videos or leave classes out: a class needs 2 videos at least."
+    options = " ".join(_options_of_small_splits(classes)) or "1-shot episodes with 1 query per class"
+    return f"Use {options}, or prepare into another --output_dir with --class_split."
 
 
 def _classes(number: int) -> str:
     return f"{number} class{'' if number == 1 else 'es'}"
+
+
+def _number_of_videos(number: int) -> str:
+    return f"{number:,} video{'' if number == 1 else 's'}"
 
 
 def _videos(number: int) -> str:

@@ -8,8 +8,8 @@ from choices_clipfsar import DTYPES, EXPORT_FORMATS, INFERENCE_MODES, OUTPUT_FOR
 from clipfsar.data.arguments import LABEL_FPS_HELP
 from clipfsar.names import check_device, check_source, find_model
 from clipfsar.options import REQUIRED, option
-from paths_clipfsar import check_path
-from spans_clipfsar import split_span
+from paths_clipfsar import check_output_folder, check_path, check_picture_name
+from spans_clipfsar import split_span, wrong_times
 
 DTYPE_CHOICES = ("auto", *DTYPES)
 CLASS_TEXTS_HELP = (
@@ -56,7 +56,11 @@ class PredictArguments:
         "Class names only (zero-shot), instead of --support_set: several values, or one value with commas.",
     )
     labels_file: str | None = option(None, "Text file with one class name per line, instead of --labels.")
-    query: list[str] = option([], "Videos to classify: files, folders or addresses of files.", reads_addresses=True)
+    query: list[str] = option(
+        [],
+        "Videos to classify: files, folders, addresses of files, or parts of videos (long.mp4#t=12.5,15, in seconds).",
+        reads_addresses=True,
+    )
     inference_mode: str | None = option(
         None,
         "few_shot: by the clips; zero_shot: by the class names; ensemble: by both. Default: the model's.",
@@ -118,7 +122,8 @@ class PredictArguments:
     )
     pictures: str | None = option(
         None,
-        "Folder for one picture per video: an explanation of the answer, or with windows the timeline.",
+        "Folder for one picture per video: an explanation of the answer, or with windows the timeline. Replaces the "
+        "pictures of earlier runs that have the same names.",
         needs="query",
     )
     save_support_set: str | None = option(
@@ -184,6 +189,12 @@ class PredictArguments:
         for name in self.background:
             check_path("background", name, is_local=True)
         check_source("support_set", self.support_set, remedy=SUPPORT_SET_REMEDY)
+        for name in ("pictures", "save_support_set"):
+            check_output_folder(name, getattr(self, name))
+        for query in self.query:
+            reason = wrong_times(query)
+            if reason is not None:
+                raise ValueError(f"--query {query}: {reason}.")
         paths = [split_span(query)[0] for query in self.query]
         if paths and not any("://" in path or Path(path).expanduser().exists() for path in paths):
             raise FileNotFoundError(f"--query {' '.join(self.query)}: there is no such file or folder.")
@@ -238,11 +249,13 @@ class ReviewArguments:
             raise ValueError(f"--batch_size {self.batch_size} must be at least 1.")
         if self.label_fps is not None and not 0 < self.label_fps < math.inf:
             raise ValueError(f"--label_fps {self.label_fps} must be greater than 0 and finite.")
+        check_picture_name(self.picture, "picture")
 
     def check_files(self):
         """Raises `FileNotFoundError` for missing files."""
         check_path("model", self.model)  # paths of this machine first, the Hub last
         check_path("sources", self.sources, is_local=True)
+        check_output_folder("save_support_set", self.save_support_set)
         check_path("class_texts", self.class_texts, is_local=True)
         check_path("video_root", self.video_root, is_local=True)
         check_source("support_set", self.support_set, remedy=SUPPORT_SET_REMEDY)
@@ -293,4 +306,7 @@ class ExportArguments:
         self.model = find_model("model", self.model)
 
 
-__all__ = ["CLASS_TEXTS_HELP", "DTYPE_CHOICES", "DTYPE_HELP", "ExportArguments", "PredictArguments", "ReviewArguments"]
+__all__ = [
+    *("CLASS_TEXTS_HELP", "DTYPE_CHOICES", "DTYPE_HELP", "SUPPORT_SET_REMEDY"),
+    *("ExportArguments", "PredictArguments", "ReviewArguments"),
+]

@@ -3,7 +3,7 @@
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -14,7 +14,7 @@ from clipfsar.data.arguments import TABLE_SUFFIXES
 from clipfsar.data.clips import LeftOut, class_folders, find_clips
 from clipfsar.data.sources import is_labels, labelled_clips
 from clipfsar.data.tables import csv_text, read_class_texts, read_text
-from clipfsar.inference.arguments import PredictArguments
+from clipfsar.inference.arguments import SUPPORT_SET_REMEDY, PredictArguments
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.inference.preannotations import (
     FORMATS_OF_LABELS,
@@ -28,6 +28,7 @@ from clipfsar.option_conditions import check_without_effect
 from clipfsar.plots import plot_timeline
 from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, printable
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, split_labels
+from spans_clipfsar import split_span
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
 
 SOME_UNREADABLE = 3
@@ -54,7 +55,7 @@ def find_classes(folder: Path, left_out: LeftOut | None = None) -> dict[str, lis
         if not classes[class_name]:
             raise ValueError(
                 f"Class {class_name!r} has no clips: {folder / name} holds neither video files "
-                f"({' '.join(VIDEO_SUFFIXES)}) nor image files."
+                f"({' '.join(VIDEO_SUFFIXES[:5])} ...) nor image files."
             )
     return classes
 
@@ -79,6 +80,8 @@ def find_support_set(arguments) -> SupportSet | dict[str, list]:
     source = arguments.support_set
     path, left_out = Path(source).expanduser(), LeftOut()
     has_labels = path.exists() and (path.suffix.lower() in TABLE_SUFFIXES or is_labels(path))
+    if path.is_file() and not has_labels:
+        raise ValueError(f"--support_set {source} is a file without labels. {SUPPORT_SET_REMEDY}")
     if (path / SUPPORT_SET_NAME).is_file() or not (path.is_dir() or has_labels):
         has_background = getattr(arguments, "background", [])  # its clips may be unreadable
         names = ["video_root", "label_fps", *([] if has_background else ["skip_unreadable"])]
@@ -109,7 +112,19 @@ def _print_left_out(option: str, left_out: LeftOut):
 
 
 def _labels(arguments: PredictArguments) -> tuple[str, ...] | None:
-    """The names of `--labels` or `--labels_file`; None without them."""
+    """The names of `--labels` or `--labels_file`; None without them.
+
+    Raises `ValueError` for fewer than two different names.
+    """
+    names = _given_labels(arguments)
+    if names is not None and len(set(names)) < 2:
+        option = "labels" if arguments.labels_file is None else "labels_file"
+        value = arguments.labels_file or " ".join(arguments.labels or ())
+        raise ValueError(f'--{option} {value}: at least two names are needed, such as --labels "jumping, running".')
+    return names
+
+
+def _given_labels(arguments: PredictArguments) -> tuple[str, ...] | None:
     if arguments.labels_file is not None:
         lines = read_text(Path(arguments.labels_file).expanduser()).splitlines()
         names = tuple(line.strip() for line in lines if line.strip())
@@ -171,6 +186,9 @@ class Prediction:
         left_out = LeftOut()
         clips = find_queries(names, left_out)
         _print_left_out(option, left_out)
+        folders = [path for path in (Path(name).expanduser() for name in names) if path.is_dir()]
+        if names and len(folders) == len(names) and not any(map(find_clips, folders)):
+            raise ValueError(f"{option} {' '.join(names)} holds neither videos nor folders of image files.")
         return clips
 
     def _set_unknowns(self, background: list[str]):
@@ -271,13 +289,14 @@ class Prediction:
                 timeline.duration_seconds,
                 title=f"{printable(Path(query).name)}, windows of {window_seconds:g} s every {stride:g} s",
                 thumbnails=timeline.thumbnails.numpy(),
+                unknown_scores=None if unknown is None else unknown.numpy(),
             )
             self._draw(result, lambda path: draw(path=path), arguments.pictures)
         return result
 
     def _draw(self, result: dict, draw: Callable[[Path], object], folder: str):
         """Draws the picture of a result under a unique name. The result is kept if the picture cannot be written."""
-        name = file_name_of(Path(result["query"]).stem or "video", ".png", self.picture_names)
+        name = picture_name(result["query"], self.picture_names)
         self.picture_names.add(name)
         path = Path(folder) / name
         try:
@@ -285,6 +304,13 @@ class Prediction:
             result["picture"] = str(path)
         except OSError as error:
             result["picture_error"] = str(error)
+
+
+def picture_name(query: str, used: Collection[str] = ()) -> str:
+    """The file name of a query's picture: the video's name and, for a part of a video, its seconds."""
+    path, span = split_span(query)
+    stem = Path(path).stem or "video"
+    return file_name_of(stem if span is None else f"{stem}_{span}", ".png", used)
 
 
 def as_table(results: list[dict], top_k: int) -> str:
@@ -314,8 +340,8 @@ def as_table(results: list[dict], top_k: int) -> str:
 
 
 def as_csv(results: list[dict], class_names: list[str]) -> str:
-    """CSV text, one line per video or window: query, start, end, label, score, error, and a score for each class.
-    Scores of classes beyond `top_k` are empty."""
+    """CSV text, one line per video or window: query, start, end, label, score, error, the picture if
+    there is one, and a score for each class. Scores of classes beyond `top_k` are empty."""
     rows = []
     for result in results:
         for window in result.get("windows", [result]):
@@ -328,11 +354,12 @@ def as_csv(results: list[dict], class_names: list[str]) -> str:
                     "query": result["query"],
                     **{name: window.get(name, "") for name in ("start_seconds", "end_seconds")},
                     **{name: answer.get(name, "") for name in ("label", "score")},
-                    "error": result.get("error", ""),
+                    **{name: result.get(name, "") for name in ("error", "picture")},
                     **{f"score of {name}": score for name, score in scores.items()},
                 }
             )
     columns = ["query", "start_seconds", "end_seconds", "label", "score", "error"]
+    columns += ["picture"] if any("picture" in result for result in results) else []
     columns += [f"score of {name}" for name in class_names]
     return csv_text(columns, rows)
 
@@ -371,6 +398,10 @@ def write_output(text: str, path: str | None):
         raise
 
 
+def _videos(number: int) -> str:
+    return f"{number:,} video{'' if number == 1 else 's'}"
+
+
 def main(arguments: PredictArguments) -> int:
     """Runs `clipfsar predict`; returns its exit code."""
     transformers_logging.set_verbosity_error()
@@ -387,6 +418,8 @@ def main(arguments: PredictArguments) -> int:
         write_cvat(as_cvat(results, arguments), folder)
     else:
         write_output(as_text(results, prediction), arguments.output)
+    if arguments.output:
+        print(f"{arguments.output}: results of {_videos(len(results))}, {arguments.format}", file=sys.stderr)
     num_unread = sum("error" in result for result in results)
     if num_unread:
         print(f"{num_unread} of {len(results)} queries could not be read.", file=sys.stderr)
@@ -395,5 +428,5 @@ def main(arguments: PredictArguments) -> int:
 
 __all__ = [
     *("SOME_UNREADABLE", "Prediction", "as_csv", "as_table", "find_classes", "find_clips", "find_queries"),
-    *("as_text", "enroll", "find_support_set", "main", "output_folder", "write_output"),
+    *("as_text", "enroll", "find_support_set", "main", "output_folder", "picture_name", "write_output"),
 ]

@@ -59,6 +59,8 @@ def main(arguments: ReviewArguments) -> None:
     else:
         text = "\n".join(map(printable, str(review).splitlines())) + "\n"
     write_output(text, arguments.output)
+    if arguments.output:
+        print(f"{arguments.output}: the review, {arguments.format}", file=sys.stderr)
 
 
 __all__ = ["main", "read_sources"]

@@ -120,8 +120,7 @@ def clip_strip(thumbnail: bytes, clip_name: str) -> str:
 
 def probability_bars(explanation: Explanation) -> str:
     """HTML of the answer: the class, a bar per class, and what the decision is based on."""
-    unknown = explanation.unknown_score
-    is_unknown = unknown is not None and unknown >= 0.5
+    unknown, is_unknown = explanation.unknown_score, explanation.is_unknown
     order = explanation.probabilities.argsort(descending=True)[:MAX_BARS].tolist()
     rows = [(explanation.class_names[n], float(explanation.probabilities[n])) for n in order]
     bars = [_bar(name, score, "" if name == explanation.label and not is_unknown else "other") for name, score in rows]

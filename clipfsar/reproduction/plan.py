@@ -3,13 +3,18 @@
 import importlib.util
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from clipfsar.data.arguments import parse_arguments as parse_prepare_arguments
+from clipfsar.data.frame_store import is_missing
+from clipfsar.data.official_lists import with_official_lists
 from clipfsar.data.older_reader import REPORT
+from clipfsar.data.sources import listed_clips
 from clipfsar.data.splits import load_video_splits
 from clipfsar.presets import PRESETS
 from clipfsar.reproduction.arguments import ReproduceArguments
@@ -119,6 +124,27 @@ def split_sizes(args: ReproduceArguments) -> dict[str, int]:
     return {split: videos or 0 for split, (_, videos) in PRESETS[args.benchmark or ""].sizes.items()}
 
 
+def count_videos(args: ReproduceArguments) -> list[str]:
+    """Says how many of the listed videos exist, and which classes have none. Reads no video; prepared data need none.
+
+    Classes that nothing names are a note on standard error.
+    """
+    if (Path(args.data) / REPORT).is_file() or args.dataset is not None:
+        return []
+    try:
+        listed = listed_clips(with_official_lists(parse_prepare_arguments(args.prepare_command()))) or {}
+    except (ConnectionError, FileNotFoundError) as error:  # no lists, or no folder of videos
+        return [f"Videos not counted: {error}"]
+    clips = [clip for split in listed.values() for clip in split]
+    found = Counter(clip.class_name for clip in clips if not is_missing({"path": clip.path}))
+    absent = [repr(name) for name in dict.fromkeys(clip.class_name for clip in clips) if not found[name]]
+    lines = [f"{found.total():,} of {len(clips):,} listed files found below {args.video_root}; they are not read."]
+    if absent:
+        shown = f"{', '.join(absent[:10])}{', ...' if len(absent) > 10 else ''}"
+        lines.append(f"Classes without a file: {len(absent)} ({shown})")
+    return lines
+
+
 def plan(args: ReproduceArguments, cost: Cost | None = None) -> list[str]:
     """The steps of a reproduction with hours, memory and disk, as lines of text."""
     cost = cost or measure(args)
@@ -158,4 +184,4 @@ def plan(args: ReproduceArguments, cost: Cost | None = None) -> list[str]:
     return lines
 
 
-__all__ = ["Cost", "measure", "plan", "split_sizes"]
+__all__ = ["Cost", "count_videos", "measure", "plan", "split_sizes"]

@@ -18,7 +18,7 @@ from clipfsar.data.prepare import main as prepare
 from clipfsar.json_files import read_json
 from clipfsar.processes import first_process_decides
 from clipfsar.reproduction.arguments import ReproduceArguments
-from clipfsar.reproduction.plan import plan
+from clipfsar.reproduction.plan import count_videos, plan
 from clipfsar.reproduction.report import read_published, write_report
 from clipfsar.training.accelerator import make_accelerator
 from clipfsar.training.arguments import MAY_CHANGE_ON_RESUME, EpisodicTrainingArguments
@@ -165,6 +165,8 @@ def _machine() -> dict:
 
 def main(args: ReproduceArguments):
     if args.plan:
+        for line in count_videos(args):
+            print(line, flush=True)  # before the slow measurement
         print("\n".join(plan(args)))
         return
     Reproduction(args).run()
