@@ -48,7 +48,7 @@ programs: install  ## run whole programs as users start them: the wheel's comman
 	$(BIN)/python -m pytest -n 2 -m whole_program --dist loadfile \
 		$(addprefix tests/, test_wheel.py test_demo.py test_training.py test_export_model.py test_pipeline_clipfsar.py \
 		test_remote_code.py test_trainable.py test_study.py test_sharding.py test_torchrun.py \
-		test_convert_clip_mei.py test_reproduce.py test_heads_clipfsar.py)
+		test_convert_clip_mei.py test_reproduce.py test_heads_clipfsar.py test_package.py)
 
 upstream: install  ## run transformers' own tests on our classes (4 minutes on 2 cores; downloads them once)
 	PYTHONPATH=$$($(BIN)/python tests/transformers_source.py) $(BIN)/python -m pytest -n 2 \

@@ -87,10 +87,8 @@ def check_files(model, inference_mode, folder, formats=("onnx", "torch"), image_
 # --- equal to the model -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("config", "inference_mode"),
-    [({}, "ensemble"), pytest.param({"alignment": "bi_mhm"}, "few_shot", marks=pytest.mark.whole_program)],
-)
+@pytest.mark.parametrize(("config", "inference_mode"), [({}, "ensemble"), ({"alignment": "bi_mhm"}, "few_shot")])
+@pytest.mark.whole_program
 def test_both_files_give_the_models_logits_for_any_number_of_queries_and_classes(tmp_path, config, inference_mode):
     check_files(small_model(**config), inference_mode, tmp_path)
 

@@ -38,6 +38,7 @@ def test_every_public_name_resolves(name):
     assert inspect.isclass(value) or callable(value)
 
 
+@pytest.mark.whole_program
 def test_a_model_of_the_package_can_go_to_pipeline_in_a_fresh_process():
     program = (
         "from transformers import pipeline; from transformers.pipelines import PIPELINE_REGISTRY\n"

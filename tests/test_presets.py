@@ -274,7 +274,7 @@ def test_presets_keep_the_limits_of_values(benchmark):
         ("eval_batch_size", 0, "0 must be at least 1"),
         ("n_way", 1, "1 must be at least 2"),
         ("n_shot", [1, 0], "0 must be at least 1"),
-        ("n_shot", [], "is empty: give at least one number"),
+        ("n_shot", [], "is empty: give at least one"),
         ("n_query", 0, "0 must be at least 1"),
         ("train_n_shot", 0, "0 must be at least 1"),
         ("train_n_query", -1, "-1 must be at least 1"),

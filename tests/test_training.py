@@ -386,9 +386,10 @@ def kill_after(arguments: list[str], output_dir: Path, seconds: float):
     ("first", "then"),
     [
         (1, 2),
-        pytest.param(2, 1, marks=pytest.mark.whole_program),
+        (2, 1),
     ],
 )
+@pytest.mark.whole_program
 def test_a_run_is_resumed_with_other_episodes_per_forward(train, without_dropout, tmp_path, first, then):
     settings = {"model": without_dropout, "eval_every": 4, "episodes": 12, "test_episodes": 0}
     train("whole", **settings).check()
@@ -943,6 +944,7 @@ def test_settings_of_a_run_are_kept_with_its_model(reference, dataset, tiny_clip
     # what the options left to the model
     expected |= {"alignment": "otam", "support_pooling": "before", "prototype_modulation": True}
     expected |= {"temporal_num_layers": 1, "video_text_loss_weight": 1.5}
+    expected["base_classes"] = ["dark_blue", "green", "red", "yellow"]
     assert json.loads((reference / "best" / "training_arguments.json").read_text()) == expected
 
 
