@@ -345,6 +345,9 @@ def test_weights_after_a_nan_loss_are_not_saved_before_the_log_has_it(make, tmp_
     assert all(bool(value.isfinite().all()) for value in load_file(tmp_path / "run/last/model.safetensors").values())
 
 
+QUICK = {"episodes": 8, "eval_every": 8, "eval_episodes": 2}
+
+
 def test_an_optimizer_that_does_not_hold_what_trains_is_said(make, tiny_clip, caplog):
     def sgd(model):
         return torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -352,7 +355,7 @@ def test_an_optimizer_that_does_not_hold_what_trains_is_said(make, tiny_clip, ca
     other = CLIPFSARModel.from_pretrained(tiny_clip, for_training=True)
     with pytest.raises(ValueError, match="holds parameters of another model"):
         make(objects={"optimizer": sgd(other)}).train()
-    trainer = make(freeze_vision=True)
+    trainer = make(freeze_vision=True, **QUICK)
     trainer.optimizer = torch.optim.SGD(trainer.model.clip.parameters(), lr=1e-3)
     with pytest.raises(ValueError, match=r"holds none of the \d+ weights that train: make it after"):
         trainer.train()
@@ -362,8 +365,8 @@ def test_an_optimizer_that_does_not_hold_what_trains_is_said(make, tiny_clip, ca
 
 
 def test_an_interrupted_trainer_goes_on_by_itself(make, tmp_path):
-    make(name="whole").train()
-    trainer = make(callbacks=[StopAt(2)])
+    make(name="whole", **QUICK).train()
+    trainer = make(callbacks=[StopAt(1)], **QUICK)
     trainer.train()
     trainer.callback_handler.pop_callback(StopAt)
     trainer.control.should_training_stop = False
@@ -378,7 +381,7 @@ def test_a_sampler_that_contradicts_the_arguments_or_the_data_is_refused(make, s
         make(objects={"sampler": EpisodeSampler(labels, 4, 1, 1, 0, names)}).train()
     with pytest.raises(ValueError, match="made with labels of other videos"):
         make(objects={"sampler": EpisodeSampler(labels[::-1].copy(), 3, 1, 1, 0, names)}).train()
-    make(objects={"sampler": EpisodeSampler(labels, 3, 1, 1, 7, names)}).train()
+    make(objects={"sampler": EpisodeSampler(labels, 3, 1, 1, 7, names)}, **QUICK).train()
 
 
 class OnlyAccuracy(EpisodicTrainer):
