@@ -1,4 +1,4 @@
-"""Downloads videos within two limits: bytes in memory and seconds.
+"""Downloads videos within two limits, bytes in memory and seconds, and asks the Hub whether a name exists.
 
 This module does not need torch.
 """
@@ -25,6 +25,7 @@ except ImportError:
     from paths_clipfsar import encoded_url
 
 SECONDS_BETWEEN_BYTES = 60  # a server that is silent for longer has gone
+HUB_TIMEOUT_SECONDS = 5.0
 _CHUNK_BYTES = 2**20
 
 
@@ -94,4 +95,36 @@ def _in_seconds(seconds: float, function: Callable[[], Any]) -> Any:
     return outcome["result"]
 
 
-__all__ = ["download"]
+def why_not_on_hub(
+    name: str, kind: str = "model", revision: str | None = None, token: str | bool | None = None
+) -> str | None:
+    """Asks the Hub once, for at most `HUB_TIMEOUT_SECONDS`, whether a repository exists that is not in the cache.
+
+    Loading a file from it would try for most of a minute if the Hub cannot be reached, and then would not name it.
+
+    Args:
+        name: OWNER/NAME.
+        kind: `"model"` or `"dataset"`, as the Hub calls its repositories.
+
+    Returns:
+        Half a sentence for an error message. None if the repository exists, or may exist.
+    """
+    # This import takes half a second. Only names that are not local paths need it.
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    http_error: Any = HfHubHTTPError.__bases__[0]
+    try:
+        HfApi(token=token).repo_info(name, repo_type=kind, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+    except RepositoryNotFoundError:
+        return f"the Hub has no such {kind} that you may see"
+    except HfHubHTTPError:
+        return None  # the Hub answers something else, such as "too many requests": loading will report it
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set, so the Hub is not asked; it is not in the cache either"
+    except (OSError, http_error) as error:  # base class of the HTTP library's errors
+        return f"the Hub cannot be reached ({type(error).__name__}); it is not in the cache either"
+    return None
+
+
+__all__ = ["HUB_TIMEOUT_SECONDS", "download", "why_not_on_hub"]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
@@ -32,6 +32,13 @@ except ImportError:
     from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, is_number, own_alignments
 
 try:
+    from .download_clipfsar import why_not_on_hub
+except ImportError:
+    if __package__:
+        raise
+    from download_clipfsar import why_not_on_hub
+
+try:
     from .limits_clipfsar import UnreadableError, check_limit, check_regular_file, read_file
 except ImportError:
     if __package__:
@@ -45,7 +52,6 @@ except ImportError:
         raise
     from paths_clipfsar import flush_to_disk, replace_file
 
-HUB_TIMEOUT_SECONDS = 5.0
 SUPPORT_SET_NAME = "support_set.json"
 SUPPORT_SET_WEIGHTS_NAME = "support_set.safetensors"
 _NEXT_WEIGHTS_NAME = f".{SUPPORT_SET_WEIGHTS_NAME}.next"  # of tensors until they take the place of earlier ones
@@ -67,33 +73,21 @@ def check_on_hub(
 ) -> None:
     """Checks the name of a support set that is no folder, with a single question to the Hub.
 
-    Loading its files would ask for most of a minute if the Hub cannot be reached, and then would not name it.
-
     Raises:
         FileNotFoundError: If the name is not in the cache, and the Hub cannot be reached or has no such repository.
     """
-    file = os.path.join(subfolder, SUPPORT_SET_NAME)
+    file, is_hub_id = os.path.join(subfolder, SUPPORT_SET_NAME), "/" in name
     try:
         cached = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision)
     except HFValidationError:
-        raise FileNotFoundError(f"There is no folder {name!r}. A Hub id has the form OWNER/NAME.") from None
-    if isinstance(cached, str) or local_files_only:
+        cached, is_hub_id = None, False
+    if isinstance(cached, str) or (is_hub_id and local_files_only):
         return
-    if "/" not in name:
+    if not is_hub_id:
         raise FileNotFoundError(f"There is no folder {name!r}. A Hub id has the form OWNER/NAME.")
-    http_error: Any = HfHubHTTPError.__bases__[0]  # base class of the HTTP library's errors
-    try:
-        HfApi(token=token).repo_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
-        return
-    except RepositoryNotFoundError:
-        why = "the Hub has no such repository that you may see"
-    except HfHubHTTPError:
-        return  # the Hub answers something else, such as "too many requests": loading reports it
-    except OfflineModeIsEnabled:
-        why = "HF_HUB_OFFLINE is set, so the Hub is not asked; it is not in the cache either"
-    except (OSError, http_error) as error:
-        why = f"the Hub cannot be reached ({type(error).__name__}); it is not in the cache either"
-    raise FileNotFoundError(f"There is no folder {name!r}, and {why}.")
+    why = why_not_on_hub(name, revision=revision, token=token)
+    if why:
+        raise FileNotFoundError(f"There is no folder {name!r}, and {why}.")
 
 
 @dataclass

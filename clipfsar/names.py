@@ -8,11 +8,11 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
+from download_clipfsar import why_not_on_hub
 from paths_clipfsar import check_path, has_protocol, looks_like_path
 
-HUB_TIMEOUT_SECONDS = 5.0
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu")
 _SINGLE_DEVICES = ("cpu", "mps")  # a machine has only one of each
 
@@ -79,29 +79,18 @@ def check_source(option: str, name: str | None, kind: str = "model", remedy: str
 
 def _why_not_on_hub(name: str, kind: str) -> str | None:
     """Half a sentence for the message. None if the repository exists, or may exist."""
-    # This import takes half a second. Only names that are not local paths need it.
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    # These imports take half a second. Only names that are not local paths need them.
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    http_error: Any = HfHubHTTPError.__bases__[0]
     try:
         validate_repo_id(name)
     except HFValidationError:
         return "it is not a valid Hub id (OWNER/NAME)"
     if _is_in_cache(name, kind, Path(constants.HF_HUB_CACHE)):
         return None
-    try:
-        HfApi().repo_info(name, repo_type=kind, timeout=HUB_TIMEOUT_SECONDS)
-    except RepositoryNotFoundError:
-        return f"the Hub has no such {kind} that you may see"
-    except HfHubHTTPError:
-        return None  # the Hub answers something else, such as "too many requests": loading will report it
-    except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE is set, so the Hub is not asked; it is not in the cache either"
-    except (OSError, http_error) as error:  # base class of the HTTP library's errors
-        return f"the Hub cannot be reached ({type(error).__name__}); it is not in the cache either"
-    return None
+    return why_not_on_hub(name, kind)
 
 
 def _is_in_cache(name: str, kind: str, hub_cache: Path) -> bool:

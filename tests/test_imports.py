@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "episodes_clipfsar": {"choices_clipfsar", "class_texts_clipfsar"},
     "explanation_clipfsar": {"choices_clipfsar", "paths_clipfsar"},
     "fingerprint_clipfsar": {"backbones_clipfsar", "paths_clipfsar"},
-    "support_set_files_clipfsar": {"choices_clipfsar", "limits_clipfsar", "paths_clipfsar"},
+    "support_set_files_clipfsar": {"choices_clipfsar", "download_clipfsar", "limits_clipfsar", "paths_clipfsar"},
     "enrolled_clipfsar": {
         *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "limits_clipfsar", "modeling_clipfsar"),
         *("heads_clipfsar", "support_set_files_clipfsar", "tuning_clipfsar", "unknown_clipfsar"),

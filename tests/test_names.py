@@ -22,7 +22,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def answer(error=None):
-        def repo_info(self, name, repo_type=None, timeout=None):
+        def repo_info(self, name, repo_type=None, revision=None, timeout=None):
             asked.append((name, repo_type, timeout))
             if error is not None:
                 raise error
