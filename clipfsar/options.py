@@ -194,10 +194,15 @@ def _value_type(hint: Any, name: str) -> tuple[type, bool]:
     return hint, is_list
 
 
-def hold_types(options: Any) -> None:
+_ACCEPTED: dict[type, Any] = {int: numbers.Integral, float: numbers.Real, str: str | os.PathLike}
+_IN_WORDS = {int: "a whole number", float: "a number", str: "a text"}
+
+
+def check_field_types(options: Any) -> None:
     """Checks that the fields of a dataclass of options hold what their options on a command line would.
 
-    A path becomes a text, and one value or a tuple a list where the field is one. Truth values are left alone.
+    Paths become texts, NumPy's numbers Python's, and one value or a tuple a list where the field is one. Truth values
+    are not checked.
 
     Raises:
         ValueError: For a value of another type, or none of the choices.
@@ -208,18 +213,22 @@ def hold_types(options: Any) -> None:
         value = getattr(options, item.name)
         if kind is bool or (value is None and type(None) in typing.get_args(hints[item.name])):
             continue
-        values = list(value) if is_list and isinstance(value, list | tuple) else [value]
-        values = [os.fspath(one) if kind is str and isinstance(one, os.PathLike) else one for one in values]
-        for one in values:
-            if isinstance(one, bool) or not isinstance(one, _NUMBERS.get(kind, kind)):
-                raise ValueError(f"--{item.name} {one!r} must be {_KINDS[kind]}.")
-            if item.metadata.get("choices", [one]).count(one) == 0:
-                raise ValueError(f"--{item.name} {one!r} is not one of {', '.join(item.metadata['choices'])}.")
+        values = [
+            _as_kind(kind, one, item) for one in (value if is_list and isinstance(value, list | tuple) else [value])
+        ]
         setattr(options, item.name, values if is_list else values[0])
 
 
-_NUMBERS: dict[type, Any] = {int: numbers.Integral, float: numbers.Real}
-_KINDS = {int: "a whole number", float: "a number", str: "a text"}
+def _as_kind(kind: type, value: Any, item: dataclasses.Field) -> Any:
+    if isinstance(value, bool) or not isinstance(value, _ACCEPTED[kind]):
+        raise ValueError(f"--{item.name} {value!r} must be {_IN_WORDS[kind]}.")
+    value = os.fspath(value) if kind is str else value.item() if hasattr(value, "item") else value
+    choices = item.metadata.get("choices")
+    if choices and value not in choices:
+        raise ValueError(f"--{item.name} {value!r} is not one of {', '.join(choices)}.")
+    return value
+
+
 TRUTH = {"true": True, "yes": True, "t": True, "y": True, "1": True}
 TRUTH |= {"false": False, "no": False, "f": False, "n": False, "0": False}
 
@@ -329,8 +338,8 @@ __all__ = [
     "TRUTH",
     "HelpFormatter",
     "OptionParser",
+    "check_field_types",
     "end_quietly_when_interrupted",
-    "hold_types",
     "interruption_handler",
     "make_parser",
     "nearest",

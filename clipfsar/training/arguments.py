@@ -22,7 +22,7 @@ from clipfsar.data.tables import read_class_texts
 from clipfsar.inference.arguments import CLASS_TEXTS_HELP
 from clipfsar.json_files import read_json
 from clipfsar.names import check_source, find_model
-from clipfsar.options import TRUTH, hold_types, make_parser, option, parse_options
+from clipfsar.options import TRUTH, check_field_types, make_parser, option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
 from paths_clipfsar import check_path
 
@@ -197,7 +197,7 @@ class EpisodicTrainingArguments:
     print_config: bool = option(False, "Print the resolved settings and stop.")
 
     def __post_init__(self):
-        hold_types(self)
+        check_field_types(self)
         self._check_values()
         if self.episodes % self.episodes_per_update:
             raise ValueError(
