@@ -185,6 +185,8 @@ def test_a_run_that_was_finished_with_other_settings_is_not_reported_as_if_it_ha
     for changes in ({"learning_rate": 1e-3}, {"n_shot": [3]}, {"seed": 1}):
         with pytest.raises(ValueError, match=f"was started with --{next(iter(changes))} "):
             program._is_finished(run(**changes))
+    with pytest.raises(ValueError, match=r"trained with no --mixed_precision \(now --mixed_precision fp16\): "):
+        program._is_finished(run(mixed_precision="fp16"))
     (tmp_path / program.FINISHED).write_text("{}")
     assert not program._is_finished(run())
 

@@ -28,7 +28,7 @@ from paths_clipfsar import replace_file
 
 FINISHED = "reproduction.json"  # in the folder of a run: its record, once it is trained and tested
 _OF_THE_DATA = ("official_splits", "class_names_file", "validation_class_names", "frame_store", "frame_size")
-_OF_THE_TEST = {"n_shot", "test_episodes", "inference_modes", "mixed_precision"}
+_OF_THE_TEST = {"n_shot", "test_episodes", "inference_modes"}
 
 
 class Reproduction:
@@ -80,11 +80,11 @@ class Reproduction:
             prepare(wanted)
             return
         prepared = read_json(report, f"delete {args.data}, and all videos are read again")["settings"]
-        given = [name for name in _OF_THE_DATA if getattr(wanted, name) is not None]
+        given = {name: getattr(wanted, name) for name in _OF_THE_DATA if name in prepared}
         different = [
-            f"--{name} {prepared[name]} (now {getattr(wanted, name)})"
-            for name in given
-            if prepared[name] != getattr(wanted, name)
+            f"--{name} {prepared[name]} (now {value})"
+            for name, value in given.items()
+            if value not in (None, prepared[name])
         ]
         if different:
             raise ValueError(
@@ -122,7 +122,8 @@ class Reproduction:
 
 def _settings(run: EpisodicTrainingArguments) -> dict:
     """The settings that the results of a run depend on."""
-    of_no_effect = MAY_CHANGE_ON_RESUME - _OF_THE_TEST - {"dataset"}  # another one is compared by its content
+    # Another data set is compared by its content. The precision may change on resume, but not for the whole run.
+    of_no_effect = MAY_CHANGE_ON_RESUME - _OF_THE_TEST - {"dataset", "mixed_precision"}
     return {name: value for name, value in asdict(run).items() if name not in of_no_effect}
 
 
@@ -139,6 +140,12 @@ def _is_finished(run: EpisodicTrainingArguments) -> bool:
     if tested is None:  # of an earlier version
         return False
     run.check_same_run(tested)
+    before, now = tested.get("mixed_precision"), run.mixed_precision
+    if before != now:
+        before, now = (f"--mixed_precision {one}" if one else "no --mixed_precision" for one in (before, now))
+        raise ValueError(
+            f"The run in {run.output_dir} was trained with {before} (now {now}): use the same, or another --output_dir."
+        )
     return tested == json.loads(json.dumps(_settings(run)))
 
 
