@@ -22,6 +22,7 @@ from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.report import EpisodePredictions, half_interval
 from clipfsar.evaluation.results import EpisodicAccuracy
 from clipfsar.evaluation.split_features import SplitFeatures
+from clipfsar.json_files import DamagedFileError
 from configuration_clipfsar import INFERENCE_MODES
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
 from modeling_clipfsar import CLIPFSARModel
@@ -592,3 +593,10 @@ def test_a_model_is_not_evaluated_in_silence_on_classes_that_trained_it(tmp_path
     assert capsys.readouterr().err == ""
     warn_of_base_classes(str(tmp_path), ["boxing", "brush hair"])
     assert "was trained on 1 of these 2 classes, such as 'brush hair'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("base_classes", ["boxing", [1], {"boxing": 1}, None])
+def test_base_classes_that_are_no_list_of_names_are_called_damaged(tmp_path, base_classes):
+    (tmp_path / "training_arguments.json").write_text(json.dumps({"base_classes": base_classes}))
+    with pytest.raises(DamagedFileError, match=r"training_arguments\.json is damaged \(base_classes must be a list"):
+        warn_of_base_classes(str(tmp_path), ["boxing"])

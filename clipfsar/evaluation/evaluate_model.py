@@ -26,7 +26,7 @@ from clipfsar.evaluation.report import compare, interval_over_videos
 from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.inference.load_model import load_model
-from clipfsar.json_files import read_json
+from clipfsar.json_files import DamagedFileError, read_json
 from clipfsar.processes import machines_first
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
@@ -202,9 +202,11 @@ class Evaluation:
 
 def warn_of_base_classes(model: str, class_names: Sequence[str]) -> None:
     """Warns when a model was trained on some of the classes. Models of earlier versions do not say on which."""
-    path = Path(model).expanduser() / TRAINING_ARGUMENTS
-    known = read_json(path, "delete it").get("base_classes", []) if path.is_file() else []
-    known = {normalized_class_name(name) for name in known}
+    path, remedy = Path(model).expanduser() / TRAINING_ARGUMENTS, "put back the file that belongs to the model"
+    base_classes = read_json(path, remedy).get("base_classes", []) if path.is_file() else []
+    if not isinstance(base_classes, list) or not all(isinstance(name, str) for name in base_classes):
+        raise DamagedFileError(f"{path} is damaged (base_classes must be a list of names): {remedy}.")
+    known = {normalized_class_name(name) for name in base_classes}
     seen = [name for name in class_names if normalized_class_name(name) in known]
     if seen:
         print(
@@ -228,8 +230,9 @@ def run(arguments: EvaluateArguments) -> EvaluationResults:
     evaluation = Evaluation(split, protocol, arguments.exact, arguments.until_interval, episodes)
     encoder = _encoder(arguments.model, split, arguments, accelerator)
     other = _encoder(arguments.compare_with, split, arguments, accelerator) if arguments.compare_with else None
-    for name in filter(None, (arguments.model, arguments.compare_with)) if accelerator.is_main_process else ():
-        warn_of_base_classes(name, split.class_names)
+    if accelerator.is_main_process:
+        for name in filter(None, (arguments.model, arguments.compare_with)):
+            warn_of_base_classes(name, split.class_names)
     results = evaluation.run(encoder, other, arguments.compare_with)
     if accelerator.is_main_process:
         if arguments.write_episodes is not None:
