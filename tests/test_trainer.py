@@ -139,6 +139,15 @@ def test_results_on_validation_classes_do_not_become_those_of_the_card(make, spl
     assert trainer.results is tested
 
 
+def test_training_classes_are_no_test_classes_where_the_test_split_selects(make, splits):
+    trainer = make(select_on="test")
+    quick = {"n_shot": [1], "inference_modes": "few_shot", "n_episodes": 4}
+    trainer.evaluate(splits["train"], **quick)
+    assert not trainer.results
+    selected_on = trainer.evaluate(**quick)  # the card says that these classes selected the model
+    assert trainer.results is selected_on
+
+
 def test_results_print_as_lines_and_go_to_json_and_pandas(make, splits, tmp_path, capsys):
     trainer = make()
     results = trainer.evaluate(splits["test"], n_shot=[1, 2], inference_modes="few_shot", n_episodes=20)
@@ -364,9 +373,22 @@ def test_an_optimizer_that_does_not_hold_what_trains_is_said(make, tiny_clip, ca
     assert "The optimizer leaves out" in caplog.text
 
 
-def test_an_interrupted_trainer_goes_on_by_itself(make, tmp_path):
-    make(name="whole", **QUICK).train()
+def test_an_optimizer_that_is_set_after_a_training_is_the_next_ones(make):
     trainer = make(callbacks=[StopAt(1)], **QUICK)
+    trainer.train()
+    made = trainer.optimizer
+    trainer.callback_handler.pop_callback(StopAt)
+    trainer.control.should_training_stop = False
+    ours = trainer.optimizer = torch.optim.Adam(trainer.model.temporal_transformer.parameters(), lr=1e-3)
+    trainer.output_dir = trainer.output_dir.with_name("other")
+    trainer.train()
+    assert trainer.optimizer is ours is not made
+
+
+@pytest.mark.parametrize("trained", [{}, {"lora_rank": 2}], ids=["all weights", "LoRA"])
+def test_an_interrupted_trainer_goes_on_by_itself(make, tmp_path, trained):
+    make(name="whole", **QUICK, **trained).train()
+    trainer = make(callbacks=[StopAt(1)], **QUICK, **trained)
     trainer.train()
     trainer.callback_handler.pop_callback(StopAt)
     trainer.control.should_training_stop = False
@@ -422,6 +444,12 @@ def test_arguments_may_be_one_value_a_tuple_or_a_path(tmp_path):
     args = EpisodicTrainingArguments(output_dir=tmp_path, n_shot=1, inference_modes="few_shot", decay_episodes=(8, 12))
     assert args.output_dir == str(tmp_path)
     assert (args.n_shot, args.inference_modes, args.decay_episodes) == ([1], ["few_shot"], [8, 12])
+
+
+def test_numbers_of_numpy_become_pythons_so_that_they_can_be_stored():
+    args = EpisodicTrainingArguments(seed=np.int64(3), learning_rate=np.float32(0.5), n_shot=[np.int32(1), np.int32(5)])
+    assert json.loads(json.dumps([args.seed, args.learning_rate, args.n_shot])) == [3, 0.5, [1, 5]]
+    assert [type(value) for value in (args.seed, args.learning_rate, *args.n_shot)] == [int, float, int, int]
 
 
 def test_trackers_hear_the_names_of_project_and_run(make, monkeypatch):

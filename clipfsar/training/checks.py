@@ -57,10 +57,9 @@ def check_sampler(sampler: EpisodeSampler, split: VideoSplit, args) -> None:
 
 def is_of_test_classes(split: VideoSplit, trained_on: VideoSplit | None, selected_on: VideoSplit | None, args) -> bool:
     """Whether results on a split may stand in a model card, as those of classes that did not shape the model."""
-    if args.select_on == "test":  # the card says so
-        return True
     names = {normalized_class_name(name) for name in split.class_names}
-    others = [selected_on] if args.allow_shared_classes else [selected_on, trained_on]
+    # The card says if the model was selected on the test split, or if classes may be shared.
+    others = [None if args.select_on == "test" else selected_on, None if args.allow_shared_classes else trained_on]
     seen = {normalized_class_name(name) for one in others if one is not None for name in one.class_names}
     return not names & seen
 

@@ -148,7 +148,7 @@ class EpisodicTrainer:
         cost = (self.args.eval_batch_size, self.args.num_workers, self.args.seed)
         self.encoder = VideoEncoder(model, processing_class, self.accelerator, *cost)
         self.optimizer, self.sampler = optimizer, sampler
-        self._makes_optimizer = False  # yet
+        self._own_optimizer: torch.optim.Optimizer | None = None  # what `create_optimizer` made
         self.episodes_done, self.results = 0, EvaluationResults()
         self.best: dict[str, Any] | None = None
         self.log: TrainingLog  # from the beginning of the training
@@ -414,6 +414,9 @@ class EpisodicTrainer:
         progress = read_progress(saved_state)
         self.episodes_done, self.best = progress.get("episodes_done", 0), progress.get("best")
         self._to_log = StepValues(progress.get("to_log"))
+        if hasattr(self, "wrapped_model"):  # an earlier `train` was interrupted or is made longer
+            accelerator.free_memory()
+            remove_adapters(self.model)
         with torch.random.fork_rng():
             torch.manual_seed(args.seed)  # for the adapters
             choose_trainable(self.model, args)
@@ -427,9 +430,8 @@ class EpisodicTrainer:
         self.episodes = self._training_episodes(split)
         # The text tower is frozen, so the class texts are encoded here and never again.
         self.base_class_embeds = self.encoder.encode_classes(self.episodes.class_names)
-        accelerator.free_memory()  # forgets what an interrupted `train` of this trainer prepared
-        if self._makes_optimizer or self.optimizer is None:
-            self.optimizer, self._makes_optimizer = self.create_optimizer(), True
+        if self.optimizer is None or self.optimizer is self._own_optimizer:  # made by an earlier `train`
+            self.optimizer = self._own_optimizer = self.create_optimizer()
         else:
             check_optimizer(self.optimizer, self.model)
         self.wrapped_model, self.wrapped_optimizer, loader = sharding.prepare(
