@@ -37,7 +37,7 @@ from clipfsar.data import prepare as prepare_dataset
 from clipfsar.data.arguments import parse_arguments
 from clipfsar.data.copies import copies
 from clipfsar.data.frame_store import MISSING, FrameStoreSettings, in_processes
-from clipfsar.data.prepare import Preparation, _options_of_small_splits, with_class_names
+from clipfsar.data.prepare import Preparation, _notes_on_sizes, _options_of_small_splits, with_class_names
 from clipfsar.data.splits import check_disjoint_classes, load_video_splits
 from clipfsar.evaluation.arguments import EvaluateArguments
 from clipfsar.evaluation.evaluate_model import main as evaluate
@@ -174,12 +174,12 @@ def test_what_is_left_out_of_a_tree_is_said_at_the_end(video_folder, tmp_path, c
     assert "left out: 1 file that is not a video (.txt 1), 1 hidden, class folders without clips: 'nothing'" in lines
     options = "--n_way 3 --train_n_query 2 --n_shot 1"
     assert lines[-1].endswith(f"is ready: clipfsar train --dataset {tmp_path / 'data'} {options} ...")
-    notes = [line for line in lines if line.startswith("note: ") and "default 5-way" in line]
+    notes = [line for line in lines if line.startswith("note: ") and "default episodes" in line]
     assert [note.split()[1:6] for note in notes] == [
         ["train", "has", "4", "classes", "with"],
         ["validation", "and", "test", "have", "3"],
     ]
-    assert [note.partition("videos. ")[2] for note in notes] == [
+    assert [note.partition("validation. ")[2] for note in notes] == [
         "Use --n_way 4 --train_n_query 2, or prepare into another --output_dir with --class_split.",
         "Use --n_way 3 --n_shot 1, or prepare into another --output_dir with --class_split.",
     ]
@@ -193,6 +193,15 @@ def test_a_split_of_one_class_is_said_with_the_remedy(video_folder, tmp_path, ca
         "is ready, but a split has a single class, and episodes need two. Prepare into another --output_dir with "
         "--class_split, so that every split has two classes or more."
     )
+
+
+@pytest.mark.parametrize(("size", "is_small"), [(2, []), (1, ["validation"])])
+def test_validation_needs_two_videos_of_a_class_and_the_others_six(size, is_small):
+    sizes = {"train": 6, "validation": size, "test": 6}
+    notes = _notes_on_sizes({split: Counter(dict.fromkeys("abcde", one)) for split, one in sizes.items()})
+    assert [note.split()[1] for note in notes] == is_small
+    notes = _notes_on_sizes({"train": Counter(dict.fromkeys("abcde", 5)), "test": Counter(dict.fromkeys("abcde", 5))})
+    assert ["train and test have 5 classes with at least 5 videos" in note for note in notes] == [True]
 
 
 @pytest.mark.parametrize("is_told", [True, False])

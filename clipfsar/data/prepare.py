@@ -379,14 +379,16 @@ class Preparation:
         splits.push_to_hub(self.arguments.push_to_hub, private=self.arguments.hub_private)
 
 
+# What a class of a split needs for the default episodes: 1 example and 5 queries in training, 1 and 1 in validation, 5
+# and 1 in the test.
+_VIDEOS_NEEDED = {"train": 6, "validation": 2, "test": 6}
 _SPLIT_ANEW = "Prepare into another --output_dir with --class_split, so that every split has two classes or more."
 
 
 def _options_of_small_splits(classes: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Options of `clipfsar train` that make episodes fit splits with fewer than 5 classes of 6 videos.
 
-    By default episodes are 5-way. In training a class has 1 example and 5 queries, in the test up to 5 examples and 1
-    query.
+    By default episodes are 5-way; `_VIDEOS_NEEDED` has the videos of a class.
 
     Args:
         classes: `{split: {class name: number of videos}}`, at least 2 of each.
@@ -394,9 +396,9 @@ def _options_of_small_splits(classes: Mapping[str, Mapping[str, int]]) -> list[s
     fewest = min(map(len, classes.values()))
     smallest = {split: min(sizes.values()) for split, sizes in classes.items()}
     options = [f"--n_way {fewest}"] if fewest < 5 else []
-    if smallest.get("train", 6) < 6:
+    if smallest.get("train", 6) < _VIDEOS_NEEDED["train"]:
         options.append(f"--train_n_query {smallest['train'] - 1}")
-    if smallest.get("test", 6) < 6:
+    if smallest.get("test", 6) < _VIDEOS_NEEDED["test"]:
         options.append("--n_shot 1")
     return options
 
@@ -405,14 +407,14 @@ def _notes_on_sizes(classes: Mapping[str, Counter]) -> list[str]:
     """Sentences about splits that are too small for the default episodes; one for splits of the same size."""
     splits_of: dict[tuple[int, int], list[str]] = {}
     for split, sizes in classes.items():
-        if sizes:
+        if sizes and split in _VIDEOS_NEEDED:
             splits_of.setdefault((len(sizes), min(sizes.values())), []).append(split)
     return [
         f"note: {' and '.join(splits)} {'has' if len(splits) == 1 else 'have'} {_classes(num_classes)} with at least "
-        f"{_number_of_videos(smallest)}; the default 5-way 1-shot episodes with 5 queries per class need 5 classes "
-        f"with 6 videos. {_remedy({split: classes[split] for split in splits})}"
+        f"{_number_of_videos(smallest)}; the default episodes need 5 classes, of 6 videos in training and test and of "
+        f"2 in validation. {_remedy({split: classes[split] for split in splits})}"
         for (num_classes, smallest), splits in splits_of.items()
-        if num_classes < 5 or smallest < 6
+        if num_classes < 5 or smallest < max(_VIDEOS_NEEDED[split] for split in splits)
     ]
 
 
@@ -422,7 +424,7 @@ def _remedy(classes: Mapping[str, Counter]) -> str:
         return _SPLIT_ANEW
     if any(min(sizes.values()) < 2 for sizes in classes.values()):
         return "Add videos or leave classes out: a class needs 2 videos at least."
-    options = " ".join(_options_of_small_splits(classes)) or "1-shot episodes with 1 query per class"
+    options = " ".join(_options_of_small_splits(classes))
     return f"Use {options}, or prepare into another --output_dir with --class_split."
 
 
