@@ -54,6 +54,10 @@ def test_the_model_stays_as_it_was(model, processor, split):
     model.train()
     with pytest.raises(ValueError, match="n_way=9 are needed"):
         evaluate_episodes(model, processor, split, n_way=9, n_episodes=5)
+    with pytest.raises(
+        ValueError, match="compare_with is a pair, not CLIPFSARModel: give the other model and its proc"
+    ):
+        evaluate_episodes(model, processor, split, n_way=2, n_shot=1, n_episodes=5, compare_with=model)
     evaluate_episodes(model, processor, split, n_shot=1, **COUNTS)
     assert model.training
     model.eval()

@@ -76,12 +76,13 @@ def evaluate_episodes(
         A list of results, the same on every process. You can print it or convert it to JSON or pandas.
 
     Raises:
-        ValueError: When the split has too few classes or videos for the protocol; the message has the numbers.
+        ValueError: When the split has too few classes or videos for the protocol; the message has the numbers. For a
+            `compare_with` that is no pair.
     """
     protocol = Protocol(n_way, n_shot, n_query, n_episodes, seed, inference_modes)
     evaluation = Evaluation(VideoSplit.of(dataset), protocol, exact, until_interval)
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
-    models = [(model, processor), *([compare_with] if compare_with is not None else [])]
+    models = [(model, processor), *([_pair(compare_with)] if compare_with is not None else [])]
     encoders = [VideoEncoder(*one, accelerator, batch_size, num_workers, seed) for one in models]
     names = [getattr(encoder.model, "name_or_path", "") or "a model made in memory" for encoder in encoders]
     if len(set(names)) < len(names):
@@ -93,6 +94,14 @@ def evaluate_episodes(
         for name, encoder in zip(names, encoders, strict=True)
     ]
     return evaluation.run(stores[0], stores[1] if len(stores) > 1 else None, names[-1])
+
+
+def _pair(compare_with: Any) -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
+    if not (isinstance(compare_with, tuple | list) and len(compare_with) == 2):
+        given = type(compare_with).__name__
+        raise ValueError(f"compare_with is a pair, not {given}: give the other model and its processor.")
+    model, processor = compare_with
+    return model, processor
 
 
 class Evaluation:
