@@ -196,7 +196,7 @@ def check_command(words: list[str]) -> str | None:
         return _check_subcommand(arguments)
     if program in ("accelerate", "torchrun"):
         _check_launcher(program, arguments)
-    elif program == "python":
+    elif program in ("python", "python3"):
         _check_module(arguments)
     elif program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -240,6 +240,9 @@ def _check_module(arguments: list[str]) -> None:
     """`python -m MODULE OPTIONS`, by the options of the module's class of arguments, or by what its source names."""
     assert arguments[0] == "-m", f"python runs modules: {arguments}"
     name, options = arguments[1], arguments[2:]
+    if name == "venv":
+        assert len(options) == 1
+        return
     if name == "pytest":
         assert all((ROOT / option).exists() for option in options if not option.startswith("-"))
         return
