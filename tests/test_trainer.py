@@ -397,6 +397,30 @@ def test_an_interrupted_trainer_goes_on_by_itself(make, tmp_path, trained):
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (lambda weights: torch.optim.SGD(weights, lr=1e-3), r"has the settings .*betas.*, not .*momentum"),
+        (lambda weights: torch.optim.Adam(weights[1:], lr=1e-3), r"has \[\d+\] weights in its groups, not \[\d+\]"),
+        (
+            lambda weights: torch.optim.Adam(weights[::-1], lr=1e-3),
+            r"has a state of shape \(.*\) for weight \d+, not \(",
+        ),
+    ],
+    ids=["class", "weights", "order"],
+)
+def test_a_run_resumes_with_its_own_kind_of_optimizer_only(make, optimizer, message):
+    def with_optimizer(make_optimizer, **options):
+        trainer = make(**QUICK, **options)
+        trainer.optimizer = make_optimizer([*trainer.model.temporal_transformer.parameters()])
+        return trainer
+
+    with_optimizer(lambda weights: torch.optim.Adam(weights, lr=1e-3), callbacks=[StopAt(1)]).train()
+    with pytest.raises(ValueError, match=f"not that of the run in .*run, which {message}.*: resume with"):
+        with_optimizer(optimizer).train(resume_from_checkpoint=True)
+    with_optimizer(lambda weights: torch.optim.Adam(weights, lr=1e-3)).train(resume_from_checkpoint=True)
+
+
 def test_a_sampler_that_contradicts_the_arguments_or_the_data_is_refused(make, splits):
     labels, names = VideoSplit.of(splits["train"]).labels, VideoSplit.of(splits["train"]).class_names
     with pytest.raises(ValueError, match="The sampler has n_way=4, but the arguments say n_way=3"):

@@ -1,6 +1,7 @@
-"""The optimizer, and which weights it decays."""
+"""The optimizer, which weights it decays, and whether it fits the model and a saved state."""
 
 import logging
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ def make_optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
-    """Checks an optimizer that was given: one of another model, or made before the model had all its layers.
+    """Checks an optimizer: one that was given may be of another model, or made before the model had all its layers.
 
     Raises:
         ValueError: When it holds weights of another model, or none that train. Trained weights that it leaves out are a
@@ -57,4 +58,41 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) ->
         )
 
 
-__all__ = ["check_optimizer", "make_optimizer", "optimizer_groups"]
+def check_optimizer_state(optimizer: torch.optim.Optimizer, saved_state: Path) -> None:
+    """Checks that a run's saved optimizer is of the same kind, with the same weights in the same order.
+
+    torch loads the state of another kind without a word, and then lacks a setting, or has values of other weights.
+
+    Raises:
+        ValueError: When they differ; the message says in what.
+    """
+    path = saved_state / "optimizer.bin"
+    if not path.is_file():  # FSDP saves a folder, and names the weights in it
+        return
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    both = saved["param_groups"], optimizer.param_groups
+    numbers, numbers_now = ([len(group["params"]) for group in groups] for groups in both)
+    settings, settings_now = (sorted({*groups[0]} - {"params", "initial_lr"}) for groups in both)
+    if numbers != numbers_now:
+        difference = f"{numbers} weights in its groups, not {numbers_now}"
+    elif settings != settings_now:
+        difference = f"the settings {', '.join(settings)}, not {', '.join(settings_now)}"
+    else:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        numbered = [number for group in saved["param_groups"] for number in group["params"]]
+        shapes = [
+            (number, tuple(value.shape), tuple(weight.shape))
+            for number, weight in zip(numbered, weights, strict=True)
+            for value in saved["state"].get(number, {}).values()
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != weight.shape
+        ]
+        if not shapes:
+            return
+        difference = "a state of shape {1} for weight {0}, not {2}".format(*shapes[0])
+    raise ValueError(
+        f"The optimizer is not that of the run in {saved_state.parent}, which has {difference}: resume with an "
+        "optimizer of the same class and weights, in the same order, or use another output_dir."
+    )
+
+
+__all__ = ["check_optimizer", "check_optimizer_state", "make_optimizer", "optimizer_groups"]

@@ -48,7 +48,7 @@ from clipfsar.training.callbacks import (
     restore_callbacks,
 )
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
-from clipfsar.training.optimization import check_optimizer, make_optimizer
+from clipfsar.training.optimization import check_optimizer, check_optimizer_state, make_optimizer
 from clipfsar.training.run_folder import (
     CARD,
     TrainingLog,
@@ -432,13 +432,13 @@ class EpisodicTrainer:
         self.base_class_embeds = self.encoder.encode_classes(self.episodes.class_names)
         if self.optimizer is None or self.optimizer is self._own_optimizer:  # made by an earlier `train`
             self.optimizer = self._own_optimizer = self.create_optimizer()
-        else:
-            check_optimizer(self.optimizer, self.model)
+        check_optimizer(self.optimizer, self.model)
         self.wrapped_model, self.wrapped_optimizer, loader = sharding.prepare(
             accelerator, self.model, self.optimizer, self._make_loader(split)
         )
         self._trained = [parameter for parameter in self.wrapped_model.parameters() if parameter.requires_grad]
         if saved_state:
+            check_optimizer_state(self.optimizer, saved_state)
             accelerator.load_state(str(saved_state))
             sharding.gather_weights(accelerator, self.wrapped_model, self.model)
             # Checkpoints lie between updates. If the number of processes or of episodes per forward has changed,
