@@ -134,18 +134,19 @@ class Explanation:
             raise ImportError("Pictures need matplotlib: `pip install matplotlib`.") from error
         number = self._number(label)
         shown = min(len(self.class_names), 8)
-        figure = Figure(figsize=(12.5, 7.2) if probabilities else (5.6, 6), layout="constrained")
+        figure = Figure(figsize=(12.5, 7.2) if probabilities else (5.6, 7), layout="constrained")
         if probabilities:
             grid, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
             self._draw_alignment(grid, number)
             self._draw_probabilities(bars, number, shown)
             heading = f"{title}: " if title else ""
             heading += self._answer() if label is None else self._with_probability(number)
+            heading = "\n".join(textwrap.fill(line, 90) for line in heading.splitlines())
             figure.suptitle(heading, fontsize=15, fontweight="bold", parse_math=False)
         else:
             self._draw_alignment(figure.subplots(), number)
         if path is not None:
-            figure.savefig(path, dpi=110)
+            figure.savefig(path, dpi=110, bbox_inches=None if probabilities else "tight")
         return figure
 
     def _answer(self) -> str:
@@ -218,11 +219,12 @@ class Explanation:
         for position, (score, end) in enumerate(zip(scores, ends, strict=True)):
             axes.text(end + 0.03, position, f"{score:.2f}", va="center", fontsize=10)
         axes.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), yticks=range(len(order)), ylim=(max(len(order), 4) - 0.4, -0.6))
-        axes.set_yticklabels([self.class_names[n] for n in order], fontsize=10, parse_math=False)
+        names = [textwrap.fill(self.class_names[n], 24, max_lines=4) for n in order]
+        axes.set_yticklabels(names, fontsize=10, parse_math=False)
         axes.set_title("probability", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
         text = "\n".join(line for sentence in self._sentences() for line in textwrap.wrap(sentence, 46))
-        axes.set_xlabel(text, fontsize=10, loc="left", labelpad=8)
+        axes.set_xlabel(text, fontsize=10, loc="right", multialignment="left", labelpad=8)
 
     def _sentences(self) -> list[str]:
         lines = [

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -146,6 +147,28 @@ def test_the_alignment_can_be_drawn_alone_and_names_are_no_formulas(pipe, tmp_pa
     explanation.plot(tmp_path / "alone.png", label="$a^$", probabilities=False)
     with Image.open(tmp_path / "why.png") as picture, Image.open(tmp_path / "alone.png") as alone:
         assert alone.size[0] < picture.size[0] / 2
+
+
+@pytest.mark.parametrize(
+    "name", ["b", "Pretending to put something into something so that it almost falls off but does not"]
+)
+@pytest.mark.parametrize("size", [(32, 32), (18, 32), (32, 18)], ids=["square", "landscape", "portrait"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_no_word_of_a_picture_is_cut_off(alone, size, name, tmp_path):
+    shown = torch.full((8, *size, 3), 200, dtype=torch.uint8)
+    explanation = example(
+        class_names=["a", name],
+        frame_distances=torch.rand(2, 8, 8),
+        alignment=torch.rand(2, 8, 8),
+        query_frames=shown,
+        support_frames=[shown, shown],
+        support_clips=[("a.mp4", 1), ("long name of a clip " * 5 if len(name) > 1 else "b.mp4", 3)],
+    )
+    explanation.plot(tmp_path / "why.png", title="query.mp4", probabilities=not alone)
+    with Image.open(tmp_path / "why.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert pixels.min() < 100
+    assert min(pixels[:2].min(), pixels[-2:].min(), pixels[:, :2].min(), pixels[:, -2:].min()) == 255
 
 
 @pytest.mark.parametrize(

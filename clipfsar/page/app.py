@@ -159,7 +159,8 @@ def _bar(name: str, score: float, kind: str) -> str:
 def alignment_picture(explanation: Explanation, class_name: str) -> str:
     """HTML of a picture that shows how the frames of the clip match a class."""
     data = io.BytesIO()
-    explanation.plot(label=class_name, probabilities=False).savefig(data, format="png", dpi=150)
+    figure = explanation.plot(label=class_name, probabilities=False)
+    figure.savefig(data, format="png", dpi=150, bbox_inches="tight")
     alt = f"alignment with {html.escape(class_name)}"
     return f'<div class="why"><img alt="{alt}" src="{data_uri(data.getvalue(), "png")}"></div>'
 
