@@ -18,11 +18,11 @@ except ImportError:
     from choices_clipfsar import UNKNOWN_LABEL
 
 try:
-    from .paths_clipfsar import check_picture_name
+    from .paths_clipfsar import check_picture_name, wrapped
 except ImportError:
     if __package__:
         raise
-    from paths_clipfsar import check_picture_name
+    from paths_clipfsar import check_picture_name, wrapped
 
 # Only `plot` imports matplotlib: the numbers do not need it.
 
@@ -141,7 +141,7 @@ class Explanation:
             self._draw_probabilities(bars, number, shown)
             heading = f"{title}: " if title else ""
             heading += self._answer() if label is None else self._with_probability(number)
-            heading = "\n".join(textwrap.fill(line, 90) for line in heading.splitlines())
+            heading = "\n".join(wrapped(line, 90) for line in heading.splitlines())
             figure.suptitle(heading, fontsize=15, fontweight="bold", parse_math=False)
         else:
             self._draw_alignment(figure.subplots(), number)
@@ -191,7 +191,7 @@ class Explanation:
         example = (
             f"example clip {clip!r}" if num_clips == 1 else f"{num_clips} example clips; shown: {clip!r}, the nearest"
         )
-        heading = "\n".join(textwrap.fill(line, 60) for line in (repr(self.class_names[number]), example))
+        heading = "\n".join(wrapped(line, 60) for line in (repr(self.class_names[number]), example))
         axes.text(num_columns / 2, -0.35 - height, heading, ha="center", va="bottom", parse_math=False)
         meaning = "Bluer: the two frames look more alike (scale over all classes).\n"
         if self.alignment is None:
@@ -219,7 +219,7 @@ class Explanation:
         for position, (score, end) in enumerate(zip(scores, ends, strict=True)):
             axes.text(end + 0.03, position, f"{score:.2f}", va="center", fontsize=10)
         axes.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), yticks=range(len(order)), ylim=(max(len(order), 4) - 0.4, -0.6))
-        names = [textwrap.fill(self.class_names[n], 24, max_lines=4) for n in order]
+        names = [wrapped(self.class_names[n], 24, 4) for n in order]
         axes.set_yticklabels(names, fontsize=10, parse_math=False)
         axes.set_title("probability", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
 """Rules for names: paths, files, URLs and classes. This module imports only the standard library.
 
 It decides what looks like a path or an address, which name is public, how a file is replaced, how a URL is encoded,
-which class a folder of clips belongs to, and which class names differ.
+which class a folder of clips belongs to, which class names differ, and how a long name is broken into lines.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import textwrap
 import time
 import urllib.parse
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -221,6 +222,11 @@ def check_picture_name(path: str | os.PathLike | None, option: str = "") -> None
         raise ValueError(f"{given}: a picture ends in one of {', '.join(PICTURE_SUFFIXES)}, not in {suffix}.")
 
 
+def wrapped(name: str, width: int, most_lines: int = 3) -> str:
+    """Breaks a name into lines of at most `width` characters for a picture. A name that is too long ends in "..."."""
+    return textwrap.fill(name, width, max_lines=most_lines, placeholder=" ...")
+
+
 def file_name_of(text: str, suffix: str, used: Collection[str] = ()) -> str:
     """Makes a file name from any text: no separators or control characters, at most 255 bytes, not in `used`.
 
@@ -344,4 +350,5 @@ __all__ = [
     "printable",
     "public_name",
     "replace_file",
+    "wrapped",
 ]

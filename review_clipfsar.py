@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 try:
-    from .paths_clipfsar import check_picture_name
+    from .paths_clipfsar import check_picture_name, wrapped
 except ImportError:
     if __package__:
         raise
-    from paths_clipfsar import check_picture_name
+    from paths_clipfsar import check_picture_name, wrapped
 
 try:
     from .left_out_clipfsar import LeftOut, by_class, hold_out, leave_one_out, rounds, sources_of_clips
@@ -44,6 +44,7 @@ SUSPECT_DEVIATIONS = 3.0
 DUPLICATE_SIMILARITY = 0.96
 # Clips of one class are compared with the same prototypes, so that their answers err together: two count as one.
 _CLIPS_PER_INDEPENDENT_ANSWER = 2
+_LABEL_WIDTH = 28  # characters in a line of a class name in the picture
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ class SupportSetReview:
         except ImportError as error:
             raise ImportError("Pictures need matplotlib: `pip install matplotlib`.") from error
         captions = self._captions()
-        height = max(5.0, 0.42 * len(self.class_names) + 2.2, 1.15 * len(captions) + 1)
+        longest = min(max(map(len, self.class_names)), _LABEL_WIDTH)  # slanted names need room below
+        height = max(5.0, 0.42 * len(self.class_names) + 2.2 + 0.05 * longest, 1.15 * len(captions) + 1)
         figure = Figure(figsize=(14 if captions else 8, height), layout="constrained")
         title = textwrap.fill(self._accuracy_in_words(), 110 if captions else 60)
         figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
@@ -175,7 +177,7 @@ class SupportSetReview:
                 if caption is not None:
                     _draw_strip(axes, self._thumbnails.get(caption[0], b""), caption[1])
         if path is not None:
-            figure.savefig(path, dpi=110)
+            figure.savefig(path, dpi=110, bbox_inches="tight")
         return figure
 
     def _captions(self, most: int = 8) -> list[tuple[tuple[str, str], str]]:
@@ -199,9 +201,10 @@ class SupportSetReview:
                 if value >= 0.5:
                     colour = "white" if value > 60 else "black"
                     axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=9, color=colour)
-        names = [f"{name} ({self.num_clips[name]})" for name in self.class_names]
+        names = [f"{wrapped(name, _LABEL_WIDTH, 4)} ({self.num_clips[name]})" for name in self.class_names]
         axes.set_yticks(numbers, names, fontsize=9, parse_math=False)
-        axes.set_xticks(numbers, self.class_names, fontsize=9, rotation=45, ha="right", parse_math=False)
+        names = [wrapped(name, _LABEL_WIDTH, 4) for name in self.class_names]
+        axes.set_xticks(numbers, names, fontsize=9, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
         axes.set(xlabel="taken for", ylabel="class (clips)")
         axes.set_title("left-out clips, % of each class", fontsize=11)
 
@@ -211,7 +214,7 @@ def _quoted(names: Sequence[str]) -> str:
 
 
 def _draw_strip(axes, picture: bytes, caption: str):
-    axes.set_title(caption, fontsize=10, loc="left", parse_math=False)
+    axes.set_title(wrapped(caption, 90), fontsize=10, loc="left", parse_math=False)
     if picture:
         with Image.open(io.BytesIO(picture), formats=("JPEG",)) as strip:
             axes.imshow(np.asarray(strip.convert("RGB")))

@@ -10,10 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from choices_clipfsar import UNKNOWN_LABEL
-from paths_clipfsar import check_picture_name
+from paths_clipfsar import check_picture_name, wrapped
 
 # Names of classes, runs and files are plain text: "$" does not begin a formula.
 _PLAIN_TEXT: Any = plt.rc_context({"text.parse_math": False})
+_LABEL_WIDTH = 36  # characters in a line of a class name
 
 
 def plot_training(records: list[dict], path: Path):
@@ -58,7 +59,7 @@ def plot_training_comparison(runs: dict[str, list[dict]], path: Path):
         episodes = [record["episode"] for record in validation]
         accuracies = [record["accuracy"] for record in validation]
         intervals = [record["interval"] for record in validation]
-        axes.errorbar(episodes, accuracies, intervals, label=name, marker="o", capsize=3)
+        axes.errorbar(episodes, accuracies, intervals, label=_in_legend(name), marker="o", capsize=3)
     axes.set(xlabel="training episodes", ylabel="accuracy on validation classes / %")
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
@@ -90,6 +91,8 @@ def plot_episode(
     figure, axes = plt.subplots(
         n_rows, 2, figsize=(12, 0.95 * n_rows + 0.6), width_ratios=(3, 1), layout="constrained", squeeze=False
     )
+    short_names = [wrapped(name, 30, 1) for name in class_names]
+    class_names = [wrapped(name, _LABEL_WIDTH) for name in class_names]
     true_names = [class_names[true_class] for true_class in true_classes]
     labels = [f"support\n{name}" for name in class_names] + [f"query, true class\n{name}" for name in true_names]
     for (strip, side), frames, label in zip(axes, [*support_frames, *query_frames], labels, strict=True):
@@ -102,11 +105,11 @@ def plot_episode(
         colours = ["tab:green" if n == true_class else "tab:gray" for n in range(len(class_names))]
         side.barh(range(len(class_names)), scores, color=colours)
         side.set(xlim=(0, 1.0), xticks=[], yticks=range(len(class_names)))
-        side.set_yticklabels(class_names, fontsize=6)
+        side.set_yticklabels(short_names, fontsize=6)
         side.invert_yaxis()
         verdict = "right" if int(scores.argmax()) == true_class else "wrong"
         side.set_title(f"{verdict}, probability of the true class {scores[true_class]:.2f}", fontsize=7, pad=2)
-    figure.suptitle(title)
+    figure.suptitle(wrapped(title, 120))
     figure.savefig(path, dpi=120, bbox_inches="tight")  # the layout ignores the fixed aspect of images
     plt.close(figure)
 
@@ -115,16 +118,17 @@ def plot_episode(
 def plot_confusion(rates: np.ndarray, class_names: list[str], path: Path, title: str):
     """Plots a confusion matrix. `rates`: (C, C), 0..1, how often the row's class is taken for the column's class."""
     check_picture_name(path)
-    size = 3 + 0.28 * len(class_names)
+    labels, lines, inches = _labels(class_names)
+    size = 2.4 + max(0.28, 0.13 * lines) * len(class_names) + inches
     figure, axes = plt.subplots(figsize=(size + 1.5, size), layout="constrained")
     image = axes.imshow(100 * rates, vmin=0, vmax=100, cmap="viridis")
     positions = range(len(class_names))
     axes.set(xticks=positions, yticks=positions, xlabel="predicted", ylabel="true")
-    axes.set_xticklabels(class_names, rotation=90, fontsize=7)
-    axes.set_yticklabels(class_names, fontsize=7)
-    axes.set_title(title, fontsize=9)
-    figure.colorbar(image, label="% of queries, when both classes are in the episode", shrink=0.8)
-    figure.savefig(path, dpi=120)
+    axes.set_xticklabels(labels, rotation=90, fontsize=7)
+    axes.set_yticklabels(labels, fontsize=7)
+    figure.suptitle(wrapped(title, int(11 * size)), fontsize=9)
+    figure.colorbar(image, label="% of queries, when both\nclasses are in the episode", shrink=0.8)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -133,14 +137,17 @@ def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
     """Plots the accuracy (%) of each class as a bar, the hardest class at the top."""
     check_picture_name(path)
     names = sorted(accuracies, key=accuracies.__getitem__)
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.24 * len(names)), layout="constrained")
-    axes.barh(names, [accuracies[name] for name in names], color="tab:blue")
+    labels, lines, inches = _labels(names)
+    size = (6.4 + inches, 1.2 + max(0.24, 0.13 * lines) * len(names))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.barh(range(len(names)), [accuracies[name] for name in names], color="tab:blue")
+    axes.set_yticks(range(len(names)), labels)
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="accuracy / %")
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=120)
+    figure.suptitle(wrapped(title, int(11 * size[0])), fontsize=9)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -154,16 +161,18 @@ def plot_ranks(ranks: dict[str, float], groups: list[list[str]], path: Path, tit
     for row, name in enumerate(names):
         axes.plot([ranks[name]] * 2, [-1 - row, top + 0.6], color="0.8", linewidth=0.8, zorder=1)
         axes.scatter(ranks[name], -1 - row, color="tab:blue", zorder=2)
-        axes.text(ranks[name], -1 - row, f"  {name} ({ranks[name]:.2f})", va="center", fontsize=9)
+        label = f"{wrapped(name, 48, 2)} ({ranks[name]:.2f})"
+        axes.annotate(label, (ranks[name], -1 - row), (8, 0), textcoords="offset points", va="center", fontsize=9)
     for number, group in enumerate(groups):
         ends = [ranks[group[0]], ranks[group[-1]]]
         axes.plot(ends, [top - 0.6 * number] * 2, color="tab:red", linewidth=4, solid_capstyle="butt")
     spread = max(ranks.values()) - min(ranks.values())
     axes.set(xlim=(min(ranks.values()) - 0.05 * spread, max(ranks.values()) + 0.45 * spread + 0.01), yticks=[])
+    axes.set_ylim(-0.7 - len(names), top + 0.6)
     axes.set_xlabel("mean rank, 1 is the best; red: no corrected paired test tells them apart")
     axes.spines[["top", "left", "right"]].set_visible(False)
-    axes.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+    figure.suptitle(wrapped(title, 80), fontsize=10)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -197,7 +206,7 @@ def plot_timeline(
     width = duration_seconds / len(thumbnails)
     for i, image in enumerate(thumbnails):
         film.imshow(image, extent=((i + 0.01) * width, (i + 0.99) * width, 0, 1), aspect="auto")
-    film.set(ylim=(0, 1), title=title)
+    film.set(ylim=(0, 1), title=wrapped(title, 90))
     film.axis("off")
 
     # Where windows overlap, each moment belongs to the window whose middle is nearest.
@@ -218,13 +227,20 @@ def plot_timeline(
     lines.set(xlabel="seconds (middle of the window)", ylabel="score", ylim=(-0.02, 1.02), xlim=(0, duration_seconds))
     lines.grid(alpha=0.3)
     lines.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
+def _labels(class_names: list[str]) -> tuple[list[str], int, float]:
+    """Class names in lines, the largest number of lines, and the inches that the longest line takes at 7 points."""
+    labels = [wrapped(name, _LABEL_WIDTH) for name in class_names]
+    lines = [label.splitlines() or [""] for label in labels]
+    return labels, max(map(len, lines)), 0.055 * max(len(line) for of_name in lines for line in of_name)
+
+
 def _in_legend(name: str) -> str:
-    """The name for a legend. Matplotlib would leave out names that begin with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+    """The name for a legend, in lines. Matplotlib would leave out names that begin with an underscore."""
+    return wrapped(f" {name}" if name.startswith("_") else name, _LABEL_WIDTH)
 
 
 __all__ = [

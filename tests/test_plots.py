@@ -7,15 +7,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_data import similar_clips, tiny_model_and_processor
 
 from clipfsar.plots import (
     plot_confusion,
     plot_episode,
     plot_per_class,
+    plot_ranks,
     plot_timeline,
     plot_training,
     plot_training_comparison,
 )
+from review_clipfsar import SuspectClip
+from support_set_clipfsar import SupportSet
 
 TRAIN = [
     {"episode": n, "kind": "train", "few_shot_loss": 1 / n, "video_text_loss": 2 / n, "accuracy": 9.0 * n}
@@ -119,3 +123,69 @@ def test_names_are_shown_as_they_are_and_are_no_formulas(tmp_path):
             seconds, np.full((2, 3), 0.3), names, ["_a", "$x^$"], 2.0, tmp_path / "timeline.png", "$x^$", thumbnails
         )
     assert len(list(tmp_path.iterdir())) == 4
+
+
+LONG_NAMES = [  # as Something-Something has them
+    "Pretending to put something into something but it does not fit in",
+    "Pulling two ends of something so that it separates into two pieces",
+    "x",
+    "Moving something and something so that they collide with each other",
+]
+LONG_TITLE = "runs/a_run_with_a_long_name/best on data/a_folder_with_a_long_name, split test: 5-way 1-shot few_shot"
+
+
+def draw_confusion(path):
+    plot_confusion(np.full((4, 4), 0.25), LONG_NAMES, path, LONG_TITLE)
+
+
+def draw_per_class(path):
+    plot_per_class(dict.fromkeys(LONG_NAMES, 50.0), path, LONG_TITLE)
+
+
+def draw_ranks(path):
+    ranks = {f"runs/a_run_with_a_long_name_{n}/best: {name}": 1.0 + n for n, name in enumerate(LONG_NAMES)}
+    plot_ranks(ranks, [list(ranks)[:2]], path, LONG_TITLE)
+
+
+def draw_timeline(path):
+    seconds = np.stack([np.arange(4.0), np.arange(4.0) + 2], 1)
+    frames = np.full((6, 24, 32, 3), 128, np.uint8)
+    plot_timeline(seconds, np.eye(4), LONG_NAMES, LONG_NAMES, 5.0, path, LONG_TITLE, frames)
+
+
+def draw_episode(path):
+    frames = np.full((4, 8, 24, 32, 3), 128, np.uint8)
+    plot_episode(LONG_NAMES, frames, frames, np.full((4, 4), 0.25), [0, 1, 2, 3], path, LONG_TITLE)
+
+
+def draw_comparison(path):
+    plot_training_comparison({LONG_TITLE: TRAIN + VALIDATION}, path)
+
+
+def draw_review(path):
+    model, processor = tiny_model_and_processor()
+    clips = {name: similar_clips(seed, 3) for seed, name in enumerate(LONG_NAMES)}
+    review = SupportSet.from_videos(model, processor, clips).review(model)
+    review.suspects.append(SuspectClip(LONG_NAMES[0], "clip 1", LONG_NAMES[1], 2.0, 5.0))
+    review.plot(path)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [draw_confusion, draw_per_class, draw_ranks, draw_timeline, draw_episode, draw_comparison, draw_review],
+    ids=lambda draw: draw.__name__.removeprefix("draw_"),
+)
+def test_long_names_are_neither_cut_off_nor_push_the_picture_aside(draw, tmp_path, monkeypatch):
+    widest, savefig = [], plt.Figure.savefig
+
+    def measure_and_save(figure, *args, **options):
+        savefig(figure, *args, **options)
+        widest.append(max(axes.get_position().width for axes in figure.axes))
+
+    monkeypatch.setattr(plt.Figure, "savefig", measure_and_save)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*layout not applied")
+        draw(tmp_path / "picture.png")
+    pixels = np.asarray(Image.open(tmp_path / "picture.png").convert("L"))
+    assert min(pixels[:2].min(), pixels[-2:].min(), pixels[:, :2].min(), pixels[:, -2:].min()) == 255
+    assert widest[0] > 0.3
