@@ -843,6 +843,10 @@ def test_too_few_videos_of_a_split_are_found_out_before_training(train):
     assert_refused(train(n_shot=[1, 8]), match)
     match = "Split 'validation' cannot be used 4-way 1-shot: There are 3 classes, but n_way=4 are needed"
     assert_refused(train(n_way=4), match)
+    match = (
+        r"Split 'train' cannot be used for training with --n_way 3, --train_n_shot 1 and --train_n_query 90: Class '"
+    )
+    assert_refused(train(train_n_query=90), match)
 
 
 def test_shared_classes_are_refused_unless_allowed(train, dataset, tmp_path):

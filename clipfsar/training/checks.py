@@ -41,6 +41,18 @@ def check_first_video(split: VideoSplit, processor, training: bool = False):
     processor.process_videos([split.video(0)], training=training, generator=torch.Generator())
 
 
+def training_sampler(split: VideoSplit, args) -> EpisodeSampler:
+    """The sampler of the training episodes; `ValueError` with the options' names when the split is too small."""
+    shots = (args.n_way, args.train_n_shot, args.train_n_query)
+    try:
+        return EpisodeSampler(split.labels, *shots, args.seed, split.class_names)
+    except ValueError as error:
+        raise ValueError(
+            f"Split {split.name!r} cannot be used for training with --n_way {args.n_way}, --train_n_shot "
+            f"{args.train_n_shot} and --train_n_query {args.train_n_query}: {error}"
+        ) from None
+
+
 def check_sampler(sampler: EpisodeSampler, split: VideoSplit, args) -> None:
     """Raises `ValueError` if a sampler that was given draws other episodes than `args` say, or from other videos."""
     names = {"n_way": "n_way", "n_shot": "train_n_shot", "n_query": "train_n_query"}
@@ -100,5 +112,5 @@ def check_same_data(record: Mapping[str, dict] | None, splits: Mapping[str, Vide
 
 __all__ = [
     *("check_classes", "check_first_video", "check_metrics", "check_protocol", "check_same_data", "check_sampler"),
-    "is_of_test_classes",
+    *("is_of_test_classes", "training_sampler"),
 ]

@@ -192,9 +192,7 @@ class EpisodicTrainer:
 
     def create_sampler(self, split: VideoSplit) -> EpisodeSampler:
         """The sampler of the training episodes. To write your own, override `EpisodeSampler.draw`."""
-        args = self.args
-        shots = (args.n_way, args.train_n_shot, args.train_n_query)
-        return EpisodeSampler(split.labels, *shots, args.seed, split.class_names)
+        return checks.training_sampler(split, self.args)
 
     def validate(self) -> dict[str, float]:
         """Metrics of the current weights on validation classes, the same on all processes. Best `accuracy` wins.
