@@ -185,6 +185,21 @@ def test_what_is_left_out_of_a_tree_is_said_at_the_end(video_folder, tmp_path, c
     ]
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "options"),
+    [
+        (6, 6, []),
+        (5, 6, ["--train_n_query 4"]),
+        (6, 5, ["--n_shot 1"]),  # five examples leave no query
+        (2, 2, ["--train_n_query 1", "--n_shot 1"]),
+    ],
+)
+def test_the_options_for_small_classes_begin_with_the_sixth_video_missing(train, test, options):
+    classes = {"train": dict.fromkeys("abcde", 9), "test": dict.fromkeys("fghij", 9)}
+    classes["train"]["c"], classes["test"]["g"] = train, test
+    assert _options_of_small_splits(classes) == options
+
+
 def test_a_split_of_one_class_is_said_with_the_remedy(video_folder, tmp_path, capsys):
     prepare(tmp_path / "data", source=video_folder, class_split=[8, 1, 1])
     output = capsys.readouterr().out

@@ -100,6 +100,9 @@ def test_clips_of_one_video_are_not_compared_with_each_other():
     expected = 1 - torch.deg2rad(torch.tensor([30.0, 29, 29, 30, 30])).cos()
     scorer = UnknownScorer(PlainModel(), classes, Unknowns())
     torch.testing.assert_close(scorer.nearest.float(), expected)
+    with_single = {"single": enrolled(at_angles(90)), "one": classes["one"]}  # has no other source to compare with
+    nearest = UnknownScorer(PlainModel(), with_single, Unknowns()).nearest
+    torch.testing.assert_close(nearest.float(), torch.tensor([torch.inf, *expected[:3]]))
     only = {"one": enrolled(at_angles(0, 1), names[:2]), "other": enrolled(at_angles(90))}
     assert UnknownScorer(PlainModel(), only, Unknowns()).nearest.isfinite().tolist() == [True, True, False]
 
