@@ -420,6 +420,27 @@ def test_classes_of_whole_videos_and_of_parts_come_back(videos, tmp_path):
     assert spans(read_labelled_clips(tmp_path / "a.jsonl")) == [("a.mp4", "waving")]
 
 
+def test_frames_of_two_rates_are_compared_in_seconds(videos, tmp_path):
+    def task(number, start, end, name, fps):
+        value = {"ranges": [{"start": start, "end": end}], "timelinelabels": [name]}
+        result = [{"from_name": "label", "type": "timelinelabels", "value": value}]
+        return {"id": number, "data": {"video": "a.mp4", "fps": fps}, "annotations": [{"result": result}]}
+
+    (tmp_path / "labels.json").write_text(
+        json.dumps(
+            [
+                task(1, 1, 2, "waving", 25.0),  # seconds 0 to 0.08
+                task(2, 1, 2, "sitting", 12.5),  # 0 to 0.16: another part with the same frames
+                task(3, 1, 4, "standing", 25.0),  # 0 to 0.16: the same part with other frames
+            ]
+        )
+    )
+    left_out = LeftOut()
+    clips = read_labelled_clips(tmp_path / "labels.json", videos, left_out=left_out)
+    assert [(clip.class_name, clip.path.rpartition("#")[2]) for clip in clips] == [("waving", "t=0,0.08")]
+    assert left_out.labels == {"clips with several labels": 1}
+
+
 @pytest.mark.parametrize("fps", [24.0, 30000 / 1001, 60.0])
 def test_every_segment_of_frames_comes_back_at_any_rate(tmp_path, fps):
     times = VideoTimes.at_rate(40, fps)
