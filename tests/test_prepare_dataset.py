@@ -205,9 +205,18 @@ def test_a_split_of_one_class_is_said_with_the_remedy(video_folder, tmp_path, ca
     output = capsys.readouterr().out
     assert "note: validation and test have 1 class with at least 3 videos" in output
     assert output.splitlines()[-1].endswith(
-        "is ready, but a split has a single class, and episodes need two. Prepare into another --output_dir with "
+        "is ready, but a split has a single class. Prepare into another --output_dir with "
         "--class_split, so that every split has two classes or more."
     )
+
+
+def test_four_classes_are_no_three_splits_and_the_advice_is_to_use_them_as_examples():
+    preparation = object.__new__(Preparation)
+    preparation.output_dir = Path("data/gym")
+    splits = {"train": Counter(a=6, b=6), "validation": Counter(c=6), "test": Counter(d=6)}
+    for text in (preparation._what_next(splits), *_notes_on_sizes(splits)[1:]):
+        assert "--class_split" not in text
+        assert "Training needs 2 classes in each split. Use the clips as examples instead: clipfsar predict" in text
 
 
 @pytest.mark.parametrize(("size", "is_small"), [(2, []), (1, ["validation"])])

@@ -183,6 +183,11 @@ def test_a_near_copy_is_named_and_hides_in_the_accuracy_only_if_its_source_is_un
         one.support_embeds[1] = one.support_embeds[0] + 0.01
     review = review_classes(model, classes, "few_shot")
     assert review.duplicates == [(name, "0.mp4", name, "1.mp4") for name in classes]
+    first, *_ = classes
+    assert f"Almost the same: {first}/0.mp4 and {first}/1.mp4. One of them is enough." in review.summary()
+    review.duplicates = [(first, "0.mp4", "another", "1.mp4")]  # the most telling pair, if the labels are right
+    line = f"Almost the same: {first}/0.mp4 and another/1.mp4. Is one label wrong? If both are right, keep both."
+    assert line in review.summary()
     assert review.accuracy == pytest.approx(100)
     together = {(name, clip): name for name, one in classes.items() for clip in one.clip_names}
     review = review_classes(model, classes, "few_shot", together)

@@ -197,7 +197,7 @@ def _findings(review: SupportSetReview, classes: Mapping[str, EnrolledClass]) ->
         for one in review.suspects
     ]
     for name, clip, other_name, other in review.duplicates:
-        advice = "One of them is enough." if name == other_name else "A clip has one class: remove one of them."
+        advice = "One of them is enough." if name == other_name else "Is one label wrong? If both are right, keep both."
         clips.append((name, clip, f"In “{name}”, and almost the same as “{other}” in “{other_name}”. {advice}"))
     for name, clip, sentence in clips[:MAX_STRIPS]:
         enrolled = classes[name]
