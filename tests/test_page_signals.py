@@ -1,0 +1,32 @@
+"""What the page leaves behind when it is told to stop. Needs neither gradio nor a browser."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="these are the signals of POSIX")
+def test_folders_are_deleted_when_the_process_is_told_to_stop_or_its_terminal_closes(name, tmp_path):
+    program = (
+        "import os, signal, tempfile; from clipfsar.page.signals import exit_on_signals; exit_on_signals()\n"
+        "with tempfile.TemporaryDirectory(prefix='clips'):\n"
+        f"    os.kill(os.getpid(), signal.{name})"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0
+    assert list(tmp_path.glob("clips*")) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="these are the signals of POSIX")
+def test_a_page_under_nohup_outlives_its_terminal():
+    program = (
+        "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from clipfsar.page.signals import exit_on_signals; exit_on_signals()\n"
+        "os.kill(os.getpid(), signal.SIGHUP); print('still here')"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.check_output([sys.executable, "-c", program], env=environment, text=True) == "still here\n"
