@@ -5,8 +5,6 @@ import contextlib
 import html
 import io
 import os
-import signal
-import sys
 import tempfile
 import threading
 import warnings
@@ -30,6 +28,7 @@ from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.page.arguments import PageArguments
 from clipfsar.page.guard import Guard
+from clipfsar.page.signals import exit_on_signals
 from clipfsar.page.uploads import Uploads, which_upload
 from clipfsar.page.visitor import Examples, Visitor, plain_text
 from explanation_clipfsar import Explanation
@@ -595,14 +594,6 @@ class _Page:
         self.uploads.forget(request.session_hash)
 
 
-def exit_on_signals():
-    """Ends the process as usual when it is told to stop or its terminal closes: temporary folders are deleted."""
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
-            signal.signal(number, lambda *_: sys.exit(0))
-
-
 def main(arguments: PageArguments, note: str | None = None):
     """Serves the page until it is interrupted. `note` describes the model; by default it is the model's name."""
     exit_on_signals()
@@ -652,7 +643,6 @@ __all__ = [
     "Uploads",
     "alignment_picture",
     "build_page",
-    "exit_on_signals",
     "main",
     "message",
     "probability_bars",
