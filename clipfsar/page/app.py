@@ -28,7 +28,7 @@ from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.page.arguments import PageArguments
 from clipfsar.page.guard import Guard
-from clipfsar.page.signals import exit_on_signals
+from clipfsar.page.signals import end_soon, exit_on_signals
 from clipfsar.page.uploads import Uploads, which_upload
 from clipfsar.page.visitor import Examples, Visitor, plain_text
 from explanation_clipfsar import Explanation
@@ -114,8 +114,11 @@ def theme() -> gr.themes.Base:
         body_text_color_subdued="*neutral_500",
         block_info_text_color="*neutral_500",
         input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
     )
 
 
@@ -636,6 +639,7 @@ def main(arguments: PageArguments, note: str | None = None):
         try:
             threading.Event().wait()  # gradio's own loop would treat Ctrl-C as a regular end
         finally:
+            end_soon()
             page.close(verbose=False)
 
 
