@@ -30,3 +30,13 @@ def test_a_page_under_nohup_outlives_its_terminal():
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.check_output([sys.executable, "-c", program], env=environment, text=True) == "still here\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="only POSIX has this timer")
+def test_a_thread_that_still_computes_does_not_keep_the_process_alive():
+    program = (
+        "import threading, time; from clipfsar.page.signals import end_soon\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start(); end_soon(0.2)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=30).returncode == -signal.SIGALRM

@@ -7,6 +7,7 @@ import io
 import os
 import tempfile
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.page.arguments import PageArguments
 from clipfsar.page.guard import Guard
-from clipfsar.page.signals import exit_on_signals
+from clipfsar.page.signals import end_soon, exit_on_signals
 from clipfsar.page.uploads import Uploads, which_upload
 from clipfsar.page.visitor import Examples, Visitor, plain_text
 from explanation_clipfsar import Explanation
@@ -114,8 +115,11 @@ def theme() -> gr.themes.Base:
         body_text_color_subdued="*neutral_500",
         block_info_text_color="*neutral_500",
         input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
     )
 
 
@@ -634,8 +638,10 @@ def main(arguments: PageArguments, note: str | None = None):
         )
         print(f"The page is at {page.local_url} (Ctrl+C ends it).", flush=True)
         try:
-            threading.Event().wait()  # gradio's own loop would treat Ctrl-C as a regular end
+            while True:  # gradio's own loop would treat Ctrl-C as a regular end
+                time.sleep(1)  # another thread may get the signal: this one acts on it when it wakes
         finally:
+            end_soon()
             page.close(verbose=False)
 
 

@@ -3,6 +3,8 @@
 import signal
 import sys
 
+SECONDS_TO_END = 30
+
 
 def exit_on_signals():
     """Ends the process as usual when it is told to stop or its terminal closes: temporary folders are deleted."""
@@ -12,4 +14,15 @@ def exit_on_signals():
             signal.signal(number, lambda *_: sys.exit(0))
 
 
-__all__ = ["exit_on_signals"]
+def end_soon(seconds: float = SECONDS_TO_END):
+    """Ends this process after that time if it has not ended by itself. Python may wait for ever: threads still compute.
+
+    The rest of the program deletes its folders meanwhile. The end comes from the system: a thread that holds
+    Python's lock cannot put it off.
+    """
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+__all__ = ["end_soon", "exit_on_signals"]
