@@ -7,6 +7,7 @@ import io
 import os
 import tempfile
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -637,7 +638,8 @@ def main(arguments: PageArguments, note: str | None = None):
         )
         print(f"The page is at {page.local_url} (Ctrl+C ends it).", flush=True)
         try:
-            threading.Event().wait()  # gradio's own loop would treat Ctrl-C as a regular end
+            while True:  # gradio's own loop would treat Ctrl-C as a regular end
+                time.sleep(1)  # another thread may get the signal: this one acts on it when it wakes
         finally:
             end_soon()
             page.close(verbose=False)

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-SECONDS_TO_END = 15
+SECONDS_TO_END = 30
 
 
 def exit_on_signals():
@@ -15,8 +15,7 @@ def exit_on_signals():
 
 
 def end_soon(seconds: float = SECONDS_TO_END):
-    """Ends this process after that time if it has not ended by itself. Python may wait
-    for ever for threads that still compute for visitors.
+    """Ends this process after that time if it has not ended by itself. Python may wait for ever: threads still compute.
 
     The rest of the program deletes its folders meanwhile. The end comes from the system: a thread that holds
     Python's lock cannot put it off.
