@@ -120,7 +120,9 @@ class SupportSetReview:
                 f"Mislabelled? {one.class_name}/{one.clip} looks like {one.nearer_to!r}. Watch it; remove or move it."
             )
         for class_name, clip, other_class, other in self.duplicates:
-            lines.append(f"Almost the same: {class_name}/{clip} and {other_class}/{other}. One of them is enough.")
+            is_one_class = class_name == other_class
+            advice = "One of them is enough" if is_one_class else "Is one label wrong? If both are right, keep both"
+            lines.append(f"Almost the same: {class_name}/{clip} and {other_class}/{other}. {advice}.")
         for source, clips in self.shared_sources.items():
             lines.append(f"From one video: {len(clips)} clips of {source!r} are left out together.")
         for one, other, right, total in self.inseparable:
@@ -415,10 +417,11 @@ def repeated_clips(classes: Mapping[str, EnrolledClass], new: Mapping[str, list]
             clip = (class_name, f"clip {number}" if name is None else name)
             first = known.setdefault(picture or embeds.numpy().tobytes(), clip)
             if first is not clip:
-                sentences.append(
-                    f"{clip[1]!r} of class {class_name!r} has the same frames as {first[1]!r} of class {first[0]!r}: "
-                    "an example that is given twice counts twice. Remove one of them."
-                )
+                what = "an example that is given twice counts twice. Remove one of them."
+                if first[0] != class_name:
+                    what = "one of the labels is wrong. Remove that clip."
+                where = f"{clip[1]!r} of class {class_name!r} has the same frames as {first[1]!r} of class {first[0]!r}"
+                sentences.append(f"{where}: {what}")
     return sentences
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 
@@ -128,7 +129,19 @@ def _parse(name: str, command_line: list[str]):
     return options(command_line, prog=prog)
 
 
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning for people: without the place in the source, which is for developers."""
+    is_ours = category is UserWarning
+    return f"warning: {message}\n" if is_ours else _format_warning(message, category, filename, lineno, line)
+
+
+_format_warning = warnings.formatwarning
+
+
 def _run(name: str, command_line: list[str]) -> int:
+    warnings.formatwarning = _one_line
     arguments = _parse(name, command_line)
     if getattr(arguments, "print_config", False):
         print(json.dumps(asdict(arguments), indent=2))

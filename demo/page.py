@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clipfsar.options import parse_options
 from clipfsar.page.arguments import PageArguments
+from clipfsar.page.signals import exit_on_signals
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip, write_clip
 
@@ -55,6 +56,7 @@ def main(command_line: Sequence[str] | None = None):
     arguments = parse_options(PageArguments, __doc__, command_line, "python -m demo.page", {"model": model})
     try:
         arguments.check_files()
+        exit_on_signals()
         from clipfsar.page.app import main as serve  # imported late: it takes seconds
 
         with tempfile.TemporaryDirectory(prefix="clipfsar_examples_") as folder:

@@ -36,6 +36,16 @@ print(json.dumps(codes), file=sys.stderr)
 """
 
 
+def test_warnings_have_no_place_in_the_source(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_parse", lambda name, command_line: None)
+    monkeypatch.setattr(cli, "_imported", lambda place: lambda arguments: None)
+    monkeypatch.setattr(cli.warnings, "formatwarning", cli.warnings.formatwarning)  # comes back after the test
+    cli._run("predict", [])
+    in_words = cli.warnings.formatwarning
+    assert in_words("a.mp4 was left out", UserWarning, "b.py", 7, None) == "warning: a.mp4 was left out\n"
+    assert "b.py:7" in in_words("old", DeprecationWarning, "b.py", 7, None)
+
+
 def run(*command, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, **options)
 

@@ -70,6 +70,40 @@ def test_adding_says_what_was_done_and_clips_of_a_known_class_join_it(pipe, clip
     assert visitor.support_set.num_clips == {"red ball": 3}
 
 
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("\u202ered", "red"),  # would turn the direction of the sentences around it
+        ("re\u200bd\ufeff", "red"),
+        ("re\x00d\n ball", "red ball"),
+        ("re\ud800d", "red"),
+        ("caf\u0065\u0301", "caf\u00e9"),
+        ("\U0001f469\u200d\U0001f680", "\U0001f469\u200d\U0001f680"),
+    ],
+)
+def test_names_that_look_alike_are_one_class(pipe, clips, typed, name):
+    visitor = Visitor()
+    visitor.add(pipe, typed, clips["red"][:1])
+    visitor.add(pipe, name, clips["red"][1:])
+    assert visitor.support_set.num_clips == {name: 2}
+
+
+def test_a_name_of_invisible_characters_is_no_name(pipe, clips):
+    with pytest.raises(ValueError, match="The class has no name yet"):
+        Visitor().add(pipe, "\u200b \u202e", clips["red"])
+
+
+@pytest.mark.filterwarnings("ignore:.* has the same frames as ")
+def test_clips_that_are_given_twice_are_named(pipe, clips):
+    visitor, (one, two) = Visitor(), clips["red"]
+    assert visitor.add(pipe, "red", [one, one, two]) == (
+        "Added 3 clips to “red”. “red 1.mp4 (2)” has the same frames as another clip and counts twice."
+    )
+    assert visitor.add(pipe, "blue", [one, two]) == (
+        "Added 2 clips to “blue”. “red 1.mp4”, “red 2.mp4” have the same frames as another clip and count twice."
+    )
+
+
 def test_an_unreadable_clip_is_named_without_its_folder_and_does_not_cost_the_others(pipe, clips):
     visitor = Visitor()
     done = visitor.add(pipe, "red", [*clips["broken"], *clips["red"]])
@@ -265,6 +299,85 @@ def test_none_of_these_is_the_answer_from_one_half_on(app, pipe, visitor):
     assert f'<div class="verdict">{explanation.label}</div>' in app.probability_bars(explanation)
 
 
+def test_of_equally_probable_classes_the_answer_is_shown_first(app, pipe, visitor):
+    explanation, _ = visitor.answer(pipe, "few_shot", False)
+    explanation.class_names = [f"class {number}" for number in range(40)]
+    explanation.probabilities = torch.full((40,), 1 / 40)
+    names = re.findall('class="name">(class [0-9]+)<', app.probability_bars(explanation))
+    assert explanation.label == "class 0"
+    assert names == [f"class {number}" for number in range(app.MAX_BARS)]
+
+
+class Request:
+    session_hash = "me"
+
+
+@pytest.mark.filterwarnings("ignore:.* has the same frames as ")
+def test_a_double_click_adds_clips_once_and_another_upload_of_them_adds_them_again(app, pipe, clips, tmp_path):
+    page, here = app._Page(pipe, Examples()), Visitor()
+    page.uploads = app.Uploads(seconds_to_claim=0)
+    path = tmp_path / "red 1.mp4"
+
+    def upload():
+        (tmp_path / "new").write_bytes(Path(clips["red"][0]).read_bytes())
+        (tmp_path / "new").rename(path)
+
+    upload()
+    first = page.add_clips(here, "red", [str(path)], None, Request)
+    assert "Added 1 clip to “red”." in first[0]
+    assert not path.exists()
+    assert page.add_clips(here, "red", [str(path)], None, Request) == (app.gr.skip(),) * 5
+    assert here.support_set.num_clips == {"red": 1}
+    upload()
+    page.add_clips(here, "other", [str(path)], None, Request)
+    assert here.support_set.num_clips == {"red": 1, "other": 1}
+
+
+def test_a_double_click_adds_clips_once_while_their_files_are_still_there(app, pipe, clips, tmp_path):
+    page, here = app._Page(pipe, Examples()), Visitor()
+    path = tmp_path / "red 1.mp4"
+    path.write_bytes(Path(clips["red"][0]).read_bytes())
+    page.add_clips(here, "red", [str(path)], None, Request)
+    assert path.exists()  # equal uploads of others are one file with it, so it is deleted some seconds later
+    assert page.add_clips(here, "red", [str(path)], None, Request) == (app.gr.skip(),) * 5
+
+
+def test_clips_that_a_visitor_takes_away_again_are_deleted_but_not_the_clip_in_question(app, pipe, clips, tmp_path):
+    page, here = app._Page(pipe, Examples()), Visitor()
+    page.uploads = app.Uploads(seconds_to_claim=0)
+    paths = [tmp_path / name for name in ("1.mp4", "2.mp4", "3.mp4")]
+    for path in paths:
+        path.write_bytes(Path(clips["red"][0]).read_bytes())
+    one, two, three = map(str, paths)
+    page.ask(here, three, Request)
+    page.keep_uploads(here, [one, two, three], None, Request)
+    page.keep_uploads(here, [two], None, Request)
+    assert [path.exists() for path in paths] == [False, True, True]
+    with page.turn_of(here):  # the clips may be read at this moment
+        page.keep_uploads(here, None, None, Request)
+    assert paths[1].exists()
+    page.keep_uploads(here, None, None, Request)
+    assert [path.exists() for path in paths] == [False, False, True]
+    page.ask(here, None, Request)
+    assert not paths[2].exists()
+
+
+def test_the_clip_in_question_stays_while_it_also_waits_to_be_added(app, pipe, clips, tmp_path):
+    page, here = app._Page(pipe, Examples()), Visitor()
+    page.uploads = app.Uploads(seconds_to_claim=0)
+    path = tmp_path / "1.mp4"
+    path.write_bytes(Path(clips["red"][0]).read_bytes())
+    page.ask(here, str(path), Request)
+    page.keep_uploads(here, [str(path)], None, Request)
+    page.ask(here, None, Request)
+    assert path.exists()
+
+
+def test_names_that_turn_the_direction_of_text_are_shown_without_that(app):
+    assert app.message("“\u202eabc” and <b>") == '<div class="problem" role="status">“abc” and &lt;b&gt;</div>'
+    assert "&lt;abc&gt;" in app.clip_strip(b"", "<\u2067abc>")
+
+
 def test_a_review_shows_suspects_with_their_frames_and_a_table(app, pipe, clips):
     visitor = Visitor()
     visitor.add(pipe, "<i>red</i>", [*clips["red"], clips["green"][0]])
@@ -307,22 +420,6 @@ def test_a_review_goes_when_its_classes_change_and_stays_when_the_clip_does(app,
     assert "Name at least two classes" in page.show_review(Visitor(), "few_shot")
 
 
-def test_uploads_go_with_the_last_visitor_who_holds_them(app, tmp_path):
-    shared, own = tmp_path / "shared.mp4", tmp_path / "own.mp4"
-    shared.touch()
-    own.touch()
-    uploads = app.Uploads()
-    uploads.keep("one", str(shared), str(own))
-    uploads.keep("two", str(shared))
-    uploads.release("one")  # nothing named, nothing deleted
-    assert own.exists()
-    uploads.forget("one")
-    assert (shared.exists(), own.exists()) == (True, False)
-    uploads.release("two", str(shared))
-    assert not shared.exists()
-    assert uploads.paths == {}
-
-
 def test_the_page_is_built_without_analytics(app, pipe, tmp_path):
     page = app.build_page(pipe, Examples.from_folder(render_examples(tmp_path)))
     assert not page.analytics_enabled
@@ -351,21 +448,6 @@ def test_whoever_asks_twice_at_a_time_is_told_to_wait_and_others_are_not(app, pi
         again.__enter__()
     with page.turn_of(one):
         pass
-
-
-def test_uploads_that_nobody_holds_go_after_minutes(app, tmp_path):
-    old, held, new = (tmp_path / name for name in ("old.mp4", "held.mp4", "new.mp4"))
-    for path in (old, held, new):
-        path.touch()
-    uploads = app.Uploads()
-    uploads.keep("one", str(held))
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr("clipfsar.page.guard.time.time", lambda: new.stat().st_mtime + 3600)
-    uploads.remove_unclaimed(tmp_path)
-    monkey.undo()
-    new.touch()
-    uploads.remove_unclaimed(tmp_path)
-    assert (old.exists(), held.exists(), new.exists()) == (False, True, True)
 
 
 def test_a_page_without_examples_offers_none(app, pipe, tmp_path):

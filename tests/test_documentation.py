@@ -122,6 +122,16 @@ def test_every_fence_of_a_page_is_a_block_that_the_runner_knows(page):
     assert found == len([language for language in languages if language])
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_every_table_of_a_page_has_a_heading_of_as_many_columns_and_a_blank_line_before_it(page):
+    text = re.sub(r"^( *```).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for before, table in re.findall(r"^(.*)\n((?:\|.*\n)+)", text, re.M):
+        columns = [len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in table.splitlines()]
+        assert before == "", table
+        assert re.fullmatch(r"\|[-| :]+\|", table.splitlines()[1]), table
+        assert set(columns) == {columns[0]}, table
+
+
 def test_a_program_that_another_test_runs_is_the_same_on_every_page():
     def code(block: str) -> str:
         tree = ast.parse(block)

@@ -193,6 +193,16 @@ def run(folder, support_set=None, **options):
     )
 
 
+def test_the_folders_of_an_export_are_made_and_one_that_fails_leaves_no_file(exported, monkeypatch, tmp_path):
+    def stop(*inputs):
+        raise RuntimeError("stopped here")
+
+    monkeypatch.setattr(export_model, "export", stop)
+    with pytest.raises(RuntimeError, match="stopped here"):
+        main(Arguments(model=str(exported / "model"), output_dir=str(tmp_path / "new" / "exported")))
+    assert list((tmp_path / "new" / "exported").iterdir()) == []
+
+
 def answer_with_the_documentation(folder) -> dict[str, float]:
     """Runs the program of the documentation, in a process that could not import this library or PyTorch."""
     program = block_with(ROOT / "docs/use/export.md", "python", "import onnxruntime")

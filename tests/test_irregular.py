@@ -408,6 +408,21 @@ def test_exported_names_and_prototypes_are_in_one_order(parts, tmp_path):
         torch.testing.assert_close(torch.from_numpy(text), alone.classes[str(name)].class_embeds, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("alignment", ["chamfer", "hyrsm"])
+def test_exported_clips_of_unequal_classes_give_a_heads_logits(tmp_path, alignment):
+    model, processor = tiny_model_and_processor(alignment=alignment)
+    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    exporting.write_classes(model, support_set, tmp_path)
+    written = np.load(tmp_path / "classes.npz")
+    assert written["is_shot"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    frames = processor.process_videos(QUERIES)
+    with torch.no_grad():
+        classes = {name: torch.from_numpy(written[name]) for name in ("shots", "is_shot")}
+        logits = exporting.QueryClassifier(model, "few_shot")(frames, **classes)
+        expected = support_set.classify(model, model.get_video_features(frames), "few_shot")
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_classes_of_other_preprocessing_are_not_exported(tmp_path):
     model, processor = tiny_model_and_processor()
     for part in (model, processor):

@@ -76,6 +76,18 @@ def test_label_studio_timelines_and_choices_become_clips(videos):
     assert str(left_out).startswith("left out: skipped (cancelled) annotations (1), results of type")
 
 
+def test_annotators_who_mark_the_same_parts_in_another_order_agree(videos, tmp_path):
+    def region(start, end, name):
+        value = {"ranges": [{"start": start, "end": end}], "timelinelabels": [name]}
+        return {"from_name": "label", "type": "timelinelabels", "value": value}
+
+    one, other = region(1, 4, "waving"), region(5, 8, "sitting")
+    task = {"id": 1, "data": {"video": "a.mp4"}, "annotations": [{"result": [one, other]}, {"result": [other, one]}]}
+    (tmp_path / "labels.json").write_text(json.dumps([task]))
+    clips = read_labelled_clips(tmp_path / "labels.json", videos)
+    assert spans(clips) == [("a.mp4", 0, 4, "waving"), ("a.mp4", 4, 8, "sitting")]
+
+
 def test_label_studio_frames_are_counted_at_a_given_rate(videos):
     clips = read_labelled_clips(FILES / "label_studio.json", videos, label_fps=12.5)
     assert spans(clips)[:3] == [
@@ -133,6 +145,19 @@ def test_frames_of_a_cvat_project_count_from_the_end_of_the_task_before(videos):
     ]
 
 
+def test_a_cvat_task_begins_after_the_first_frames_that_the_one_before_leaves_out(videos, tmp_path):
+    third = """<task><id>9</id><size>3</size><subset>default</subset><start_frame>1</start_frame>
+        <source>c.mp4</source></task></tasks>"""
+    track = """<track label="waving" task_id="9"><box frame="25" outside="0"/><box frame="27" outside="1"/></track>
+    </annotations>"""
+    text = (FILES / "cvat_project.xml").read_text().replace("</tasks>", third).replace("</annotations>", track)
+    (tmp_path / "project.xml").write_text(text)
+    labels = read_cvat(tmp_path / "project.xml", VideoFolder(videos))
+    # 12 frames of the first task; 2 before the second, and 5 with a step of 2
+    assert [(label.class_name, label.frames) for label in labels][-1] == ("waving", (25 - 24, 27 - 24))
+    assert len(labels) == 3
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_table_may_have_parts_of_videos(videos, tmp_path, suffix):
     rows = [("a.mp4", "opening", 0.2, 0.4), ("a.mp4", "closing", 0.4, ""), ("clips/b.mp4", "closing", "", "")]
@@ -184,6 +209,7 @@ def test_a_folder_of_exports_is_read_whole(videos, tmp_path):
         ("a", "a.mp4"),  # the name of a task
         ("b.mp4", "clips/b.mp4"),
         ("missing.mp4", "missing.mp4"),
+        ("other-a.mp4", "other-a.mp4"),  # the eight characters of an upload are not in front
         ("~nobody/missing.mp4", "missing.mp4"),
         (f"{300 * 'm'}.mp4", f"{300 * 'm'}.mp4"),
     ],
@@ -392,6 +418,27 @@ def test_classes_of_whole_videos_and_of_parts_come_back(videos, tmp_path):
     assert spans(read_labelled_clips(tmp_path / "a.xml", videos)) == [("a.mp4", 0, 12, "waving")]
     (tmp_path / "a.jsonl").write_text(as_json_lines(results))
     assert spans(read_labelled_clips(tmp_path / "a.jsonl")) == [("a.mp4", "waving")]
+
+
+def test_frames_of_two_rates_are_compared_in_seconds(videos, tmp_path):
+    def task(number, start, end, name, fps):
+        value = {"ranges": [{"start": start, "end": end}], "timelinelabels": [name]}
+        result = [{"from_name": "label", "type": "timelinelabels", "value": value}]
+        return {"id": number, "data": {"video": "a.mp4", "fps": fps}, "annotations": [{"result": result}]}
+
+    (tmp_path / "labels.json").write_text(
+        json.dumps(
+            [
+                task(1, 1, 2, "waving", 25.0),  # seconds 0 to 0.08
+                task(2, 1, 2, "sitting", 12.5),  # 0 to 0.16: another part with the same frames
+                task(3, 1, 4, "standing", 25.0),  # 0 to 0.16: the same part with other frames
+            ]
+        )
+    )
+    left_out = LeftOut()
+    clips = read_labelled_clips(tmp_path / "labels.json", videos, left_out=left_out)
+    assert [(clip.class_name, clip.path.rpartition("#")[2]) for clip in clips] == [("waving", "t=0,0.08")]
+    assert left_out.labels == {"clips with several labels": 1}
 
 
 @pytest.mark.parametrize("fps", [24.0, 30000 / 1001, 60.0])

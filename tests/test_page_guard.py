@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_a_message_comes_through_whole_and_one_that_names_an_address_as_a_file_d
     assert ask(tmp_path, "/gradio_api/queue/join", "POST", parts=parts)[::2] == (200, message)
     for message in ({"data": [[{"path": "http://evil.example/a.mp4"}]]}, {"path": "file:///etc/passwd"}):
         assert ask(tmp_path, "/gradio_api/queue/join", "POST", parts=[json.dumps(message).encode()])[0] == 400
-    for text in (b"{", b"[" * 100_000, b"\xff"):
+    for text in (b"{", b"[" * 100_000, b"\xff", b'{"data": NaN}', b"[-Infinity]"):
         assert ask(tmp_path, "/gradio_api/queue/join", "POST", parts=[text])[0] == 400
 
 
@@ -109,6 +110,25 @@ def test_requests_have_a_longest_time(tmp_path, path, monkeypatch):
     assert ask(tmp_path, path, "POST", parts=[b"1"] * 50, wait=0.02)[0] == 408
 
 
+def test_an_upload_that_is_broken_off_ends_quietly(tmp_path):
+    """Otherwise a closed tab would print an error of many lines in the terminal."""
+    parts, sent = [{"type": "http.request", "body": b"1", "more_body": True}, {"type": "http.disconnect"}], []
+
+    async def app(scope, receive, send):
+        while True:
+            assert (await receive())["type"] == "http.request"
+
+    async def receive():
+        return parts.pop(0)
+
+    async def send(part):
+        sent.append(part)
+
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": [HOST]}
+    asyncio.run(Guard(app, ["localhost"], tmp_path)(scope, receive, send))
+    assert sent[0]["status"] == 400
+
+
 def test_uploads_have_a_largest_size_together(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.mp4").write_bytes(bytes(8))
@@ -128,6 +148,51 @@ def test_files_that_nobody_holds_are_removed_after_minutes(tmp_path, monkeypatch
     monkeypatch.setattr(guard.time, "time", lambda: later)
     assert remove_unclaimed(tmp_path, {str(files[1])}) == [files[0]]
     assert [path.exists() for path in files] == [False, True]
+
+
+def test_empty_folders_are_removed_after_minutes(tmp_path, monkeypatch):
+    for name in ("old", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "held.mp4").touch()
+    now = os.stat(tmp_path / "full" / "held.mp4").st_ctime
+    monkeypatch.setattr(guard.time, "time", lambda: now + 590)
+    remove_unclaimed(tmp_path, ())
+    assert (tmp_path / "old").exists()
+    monkeypatch.setattr(guard.time, "time", lambda: now + 610)
+    remove_unclaimed(tmp_path, {str(tmp_path / "full" / "held.mp4")})
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    assert remove_unclaimed(tmp_path / "missing", ()) == []
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_port_that_cannot_be_is_refused(port):
+    with pytest.raises(ValueError, match=f"--port {port} must be between 1 and 65535"):
+        PageArguments(model="m", port=port)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
+def test_a_time_limit_is_finite(seconds):
+    with pytest.raises(ValueError, match=r"--seconds_per_video .* must be greater than 0, and not infinite"):
+        PageArguments(model="m", seconds_per_video=seconds)
+
+
+def test_an_address_where_nothing_can_listen_is_named_before_a_model_is_loaded(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=rf"--port {port} cannot be used \(Address already in use\): choose another"):
+            PageArguments(model=str(tmp_path), port=port).check_files()
+    with pytest.raises(OSError, match=r"--host 192\.0\.2\.77 cannot be used"):
+        PageArguments(model=str(tmp_path), host="192.0.2.77", port=port).check_files()
+    with pytest.raises(OSError, match=r"--host no\.invalid: there is no such address"):
+        PageArguments(model=str(tmp_path), host="no.invalid").check_files()
+
+
+def test_examples_are_a_folder(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(NotADirectoryError, match=r"a\.mp4 is a file: give a folder with one folder per class"):
+        PageArguments(model="m", examples=str(tmp_path / "a.mp4")).check_files()
 
 
 def test_a_space_and_named_hosts_are_let_in(monkeypatch):

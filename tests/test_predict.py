@@ -313,7 +313,9 @@ def test_an_unreadable_example_is_an_error_unless_it_may_be_skipped(folders, tmp
     shutil.copytree(folders / "examples", tmp_path / "examples")
     (tmp_path / "examples" / "red" / "broken.mp4").touch()
     assert predict(folders, support=tmp_path / "examples") == 1
-    assert re.search(r"error: .*broken\.mp4'?: the file is empty", capsys.readouterr().err)
+    error = capsys.readouterr().err
+    assert re.search(r"error: .*broken\.mp4'?: the file is empty", error)
+    assert "--skip_unreadable leaves unreadable example clips out." in error
     with pytest.warns(UserWarning, match=r"Left out of the support set: .*broken\.mp4"):
         assert predict(folders, "--skip_unreadable", True, support=tmp_path / "examples") == 0
     capsys.readouterr()

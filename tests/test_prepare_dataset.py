@@ -185,14 +185,38 @@ def test_what_is_left_out_of_a_tree_is_said_at_the_end(video_folder, tmp_path, c
     ]
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "options"),
+    [
+        (6, 6, []),
+        (5, 6, ["--train_n_query 4"]),
+        (6, 5, ["--n_shot 1"]),  # five examples leave no query
+        (2, 2, ["--train_n_query 1", "--n_shot 1"]),
+    ],
+)
+def test_the_options_for_small_classes_begin_with_the_sixth_video_missing(train, test, options):
+    classes = {"train": dict.fromkeys("abcde", 9), "test": dict.fromkeys("fghij", 9)}
+    classes["train"]["c"], classes["test"]["g"] = train, test
+    assert _options_of_small_splits(classes) == options
+
+
 def test_a_split_of_one_class_is_said_with_the_remedy(video_folder, tmp_path, capsys):
     prepare(tmp_path / "data", source=video_folder, class_split=[8, 1, 1])
     output = capsys.readouterr().out
     assert "note: validation and test have 1 class with at least 3 videos" in output
     assert output.splitlines()[-1].endswith(
-        "is ready, but a split has a single class, and episodes need two. Prepare into another --output_dir with "
+        "is ready, but a split has a single class. Prepare into another --output_dir with "
         "--class_split, so that every split has two classes or more."
     )
+
+
+def test_four_classes_are_no_three_splits_and_the_advice_is_to_use_them_as_examples():
+    preparation = object.__new__(Preparation)
+    preparation.output_dir = Path("data/gym")
+    splits = {"train": Counter(a=6, b=6), "validation": Counter(c=6), "test": Counter(d=6)}
+    for text in (preparation._what_next(splits), *_notes_on_sizes(splits)[1:]):
+        assert "--class_split" not in text
+        assert "Training needs 2 classes in each split. Use the clips as examples instead: clipfsar predict" in text
 
 
 @pytest.mark.parametrize(("size", "is_small"), [(2, []), (1, ["validation"])])

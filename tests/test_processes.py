@@ -1,5 +1,7 @@
 """What one of several processes decides holds for all of them."""
 
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from clipfsar.processes import (
     holds_everywhere,
     machines_first,
 )
+from clipfsar.training.preemption import noting_sigterm
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -111,3 +114,24 @@ def test_one_process_compares_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
     assert holds_anywhere(accelerator, True) is True
     assert machines_first(accelerator, lambda: 4) == 4
+
+
+def test_sigterm_is_noted_only_where_nobody_else_handles_it_and_in_the_main_thread():
+    def in_thread(results):
+        with noting_sigterm():
+            results.append(signal.getsignal(signal.SIGTERM))
+
+    results: list = []
+    thread = threading.Thread(target=in_thread, args=[results])
+    thread.start()
+    thread.join()
+    assert results == [signal.SIG_DFL]  # in another thread the block changes nothing
+    with noting_sigterm():
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with noting_sigterm():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

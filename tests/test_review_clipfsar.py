@@ -7,11 +7,12 @@ import pytest
 import torch
 from tiny_data import random_clip, tiny_model_and_processor
 
+import review_clipfsar
 import tuning_clipfsar
 from clipfsar.cli import main as run_command
 from clipfsar.inference.arguments import ReviewArguments
 from demo.synthetic import TINY_CLIP
-from left_out_clipfsar import hold_out, leave_one_out, source_of, sources_of_clips
+from left_out_clipfsar import hold_out, leave_one_out, rounds, source_of, sources_of_clips
 from review_clipfsar import review_classes, wilson_interval
 from suggestion_clipfsar import suggest_clips
 from support_set_clipfsar import EnrolledClass, SupportSet
@@ -131,6 +132,28 @@ def test_given_sources_replace_those_of_the_names():
         sources_of_clips(classes, {"other.mp4": "tape"})
 
 
+def test_each_round_takes_as_many_sources_of_every_class_where_classes_share_a_video():
+    labels = torch.tensor([0, 0, 1, 1, 1, 1])
+    sources = ["long", "a", "b", "long", "c", "long"]
+    for lost, taken in ((1, [1, 1]), (2, [1, 2])):  # a class keeps one source
+        for held_out in rounds(labels, sources, lost, seed=0, number=12):
+            clips = list(zip(labels.tolist(), sources, held_out.tolist(), strict=True))
+            gone = {(label, source) for label, source, is_out in clips if is_out}
+            assert [sum(label == one for label, _ in gone) for one in (0, 1)] == taken
+            assert all(is_out == ((label, source) in gone) for label, source, is_out in clips)  # all of it, or none
+
+
+def test_the_accuracy_is_extrapolated_along_the_mean_of_1_by_sources(model, monkeypatch):
+    given, with_interval = [], review_clipfsar._with_interval
+    monkeypatch.setattr(
+        review_clipfsar, "_with_interval", lambda *inputs: given.append(inputs) or with_interval(*inputs)
+    )
+    review_classes(model, random_classes({"walking": 5, "boxing": 2, "jumping": 3}), "few_shot")
+    ((_, _, num_sources, levels, whole),) = given
+    assert (num_sources, whole) == (10, pytest.approx((1 / 5 + 1 / 2 + 1 / 3) / 3))
+    assert [place for _, place in levels] == pytest.approx([(1 / 4 + 1 + 1 / 2) / 3, (1 / 3 + 1 + 1) / 3])
+
+
 def test_swapped_labels_are_named(model):
     classes = clear_classes(num_clips=5)
     first, second = classes["class 0"].support_embeds, classes["class 1"].support_embeds
@@ -160,6 +183,11 @@ def test_a_near_copy_is_named_and_hides_in_the_accuracy_only_if_its_source_is_un
         one.support_embeds[1] = one.support_embeds[0] + 0.01
     review = review_classes(model, classes, "few_shot")
     assert review.duplicates == [(name, "0.mp4", name, "1.mp4") for name in classes]
+    first, *_ = classes
+    assert f"Almost the same: {first}/0.mp4 and {first}/1.mp4. One of them is enough." in review.summary()
+    review.duplicates = [(first, "0.mp4", "another", "1.mp4")]  # the most telling pair, if the labels are right
+    line = f"Almost the same: {first}/0.mp4 and another/1.mp4. Is one label wrong? If both are right, keep both."
+    assert line in review.summary()
     assert review.accuracy == pytest.approx(100)
     together = {(name, clip): name for name, one in classes.items() for clip in one.clip_names}
     review = review_classes(model, classes, "few_shot", together)
@@ -176,6 +204,13 @@ def test_classes_that_guess_are_inseparable(model):
     pairs = {pair[:2]: pair[2:] for pair in review_classes(model, classes, "few_shot").inseparable}
     right, total = pairs["class 0", "class 1"]
     assert (right <= 9, total) == (True, 12)
+
+
+def test_a_class_whose_clip_cannot_be_left_out_is_not_called_inseparable(model):
+    classes = clear_classes(num_clips=2, num_classes=3)
+    classes["single"] = enrolled(-4 * torch.eye(SIZE)[:1, None].expand(1, 4, SIZE), torch.ones(SIZE))
+    review = review_classes(model, classes, "few_shot")
+    assert (review.too_few, review.inseparable) == (["single"], [])
 
 
 def test_single_clips_leave_the_accuracy_unknown_except_by_names(model):
@@ -260,6 +295,14 @@ def test_tuning_leaves_misleading_texts_and_keeps_the_choice(tmp_path):
     assert support_set.review(model).inference_mode == tuning.settings.get("inference_mode", "ensemble")
     assert model.config.inference_mode == "ensemble"
     assert model.config.ensemble_text_weight == 0.9
+
+
+def test_tuning_again_starts_from_the_models_own_settings_and_keeps_the_choice():
+    model, support_set = misled_set()
+    first = support_set.tune(model)
+    second = support_set.tune(model)
+    assert second == first
+    assert support_set.settings == first.settings != {}
 
 
 def test_tuning_declines_with_two_videos_in_a_class():

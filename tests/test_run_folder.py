@@ -271,6 +271,8 @@ def test_saving_a_model_deletes_nothing_of_anybody_else(folder, tiny_clip, run, 
     (home / "letters").mkdir(parents=True)
     (home / "letters" / "thesis.tex").write_text("years of work")
     (run / "best" / "support_set.json").write_text("{}")
+    (run / "best" / "notes" / "2024").mkdir(parents=True)
+    (run / "best" / "notes" / "2024" / "why.txt").write_text("because")
     for name in ("home.old", "home.new"):
         (tmp_path / name).mkdir()
     for _ in range(2):
@@ -279,6 +281,7 @@ def test_saving_a_model_deletes_nothing_of_anybody_else(folder, tiny_clip, run, 
         assert (home / "letters" / "thesis.tex").read_text() == "years of work"
         assert (home / "model.safetensors").is_file()
         assert (run / "best" / "support_set.json").read_text() == "{}"
+        assert (run / "best" / "notes" / "2024" / "why.txt").read_text() == "because"
     assert sorted(path.name for path in tmp_path.iterdir() if "home" in path.name) == ["home", "home.new", "home.old"]
     assert torch.equal(
         CLIPFSARProcessor.from_pretrained(home).process_videos([np.zeros((4, 16, 16, 3), np.uint8)]),

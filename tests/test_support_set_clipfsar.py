@@ -704,11 +704,11 @@ def test_a_clip_that_is_given_twice_is_named_with_its_classes(parts, tmp_path):
         support_set.add(model, processor, {"jump": [clips[1]]})  # it is enrolled once, after all
     support_set.save_pretrained(tmp_path)
     support_set = SupportSet.from_pretrained(tmp_path)
-    message = "'clip 1' of class 'jump' has the same frames as 'clip 1' of class 'run': .* Remove one of them"
+    message = "'clip 1' of class 'jump' has the same frames as 'clip 1' of class 'run': one of the labels is wrong"
     with pytest.warns(UserWarning, match=message):
         support_set.add(model, processor, {"jump": [clips[0]]})
     assert support_set.num_clips == {"run": 1, "jump": 3}
-    message = "'clip 2' of class 'swim' has the same frames as 'clip 1' of class 'swim'"
+    message = "'clip 2' of class 'swim' has the same frames as 'clip 1' of class 'swim': .* counts twice. Remove one of"
     with pytest.warns(UserWarning, match=message):
         support_set.add(model, processor, {"swim": [clips[3], clips[3]]}, thumbnails=False)
 

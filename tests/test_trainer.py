@@ -373,6 +373,16 @@ def test_an_optimizer_that_does_not_hold_what_trains_is_said(make, tiny_clip, ca
     assert "The optimizer leaves out" in caplog.text
 
 
+def test_training_classes_are_evaluated_beside_the_features_that_they_trained_on(make):
+    trainer = make(freeze_vision=True, **QUICK)
+    trainer.train()
+    (result,) = trainer.evaluate(trainer.train_split, n_shot=[1], inference_modes="few_shot", n_episodes=4)
+    assert result.n_episodes == 4
+    trainer.train_split.name = "other"  # the same videos, encoded anew
+    (again,) = trainer.evaluate(trainer.train_split, n_shot=[1], inference_modes="few_shot", n_episodes=4)
+    assert again.accuracy == result.accuracy
+
+
 def test_an_optimizer_that_is_set_after_a_training_is_the_next_ones(make):
     trainer = make(callbacks=[StopAt(1)], **QUICK)
     trainer.train()

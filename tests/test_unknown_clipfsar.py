@@ -100,6 +100,9 @@ def test_clips_of_one_video_are_not_compared_with_each_other():
     expected = 1 - torch.deg2rad(torch.tensor([30.0, 29, 29, 30, 30])).cos()
     scorer = UnknownScorer(PlainModel(), classes, Unknowns())
     torch.testing.assert_close(scorer.nearest.float(), expected)
+    with_single = {"single": enrolled(at_angles(90)), "one": classes["one"]}  # has no other source to compare with
+    nearest = UnknownScorer(PlainModel(), with_single, Unknowns()).nearest
+    torch.testing.assert_close(nearest.float(), torch.tensor([torch.inf, *expected[:3]]))
     only = {"one": enrolled(at_angles(0, 1), names[:2]), "other": enrolled(at_angles(90))}
     assert UnknownScorer(PlainModel(), only, Unknowns()).nearest.isfinite().tolist() == [True, True, False]
 
@@ -114,7 +117,8 @@ def test_the_discriminant_is_fishers_and_claims_no_more_than_its_clips_can_tell(
 
 def test_a_query_with_more_frames_is_compared_at_the_same_times(support_set, query_embeds):
     scorer = UnknownScorer(PlainModel(), support_set.classes, Unknowns())
-    slow = query_embeds.repeat_interleave(3, dim=1)
+    slow = torch.rand(len(query_embeds), 1 + 2 * (query_embeds.shape[1] - 1), query_embeds.shape[2])
+    slow[:, ::2] = query_embeds  # other frames between them
     torch.testing.assert_close(*(scorer.score(PlainModel(), one, "few_shot") for one in (query_embeds, slow)))
 
 

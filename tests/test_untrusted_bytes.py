@@ -568,6 +568,9 @@ def test_other_line_ends_and_no_digest_as_in_version_0_1_are_no_damage(tmp_path)
         (lambda it: it.update(fingerprint={"model": "a", "weights": "b"}), "KeyError: 'dtype'"),
         (lambda it: it["fingerprint"].update(preprocessing=[]), "'preprocessing' of its fingerprint is not an object"),
         (lambda it: it["fingerprint"]["preprocessing"].update(num_frames=8), r"\(2, 8, 5\) is needed"),
+        (lambda it: it.update(unknown_error_rate=1.0), "unknown_error_rate=1.0 is not between 0 and 1"),
+        (lambda it: it.update(unknown_error_rate="0.1"), "unknown_error_rate='0.1' is not between 0 and 1"),
+        (lambda it: it.update(background=["a.mp4"]), "its background is not an object"),
         (lambda it: [it], "support_set.json is not a JSON object"),
     ],
 )

@@ -212,3 +212,16 @@ def test_many_shared_classes_are_cut_after_ten():
     names = [f"class {number:02}" for number in range(12)]
     with pytest.raises(ValueError, match=r"share 12 classes: class 00, .*class 09, \.\.\.\. Few-shot"):
         check_disjoint_classes(DatasetDict(train=with_classes(names), test=with_classes(names)))
+
+
+def test_only_a_name_with_an_owner_is_looked_for_on_the_hub(tmp_path, monkeypatch):
+    def ask(name):
+        raise RuntimeError(f"asked for {name}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(splits_module, "load_dataset", ask)
+    with pytest.raises(RuntimeError, match="asked for me/actions"):
+        load_video_splits("me/actions")
+    for name in ("actions", "./me/actions", "/me/actions"):
+        with pytest.raises(FileNotFoundError, match=r"does not exist\. Give a folder with videos or the Hub id"):
+            load_video_splits(name)

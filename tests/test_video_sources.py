@@ -690,6 +690,11 @@ def test_classes_are_shared_out_by_fractions_or_numbers_each_to_one_split(shares
     assert sorted(name for names in splits.values() for name in names) == NAMES
 
 
+def test_shares_are_rounded_so_that_forty_classes_are_enough_for_episodes_of_five():
+    splits = split_classes([f"class {number}" for number in range(40)], (0.64, 0.12, 0.24))
+    assert [len(splits[split]) for split in ("train", "validation", "test")] == [25, 5, 10]  # 4.8 and 9.6 are up
+
+
 def test_the_seed_and_nothing_else_decides_which_classes_go_where():
     splits = split_classes(NAMES, (15, 4, 6), seed=3)
     assert split_classes(NAMES[::-1] + NAMES[:5], (15, 4, 6), seed=3) == splits

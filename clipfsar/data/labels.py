@@ -138,15 +138,9 @@ def clips_of(
     Raises:
         ValueError: For such a part otherwise, and for frames that a video does not have.
     """
-    labels = list(dict.fromkeys(labels))
-    classes: dict[tuple, set[str]] = defaultdict(set)
-    for label in labels:
-        classes[label.video, label.frames].add(label.class_name)
     times: dict[str, VideoTimes | VideoReadError] = {}
-    clips: dict[str, Clip] = {}
-    for label in labels:
-        if len(classes[label.video, label.frames]) > 1:
-            continue
+    labels_of: dict[str, list[Label]] = defaultdict(list)  # by clip; frames of several rates may mean the same seconds
+    for label in dict.fromkeys(labels):
         seconds = _seconds_of(label, times, seconds_per_video) if label.frames is not None else None
         if isinstance(seconds, VideoReadError):
             if not skip_unreadable:
@@ -154,10 +148,11 @@ def clips_of(
             left_out.labels["labels of parts of unreadable videos"] += 1
             continue
         path = label.video if seconds is None else with_span(label.video, *seconds)
-        clips[path] = Clip(path, label.class_name)
-    left_out.labels += Counter({"clips with several labels": sum(len(names) > 1 for names in classes.values())})
-    left_out.notes += _notes([label for label in labels if len(classes[label.video, label.frames]) == 1])
-    return list(clips.values())
+        labels_of[path].append(label)
+    clear = {path: own for path, own in labels_of.items() if len({label.class_name for label in own}) == 1}
+    left_out.labels += Counter({"clips with several labels": len(labels_of) - len(clear)})
+    left_out.notes += _notes([own[0] for own in clear.values()])
+    return [Clip(path, own[0].class_name) for path, own in clear.items()]
 
 
 def _seconds_of(

@@ -364,11 +364,10 @@ class Preparation:
             options = "".join(f" {option}" for option in _options_of_small_splits(classes))
             return f"{self.output_dir} is ready: clipfsar train --dataset {self.output_dir}{model}{options} ..."
         if len(enough) >= 2:
-            return f"{self.output_dir} is ready, but a split has a single class, and episodes need two. {_SPLIT_ANEW}"
+            return f"{self.output_dir} is ready, but a split has a single class. {_split_anew(classes)}"
         return (
             f"{self.output_dir} is ready, but too small to train on: its split 'train' has {len(enough)} classes of 2 "
-            "or more videos, and training needs 2 of them. Use the clips as examples instead: clipfsar predict "
-            "--support_set EXAMPLES --query VIDEOS, where EXAMPLES is the folder CLASS/VIDEO."
+            f"or more videos. {_USE_AS_EXAMPLES}"
         )
 
     def _upload(self):
@@ -382,7 +381,17 @@ class Preparation:
 # What a class of a split needs for the default episodes: 1 example and 5 queries in training, 1 and 1 in validation, 5
 # and 1 in the test.
 _VIDEOS_NEEDED = {"train": 6, "validation": 2, "test": 6}
-_SPLIT_ANEW = "Prepare into another --output_dir with --class_split, so that every split has two classes or more."
+_USE_AS_EXAMPLES = (
+    "Training needs 2 classes in each split. Use the clips as examples instead: clipfsar predict --support_set "
+    "EXAMPLES --query VIDEOS, where EXAMPLES is the folder CLASS/VIDEO."
+)
+
+
+def _split_anew(classes: Mapping[str, Mapping[str, int]]) -> str:
+    """What to do about a split with a single class: it can have more, or there are too few classes for all splits."""
+    if sum(map(len, classes.values())) < 2 * len(classes):
+        return _USE_AS_EXAMPLES
+    return "Prepare into another --output_dir with --class_split, so that every split has two classes or more."
 
 
 def _options_of_small_splits(classes: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -412,19 +421,20 @@ def _notes_on_sizes(classes: Mapping[str, Counter]) -> list[str]:
     return [
         f"note: {' and '.join(splits)} {'has' if len(splits) == 1 else 'have'} {_classes(num_classes)} with at least "
         f"{_number_of_videos(smallest)}; the default episodes need 5 classes, of 6 videos in training and test and of "
-        f"2 in validation. {_remedy({split: classes[split] for split in splits})}"
+        f"2 in validation. {_remedy(splits, classes)}"
         for (num_classes, smallest), splits in splits_of.items()
         if num_classes < 5 or smallest < max(_VIDEOS_NEEDED[split] for split in splits)
     ]
 
 
-def _remedy(classes: Mapping[str, Counter]) -> str:
-    """What to do about splits with too few classes or videos for the default episodes."""
-    if any(len(sizes) < 2 for sizes in classes.values()):
-        return _SPLIT_ANEW
-    if any(min(sizes.values()) < 2 for sizes in classes.values()):
+def _remedy(splits: list[str], classes: Mapping[str, Counter]) -> str:
+    """What to do about some splits with too few classes or videos for the default episodes."""
+    small = {split: classes[split] for split in splits}
+    if any(len(sizes) < 2 for sizes in small.values()):
+        return _split_anew(classes)
+    if any(min(sizes.values()) < 2 for sizes in small.values()):
         return "Add videos or leave classes out: a class needs 2 videos at least."
-    options = " ".join(_options_of_small_splits(classes))
+    options = " ".join(_options_of_small_splits(small))
     return f"Use {options}, or prepare into another --output_dir with --class_split."
 
 

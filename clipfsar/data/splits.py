@@ -28,6 +28,15 @@ MANY_VIDEOS = 20_000
 WORK_FOLDER = ".preparing"  # exists in the folder of a data set during its preparation
 
 
+def check_split(source: str, name: str, splits: DatasetDict) -> None:
+    """Raises `ValueError` if a data set has no split of this name."""
+    if name not in splits:
+        raise ValueError(
+            f"{source} has no split {name!r}; it has {', '.join(splits)}. Choose one of these with --split. How good a "
+            "folder of example clips is, clipfsar review estimates."
+        )
+
+
 def load_video_splits(source: str, video_column: str = "video", label_column: str = "label") -> DatasetDict:
     """Loads the splits of a video data set. Videos are not decoded.
 
@@ -195,4 +204,4 @@ def check_disjoint_classes(
             )
 
 
-__all__ = ["WORK_FOLDER", "check_disjoint_classes", "load_video_splits"]
+__all__ = ["WORK_FOLDER", "check_disjoint_classes", "check_split", "load_video_splits"]

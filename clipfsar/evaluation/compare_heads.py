@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from clipfsar.data.splits import load_video_splits
+from clipfsar.data.splits import check_split, load_video_splits
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation import references  # registers its heads
 from clipfsar.evaluation.arguments import CompareArguments
@@ -247,8 +247,7 @@ def run(arguments: CompareArguments, trained: Mapping[str, Sequence[str]] | None
         check_output_file(folder / "comparison.json")
     heads, short_names = find_heads(arguments.heads), names_in_table(arguments.models)
     splits = load_video_splits(arguments.dataset)
-    if arguments.split not in splits:
-        raise ValueError(f"{arguments.dataset} has no split {arguments.split!r}; it has {', '.join(splits)}.")
+    check_split(arguments.dataset, arguments.split, splits)
     split = VideoSplit.of(splits[arguments.split])
     given = (arguments.n_way, arguments.n_shot, arguments.n_query, arguments.n_episodes, arguments.seed)
     protocol = Protocol(*given, "few_shot")

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, TRAINED_ALIGNMENTS, check_finite, check_finite_weights
 from class_texts_clipfsar import check_class_prompts
-from clipfsar.data.splits import load_video_splits
+from clipfsar.data.splits import check_split, load_video_splits
 from clipfsar.data.tables import read_class_texts
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.evaluation.arguments import EvaluateArguments
@@ -290,8 +290,7 @@ def _accelerator(arguments: EvaluateArguments) -> Accelerator:
 def _split(arguments: EvaluateArguments, accelerator: Accelerator) -> VideoSplit:
     columns = (arguments.video_column, arguments.label_column)
     splits = machines_first(accelerator, lambda: load_video_splits(arguments.dataset, *columns))
-    if arguments.split not in splits:
-        raise ValueError(f"{arguments.dataset} has no split {arguments.split!r}; it has {', '.join(splits)}.")
+    check_split(arguments.dataset, arguments.split, splits)
     return VideoSplit(splits[arguments.split], *columns, arguments.split)
 
 

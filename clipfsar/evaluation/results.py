@@ -129,15 +129,16 @@ class EpisodicResult(EpisodicAccuracy):
             values |= {"compared_with": self.compared_with, "comparison": self.comparison}
         return values
 
+    def anew_in_words(self) -> str:
+        """`interval_over_videos` for people."""
+        return f"if classes and videos were drawn anew: {_half_in_words(self.interval_over_videos)}"
+
     def lines(self) -> list[str]:
         """Lines for people: the line of `print`, then details."""
         lines = [str(self)]
         if self.exact is not None:
             lines.append(f"  over all possible episodes: {self.exact:.2f}% (exact)")
-        lines.append(
-            f"  if classes and videos were drawn anew: ± {self.interval_over_videos:.1f}; calibration error "
-            f"{self.calibration_error:.1f}%"
-        )
+        lines.append(f"  {self.anew_in_words()}; calibration error {self.calibration_error:.1f}%")
         asked = [item for item in self.per_class.items() if not math.isnan(item[1])]
         classes = sorted(asked, key=lambda item: item[1])
         lines.append(f"  hardest classes: {', '.join(f'{name} {accuracy:.0f}%' for name, accuracy in classes[:3])}")
@@ -234,7 +235,14 @@ def _in_words(comparison: dict) -> str:
     exact = f" ({comparison['exact_difference']:+.2f} exactly)" if "exact_difference" in comparison else ""
     return (
         f"{comparison['difference']:+.2f} ± {comparison['interval']:.2f} points{exact}; if classes and videos were "
-        f"drawn anew: ± {comparison['interval_over_videos']:.1f}"
+        f"drawn anew: {_half_in_words(comparison['interval_over_videos'])}"
+    )
+
+
+def _half_in_words(interval_over_videos: float) -> str:
+    """A bootstrap of equal values has no width, which does not mean that the number is certain."""
+    return (
+        f"± {interval_over_videos:.1f}" if interval_over_videos > 0 else "cannot be told, all videos are answered alike"
     )
 
 

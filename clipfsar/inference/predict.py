@@ -30,6 +30,7 @@ from paths_clipfsar import check_output_file, class_names_of_folders, file_name_
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, split_labels
 from spans_clipfsar import split_span
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
+from video_clipfsar import VideoReadError
 
 SOME_UNREADABLE = 3
 
@@ -102,7 +103,10 @@ def enroll(model, processor, found: SupportSet | dict[str, list], arguments) -> 
     if isinstance(found, SupportSet):
         return found
     options = {"batch_size": arguments.batch_size, "skip_unreadable": arguments.skip_unreadable}
-    return SupportSet.from_videos(model, processor, found, **options, show_progress=True)
+    try:
+        return SupportSet.from_videos(model, processor, found, **options, show_progress=True)
+    except VideoReadError as error:
+        raise VideoReadError(f"{error}\n--skip_unreadable leaves unreadable example clips out.") from None
 
 
 def _print_left_out(option: str, left_out: LeftOut):

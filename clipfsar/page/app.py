@@ -5,11 +5,10 @@ import contextlib
 import html
 import io
 import os
-import signal
-import sys
 import tempfile
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,8 +28,10 @@ from PIL import Image
 from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.page.arguments import PageArguments
-from clipfsar.page.guard import Guard, remove_unclaimed
-from clipfsar.page.visitor import Examples, Visitor
+from clipfsar.page.guard import Guard
+from clipfsar.page.signals import end_soon, exit_on_signals
+from clipfsar.page.uploads import Uploads, which_upload
+from clipfsar.page.visitor import Examples, Visitor, plain_text
 from explanation_clipfsar import Explanation
 from limits_clipfsar import variable_of
 from paths_clipfsar import public_name
@@ -64,6 +65,8 @@ CSS = """
 /* Otherwise a loaded video covers the choice between file and camera below it. */
 #query .video-container .wrap, #query .video-container video { height: 258px !important; margin: 0; top: 0; }
 /* Hidden: they replace the file, and the previous one is deleted. */
+#query[data-unplayable] .video-container::after { content: "This browser cannot play the clip."; position: absolute;
+  inset: 0; display: grid; place-items: center; pointer-events: none; }
 #query [aria-label^="Reset"], #query [aria-label^="Trim"] { display: none; }
 .line { align-items: center !important; flex-wrap: nowrap !important; }
 .tight { gap: 8px; }
@@ -79,6 +82,7 @@ CSS = """
 .frames { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 3px; max-width: 620px; }
 .frames img, .strip img, .why img { width: 100%; display: block; border-radius: 3px; }
 .strip img { max-width: 520px; }
+.strip .quiet { overflow-wrap: anywhere; }
 .why img { max-width: 620px; background: white; border-radius: 6px; }
 .review table, .review tr, .review th, .review td { border: none !important; }
 .review table { width: 100%; border-collapse: collapse; font-size: var(--text-sm); margin: 8px 0 14px; }
@@ -87,15 +91,46 @@ CSS = """
 .review .headline { font-size: 1.15rem; font-weight: 650; overflow-wrap: anywhere; }
 .review .finding .strip { margin-top: 6px; }
 .review .number { text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.review td:last-child, .review th:last-child { padding-left: 14px !important; }
 .review .scroll { max-height: 330px; overflow-y: auto; }
 .review .finding { border-left: 4px solid #d97706; padding: 2px 12px; margin: 10px 0; overflow-wrap: anywhere; }
 .class-title { font-weight: 650; overflow-wrap: anywhere; }
 """
 
 
+# Browsers play fewer formats than the model reads. This stands in the place of the clip, not as an error over the page.
+HEAD = """<script>
+addEventListener("error", event => {
+  if (!event.target.matches?.("#query video")) return;
+  event.stopImmediatePropagation();
+  event.target.closest("#query").dataset.unplayable = "";
+}, true);
+addEventListener("loadeddata", event => delete event.target.closest?.("#query")?.dataset.unplayable, true);
+</script>"""
+
+
+def theme() -> gr.themes.Base:
+    """Fonts of the visitor's machine, and colours that can be read: gradio's own are too pale on white."""
+    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+        body_text_color_subdued="*neutral_500",
+        block_info_text_color="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+    )
+
+
+def escaped(text: str) -> str:
+    """HTML of a text, which may come from a visitor."""
+    return html.escape(plain_text(text))
+
+
 def message(text: str, kind: str = "problem") -> str:
     """HTML of a message to the visitor. `kind`: "problem", "done" (success) or "hint"."""
-    return f'<div class="{kind}" role="status">{html.escape(text)}</div>' if text else ""
+    return f'<div class="{kind}" role="status">{escaped(text)}</div>' if text else ""
 
 
 def data_uri(data: bytes, kind: str) -> str:
@@ -114,14 +149,15 @@ def frames_row(frames: torch.Tensor) -> str:
 
 def clip_strip(thumbnail: bytes, clip_name: str) -> str:
     """HTML of an enrolled clip: its frames and its name."""
-    picture = f'<img alt="frames of {html.escape(clip_name)}" src="{data_uri(thumbnail, "jpeg")}">'
-    return f'<div class="strip">{picture}<span class="quiet">{html.escape(clip_name)}</span></div>'
+    picture = f'<img alt="frames of {escaped(clip_name)}" src="{data_uri(thumbnail, "jpeg")}">'
+    return f'<div class="strip">{picture}<span class="quiet">{escaped(clip_name)}</span></div>'
 
 
 def probability_bars(explanation: Explanation) -> str:
     """HTML of the answer: the class, a bar per class, and what the decision is based on."""
     unknown, is_unknown = explanation.unknown_score, explanation.is_unknown
-    order = explanation.probabilities.argsort(descending=True)[:MAX_BARS].tolist()
+    # Stable: of equally probable classes the first one is the answer.
+    order = explanation.probabilities.argsort(descending=True, stable=True)[:MAX_BARS].tolist()
     rows = [(explanation.class_names[n], float(explanation.probabilities[n])) for n in order]
     bars = [_bar(name, score, "" if name == explanation.label and not is_unknown else "other") for name, score in rows]
     verdict = UNKNOWN_LABEL if is_unknown else explanation.label
@@ -143,14 +179,14 @@ def probability_bars(explanation: Explanation) -> str:
             + (f"; without it the answer would be “{explanation.label}”." if is_unknown else ".")
         )
     return (
-        f'<div class="verdict">{html.escape(verdict)}</div><div class="bars">{"".join(bars)}</div>{extra}'
-        f'<div class="quiet">{html.escape(" ".join(sentences))}</div>'
+        f'<div class="verdict">{escaped(verdict)}</div><div class="bars">{"".join(bars)}</div>{extra}'
+        f'<div class="quiet">{escaped(" ".join(sentences))}</div>'
     )
 
 
 def _bar(name: str, score: float, kind: str) -> str:
     return (
-        f'<div class="name">{html.escape(name)}</div>'
+        f'<div class="name">{escaped(name)}</div>'
         f'<div class="track"><div class="fill {kind}" style="width: {100 * score:.1f}%"></div></div>'
         f'<div class="number">{100 * score:.0f}%</div>'
     )
@@ -161,7 +197,7 @@ def alignment_picture(explanation: Explanation, class_name: str) -> str:
     data = io.BytesIO()
     figure = explanation.plot(label=class_name, probabilities=False)
     figure.savefig(data, format="png", dpi=150, bbox_inches="tight")
-    alt = f"alignment with {html.escape(class_name)}"
+    alt = f"alignment with {escaped(class_name)}"
     return f'<div class="why"><img alt="{alt}" src="{data_uri(data.getvalue(), "png")}"></div>'
 
 
@@ -197,12 +233,12 @@ def _findings(review: SupportSetReview, classes: Mapping[str, EnrolledClass]) ->
         for one in review.suspects
     ]
     for name, clip, other_name, other in review.duplicates:
-        advice = "One of them is enough." if name == other_name else "A clip has one class: remove one of them."
+        advice = "One of them is enough." if name == other_name else "Is one label wrong? If both are right, keep both."
         clips.append((name, clip, f"In “{name}”, and almost the same as “{other}” in “{other_name}”. {advice}"))
     for name, clip, sentence in clips[:MAX_STRIPS]:
         enrolled = classes[name]
         strip = clip_strip(enrolled.thumbnails[enrolled.clip_names.index(clip)], clip)
-        yield f'<div class="finding">{html.escape(sentence)}{strip}</div>'
+        yield f'<div class="finding">{escaped(sentence)}{strip}</div>'
     sentences = [f"{len(clips) - MAX_STRIPS} more clips stand out."] if len(clips) > MAX_STRIPS else []
     sentences += [
         f"“{one}” and “{other}” are hard to tell apart: {right} of {total} clips are recognised. Add clips of both."
@@ -215,7 +251,7 @@ def _findings(review: SupportSetReview, classes: Mapping[str, EnrolledClass]) ->
         f"{len(members)} clips are of the video “{source}”. They were left out together."
         for source, members in review.shared_sources.items()
     ]
-    yield from (f'<div class="finding">{html.escape(sentence)}</div>' for sentence in sentences)
+    yield from (f'<div class="finding">{escaped(sentence)}</div>' for sentence in sentences)
     if not clips and not sentences and review.accuracy is not None:
         yield message("No clip and no class stands out.", "done")
 
@@ -227,10 +263,10 @@ def _table_of_classes(review: SupportSetReview) -> str:
         others = dict(zip(review.class_names, review.confusion[row], strict=True))
         del others[name]
         other = max(others, key=others.__getitem__)
-        taken_for = f"{html.escape(other)} ({100 * others[other]:.0f}%)" if others[other] > 0 else "-"
+        taken_for = f"{escaped(other)} ({100 * others[other]:.0f}%)" if others[other] > 0 else "-"
         known = "-" if accuracy is None else f"{accuracy:.0f}%"
         rows.append(
-            f'<tr><th scope="row">{html.escape(name)}</th><td class="number">{review.num_clips[name]}</td>'
+            f'<tr><th scope="row">{escaped(name)}</th><td class="number">{review.num_clips[name]}</td>'
             f'<td class="number">{known}</td><td>{taken_for}</td></tr>'
         )
     return (
@@ -238,51 +274,6 @@ def _table_of_classes(review: SupportSetReview) -> str:
         '<th scope="col" class="number">recognised</th><th scope="col">most often taken for</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
-
-
-class Uploads:
-    """Records which visitor uses which upload. Files are deleted when used, replaced, or when their visitor leaves.
-
-    Equal files of two visitors are one file. It is deleted when neither uses it.
-    """
-
-    def __init__(self):
-        self.paths: dict[str, set[str]] = {}
-        self._lock = threading.Lock()
-
-    def keep(self, visitor_id: str, *paths: str):
-        with self._lock:
-            self.paths.setdefault(visitor_id, set()).update(paths)
-
-    def release(self, visitor_id: str, *paths: str):
-        """Releases files of a visitor, and deletes those that nobody else uses."""
-        with self._lock:
-            held = self.paths.get(visitor_id, set())
-            for path in paths:
-                held.discard(path)
-                if not any(path in others for others in self.paths.values()):
-                    Path(path).unlink(missing_ok=True)
-            if not held:
-                self.paths.pop(visitor_id, None)
-
-    def forget(self, visitor_id: str):
-        """Releases all files of a visitor."""
-        self.release(visitor_id, *self.paths.get(visitor_id, ()))
-
-    def remove_unclaimed(self, folder: Path):
-        """Deletes files that were uploaded minutes ago and that nobody uses."""
-        with self._lock:
-            remove_unclaimed(folder, set().union(*self.paths.values()))
-
-    def watch(self, folder: Path, seconds: float = 60):
-        """Starts a thread that calls `remove_unclaimed` regularly."""
-
-        def look():
-            while True:
-                time.sleep(seconds)
-                self.remove_unclaimed(folder)
-
-        threading.Thread(target=look, daemon=True).start()
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -331,7 +322,7 @@ class _Page:
             self.revision = gr.State(0)
             gr.Markdown("# Few-shot video classification\nShow a few clips of each class, then ask about a new one.")
             gr.HTML(
-                f'<div class="quiet">{html.escape(note)} Clips stay on the machine that serves this page and are '
+                f'<div class="quiet">{escaped(note)} Clips stay on the machine that serves this page and are '
                 f"deleted after use. Limit per clip: {MAX_FILE_SIZE.upper().replace('MB', ' MB')}.</div>"
             )
             with gr.Row():
@@ -392,7 +383,7 @@ class _Page:
         for name, enrolled in here.support_set.classes.items():
             with gr.Column(elem_classes="card"):
                 with gr.Row(elem_classes="line"):
-                    gr.HTML(f'<span class="class-title">{html.escape(name)}</span>')
+                    gr.HTML(f'<span class="class-title">{escaped(name)}</span>')
                     self.add_removal(gr.Button("Remove class", size="sm", min_width=110, scale=0), name)
                 for clip, thumbnail in zip(enrolled.clip_names, enrolled.thumbnails, strict=True):
                     with gr.Row(elem_classes="line"):
@@ -431,7 +422,7 @@ class _Page:
         self.example_queries = []
         if self.examples.queries:
             gr.HTML(f'<div class="quiet">{self.examples.note_on_queries}</div>')
-            with gr.Row(elem_classes="tight"):
+            with gr.Row(elem_classes="tight", equal_height=True):
                 for name, path in self.examples.queries.items():
                     self.example_queries.append((gr.Button(name, size="sm", min_width=120), path))
 
@@ -499,11 +490,25 @@ class _Page:
     # Actions of visitors
 
     def connect_uploads(self):
-        for component, event in ((self.files, self.files.upload), (self.recording, self.recording.change)):
-            event(self.keep_uploads, component, **_AT_ONCE)
+        gr.on(
+            [self.files.change, self.recording.change],
+            self.keep_uploads,
+            [self.visitor, self.files, self.recording],
+            **_AT_ONCE,
+            trigger_mode="always_last",
+        )
 
-    def keep_uploads(self, paths: list[str] | str | None, request: gr.Request):
-        self.uploads.keep(request.session_hash, *([paths] if isinstance(paths, str) else paths or ()))
+    def keep_uploads(self, here: Visitor, paths: list[str] | None, recorded: str | None, request: gr.Request):
+        """Holds the clips that wait to be added, and deletes those that the visitor took away."""
+        offered = {*(paths or ()), *([recorded] if recorded else ())}
+        self.uploads.keep(request.session_hash, *offered)
+        turn = self.turns.setdefault(here, threading.Lock())
+        if turn.acquire(blocking=False):  # otherwise they may be read at this moment
+            try:
+                self.uploads.release(request.session_hash, *(here.offered - offered - {here.query_path}))
+                here.offered = offered
+            finally:
+                turn.release()
 
     def connect_classes(self):
         gr.on(
@@ -524,12 +529,17 @@ class _Page:
 
     def add_clips(self, here: Visitor, name: str, paths: list[str] | None, recorded: str | None, request: gr.Request):
         clips = [*(paths or ()), *([recorded] if recorded else ())]
+        self.uploads.keep(request.session_hash, *clips)
         try:
             with self.turn_of(here):
+                uploads = {clip: which_upload(clip) for clip in clips}
+                if here.has_added(uploads):
+                    return (gr.skip(),) * 5  # a double click
                 done = here.add(self.pipeline, name, clips)
+                here.added = uploads
+                self.uploads.release(request.session_hash, *(uploads.keys() - {here.query_path}))
         except ValueError as error:
             return message(str(error)), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        self.uploads.release(request.session_hash, *(clip for clip in clips if clip != here.query_path))
         return message(done, "done"), "", None, None, here.revision
 
     def add_examples(self, here: Visitor):
@@ -573,7 +583,7 @@ class _Page:
     def ask(self, here: Visitor, path: str | None, request: gr.Request):
         visitor_id = request.session_hash
         replaced = here.query_path
-        if replaced and replaced != path:
+        if replaced and replaced != path and replaced not in here.offered:
             self.uploads.release(visitor_id, replaced)
         if path:
             self.uploads.keep(visitor_id, path)
@@ -590,6 +600,7 @@ class _Page:
 
 def main(arguments: PageArguments, note: str | None = None):
     """Serves the page until it is interrupted. `note` describes the model; by default it is the model's name."""
+    exit_on_signals()
     # Leaves one core for reading clips and serving the page. More threads than free cores are very slow.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
     examples = Examples.from_folder(arguments.examples) if arguments.examples else Examples()
@@ -600,8 +611,8 @@ def main(arguments: PageArguments, note: str | None = None):
     )
     for name, value in LIMITS.items():
         os.environ.setdefault(variable_of(name), str(value))
-    # By default SIGTERM would leave the temporary folder behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Visitors are told; the terminal is not the place for their names and files.
+    warnings.filterwarnings("ignore", message="(?s).* has the same frames as ")
     with tempfile.TemporaryDirectory(prefix="clipfsar_page_") as folder:
         uploads = Path(folder, "uploads")
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
@@ -618,17 +629,28 @@ def main(arguments: PageArguments, note: str | None = None):
             allowed_paths=[str(Path(arguments.examples).absolute())] if arguments.examples else [],
             footer_links=[],
             enable_monitoring=False,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            theme=theme(),
             css=CSS,
+            head=HEAD,
             max_threads=NUM_WORKERS + 4,
             mcp_server=False,
             app_kwargs={"middleware": [Middleware(Guard, hosts=arguments.served_as, uploads=uploads)]},
         )
         print(f"The page is at {page.local_url} (Ctrl+C ends it).", flush=True)
         try:
-            threading.Event().wait()  # gradio's own loop would treat Ctrl-C as a regular end
+            while True:  # gradio's own loop would treat Ctrl-C as a regular end
+                time.sleep(1)  # another thread may get the signal: this one acts on it when it wakes
         finally:
+            end_soon()
             page.close(verbose=False)
 
 
-__all__ = ["Uploads", "alignment_picture", "build_page", "main", "message", "probability_bars", "review_part"]
+__all__ = [
+    "Uploads",
+    "alignment_picture",
+    "build_page",
+    "main",
+    "message",
+    "probability_bars",
+    "review_part",
+]

@@ -1,6 +1,9 @@
 """Options of `clipfsar demo-page`. Imports only light modules, so that `--help` is fast."""
 
+import errno
+import math
 import os
+import socket
 from dataclasses import dataclass
 
 from choices_clipfsar import SECONDS_PER_VIDEO
@@ -42,8 +45,10 @@ class PageArguments:
             raise ValueError(
                 "--model is missing: give a folder or Hub id, here or in the environment variable CLIPFSAR_MODEL."
             )
-        if not self.seconds_per_video > 0:
-            raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
+        if not (self.seconds_per_video > 0 and math.isfinite(self.seconds_per_video)):
+            raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0, and not infinite.")
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise ValueError(f"--port {self.port} must be between 1 and 65535.")
 
     @property
     def served_as(self) -> list[str]:
@@ -52,9 +57,29 @@ class PageArguments:
         return [name for name in names if name]
 
     def check_files(self):
-        """Raises `FileNotFoundError` if a given folder or model does not exist."""
+        """Raises `OSError` if a given folder or model does not exist, or if nothing can listen at the address."""
         check_path("examples", self.examples, is_local=True)
+        if self.examples and not os.path.isdir(self.examples):
+            raise NotADirectoryError(f"--examples {self.examples} is a file: give a folder with one folder per class.")
+        self._check_address()
         self.model = find_model("model", self.model)
+
+    def _check_address(self):
+        """Tries to listen: a model is not loaded in vain, and the message names the option."""
+        host = self.host or "127.0.0.1"
+        try:
+            family, *_, address = socket.getaddrinfo(host, self.port or 0, type=socket.SOCK_STREAM)[0]
+        except OSError as error:
+            raise OSError(f"--host {host}: there is no such address ({error.strerror}).") from None
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            if os.name == "posix":  # the port of a page that has just ended counts as free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                option = "host" if self.port is None or error.errno == errno.EADDRNOTAVAIL else "port"
+                value = host if option == "host" else self.port
+                raise OSError(f"--{option} {value} cannot be used ({error.strerror}): choose another one.") from None
 
 
 __all__ = ["PageArguments"]

@@ -4,6 +4,7 @@ This is plain ASGI middleware. It needs neither gradio nor starlette.
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import re
@@ -147,6 +148,8 @@ class _Body:
             part = await asyncio.wait_for(self._receive(), max(self._end - time.monotonic(), 0.001))
         except TimeoutError:
             raise RefusedError(408, f"The request did not arrive within {SECONDS_PER_BODY} s.") from None
+        if part["type"] == "http.disconnect":  # a closed tab is no error of the page
+            raise RefusedError(400, "The request was broken off.")
         self._num_bytes += len(part.get("body", b""))
         if self._num_bytes > self._limit:
             raise _too_large(self._limit)
@@ -158,10 +161,14 @@ def _too_large(limit: int) -> RefusedError:
     return RefusedError(413, f"The request has more than {limit // MEGABYTE} MB, the limit for one request.")
 
 
+def _no_json(constant: str):
+    raise ValueError(constant)  # Python would read NaN, and fail to write it in an answer
+
+
 def check_message(body: bytes) -> None:
     """Raises `RefusedError` for a message with a URL as the path of a file: gradio would download it."""
     try:
-        message = json.loads(body) if body.strip() else {}
+        message = json.loads(body, parse_constant=_no_json) if body.strip() else {}
     except (ValueError, RecursionError):
         raise RefusedError(400, "The message is not JSON.") from None
     pending = [message]
@@ -203,12 +210,16 @@ def stored_bytes(folder: Path) -> int:
 
 
 def remove_unclaimed(folder: Path, held: Collection[str], seconds: float = MAX_UNCLAIMED_SECONDS) -> list[Path]:
-    """Deletes files that are not in `held` and are older than `seconds`. Returns their paths."""
+    """Deletes files that are not in `held` and older than `seconds`, and returns their paths. Deletes empty folders."""
     before, removed = time.time() - seconds, []
     for path, status in list(_files_in(folder)):
         if str(path) not in held and max(status.st_mtime, status.st_ctime) < before:
             path.unlink(missing_ok=True)
             removed.append(path)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(OSError):  # it is no folder, not empty, or was deleted meanwhile
+            if path.lstat().st_mtime < before:
+                path.rmdir()
     return removed
 
 

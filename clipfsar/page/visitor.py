@@ -4,6 +4,7 @@ Errors are `ValueError`s whose messages are meant for the visitor: without folde
 """
 
 import time
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ MAX_CLIPS = 100  # per visitor; a clip takes about 50 kB for features and pictur
 MAX_CLIPS_AT_ONCE = 10
 SECONDS_AT_ONCE = 120  # for reading and encoding all clips of one request
 MAX_NAME_LENGTH = 80
+_JOINERS = "\u200c\u200d"  # invisible, but letters of some scripts and emoji need them
 
 
 class Visitor:
@@ -36,6 +38,8 @@ class Visitor:
         self.query_frames: torch.Tensor | None = None  # (T, H, W, 3), uint8, as the model sees them
         self.explanation: Explanation | None = None  # for the last answer
         self.reviewed: Mapping[str, EnrolledClass] = {}  # the classes of the last review
+        self.offered: set[str] = set()  # paths of clips that wait to be added
+        self.added: dict[str, tuple | None] = {}  # paths of the clips that were added last, and which upload of them
         self.revision = 0  # increases with every change of classes or clip
 
     def add(self, pipeline: FewShotVideoClassificationPipeline, class_name: str, clips: list[str]) -> str:
@@ -43,7 +47,7 @@ class Visitor:
 
         It names the clips that cannot be read; the others are added. Raises `ValueError` if none is added.
         """
-        name = " ".join((class_name or "").split())
+        name = plain_text(class_name or "")
         if not name:
             raise ValueError("The class has no name yet: type one, such as “opening a door”.")
         if len(name) > MAX_NAME_LENGTH:
@@ -61,7 +65,8 @@ class Visitor:
             )
         # A name typed again means the same class, even with other capitals.
         name = next((known for known in self.support_set.class_names if known.casefold() == name.casefold()), name)
-        unreadable, end = [], time.monotonic() + SECONDS_AT_ONCE
+        pictures = {picture for enrolled in self.support_set.classes.values() for picture in enrolled.thumbnails}
+        unreadable, repeated, end = [], [], time.monotonic() + SECONDS_AT_ONCE
         for clip in clips:
             if time.monotonic() > end:
                 unreadable.append(f"“{Path(clip).name}” was left out: a request may take {SECONDS_AT_ONCE} s.")
@@ -71,12 +76,25 @@ class Visitor:
                 self.support_set.add(pipeline.model, pipeline.processor, {name: [clip]})
             except VideoReadError as error:
                 unreadable.append(_without_folders(error, clip))
+                continue
+            enrolled = self.support_set.classes[name]
+            if enrolled.thumbnails[-1] in pictures:
+                repeated.append(f"“{enrolled.clip_names[-1]}”")
+            pictures.add(enrolled.thumbnails[-1])
         num_added = len(clips) - len(unreadable)
         if not num_added:
             raise ValueError(" ".join(unreadable))
         self.revision += 1
         added = f"Added {num_added} {'clip' if num_added == 1 else 'clips'} to “{name}”."
+        if repeated:
+            has, counts = ("has", "counts") if len(repeated) == 1 else ("have", "count")
+            added += f" {', '.join(repeated)} {has} the same frames as another clip and {counts} twice."
         return " ".join([added, *unreadable])
+
+    def has_added(self, uploads: Mapping[str, tuple | None]) -> bool:
+        """Whether these files, and not later uploads of the same files, were added last."""
+        added = self.added
+        return bool(uploads) and all(path in added and one in (None, added[path]) for path, one in uploads.items())
 
     def remove(self, class_name: str, clip: str | None = None):
         """Removes a clip by its name, or the whole class."""
@@ -148,6 +166,16 @@ class Visitor:
         explanation = self.support_set.explain(pipeline.model, query_embeds, inference_mode, detect_unknown)
         explanation.query_frames = self.query_frames
         return explanation
+
+
+def plain_text(text: str) -> str:
+    """The text on one line, without characters that cannot be seen or that turn the direction of what follows.
+
+    Otherwise names that look alike could differ, and a name could garble the sentence around it.
+    """
+    text = unicodedata.normalize("NFC", " ".join(text.split()))
+    kept = (char for char in text if char in _JOINERS or unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
+    return " ".join("".join(kept).split())
 
 
 def _check_no_archive(clip: str):

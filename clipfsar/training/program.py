@@ -97,7 +97,7 @@ def _train_and_test(trainer: EpisodicTrainer, test: VideoSplit | None) -> Evalua
     if test is not None:
         results = trainer.evaluate(test)
         if trainer.accelerator.is_main_process:
-            tqdm.write("\n".join(f"test {result}" for result in results))
+            tqdm.write("\n".join(f"test {result}\n  {result.anew_in_words()}" for result in results))
             if args.select_on == "test":
                 tqdm.write(SELECTED_ON_TEST)
             rows = [asdict(result.summary()) for result in results]

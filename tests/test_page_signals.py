@@ -1,0 +1,42 @@
+"""What the page leaves behind when it is told to stop. Needs neither gradio nor a browser."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="these are the signals of POSIX")
+def test_folders_are_deleted_when_the_process_is_told_to_stop_or_its_terminal_closes(name, tmp_path):
+    program = (
+        "import os, signal, tempfile; from clipfsar.page.signals import exit_on_signals; exit_on_signals()\n"
+        "with tempfile.TemporaryDirectory(prefix='clips'):\n"
+        f"    os.kill(os.getpid(), signal.{name})"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0
+    assert list(tmp_path.glob("clips*")) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="these are the signals of POSIX")
+def test_a_page_under_nohup_outlives_its_terminal():
+    program = (
+        "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from clipfsar.page.signals import exit_on_signals; exit_on_signals()\n"
+        "os.kill(os.getpid(), signal.SIGHUP); print('still here')"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.check_output([sys.executable, "-c", program], env=environment, text=True) == "still here\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="only POSIX has this timer")
+def test_a_thread_that_still_computes_does_not_keep_the_process_alive():
+    program = (
+        "import threading, time; from clipfsar.page.signals import end_soon\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start(); end_soon(0.2)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=30).returncode == -signal.SIGALRM
