@@ -337,7 +337,7 @@ class Arguments:
     learning_rates: list[float] = option([1e-4, 5e-4], "Candidate learning rates; validation selects one.")
     num_workers: int | None = option(None, "Processes; by default one per core. Results do not depend on them.")
     device: str = option("cpu", "Device of the trainings, such as cuda.")
-    report: str | None = option(None, "Write the tables as Markdown here, for example docs/study.md.")
+    report: str | None = option(None, "Write the tables as Markdown here, for example docs/evaluate/study.md.")
 
     def __post_init__(self):
         check_options(self)
