@@ -14,6 +14,7 @@ from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor, wri
 
 from clipfsar.cli import main as clipfsar
 from clipfsar.data.tables import csv_text
+from clipfsar.inference.arguments import PredictArguments, ReviewArguments
 from clipfsar.inference.load_model import load_model
 from clipfsar.inference.predict import SOME_UNREADABLE, as_csv, find_clips, find_queries, picture_name
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
@@ -301,6 +302,28 @@ def test_clips_are_videos_and_folders_of_frames(tmp_path):
 def test_options_that_make_no_sense_are_refused_with_the_remedy(folders, options, others, reason, capsys):
     assert predict(folders, *options, **others) in (1, 2)
     assert re.search(f"^error: .*{reason}", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "name", "expected"),
+    [
+        (PredictArguments, "csv", "a.CSV", None),
+        (PredictArguments, "table", "a.txt", None),
+        (PredictArguments, "table", "answers", None),
+        (PredictArguments, None, "a.xlsx", "not written as .xlsx. Use .csv, .json, .jsonl, .xml or .txt, or give"),
+        (ReviewArguments, "json", "a.json", None),
+        (ReviewArguments, None, "a.csv", "not written as .csv. Use .json or .txt, or give --format"),
+    ],
+)
+def test_the_ending_of_the_output_names_its_format_or_is_refused(options, kind, name, expected):
+    given = {"model": "m", "support_set": "s", "output": name}
+    given |= {"query": ["q.mp4"]} if options is PredictArguments else {}
+    if expected is None:
+        assert options(**given).format == kind
+    else:
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            options(**given)
+        assert options(**given, format="table").format == "table"
 
 
 def test_one_class_is_too_few(folders, tmp_path, capsys):

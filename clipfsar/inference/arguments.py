@@ -1,6 +1,7 @@
 """Options of `clipfsar predict`, `review` and `export`. Imports nothing heavy, so that `--help` is fast."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,19 @@ SUPPORT_SET_HELP = (
 SUPPORT_SET_REMEDY = "Give a folder EXAMPLES/CLASS/clips, a saved support set, or a file of labels."
 VIDEO_ROOT_HELP = "Folder of the videos in a file of labels. Default: the folder of the file."
 DTYPE_HELP = "Precision of the model. auto: as saved. int8 quantizes the visual tower's linear layers, on a CPU."
+
+
+_FORMATS_BY_ENDING = {"csv": "csv", "json": "json", "jsonl": "jsonl", "xml": "cvat"}
+
+
+def _check_ending(output: str | None, known: Collection[str]) -> None:
+    """Raises `ValueError` for a file of results whose ending promises another format, such as .xlsx."""
+    ending = Path(output or "").suffix.lower().removeprefix(".")
+    if ending and ending not in (*known, "txt"):
+        endings = ", ".join(f".{one}" for one in known)
+        raise ValueError(
+            f"--output {output}: results are not written as .{ending}. Use {endings} or .txt, or give --format."
+        )
 
 
 @dataclass
@@ -146,8 +160,8 @@ class PredictArguments:
         check_device(self.device)
         if self.format is None:
             ending = Path(self.output or "").suffix.lower().removeprefix(".")
-            ending = {"xml": "cvat"}.get(ending, ending)
-            self.format = ending if ending in OUTPUT_FORMATS else "table"
+            self.format = _FORMATS_BY_ENDING.get(ending, "table")
+            _check_ending(self.output, _FORMATS_BY_ENDING)
         if self.video_address is not None and (self.format != "label_studio" or "{}" not in self.video_address):
             raise ValueError(
                 f"--video_address {self.video_address} is for --format label_studio, with {{}} for a video's file name."
@@ -245,6 +259,7 @@ class ReviewArguments:
         check_device(self.device)
         if self.format is None:
             self.format = "json" if Path(self.output or "").suffix.lower() == ".json" else "table"
+            _check_ending(self.output, ("json",))
         if self.batch_size < 1:
             raise ValueError(f"--batch_size {self.batch_size} must be at least 1.")
         if self.label_fps is not None and not 0 < self.label_fps < math.inf:
