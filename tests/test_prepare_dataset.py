@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -208,6 +209,18 @@ def test_a_split_of_one_class_is_said_with_the_remedy(video_folder, tmp_path, ca
         "is ready, but a split has a single class. Prepare into another --output_dir with "
         "--class_split, so that every split has two classes or more."
     )
+
+
+def test_two_classes_in_each_split_are_enough_to_train_on():
+    preparation = object.__new__(Preparation)
+    preparation.output_dir, preparation.arguments = Path("data/gym"), SimpleNamespace(model=None)
+    splits = {"train": {"a": 6, "b": 2}, "test": {"c": 6, "d": 6}}
+    ready = "data/gym is ready: clipfsar train --dataset data/gym --n_way 2 --train_n_query 1 ..."
+    assert preparation._what_next(splits) == ready
+    one = preparation._what_next({"train": {"a": 6, "b": 6}, "test": {"c": 6}})
+    assert one.startswith("data/gym is ready, but a split has a single class. Training needs 2 classes in each split.")
+    few = preparation._what_next({"train": {"a": 6, "b": 1}, "test": {"c": 6, "d": 6}})
+    assert few.startswith("data/gym is ready, but too small to train on: its split 'train' has 1 class of 2 or more")
 
 
 def test_four_classes_are_no_three_splits_and_the_advice_is_to_use_them_as_examples():

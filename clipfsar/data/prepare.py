@@ -366,8 +366,8 @@ class Preparation:
         if len(enough) >= 2:
             return f"{self.output_dir} is ready, but a split has a single class. {_split_anew(classes)}"
         return (
-            f"{self.output_dir} is ready, but too small to train on: its split 'train' has {len(enough)} classes of 2 "
-            f"or more videos. {_USE_AS_EXAMPLES}"
+            f"{self.output_dir} is ready, but too small to train on: its split 'train' has {_classes(len(enough))} of "
+            f"2 or more videos. {_USE_AS_EXAMPLES}"
         )
 
     def _upload(self):
