@@ -1,5 +1,6 @@
 """FSDP 2 trains like several processes without it; other settings of accelerate are refused, never ignored."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,8 @@ def test_fsdp_2_gives_the_losses_and_whole_weights_of_the_same_processes_without
             train_in_two_halves, arguments, variables, folder=tmp_path / "output", num_processes=2
         ).check()
         assert ("with FSDP 2" in outcome.output) == (name == "with")
+    states = [json.loads((tmp_path / name / "state" / "progress.json").read_text()) for name in runs]
+    assert [state["fsdp"] for state in states] == ["SHARDED_STATE_DICT", None]
     ours, theirs = (read_log(tmp_path / name) for name in runs)
     assert len(ours) == 6
     for line, expected in zip(ours, theirs, strict=True):
