@@ -841,6 +841,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
 def test_too_few_videos_of_a_split_are_found_out_before_training(train):
     match = r"Split 'test' cannot be used 3-way 8-shot: Class 'gray' has 8 videos, but n_shot \+ n_query = 9 are needed"
     assert_refused(train(n_shot=[1, 8]), match)
+    train("untested", n_shot=[1, 8], test_episodes=0, episodes=4, eval_every=4, eval_episodes=2).check()
     match = "Split 'validation' cannot be used 4-way 1-shot: There are 3 classes, but n_way=4 are needed"
     assert_refused(train(n_way=4), match)
     match = (
