@@ -235,7 +235,7 @@ class ComparesVideos:
 
         Args:
             support: Arguments of `get_support_states`.
-            base_labels: Of queries and support videos, in training; None in evaluation, which has no loss of the head.
+            base_labels: Labels of queries and support videos, in training. None in evaluation, which has no such loss.
             record: Receives attention weights.
         """
         support_embeds, labels, class_embeds = support

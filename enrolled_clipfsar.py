@@ -107,7 +107,7 @@ class Snapshot:
     Args:
         model: The model that makes the prototypes. Give every method the same one.
         classes: At least one class, each with clips.
-        settings: Of the model's configuration, in place of its own: see `SupportSet.tune`.
+        settings: Values of the model's configuration to use in place of its own: see `SupportSet.tune`.
         unknowns: Background clips, and the error rate that is asked for.
 
     Attributes:

@@ -304,7 +304,7 @@ class TRX(Head):
             )
             scores = (_products(query_keys * norm.weight**2, keys) @ tuples.T).flatten(3)
             scores = (query_tuples / _lengths(query_keys, query_tuples, norm).unsqueeze(-1)) @ scores
-            # Of the norms' offsets, only this part differs between a class's tuples; a softmax ignores the others.
+            # Only this part of the norms' offsets differs between a class's tuples; a softmax ignores the others.
             offsets = (keys @ (norm.weight * norm.bias)) @ tuples.T  # (B, N, K, tuples)
             factors = norm.normalized_shape[0] ** -0.5 / _lengths(keys, tuples, norm)
             scores = scores.view(*scores.shape[:3], *offsets.shape[1:])

@@ -72,7 +72,7 @@ class SupportSetReview:
         num_clips: Clips of each class.
         inference_mode: The mode that was reviewed.
         accuracy: Expected accuracy on new clips, in percent, each class equally likely; None if no clip can be left
-            out. It is the accuracy of left-out clips, extrapolated from fewer clips to the clips that there are.
+            out. It is the accuracy of left-out clips, extrapolated from fewer clips to all clips.
         interval: Its 95% interval, in percent.
         shots_fewer: 0, or 1 if no class has three sources: `accuracy` is then for one clip fewer per class.
         per_class: Accuracy of left-out clips of each class, in percent; None for a class whose clips cannot be left

@@ -122,7 +122,7 @@ def _farthest_first(vectors: torch.Tensor, enrolled: torch.Tensor, k: int) -> li
 
 
 def _typical_of_clusters(vectors: torch.Tensor, k: int) -> list[int]:
-    """Of each of k clusters the clip that is most like its neighbours (after TypiClust, Hacohen et al., ICML 2022)."""
+    """The clip of each of k clusters that is most like its neighbours (after TypiClust, Hacohen et al., ICML 2022)."""
     cluster = _clusters(vectors, k)
     chosen = []
     for number in cluster.unique().tolist():

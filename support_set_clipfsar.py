@@ -528,7 +528,7 @@ class SupportSet:
             sources: The video that each clip was cut from, `{clip name: source}` or
                 `{(class name, clip name): source}`. By default clip names tell, see `left_out_clipfsar.source_of`;
                 `{}` counts every clip as a video of its own.
-            seed: Of the rounds that are averaged.
+            seed: Seed of the rounds that are averaged.
 
         Raises:
             ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
@@ -548,7 +548,7 @@ class SupportSet:
 
         Args:
             sources: As for `review`.
-            seed: Of the rounds.
+            seed: Seed of the rounds.
 
         Raises:
             ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.

@@ -64,7 +64,7 @@ def run_onnx(path, inputs):
 
 
 def small_model(**config):
-    """Of one layer: an export takes as long as there are layers."""
+    """A model of one layer, because the time of an export grows with the layers."""
     clip_config = tiny_clip_config(vision_config={"num_hidden_layers": 1})
     return tiny_model(tiny_config(clip_config, num_frames=NUM_FRAMES, **config))
 

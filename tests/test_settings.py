@@ -22,7 +22,7 @@ from processing_clipfsar import CLIPFSARProcessor
 from support_set_clipfsar import SupportSet
 
 NAN, INF = float("nan"), float("inf")
-# Of every field of the configuration's own: values that it refuses.
+# Values that each field of the configuration refuses.
 WRONG = {
     "num_frames": [0, -1, 2.5, "8", True, None, 10**9],
     "temporal_num_layers": [-1, 0.5, None, 10**6],
@@ -188,7 +188,7 @@ def test_a_name_assigned_to_a_processor_that_is_nearly_a_setting_is_refused(part
         parts[1].num_frame = 3
 
 
-# Of configurations in transformers 4 and 5, and what transformers, PEFT and accelerate assign.
+# Fields of configurations in transformers 4 and 5, and those that transformers, PEFT and accelerate assign.
 OF_OTHERS = """
 return_dict output_hidden_states torchscript torch_dtype dtype use_bfloat16 pruned_heads num_labels id2label
 tie_word_embeddings chunk_size_feed_forward is_encoder_decoder is_decoder cross_attention_hidden_size use_cache

@@ -28,7 +28,7 @@ def config_id(config) -> str:
 
 @pytest.fixture(scope="module")
 def pixel_values():
-    """Of 20 videos of four classes: a pattern of its class under noise."""
+    """20 videos of four classes: each is the pattern of its class under noise."""
     generator = torch.Generator().manual_seed(0)
     patterns = torch.randn(4, 1, 3, 16, 16, generator=generator)
     return patterns[LABELS] + torch.randn(len(LABELS), 4, 3, 16, 16, generator=generator)

@@ -83,7 +83,7 @@ def run(command: list[str], cwd: Path | None = None, **variables: str) -> str:
 def work(tmp_path_factory):
     """A plain CLIP, videos by class, and a folder for what the commands write."""
     folder = tmp_path_factory.mktemp("work")
-    # Of the proportions of OpenAI's towers, which an official checkpoint leaves to be inferred.
+    # The proportions are those of OpenAI's towers: an official checkpoint does not store them.
     config = CLIPConfig.from_pretrained(save_tiny_clip(folder / "clip"))
     config.vision_config.intermediate_size, config.vision_config.num_attention_heads = 4 * 32, 1
     CLIPModel(config).save_pretrained(folder / "clip")

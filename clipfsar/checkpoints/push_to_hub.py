@@ -49,7 +49,7 @@ def push_folder(
     """Uploads a complete model folder and returns the commit's URL. The model card then names the repository.
 
     Args:
-        license, source: Of converted weights: their licence, and an address or citation of the original ones. Needed
+        license, source: For converted weights: their licence, and an address or citation of the original ones. Needed
             once; the folder keeps them.
 
     Raises:

@@ -41,7 +41,7 @@ def spread_of(values: np.ndarray, groups: Sequence[str], seed: int = 0, resample
 
     Args:
         groups: Group of each item.
-        seed: Of the resampling; the same for all rows, so that equal tables give equal intervals.
+        seed: Seed of the resampling; the same for all rows, so that equal tables give equal intervals.
     """
     values = np.asarray(values, dtype=np.float64)
     names = sorted(set(groups))
