@@ -23,6 +23,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
+from clipfsar.training.optimization import check_optimizer_state
 from clipfsar.training.program import RemoveOldResults, _train_and_test, main
 from clipfsar.training.trainer import EpisodicTrainer
 from episodes_clipfsar import EpisodeSampler
@@ -429,6 +430,25 @@ def test_a_run_resumes_with_its_own_kind_of_optimizer_only(make, optimizer, mess
     with pytest.raises(ValueError, match=f"not that of the run in .*run, which {message}.*: resume with"):
         with_optimizer(optimizer).train(resume_from_checkpoint=True)
     with_optimizer(lambda weights: torch.optim.Adam(weights, lr=1e-3)).train(resume_from_checkpoint=True)
+
+
+def test_settings_that_another_torch_knows_and_factored_states_do_not_keep_a_run_from_going_on(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(3, 5))
+    optimizer = torch.optim.Adam([weight], lr=1e-3)
+    weight.sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["fused"]  # an earlier version did not have it
+    saved["state"][0]["exp_avg_sq_row"] = torch.ones(3)  # as Adafactor's
+    torch.save(saved, tmp_path / "optimizer.bin")
+    check_optimizer_state(optimizer, tmp_path)
+    saved["param_groups"][0] |= {"fused": None, "of_a_later_version": 1}
+    torch.save(saved, tmp_path / "optimizer.bin")
+    check_optimizer_state(optimizer, tmp_path)
+    saved["state"][0]["exp_avg"] = torch.ones(5, 3)
+    torch.save(saved, tmp_path / "optimizer.bin")
+    with pytest.raises(ValueError, match=r"a state of shape \(5, 3\) for weight 0, not \(3, 5\)"):
+        check_optimizer_state(optimizer, tmp_path)
 
 
 def test_a_sampler_that_contradicts_the_arguments_or_the_data_is_refused(make, splits):

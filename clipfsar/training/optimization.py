@@ -58,10 +58,15 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) ->
         )
 
 
+_MEANS_OF_GRADIENTS = ("exp_avg", "momentum_buffer")  # have the weight's shape; other values may be factored
+
+
 def check_optimizer_state(optimizer: torch.optim.Optimizer, saved_state: Path) -> None:
     """Checks that a run's saved optimizer is of the same kind, with the same weights in the same order.
 
     torch loads the state of another kind without a word, and then lacks a setting, or has values of other weights.
+    Another version of torch may know more settings of the same optimizer. So each side must have some of its own
+    before they count as two kinds.
 
     Raises:
         ValueError: When they differ; the message says in what.
@@ -75,7 +80,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, saved_state: Path) -
     settings, settings_now = (sorted({*groups[0]} - {"params", "initial_lr"}) for groups in both)
     if numbers != numbers_now:
         difference = f"{numbers} weights in its groups, not {numbers_now}"
-    elif settings != settings_now:
+    elif {*settings} - {*settings_now} and {*settings_now} - {*settings}:
         difference = f"the settings {', '.join(settings)}, not {', '.join(settings_now)}"
     else:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -83,8 +88,8 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, saved_state: Path) -
         shapes = [
             (number, tuple(value.shape), tuple(weight.shape))
             for number, weight in zip(numbered, weights, strict=True)
-            for value in saved["state"].get(number, {}).values()
-            if isinstance(value, torch.Tensor) and value.dim() and value.shape != weight.shape
+            for name, value in saved["state"].get(number, {}).items()
+            if name in _MEANS_OF_GRADIENTS and isinstance(value, torch.Tensor) and value.shape != weight.shape
         ]
         if not shapes:
             return

@@ -122,7 +122,8 @@ def remove_adapters(model: CLIPFSARModel):
         if hasattr(module, "base_layer"):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.base_layer)
-    vars(model.clip.vision_model).pop("peft_config", None)  # or peft warns of a second adapter later
+    for module in model.modules():
+        vars(module).pop("peft_config", None)  # or peft warns of a second adapter later
 
 
 def save_trained_model(model: CLIPFSARModel, processor, folder: Path, keep_adapter: bool = False):

@@ -428,7 +428,7 @@ class EpisodicTrainer:
         self.episodes = self._training_episodes(split)
         # The text tower is frozen, so the class texts are encoded here and never again.
         self.base_class_embeds = self.encoder.encode_classes(self.episodes.class_names)
-        if self.optimizer is None or self.optimizer is self._own_optimizer:  # made by an earlier `train`
+        if self.optimizer is None or self.optimizer is self._own_optimizer:  # of an earlier `train`
             self.optimizer = self._own_optimizer = self.create_optimizer()
         check_optimizer(self.optimizer, self.model)
         self.wrapped_model, self.wrapped_optimizer, loader = sharding.prepare(
