@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 
 from clipfsar import __version__
 from clipfsar.first_seconds import end_by_sentence
@@ -132,12 +133,12 @@ def _parse(name: str, command_line: list[str]):
 def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning for people: without the place in the source, which is for developers."""
-    is_ours = category is UserWarning
+    """A warning of ours for people: without the place in the source, which is for developers."""
+    is_ours = category is UserWarning and (filename.endswith("_clipfsar.py") or _PACKAGE in Path(filename).parents)
     return f"warning: {message}\n" if is_ours else _format_warning(message, category, filename, lineno, line)
 
 
-_format_warning = warnings.formatwarning
+_format_warning, _PACKAGE = warnings.formatwarning, Path(__file__).parent
 
 
 def _run(name: str, command_line: list[str]) -> int:
