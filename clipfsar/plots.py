@@ -247,6 +247,7 @@ __all__ = [
     "plot_confusion",
     "plot_episode",
     "plot_per_class",
+    "plot_ranks",
     "plot_timeline",
     "plot_training",
     "plot_training_comparison",

@@ -13,6 +13,7 @@ import torch
 from tiny_data import COLOURS, REPOSITORY, tiny_model_and_processor, write_video
 
 from clipfsar.page import visitor as visitor_module
+from clipfsar.page.uploads import Uploads
 from clipfsar.page.visitor import Examples, Visitor
 from demo.make_space import make_space
 from demo.page import EXAMPLE_QUERIES, default_model, render_examples
@@ -315,7 +316,7 @@ class Request:
 @pytest.mark.filterwarnings("ignore:.* has the same frames as ")
 def test_a_double_click_adds_clips_once_and_another_upload_of_them_adds_them_again(app, pipe, clips, tmp_path):
     page, here = app._Page(pipe, Examples()), Visitor()
-    page.uploads = app.Uploads(seconds_to_claim=0)
+    page.uploads = Uploads(seconds_to_claim=0)
     path = tmp_path / "red 1.mp4"
 
     def upload():
@@ -344,7 +345,7 @@ def test_a_double_click_adds_clips_once_while_their_files_are_still_there(app, p
 
 def test_clips_that_a_visitor_takes_away_again_are_deleted_but_not_the_clip_in_question(app, pipe, clips, tmp_path):
     page, here = app._Page(pipe, Examples()), Visitor()
-    page.uploads = app.Uploads(seconds_to_claim=0)
+    page.uploads = Uploads(seconds_to_claim=0)
     paths = [tmp_path / name for name in ("1.mp4", "2.mp4", "3.mp4")]
     for path in paths:
         path.write_bytes(Path(clips["red"][0]).read_bytes())
@@ -364,7 +365,7 @@ def test_clips_that_a_visitor_takes_away_again_are_deleted_but_not_the_clip_in_q
 
 def test_the_clip_in_question_stays_while_it_also_waits_to_be_added(app, pipe, clips, tmp_path):
     page, here = app._Page(pipe, Examples()), Visitor()
-    page.uploads = app.Uploads(seconds_to_claim=0)
+    page.uploads = Uploads(seconds_to_claim=0)
     path = tmp_path / "1.mp4"
     path.write_bytes(Path(clips["red"][0]).read_bytes())
     page.ask(here, str(path), Request)

@@ -32,8 +32,8 @@ def check_split(source: str, name: str, splits: DatasetDict) -> None:
     """Raises `ValueError` if a data set has no split of this name."""
     if name not in splits:
         raise ValueError(
-            f"{source} has no split {name!r}; it has {', '.join(splits)}. Choose one of these with --split. How good a "
-            "folder of example clips is, clipfsar review estimates."
+            f"{source} has no split {name!r}; it has {', '.join(splits)}. Choose one of these with --split. For a "
+            "folder of example clips, clipfsar review estimates the accuracy."
         )
 
 

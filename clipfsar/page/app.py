@@ -64,9 +64,9 @@ CSS = """
 .gradio-container .html-container { padding: 0; }
 /* Otherwise a loaded video covers the choice between file and camera below it. */
 #query .video-container .wrap, #query .video-container video { height: 258px !important; margin: 0; top: 0; }
-/* Hidden: they replace the file, and the previous one is deleted. */
 #query[data-unplayable] .video-container::after { content: "This browser cannot play the clip."; position: absolute;
   inset: 0; display: grid; place-items: center; pointer-events: none; }
+/* Hidden: they replace the file, and the previous one is deleted. */
 #query [aria-label^="Reset"], #query [aria-label^="Trim"] { display: none; }
 .line { align-items: center !important; flex-wrap: nowrap !important; }
 .tight { gap: 8px; }
@@ -645,12 +645,4 @@ def main(arguments: PageArguments, note: str | None = None):
             page.close(verbose=False)
 
 
-__all__ = [
-    "Uploads",
-    "alignment_picture",
-    "build_page",
-    "main",
-    "message",
-    "probability_bars",
-    "review_part",
-]
+__all__ = ["alignment_picture", "build_page", "main", "message", "probability_bars", "review_part"]
