@@ -1,5 +1,7 @@
 """Data sets are read from addresses of other systems; writing there is refused before any work."""
 
+import functools
+import threading
 from pathlib import Path
 
 import datasets
@@ -68,6 +70,60 @@ def test_only_files_that_changed_are_copied_again(bucket, monkeypatch):
     assert {path.name: path.read_text() for path in (folder / "deep").iterdir()} == {"a.txt": "a", "b.txt": "new"}
 
 
+def test_a_program_that_reads_the_earlier_copy_keeps_it_and_others_find_no_folder_in_its_way(bucket):
+    bucket.pipe("/data/deep/a.txt", b"abc")
+    bucket.pipe("/data/deep/down/b.txt", b"b")
+    folder = Path(local_copy("memory://data"))
+    with (folder / "deep" / "a.txt").open("rb") as reader:
+        bucket.pipe("/data/deep/a.txt", b"other")
+        local_copy("memory://data")
+        assert reader.read() == b"abc"
+    assert {path.name: path.read_bytes() for path in folder.rglob("*.txt")} == {"a.txt": b"other", "b.txt": b"b"}
+
+
+def test_a_copy_waits_for_another_of_the_same_address(bucket, monkeypatch):
+    bucket.pipe("/data/a.txt", b"abc")
+    folder = Path(local_copy("memory://data"))
+    lock = FolderLock(folder.parent, "copies memory://data", "Wait")
+    lock.__enter__()
+    threading.Timer(0.3, lock.__exit__, (None, None, None)).start()
+    with pytest.warns(UserWarning, match=r"Waiting for .*copies memory://data"):
+        assert local_copy("memory://data") == str(folder)
+
+
+def test_addresses_of_one_name_have_copies_of_their_own(bucket):
+    for place in ("north", "south"):
+        bucket.pipe(f"/{place}/data/a.txt", place.encode())
+    folders = [Path(local_copy(f"memory://{place}/data")) for place in ("north", "south")]
+    assert [folder.name for folder in folders] == ["data", "data"]
+    assert [(folder / "a.txt").read_text() for folder in folders] == ["north", "south"]
+
+
+def test_a_bar_counts_the_files_to_copy_and_without_any_there_is_none(bucket, capsys, monkeypatch):
+    monkeypatch.setattr(addresses, "_FILES_AT_ONCE", 2)
+    monkeypatch.setattr(addresses, "tqdm", functools.partial(addresses.tqdm, mininterval=0, miniters=1))
+    for name in "abc":
+        bucket.pipe(f"/data/{name}.txt", b"x")
+    local_copy("memory://data")
+    shown = capsys.readouterr().err.split("\r")
+    assert [line.split("[")[0].split()[-1] for line in shown if "[" in line] == ["0/3", "2/3", "3/3"]
+    assert all("copying memory://data: " in line and "file" in line for line in shown if "[" in line)
+    assert shown[-1] == ""  # and is gone at the end
+    local_copy("memory://data")
+    assert capsys.readouterr().err == ""
+
+
+def test_files_of_unknown_size_are_taken_as_they_come_and_links_are_no_files(bucket, monkeypatch):
+    details = {f"/data/{kind}": {"name": f"/data/{kind}", "type": kind} for kind in ("file", "other")}
+    find = type(bucket).find
+    monkeypatch.setattr(
+        type(bucket), "find", lambda self, root, detail=False, **more: details if detail else find(self, root, **more)
+    )
+    bucket.pipe(dict.fromkeys(details, b"abc"))
+    folder = Path(local_copy("memory://data"))
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("file", "abc")]
+
+
 def test_a_copy_that_is_incomplete_is_made_again(bucket, monkeypatch):
     bucket.pipe("/data/a.txt", b"abc")
     with monkeypatch.context() as patch:
@@ -79,8 +135,13 @@ def test_a_copy_that_is_incomplete_is_made_again(bucket, monkeypatch):
 
 def test_addresses_that_cannot_be_read_are_named(bucket):
     bucket.pipe("/data/../secret.txt", b"x")
+    bucket.pipe("/windows/a\\b.txt", b"x")
+    bucket.pipe("/lines/a\nb.txt", b"x")
     for address, error, match in (
         ("memory://nothing", FileNotFoundError, "memory://nothing holds no files"),
+        ("memory://windows/a\\b.txt", FileNotFoundError, "holds no files; the folder of a data set with videos is"),
+        ("memory://windows", ValueError, r"holds the file 'a\\\\b\.txt', whose name leaves its folder"),
+        ("memory://lines", ValueError, r"holds the file 'a\\nb\.txt', whose name leaves its folder"),
         ("nope://team/data", ValueError, "nope://team/data cannot be read: Protocol not known: nope"),
         ("memory://data", ValueError, r"holds the file '\.\./secret\.txt', whose name leaves its folder"),
     ):
@@ -90,6 +151,7 @@ def test_addresses_that_cannot_be_read_are_named(bucket):
 
 def test_whole_data_sets_of_the_hub_and_local_addresses_are_not_copied(tmp_path):
     assert local_copy("hf://datasets/owner/name") == "owner/name"
+    assert local_copy("hf://datasets/owner/name/") == "owner/name"
     assert local_copy(f"file://{tmp_path}") == str(tmp_path)
     assert public_name("s3://team/data/") == "data"
 

@@ -1,21 +1,24 @@
 """Labels from Label Studio, CVAT and tables as clips, and predictions for these tools. The files in `labelling_tools/`
 are in the forms that the tools document."""
 
+import dataclasses
 import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_data import tiny_model_and_processor, write_video
 
 from clipfsar.cli import main as clipfsar
+from clipfsar.data.arguments import PrepareArguments
 from clipfsar.data.clips import LeftOut
 from clipfsar.data.cvat import cvat_text, read_cvat
 from clipfsar.data.frame_store import FrameStoreSettings, read_video
 from clipfsar.data.label_studio import label_studio_text, read_label_studio
-from clipfsar.data.labels import PredictedVideo, Segment, VideoFolder, clips_of
-from clipfsar.data.sources import is_labels, labelled_clips, read_labelled_clips
+from clipfsar.data.labels import Label, PredictedVideo, Segment, VideoFolder, clips_of
+from clipfsar.data.sources import is_labels, labelled_clips, listed_clips, read_labelled_clips
 from clipfsar.data.splits import load_video_splits
 from clipfsar.inference.preannotations import as_json_lines, merge_windows, predicted_videos
 from container_clipfsar import VideoTimes
@@ -23,7 +26,7 @@ from frame_archive_clipfsar import FrameArchive
 from pipeline_clipfsar import save_with_pipeline
 from spans_clipfsar import split_span
 from support_set_clipfsar import SupportSet
-from video_clipfsar import video_times
+from video_clipfsar import VideoReadError, video_times
 
 FILES = Path(__file__).parent / "labelling_tools"
 FPS = 25  # of the tiny videos, which have 12 frames
@@ -102,6 +105,97 @@ def test_label_studio_json_min_gives_the_same_clips(videos):
     assert spans(clips) == [("a.mp4", 0, 6, "opening a door"), ("a.mp4", 6, 12, "closing a door")]
 
 
+def studio_task(number: int | None, *results: dict, **fields) -> dict:
+    """A task with one annotation; `fields` are those of the task."""
+    named = {} if number is None else {"id": number}
+    return {**named, "data": {"video": "a.mp4", "fps": 25}, "annotations": [{"result": list(results)}], **fields}
+
+
+def choice(*names: str, tag: str = "label") -> dict:
+    return {"from_name": tag, "type": "choices", "value": {"choices": list(names)}}
+
+
+def timeline(name: str, *ranges: tuple, tag: str = "label") -> dict:
+    spans = [{"start": start, "end": end} for start, end in ranges]
+    return {"from_name": tag, "type": "timelinelabels", "value": {"ranges": spans, "timelinelabels": [name]}}
+
+
+def studio_labels(folder: Path, tasks, left_out: LeftOut | None = None, **options) -> list[tuple]:
+    """Video, class and frames of each label of a file called `tasks.json`."""
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    labels = read_label_studio(folder / "tasks.json", left_out=left_out, **options)
+    return [(label.video.removeprefix(f"{folder}/"), label.class_name, label.frames) for label in labels]
+
+
+def test_label_studio_regions_have_any_number_of_ranges_and_one_name(tmp_path):
+    left_out = LeftOut()
+    regions = timeline(" waving ", (0, 0), (3, 3), (5, 7.0)), choice(" "), choice(), timeline("waving", (3, 3))
+    assert studio_labels(tmp_path, [studio_task(1, *regions)], left_out) == [
+        ("a.mp4", "waving", (0, 1)),  # some versions count from 0
+        ("a.mp4", "waving", (2, 3)),
+        ("a.mp4", "waving", (4, 7)),
+    ]
+    assert left_out.labels == {"regions without a label": 2}
+    assert left_out.notes == {}
+
+
+def test_annotators_who_name_no_class_do_not_disagree_and_skipped_ones_do_not_count(tmp_path):
+    wrong, none = {"was_cancelled": True, "result": [choice("sitting")]}, {"result": []}
+    boxes = {"result": [{"from_name": "label2", "type": "rectangle", "value": {}}]}
+    right = {"was_cancelled": False, "result": [choice("waving")]}
+    left_out = LeftOut()
+    tasks = [studio_task(7, annotations=[none, right, wrong, boxes, right]), studio_task(8, annotations=[wrong])]
+    assert studio_labels(tmp_path, tasks, left_out) == [("a.mp4", "waving", None)]
+    assert left_out.labels == {
+        "skipped (cancelled) annotations": 2,
+        "results of type 'rectangle'": 1,
+        "tasks without a label": 1,
+    }
+    without = {**studio_task(9), "annotations": None, "predictions": [{"result": [choice("waving")]}]}
+    for task in (without, without | {"annotations": [none]}):
+        left_out = LeftOut()
+        assert studio_labels(tmp_path, [studio_task(1, choice("x")), task], left_out) == [("a.mp4", "x", None)]
+        kind = "without a label" if task["annotations"] else "with predictions alone, which nobody has accepted"
+        assert left_out.labels == {f"tasks {kind}": 1}
+
+
+def test_a_file_of_label_studio_may_hold_one_task_or_name_its_fields_and_tag_otherwise(tmp_path):
+    task = studio_task(None, choice("waving", tag="act"), choice("left", tag="side"), choice("x", tag="act"))
+    task["data"] = {"camera": "c.mp4?X", "left": "a.MP4?part=1", "fps": None, "note": "mp4"}
+    with pytest.raises(ValueError, match=r"no labels of a tag 'label'; it has those of 'act', 'side'\. Name the right"):
+        studio_labels(tmp_path, task)
+    with pytest.raises(ValueError, match=r"no labels of a tag 'acts'; it has those of 'act'\. Name the right one with"):
+        studio_labels(tmp_path, studio_task(1, choice("waving", tag="act")), label_column="acts")
+    message = r"tasks\.json, task number 1: there is no field 'video'; there are camera, left, fps, note\."
+    with pytest.raises(ValueError, match=message + " Name the field of the videos with --video_column\\.$"):
+        studio_labels(tmp_path, task, label_column="act")
+    with pytest.raises(ValueError, match=r"no field 'Camera'; .* with --video_column camera\.$"):
+        studio_labels(tmp_path, task, label_column="act", video_column="Camera")
+    found = studio_labels(tmp_path, task, label_column="act", video_column="left")
+    assert found == [("a.MP4?part=1", "waving", None), ("a.MP4?part=1", "x", None)]
+    del task["data"]["left"]
+    (tmp_path / "c.mp4?X").touch()
+    assert studio_labels(tmp_path, task, label_column="side") == [("c.mp4?X", "left", None)]
+    with pytest.raises(ValueError, match="no field 'clip'"):
+        studio_labels(tmp_path, task, label_column="side", video_column="clip")
+    assert studio_labels(tmp_path, studio_task(1, choice("waving", tag="act"))) == [("a.mp4", "waving", None)]
+
+
+def test_json_min_has_one_label_or_several_in_a_field(tmp_path):
+    regions = [region["value"] for region in (timeline("x", (1, 2)), timeline("y", (3, 5)))]
+    tasks = [
+        {"id": 1, "video": " a.mp4 ", "label": regions, "fps": "25", "boxes": [{"sequence": []}, 7]},
+        {"id": 2, "video": "b.mp4", "label": choice("z")["value"], "other": "w", "fps": 25.0},
+    ]
+    left_out = LeftOut()
+    assert studio_labels(tmp_path, tasks, left_out) == [
+        ("a.mp4", "x", (0, 2)),
+        ("a.mp4", "y", (2, 5)),
+        ("b.mp4", "z", None),
+    ]
+    assert (left_out.labels, left_out.notes) == ({}, {})
+
+
 def test_a_choice_in_json_min_needs_the_name_of_its_field(videos, tmp_path):
     tasks = [{"id": 1, "video": "a.mp4", "action": "waving"}, {"id": 2, "video": "clips/b.mp4", "action": "sitting"}]
     (tmp_path / "min.json").write_text(json.dumps(tasks))
@@ -158,6 +252,101 @@ def test_a_cvat_task_begins_after_the_first_frames_that_the_one_before_leaves_ou
     assert len(labels) == 3
 
 
+def cvat_labels(folder: Path, text: str, left_out: LeftOut | None = None) -> list[tuple]:
+    """Video, class and frames of each label of a file called `clips.xml`."""
+    (folder / "clips.xml").write_text(f"<annotations>{text}</annotations>")
+    labels = read_cvat(folder / "clips.xml", left_out=left_out)
+    return [(Path(label.video).name, label.class_name, label.frames) for label in labels]
+
+
+def cvat_track(name: str, *frames: tuple[int, int], shape: str = "box", number: str = "") -> str:
+    """A track with shapes of (frame, whether it is outside)."""
+    shapes = "".join(f'<{shape} frame="{frame}" outside="{outside}"/>' for frame, outside in frames)
+    task_of = f' task_id="{number}"' if number else ""
+    return f'<track label=" {name} "{task_of}>{shapes}<attribute frame="99"/></track>'
+
+
+@pytest.mark.parametrize("shape", ["box", "polygon", "polyline", "points", "cuboid", "ellipse", "mask", "skeleton"])
+def test_cvat_tracks_may_be_of_any_shape_and_in_any_order_of_frames(tmp_path, shape):
+    track = cvat_track("waving", (9, 0), (2, 0), (4, 1), (3, 0), (5, 1), (7, 1), shape=shape)
+    assert cvat_labels(tmp_path, track) == [("clips", "waving", (2, 4)), ("clips", "waving", (9, 10))]
+
+
+def test_the_last_frame_of_a_cvat_track_counts_as_many_as_the_task_steps(tmp_path):
+    meta = "<meta><task><frame_filter> step = 3 </frame_filter></task></meta>"
+    assert cvat_labels(tmp_path, meta + cvat_track("waving", (3, 0), (6, 0))) == [("clips", "waving", (3, 9))]
+    assert cvat_labels(tmp_path, cvat_track("x", (10**9, 0))) == [("clips", "x", (10**9, 10**9 + 1))]
+    meta = "<meta><task><frame_filter>step=0</frame_filter></task></meta>"
+    assert cvat_labels(tmp_path, meta + cvat_track("waving", (3, 0), (6, 0))) == [("clips", "waving", (3, 7))]
+
+
+def test_a_skeleton_of_cvat_is_there_while_one_of_its_points_is(tmp_path):
+    def skeleton(frame, *outside):
+        points = "".join(f'<points outside="{one}"/>' for one in outside)
+        return f'<skeleton frame="{frame}" outside="0">{points}</skeleton>'
+
+    shapes = skeleton(1, 0, 1) + skeleton(2, 1, 0) + skeleton(4, 1, 1)
+    assert cvat_labels(tmp_path, f'<track label="x">{shapes}</track>') == [("clips", "x", (1, 4))]
+    box = '<box frame="1" outside="1"><points outside="0"/></box>'
+    left_out = LeftOut()
+    with pytest.raises(ValueError, match=r"\(left out: tracks that are outside in all frames \(2\), tasks without a"):
+        cvat_labels(tmp_path, f'<track label="x">{box}</track><track label="y"/>', left_out)
+
+
+def test_a_cvat_tag_that_a_frame_has_twice_counts_once_and_frames_may_come_in_any_order(tmp_path):
+    frames = {4: "ab", 2: "a", 3: "aa", 7: "b"}
+    tags = {frame: "".join(f'<tag label="{name}"/>' for name in names) for frame, names in frames.items()}
+    images = "".join(f'<image id="{frame}">{tags[frame]}<mask/><box/><attribute/></image>' for frame in frames)
+    left_out = LeftOut()
+    assert cvat_labels(tmp_path, images, left_out) == [
+        ("clips", "a", (2, 5)),
+        ("clips", "b", (4, 5)),
+        ("clips", "b", (7, 8)),
+    ]
+    assert left_out.labels == {"shapes on single frames": 8}
+
+
+def test_tasks_of_each_subset_of_a_cvat_project_count_from_zero(tmp_path):
+    tasks = [("3", "train", 10, 0), ("5", "test", 4, 1), ("8", "train", 6, 0), ("9", "test", 2, 0)]
+    meta = "".join(
+        f"<task><id>{number}</id><name>v{number}</name><subset>{subset}</subset><size>{size}</size>"
+        f"<start_frame>{start}</start_frame></task>"
+        for number, subset, size, start in tasks
+    )
+    meta, left_out = f"<meta><project><tasks>{meta}</tasks></project></meta>", LeftOut()
+    tracks = "".join(cvat_track("x", (12, 0), (14, 1), number=number) for number in ("3", "5", "8", "9"))
+    found = cvat_labels(tmp_path, meta + tracks, left_out)
+    assert found == [("v3", "x", (12, 14)), ("v5", "x", (12, 14)), ("v8", "x", (2, 4)), ("v9", "x", (7, 9))]
+    assert left_out.labels == {}
+    with pytest.raises(ValueError, match=r"clips\.xml, task 8: frame 9 of a <box> is before the task's first frame\."):
+        cvat_labels(tmp_path, meta + cvat_track("x", (9, 0), number="8"))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("<source> a.mp4 </source><name>b.mp4</name>", "a.mp4"),
+        ("<source>gone.mp4</source><name>b.mp4</name>", "b.mp4"),
+        ("<source>gone.mp4</source><name>nowhere</name>", "gone.mp4"),
+        ("<source> </source><name>nowhere</name>", "nowhere"),
+        ("", "clips"),
+    ],
+)
+def test_the_video_of_a_cvat_task_is_the_first_that_is_there_else_the_first_named(tmp_path, names, expected):
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    track = cvat_track("x", (0, 0), number="4")
+    assert cvat_labels(tmp_path, f"<meta><task><id>4</id>{names}</task></meta>{track}") == [(expected, "x", (0, 1))]
+
+
+def test_an_export_of_a_cvat_job_names_its_video_beside_it(tmp_path):
+    (tmp_path / "b.mp4").touch()
+    meta = "<meta><job><id> 7 </id><name>a</name><frame_filter>step=2</frame_filter></job>"
+    track = cvat_track("x", (4, 0), number="7")
+    found = cvat_labels(tmp_path, f"{meta}<source>b.mp4</source></meta>{track}")
+    assert found == [("b.mp4", "x", (4, 6))]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_table_may_have_parts_of_videos(videos, tmp_path, suffix):
     rows = [("a.mp4", "opening", 0.2, 0.4), ("a.mp4", "closing", 0.4, ""), ("clips/b.mp4", "closing", "", "")]
@@ -188,13 +377,125 @@ def test_a_clip_with_two_labels_is_left_out_and_equal_labels_count_once(videos):
     assert dict(left_out.labels) == {"clips with several labels": 1}
 
 
+def test_options_of_the_program_about_labels_all_reach_their_reader(videos, tmp_path):
+    tasks = [
+        studio_task(1, timeline("waving", (1, 2), tag="act"), choice("x"), data={"clip": "a.mp4", "video": 5}),
+        studio_task(2, timeline("sitting", (1, 3), tag="act"), data={"clip": "b.mp4", "fps": 1}),
+    ]
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    given = {"source": str(tmp_path / "tasks.json"), "video_root": str(videos), "output_dir": "data"}
+    given |= {"video_column": "clip", "label_column": "act"}
+    arguments = PrepareArguments(**given, label_fps=12.5)
+    left_out = LeftOut()
+    found = listed_clips(arguments, left_out)
+    assert list(found) == ["all"]
+    assert spans(found["all"]) == [("a.mp4", 0, 4, "waving"), ("b.mp4", 0, 6, "sitting")]
+    slow = PrepareArguments(**given, seconds_per_video=1e-9)
+    with pytest.raises(ValueError, match=r"task 1: .*a\.mp4.*timed out after 1e-09 s"):
+        listed_clips(slow)
+    found = listed_clips(dataclasses.replace(slow, skip_bad_videos=True), left_out)
+    assert [clip.class_name for clip in found["all"]] == ["sitting"]
+    assert left_out.labels == {"labels of parts of unreadable videos": 1}
+
+
+def test_columns_of_a_table_of_labels_may_have_other_names(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label,action\na.mp4,1,waving\n")
+    assert labelled_clips(tmp_path / "labels.csv", label_column="action") == {"waving": [str(tmp_path / "a.mp4")]}
+    assert labelled_clips(tmp_path / "labels.csv") == {"1": [str(tmp_path / "a.mp4")]}
+
+
+def test_what_to_know_about_clips_is_counted_by_class_and_video():
+    parts = [
+        *(("a", "x", 10, 20), ("a", "x", 0, 5), ("a", "x", 2, 3)),  # the last one: in the second, and one frame
+        *(("a", "x", 4, 9), ("a", "y", 5, 6), ("a", "y", 20, 30), ("a", "x", 29, 31)),  # in one of x, of x, none, of y
+        *(("b", "x", 0, 9), ("b", "y", 9, 10), ("c", "x", 1, 3)),
+    ]
+    labels = [Label(f"{video}.mp4", name, "here", (start, stop), 10.0) for video, name, start, stop in parts]
+    left_out = LeftOut()
+    found = clips_of([*labels, Label("a.mp4", "x", "here")], left_out)
+    assert spans(found, fps=10) == [*((f"{video}.mp4", start, stop, name) for video, name, start, stop in parts),
+                                    ("a.mp4", "x")]  # fmt: skip
+    assert left_out.notes == {
+        "clips of one frame": 3,
+        "clips that overlap one of their class": 2,
+        "clips that overlap one of another class": 2,
+    }
+    assert left_out.labels == {}
+
+
+class _Times:
+    """Videos of 12 frames: one per second, none known, or at times of their own."""
+
+    videos = {
+        "steady.mp4": VideoTimes.at_rate(12, 2.0),
+        "still": VideoTimes(12),
+        "varying.mp4": VideoTimes(3, 2.0, np.array([5.0, 5.1, 6.2]), 1.5),
+    }
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, video, seconds):
+        self.asked.append((video, seconds))
+        if video not in self.videos:
+            raise VideoReadError(f"Cannot read video {video!r}: it is gone.")
+        return self.videos[video]
+
+
+@pytest.fixture
+def times(monkeypatch):
+    """Times of videos that are nowhere."""
+    known = _Times()
+    monkeypatch.setattr("clipfsar.data.labels.video_times", known)
+    return known
+
+
+@pytest.mark.parametrize(
+    ("video", "frames", "expected"),
+    [
+        ("steady.mp4", (3, 12), "steady.mp4#t=1.5,6"),
+        ("steady.mp4", (3, 14), "steady.mp4#t=1.5,6"),  # tools that round the length up
+        ("steady.mp4", (3, 15), "'x' ends at frame 15, but steady.mp4 has 12 frames"),
+        ("steady.mp4", (12, 13), "'x' begins at frame 12, after the end of steady.mp4"),
+        ("varying.mp4", (1, 2), "varying.mp4#t=0.1,1.2"),
+        ("varying.mp4", (0, 3), "varying.mp4#t=0,1.5"),
+        ("still", (1, 2), "labels.xml: still has no frame rate, so its frames have no times. Give --label_fps."),
+        ("gone.mp4", (1, 2), "labels.xml: Cannot read video 'gone.mp4': it is gone. Its folder is an option, --vi"),
+    ],
+)
+def test_frames_of_the_file_become_seconds(times, video, frames, expected):
+    label = Label(video, "x", "labels.xml", frames)
+    if "#t=" in expected:
+        assert [clip.path for clip in clips_of([label], LeftOut())] == [expected]
+    else:
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            clips_of([label], LeftOut())
+
+
+def test_a_video_is_opened_once_for_all_its_labels_and_never_where_rates_are_known(times):
+    labels = [Label(name, "x", "here", (start, start + 1)) for name in ("steady.mp4", "gone.mp4") for start in range(3)]
+    labels += [Label("other.mp4", "x", "here", (0, 1), 2.0), Label("another.mp4", "x", "here")]
+    left_out = LeftOut()
+    assert len(clips_of(labels, left_out, skip_unreadable=True, seconds_per_video=7.5)) == 5
+    assert times.asked == [("steady.mp4", 7.5), ("gone.mp4", 7.5)]
+    assert left_out.labels == {"labels of parts of unreadable videos": 3}
+
+
 def test_a_folder_of_exports_is_read_whole(videos, tmp_path):
     shutil.copy(FILES / "cvat_video.xml", tmp_path)
     shutil.copy(FILES / "label_studio_min.json", tmp_path)
     assert is_labels(tmp_path)
+    (tmp_path / ".hidden.json").write_text("[")
     assert len(read_labelled_clips(tmp_path, videos)) == 5
-    (tmp_path / "opening").mkdir()
-    assert not is_labels(tmp_path)
+    shutil.copy(videos / "a.mp4", tmp_path / ".a.mp4")
+    for other in ("opening", "notes.txt", "state.json", "dataset_info.json"):
+        assert is_labels(tmp_path)
+        (tmp_path / other).mkdir() if other == "opening" else (tmp_path / other).touch()
+        assert not is_labels(tmp_path)
+        (tmp_path / other).rmdir() if other == "opening" else (tmp_path / other).unlink()
+    (tmp_path / "empty").mkdir()
+    assert not is_labels(tmp_path / "empty")
+    assert is_labels(Path("LABELS.XML"))
 
 
 @pytest.mark.parametrize(
@@ -254,11 +555,18 @@ def task(**changes) -> dict:
     [
         ([], r"is \[\], but a list of tasks is needed"),
         ("text", "is 'text', but a list of tasks is needed"),
-        ([1], "task number 1, is no object"),
+        ([task(), 1], "task number 2, is no object"),
+        ("x" * 58, f"is '{'x' * 58}', but a list of tasks"),
+        ("x" * 59, rf"is '{'x' * 56}\.\.\., but a list of tasks"),
         ([task(data={})], r"task 9: there is no field 'video'"),
         ([task(data={"video": 5})], "task 9: video is 5, but the path or address of a video is needed"),
         ([task(data={"video": "a.mp4", "fps": "fast"})], "task 9: fps is 'fast', but a frame rate above 0"),
+        ([task(data={"video": " "})], "task 9: video is ' ', but the path or address"),
+        ([task(data={"video": "a\0.mp4"})], "task 9: video is .*, but the path or address"),
         ([task(data={"video": "a.mp4", "fps": -1})], "task 9: fps is -1"),
+        ([task(data={"video": "a.mp4", "fps": 0})], "task 9: fps is 0, but a frame rate above 0 is needed"),
+        ([task(data={"video": "a.mp4", "fps": 1e6})], "task 9: fps is 1000000.0, but"),
+        ([task(data={"video": "a.mp4", "fps": [25]})], r"task 9: fps is \[25\], but"),
         ([task(annotations={"result": []})], "task 9: annotations is .*, but a list of objects is needed"),
         ([task(annotations=[{"result": "x"}])], "task 9: result is 'x', but a list of objects is needed"),
         ([task(annotations=[{"result": [{"from_name": "label"}]}])], "task 9: value of a result is None"),
@@ -266,6 +574,12 @@ def task(**changes) -> dict:
         ([task(value={"timelinelabels": [5]})], r"task 9: the label is \[5\]"),
         ([task(value={"ranges": [{"start": 5, "end": 3}]})], "task 9: ranges is .*whole numbers of frames"),
         ([task(value={"ranges": [{"start": 1.5, "end": 3}]})], "task 9: ranges is"),
+        ([task(value={"ranges": [{"start": -1, "end": 3}]})], "task 9: ranges is"),
+        ([task(value={"ranges": [{"start": 1}]})], "task 9: ranges is .*a start and an end, whole numbers"),
+        ([task(value={"ranges": [{"start": True, "end": 3}]})], "task 9: ranges is"),
+        ([task(value={"ranges": [{"start": "1", "end": 3}]})], "task 9: ranges is"),
+        ([task(value={"ranges": [{"start": 1, "end": 1e9}]})], "task 9: ranges is"),
+        ([task(value={"ranges": [None]})], r"task 9: ranges is \[None\], but a list of objects is needed"),
         ([task(value={"ranges": [{"start": 1, "end": 1e300}]})], "task 9: ranges is"),
         ([task(value={"ranges": [{"start": 1, "end": float("nan")}]})], "task 9: ranges is"),
         ([task(value={"ranges": 7})], "task 9: ranges is 7, but a list of objects"),
@@ -304,10 +618,16 @@ TRACK = '<annotations><track label="{}"><box frame="{}" outside="0"/></track></a
         ("<dataset/>", "begins with <dataset>, but <annotations> is needed"),
         ("<annotations/>", r"has no labels to use \(left out: tasks without a label \(1\)\): export tracks as"),
         (TRACK.format("", 1), "a <track> has no label"),
+        ('<annotations><track><box frame="1"/></track></annotations>', "a <track> has no label"),
         (TRACK.format("x", -1), "the frame of a <box> is '-1', but a whole number from 0"),
+        (TRACK.format("x", 10**9 + 1), "the frame of a <box> is '1000000001'"),
+        (TRACK.format("x", "0" * 11), "the frame of a <box> is"),
+        ('<annotations><track label="x"><box/></track></annotations>', "the frame of a <box> is ''"),
         (TRACK.format("x", "9" * 400), "the frame of a <box> is"),
         (TRACK.format("x", "\u0663"), "the frame of a <box> is"),
         ('<annotations><track label="x" task_id="7"/><meta/></annotations>', "belongs to task 7, which <meta>"),
+        ('<annotations><meta><task><id>1</id></task><task><id>2</id></task></meta><track label="x"/></annotations>',
+         "a <track> belongs to task None, which <meta>"),
         ("<annotations><meta><task><mode>annotation</mode></task></meta></annotations>", "is a task of single images"),
         ("<annotations><meta><task><frame_filter>step=99999999999</frame_filter></task></meta></annotations>",
          "frame_filter is '99999999999'"),
@@ -315,8 +635,9 @@ TRACK = '<annotations><track label="{}"><box frame="{}" outside="0"/></track></a
 )  # fmt: skip
 def test_cvat_files_of_another_form_are_refused(tmp_path, text, reason):
     (tmp_path / "labels.xml").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"labels\.xml.*{reason}"):
+    with pytest.raises(ValueError, match=rf"labels\.xml.*{reason}") as error:
         labelled_clips(tmp_path / "labels.xml")
+    assert "labels.xml, task :" not in str(error.value)  # a task without a number is called by its file
 
 
 def test_files_above_the_limits_are_refused(tmp_path, monkeypatch):
@@ -396,6 +717,111 @@ def test_predictions_come_back_from_cvat_as_the_same_clips(videos, results, tmp_
     (video,) = predicted_videos(results, with_size=True)
     (tmp_path / "a.xml").write_text(cvat_text(video), encoding="utf-8")
     assert spans(read_labelled_clips(tmp_path / "a.xml", videos)) == EXPECTED
+
+
+CVAT_FILE = """<?xml version="1.0" encoding="utf-8"?>
+<annotations>
+  <version>1.1</version>
+  <meta>
+    <task>
+      <name>a.mp4</name>
+      <size>12</size>
+      <mode>interpolation</mode>
+      <start_frame>0</start_frame>
+      <stop_frame>11</stop_frame>
+      <labels>
+        <label>
+          <name>opening</name>
+          <type>any</type>
+          <attributes />
+        </label>
+        <label>
+          <name>&lt;é&gt;\\x01</name>
+          <type>any</type>
+          <attributes />
+        </label>
+      </labels>
+      <original_size>
+        <width>48</width>
+        <height>32</height>
+      </original_size>
+      <source>a.mp4</source>
+    </task>
+  </meta>
+  <track id="0" label="opening" source="auto">
+    <box frame="2" keyframe="1" outside="0" occluded="0" z_order="0" xtl="0.00" ytl="0.00" xbr="48.00" ybr="32.00" />
+    <box frame="4" keyframe="1" outside="0" occluded="0" z_order="0" xtl="0.00" ytl="0.00" xbr="48.00" ybr="32.00" />
+    <box frame="5" keyframe="1" outside="1" occluded="0" z_order="0" xtl="0.00" ytl="0.00" xbr="48.00" ybr="32.00" />
+  </track>
+  <track id="1" label="&lt;é&gt;\\x01" source="auto">
+    <box frame="5" keyframe="1" outside="0" occluded="0" z_order="0" xtl="0.00" ytl="0.00" xbr="48.00" ybr="32.00" />
+    <box frame="6" keyframe="1" outside="1" occluded="0" z_order="0" xtl="0.00" ytl="0.00" xbr="48.00" ybr="32.00" />
+  </track>
+  <track id="2" label="opening" source="auto">
+    <box frame="10" keyframe="1" outside="0" occluded="0" z_order="0" xtl="0.00" ytl="0.00" xbr="48.00" ybr="32.00" />
+    <box frame="11" keyframe="1" outside="0" occluded="0" z_order="0" xtl="0.00" ytl="0.00" xbr="48.00" ybr="32.00" />
+  </track>
+  <track id="3" label="opening" source="auto">
+    <box frame="0" keyframe="1" outside="0" occluded="0" z_order="0" xtl="0.00" ytl="0.00" xbr="48.00" ybr="32.00" />
+    <box frame="11" keyframe="1" outside="0" occluded="0" z_order="0" xtl="0.00" ytl="0.00" xbr="48.00" ybr="32.00" />
+  </track>
+</annotations>
+"""
+
+
+def test_a_file_for_cvat_has_everything_that_cvat_writes():
+    parts = [("opening", 0.08, 0.2), ("<é>\x01", 0.2, 0.24), ("opening", 0.4, 0.48), ("opening", None, None)]
+    segments = [Segment(name, 0.5, start, end) for name, start, end in parts]
+    video = PredictedVideo("clips/a.mp4#t=0,1", segments, VideoTimes.at_rate(12, 25.0), width=48, height=32)
+    assert cvat_text(video) == CVAT_FILE
+
+
+def test_tasks_for_label_studio_have_rates_scores_and_names_as_they_are():
+    parts = [Segment("öffnen", 0.1234567, 0.3, None), Segment("zu", 0.5, 0.04, 0.05)]
+    whole = [Segment("öffnen", 0.33333333), Segment("zu", 0.5)]
+    videos = [
+        PredictedVideo("x/{}.mp4#t=0,1", parts, VideoTimes.at_rate(12, 29.97002997)),
+        PredictedVideo("x/b.mp4", whole, VideoTimes(5)),
+        PredictedVideo("c.mp4", [], VideoTimes.at_rate(5, 24.0)),
+    ]
+    text = label_studio_text(videos, "mine", "action", "s3://videos/{}?name={}")
+    assert "öffnen" in text
+    assert text.startswith('[\n  {\n    "data": {\n')
+    assert text.endswith("]\n")
+    named = {"from_name": "action", "to_name": "video"}
+
+    def on_timeline(start: int, end: int, name: str) -> dict:
+        value = {"ranges": [{"start": start, "end": end}], "timelinelabels": [name]}
+        return {"type": "timelinelabels", "value": value}
+
+    def of_whole(name: str) -> dict:
+        return {"type": "choices", "value": {"choices": [name]}}
+
+    results = [
+        [
+            {"id": "action-0", **named, "score": 0.123457, **on_timeline(10, 12, "öffnen")},
+            {"id": "action-1", **named, "score": 0.5, **on_timeline(2, 2, "zu")},
+        ],
+        [
+            {"id": "action-0", **named, "score": 0.333333, **of_whole("öffnen")},
+            {"id": "action-1", **named, "score": 0.5, **of_whole("zu")},
+        ],
+    ]
+    assert json.loads(text) == [
+        {
+            "data": {"video": "s3://videos/{}.mp4?name={}.mp4", "fps": 29.97003},
+            "predictions": [{"model_version": "mine", "result": results[0], "score": 0.311728}],
+        },
+        {
+            "data": {"video": "s3://videos/b.mp4?name=b.mp4"},
+            "predictions": [{"model_version": "mine", "result": results[1], "score": 0.416667}],
+        },
+        {
+            "data": {"video": "s3://videos/c.mp4?name=c.mp4", "fps": 24.0},
+            "predictions": [{"model_version": "mine", "result": []}],
+        },
+    ]
+    assert json.loads(label_studio_text(videos[:1], "mine"))[0]["data"]["video"] == "x/{}.mp4#t=0,1"
 
 
 def test_predictions_come_back_from_json_lines_as_the_same_clips(videos, results, tmp_path):

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from datasets import DatasetDict, Features, Value
 
+from clipfsar.data.arguments import PrepareArguments
 from clipfsar.data.class_split import resplit, split_classes
 from clipfsar.data.clips import LeftOut, class_folders, find_clips
 from clipfsar.data.sources import (
     Clip,
     class_name_of_folder,
     folder_splits,
+    listed_clips,
     official_splits,
     read_official_class_names,
     read_official_list,
@@ -273,6 +275,79 @@ def test_numbers_stand_for_names_that_nothing_says_if_asked_for(tmp_path, capsys
     assert "note: the train classes have numbers for names" in capsys.readouterr().err
 
 
+def test_only_options_and_benchmarks_make_numbers_of_classes(tmp_path, capsys):
+    lists = write_lists(tmp_path / "lists", train=["train1/5"], validation=["val7/6"], test=["test0//dive/a.avi"])
+    given = {"official_splits": str(lists), "video_root": str(tmp_path), "output_dir": "data"}
+    with pytest.raises(ValueError, match=r"train_few_shot\.txt, line 1: '5' does not say the name of its class"):
+        listed_clips(PrepareArguments(**given, benchmark="ssv2_full"))
+    with pytest.raises(ValueError, match=r"val_few_shot\.txt, line 1: '6' does not say the name of its class"):
+        listed_clips(PrepareArguments(**given, splits=["test", "validation"]))
+    assert capsys.readouterr().err == ""
+    numbered = listed_clips(PrepareArguments(**given, splits=["test", "validation"], benchmark="ssv2_full"))
+    assert {split: [clip.class_name for clip in clips] for split, clips in numbered.items()} == {
+        "test": ["dive"],
+        "validation": ["validation class 7"],
+    }
+    assert capsys.readouterr().err == (
+        "note: the validation classes have numbers for names, because no file names them. Their texts mean nothing to "
+        "the model; --validation_class_names takes names, or Something-Something's label file.\n"
+    )
+    numbered = listed_clips(PrepareArguments(**given, number_classes=True))
+    names = {split: [clip.class_name for clip in clips] for split, clips in numbered.items()}
+    assert names == {"train": ["train class 1"], "validation": ["validation class 7"], "test": ["dive"]}
+    assert "; --class_names_file takes names.\n" in capsys.readouterr().err
+
+
+def test_files_of_names_and_lists_of_both_forms_are_those_of_the_options(tmp_path):
+    lists = write_lists(tmp_path / "lists", train=["train0/5"], validation=["val0/6"])
+    (tmp_path / "names.yaml").write_text("TRAIN: {CLASS_NAME: [run]}")
+    (tmp_path / "names.txt").write_text("swim\n")
+    given = {"official_splits": str(lists), "video_root": str(tmp_path), "output_dir": "data"}
+    given |= {"splits": ["train", "validation"]}
+    files = {"class_names_file": str(tmp_path / "names.yaml"), "validation_class_names": str(tmp_path / "names.txt")}
+    assert listed_clips(PrepareArguments(**given, **files)) == {
+        "train": [Clip(str(tmp_path / "5.mp4"), "run")],
+        "validation": [Clip(str(tmp_path / "6.mp4"), "swim")],
+    }
+    lists = write_trx_lists(tmp_path / "trx", trainlist07="0/5\n", vallist07="1/6\n", testlist07="2/7\n")
+    (tmp_path / "names.json").write_text('["run", "swim", "dive"]')
+    given |= {"official_splits": str(lists)}
+    assert listed_clips(PrepareArguments(**given, class_names_file=str(tmp_path / "names.json"))) == {
+        "train": [Clip(str(tmp_path / "0/5.mp4"), "run")],
+        "validation": [Clip(str(tmp_path / "1/6.mp4"), "swim")],
+    }
+    for option, value in (("validation_class_names", "names.txt"), ("number_classes", True)):
+        with pytest.raises(ValueError, match=rf"--{option} has no effect with lists of lines CLASS/VIDEO, which name"):
+            listed_clips(PrepareArguments(**given, **{option: value}))
+    touch(lists, "test_few_shot.txt")  # a list of the official program makes all of them official
+    with pytest.raises(FileNotFoundError, match=r"train_few_shot\.txt does not exist"):
+        listed_clips(PrepareArguments(**given))
+
+
+def test_columns_and_folders_of_a_table_are_those_of_the_options(tmp_path):
+    table = write_table(tmp_path / "clips.TSV", "file\taction\tpart\na.mp4\trun\tval\n")
+    given = {"source": str(table), "path_column": "file", "label_column": "action", "split_column": "part"}
+    given |= {"output_dir": "data"}
+    assert listed_clips(PrepareArguments(**given)) == {"validation": [Clip(str(tmp_path / "a.mp4"), "run")]}
+    given |= {"video_root": "/videos"}
+    assert listed_clips(PrepareArguments(**given)) == {"validation": [Clip("/videos/a.mp4", "run")]}
+
+
+def test_folders_of_saved_data_sets_and_tables_are_left_to_others(tmp_path):
+    def listed(folder: Path):
+        return listed_clips(PrepareArguments(source=str(folder), output_dir="data"))
+
+    for number, file in enumerate(("dataset_dict.json", "state.json", "data/train.parquet")):
+        folder = touch(tmp_path / str(number), "run/a.mp4")
+        assert listed(folder) == {"all": [Clip(str(folder / "run/a.mp4"), "run")]}
+        touch(folder, file)
+        assert listed(folder) is None
+    assert listed(Path("owner/name")) is None
+    for name in ("clips.csv", "labels.json", "labels.XML"):
+        with pytest.raises(FileNotFoundError, match=rf"^--source .*{name} does not exist\.$"):
+            listed(tmp_path / name)
+
+
 def test_a_folder_that_classes_share_is_no_name(tmp_path):
     with pytest.raises(ValueError, match=r"classes share the folder 'clips 256'.*--class_names_file, or number them"):
         train_clips(tmp_path, ["train1//clips_256/a.MP4", "train0//clips_256/b.MP4"])
@@ -494,6 +569,15 @@ def test_a_folder_around_the_splits_is_no_class(tmp_path):
     touch(tmp_path, "data/train/run/a.mp4", "data/test/clap/b.mp4")
     with pytest.raises(ValueError, match=r"The splits are one folder further down: give .*data\."):
         folder_splits(tmp_path)
+    touch(tmp_path, "more/run/a.mp4")  # beside others it is a class
+    assert [clip.class_name for clip in folder_splits(tmp_path)["all"]] == ["data", "data", "more"]
+
+
+def test_a_class_with_a_folder_called_like_a_split_is_a_class(tmp_path):
+    touch(tmp_path, "run/test/a.mp4", "run/indoors/b.mp4")
+    assert [clip.class_name for clip in folder_splits(tmp_path)["all"]] == ["run", "run"]
+    touch(tmp_path, "run/Test/a.mp4")  # two spellings of one split
+    assert [clip.class_name for clip in folder_splits(tmp_path)["all"]] == ["run", "run", "run"]
 
 
 @pytest.mark.parametrize(
@@ -709,6 +793,9 @@ def test_the_seed_and_nothing_else_decides_which_classes_go_where():
         ((0.5, 0.2, 0.2), r"--class_split 0.5 0.2 0.2: fractions must add up to 1, but give 0.9"),
         ((10, 5, 5), "--class_split 10 5 5: whole numbers must add up to 25 classes"),
         ((14.5, 4.5, 6), "--class_split 14.5 4.5 6: whole numbers must add up to 25"),
+        ((15.5, 4.25, 6.25), "--class_split 15.5 4.25 6.25: whole numbers must add up to 25"),
+        ((0.5, 0.25, 0.24), "--class_split 0.5 0.25 0.24: fractions must add up to 1, but give 0.99"),
+        ((), "--class_split : three numbers are needed"),
         ((0.8, 0.2), "--class_split 0.8 0.2: three numbers are needed, for train, validation and test"),
         ((30, -10, 5), "--class_split 30 -10 5: three numbers are needed"),
     ],

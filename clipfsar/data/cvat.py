@@ -93,8 +93,8 @@ def read_cvat(path: Path, videos: VideoFolder | None = None, left_out: LeftOut |
     left_out.labels = +left_out.labels
     if not labels:
         raise ValueError(
-            f"{path} has no labels to use{f' ({left_out})' if str(left_out) else ''}: export tracks as 'CVAT for "
-            "video', or tags as 'CVAT for images'."
+            f"{path} has no labels to use ({left_out}): export tracks as 'CVAT for video', or tags as 'CVAT for "
+            "images'."
         )
     return labels
 

@@ -34,7 +34,6 @@ class _Task:
     """A task of an export, in either form, with errors that name it."""
 
     def __init__(self, path: Path, number: int, value: Any):
-        self.path = path
         if not isinstance(value, dict):
             raise ValueError(f"{path}, task number {number}, is no object: give an export of Label Studio as JSON.")
         self.value = value
@@ -153,8 +152,9 @@ def read_label_studio(
     own = sum(label.frames is not None and label.fps is None for label in labels)
     left_out.labels = +left_out.labels
     if not labels:
-        reasons = f" ({left_out})" if str(left_out) else ""
-        raise ValueError(f"{path} has no labels to use{reasons}. For JSON-MIN, name their field with --label_column.")
+        raise ValueError(
+            f"{path} has no labels to use ({left_out}). For JSON-MIN, name their field with --label_column."
+        )
     if own:
         left_out.notes["frames counted at the video's own rate (--label_fps sets another), labels"] += own
     return labels
