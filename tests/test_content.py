@@ -1,16 +1,17 @@
 """Digests of videos: cheap, framed, and different whenever name, length or ends of a video are."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
 
 import clipfsar.content
 from clipfsar.content import digest_of_video, digests_of_videos, framed_digest, joint_digest
-from clipfsar.data.video_split import VideoSplit
+from clipfsar.data.video_split import VideoSplit, digest_of_videos
 
 
 def write(path: Path, content: bytes) -> str:
@@ -115,6 +116,64 @@ def test_a_split_is_looked_at_once(tmp_path, monkeypatch):
     assert (split.digest, split.record()["videos"]) == (digest, digest)
 
 
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_split_has_the_name_given_else_that_of_its_data_set():
+    dataset = Dataset.from_dict({"clip": ["a.mp4", "b.mp4", "c.mp4"], "action": ["run", "dive", "run"]}, split="test")
+    split = VideoSplit.of(dataset, "clip", "action", "mine")
+    assert (split.name, VideoSplit(dataset, "clip", "action").name) == ("mine", "test")
+    assert VideoSplit(Dataset.from_dict({"video": ["a.mp4"]})).name == "all"
+    assert (split.class_names, split.labels.tolist(), len(split)) == (["dive", "run"], [1, 0, 1], 3)
+    assert (split.rows_of("run").tolist(), split.video(1)) == ([0, 2], "b.mp4")
+    assert VideoSplit.of(split, name="another") is split
+
+
+def test_what_is_no_split_is_named_with_the_remedy():
+    splits = DatasetDict({"val": Dataset.from_dict({"video": ["a.mp4"]})})
+    with pytest.raises(ValueError, match=r"^This is a DatasetDict: pass one of its splits, such as splits\['val'\]\.$"):
+        VideoSplit(splits)
+    with pytest.raises(ValueError, match=r"^A datasets\.Dataset is needed, not list: load folders with load_video_spl"):
+        VideoSplit(["a.mp4"])
+    with pytest.raises(ValueError, match="There is no column 'video'; the dataset has clip"):
+        VideoSplit(Dataset.from_dict({"clip": ["a.mp4"]}))
+
+
+def test_digests_of_a_split_are_of_its_videos_in_order_and_of_its_classes(tmp_path):
+    paths = [write(tmp_path / "a" / f"{number}.mp4", b"%d" % number) for number in range(3)]
+    split = VideoSplit(Dataset.from_dict({"clip": paths, "label": ["x", "y", "x"]}), "clip")
+    expected = joint_digest(np.stack([np.frombuffer(digest_of_video(path), np.uint8) for path in paths]))
+    assert split.digest == expected == digest_of_videos(split.dataset, "clip")
+    others = [(["x", "y", "y"], paths), (["x", "z", "x"], paths), (["y", "x", "y"], paths)]
+    digests = {VideoSplit(Dataset.from_dict({"video": p, "label": labels})).digest_of_classes for labels, p in others}
+    assert len({split.digest_of_classes, *digests}) == 4
+    moved = VideoSplit(Dataset.from_dict({"video": paths[::-1], "label": ["x", "y", "x"]}))
+    assert moved.digest_of_classes == split.digest_of_classes
+
+
+def test_a_split_is_known_by_its_digest_and_by_that_of_version_0_1(tmp_path):
+    path = write(tmp_path / "run" / "0.mp4", b"12345")
+    (tmp_path / "run" / "frames").mkdir()
+    videos = [
+        {"path": path, "bytes": None},
+        {"path": "x/run/1.mp4", "bytes": b"abc"},
+        {"path": None, "bytes": b"abc"},
+        {"path": str(tmp_path / "run" / "frames"), "bytes": None},
+        {"path": str(tmp_path / "run" / "gone.mp4"), "bytes": None},
+        {"path": None, "bytes": None},
+    ]
+    contents = hashlib.sha256(b"abc").digest()
+    parts = [b"run/0.mp4", b"5", b"run/1.mp4", contents, contents, b"run/frames", b"run/gone.mp4"]
+    split = VideoSplit(Dataset.from_dict({"video": videos}))
+    assert split.is_known_by(hashlib.sha256(b"".join(parts)).hexdigest())
+    assert split.is_known_by(split.digest)
+    other = VideoSplit(Dataset.from_dict({"video": videos[::-1]}))
+    assert not split.is_known_by(other.digest)
+    assert not split.is_known_by(other._digest_of_0_1)
+    plain = VideoSplit(Dataset.from_dict({"video": [path, str(tmp_path / "run" / "gone.mp4")] * 70}))
+    assert plain.is_known_by(hashlib.sha256(b"run/0.mp45run/gone.mp4" * 70).hexdigest())
+
+
 # --- what is different in a split -------------------------------------------------------------------------------------
 
 
@@ -168,6 +227,16 @@ def test_another_class_order_is_told_with_both(files):
     assert numbered(["run", "a", "b"]).changes_since(record) == []
     changes = numbered(["b", "run", "a"]).changes_since(record)
     assert changes == ["s: the classes are in another order, run, a, b (now b, run, a)"]
+    before = split_of(dict.fromkeys("abcdef", files["run"]))
+    record = before.record()
+    record["classes"] = record["classes"][::-1]
+    assert before.changes_since(record) == [
+        "s: the classes are in another order, f, e, d, c, b, ... (now a, b, c, d, e, ...)"
+    ]
+    five = split_of(dict.fromkeys("abcde", files["run"]))
+    record = five.record()
+    record["classes"] = record["classes"][::-1]
+    assert five.changes_since(record) == ["s: the classes are in another order, e, d, c, b, a (now a, b, c, d, e)"]
 
 
 def test_a_replaced_file_of_equal_size_is_told(files):

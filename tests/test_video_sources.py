@@ -545,6 +545,28 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert str(LeftOut()) == ""
 
 
+def test_what_is_left_out_is_said_in_one_sentence_however_much_it_is():
+    left_out = LeftOut(
+        suffixes=Counter({f".{letter}": 2 for letter in "kjihgfedcb"} | {".a": 1200}),
+        num_hidden=1000,
+        num_images=2001,
+        num_outside=3000,
+        empty_classes=[f"c{number}" for number in range(11)],
+        labels=Counter({"skipped annotations": 1500, "others": 1}),
+        notes=Counter({"what to know": 4}),
+    )
+    assert str(left_out) == (
+        "left out: 1,220 files that are not videos (.a 1,200, .b 2, .c 2, .d 2, .e 2, .f 2, .g 2, .h 2, .i 2, .j 2, "
+        "...), 2,001 image files next to clips, 3,000 files outside class folders, 1,000 hidden, class folders without "
+        "clips: 'c0', 'c1', 'c2', 'c3', 'c4', 'c5', 'c6', 'c7', 'c8', 'c9', ..., skipped annotations (1,500), "
+        "others (1)"
+    )
+    ten = LeftOut(suffixes=Counter({f".{letter}": 1 for letter in "abcdefghij"}), empty_classes=list("abcdefghij"))
+    assert "..." not in str(ten)
+    assert str(LeftOut(num_hidden=1)) == "left out: 1 hidden"
+    assert str(LeftOut(notes=Counter(known=1))) == ""
+
+
 def test_videos_lie_at_any_depth_below_their_class(tmp_path):
     touch(
         tmp_path, "train/run/day 1/cam/b.mp4", "train/run/a.gif", "train/run/frames/0.jpg", "train/run/__MACOSX/c.mp4"
@@ -563,6 +585,19 @@ def test_a_link_to_a_folder_above_ends(tmp_path):
     touch(tmp_path, "run/a/b.mp4")
     (tmp_path / "run/a/loop").symlink_to(tmp_path / "run")
     assert [Path(clip.path).name for clip in folder_splits(tmp_path)["all"]] == ["b.mp4"]
+    (tmp_path / "run/a/up").symlink_to(tmp_path)  # above the folder that is searched: its clips are there already
+    touch(tmp_path, "jump/c.mp4")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_clips(tmp_path / "run")]
+    assert found == ["run/a/b.mp4", "run/a/up/jump/c.mp4"]
+
+
+def test_a_folder_that_links_show_twice_is_read_under_both_names(tmp_path):
+    touch(tmp_path, "elsewhere/b.mp4")
+    for name in ("one", "two"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "link").symlink_to(tmp_path / "elsewhere")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_clips(tmp_path / "run")]
+    assert found == ["run/one/link/b.mp4", "run/two/link/b.mp4"]
 
 
 def test_a_folder_around_the_splits_is_no_class(tmp_path):
@@ -674,6 +709,9 @@ def test_a_csv_as_spreadsheets_save_it_is_read(tmp_path):
         "path\tlabel\na.mp4\trun, fast\n",
         "id;a,b,c;path;label\n1;x,y;a.mp4;run, fast\n",
         '\ufeff"path" , "label"\r\na.mp4 , "run, fast"\r\n',
+        "path;label;;\na.mp4;run, fast;;\n",  # columns without names
+        "a,b\tpath\tlabel\tc;d;e;f\n\t a.mp4 \trun, fast\t\n",
+        "\n , \npath,label\n\na.mp4,'run, fast'\n,\n".replace("'", '"'),
     ],
 )
 def test_the_header_decides_what_separates_columns(text, tmp_path):
@@ -733,12 +771,16 @@ def test_an_address_in_a_table_stays_one(tmp_path):
         ("clips.csv", "path,label,split\na.mp4,run,\n", "line 2: split '' is not one of"),
         ("clips.csv", "path,label,label\na.mp4,run,dive\n", "line 1: there is more than one column 'label'"),
         ("clips.tsv", "\npath\tlabel\t path\na\trun\tb\n", "line 2: there is more than one column 'path'"),
+        ("clips.csv", 'path,label\n"a\nb.mp4",run\nc.mp4\n', "line 4: 2 columns are expected, but it has 1"),
+        ("clips.csv", "b,path,b,label,label\n", "line 1: there is more than one column 'b', 'label': rename or"),
         ("clips.csv", "path,label\n", "clips.csv names no videos"),
         ("clips.csv", "", "clips.csv names no videos"),
         ("clips.jsonl", '{"path": "a.mp4"}\n', "line 1: there is no column 'label'; there are path"),
         ("clips.jsonl", '{"path": "a.mp4", "label": null}\n', "line 1: the column 'label' is empty"),
         ("clips.jsonl", '{"path": "a.mp4", "label": "run"}\n{"path"\n', "line 2 is not JSON"),
         ("clips.jsonl", '["a.mp4", "run"]\n', "line 1: an object with columns is expected"),
+        ("clips.JSONL", '\n{"path": "a.mp4", "label": "run"}\n\n\n5\n', "line 5: an object with columns is expected"),
+        ("clips.csv", "kind,split\na.mp4,run\n", r"no column 'path'; there are kind, split\.$"),
     ],
 )
 def test_a_faulty_table_is_refused_with_the_line(name, text, message, tmp_path):

@@ -88,9 +88,9 @@ def _find_clips(folder: str, left_out: LeftOut, above: tuple[str, ...]) -> list[
     for entry in _visible(folder, left_out):
         suffix = os.path.splitext(entry.name)[1].lower()
         if _is_folder(entry):
-            inner = os.path.realpath(entry.path) if entry.is_symlink() else None
-            if inner is None or inner not in above:  # a link to a folder above would never end
-                clips += _find_clips(entry.path, left_out, (*above, inner or os.path.realpath(entry.path)))
+            inner = os.path.realpath(entry.path)
+            if inner not in above:  # a link to a folder above would never end
+                clips += _find_clips(entry.path, left_out, (*above, inner))
         elif suffix in VIDEO_SUFFIXES:
             clips.append(entry.path)
         elif suffix in IMAGE_SUFFIXES:
