@@ -782,7 +782,7 @@ def test_tasks_for_label_studio_have_rates_scores_and_names_as_they_are():
     videos = [
         PredictedVideo("x/{}.mp4#t=0,1", parts, VideoTimes.at_rate(12, 29.97002997)),
         PredictedVideo("x/b.mp4", whole, VideoTimes(5)),
-        PredictedVideo("c.mp4", [], VideoTimes.at_rate(5, 24.0)),
+        PredictedVideo("c.mp4", [], VideoTimes.at_rate(5, 100 / 7)),
     ]
     text = label_studio_text(videos, "mine", "action", "s3://videos/{}?name={}")
     assert "öffnen" in text
@@ -817,7 +817,7 @@ def test_tasks_for_label_studio_have_rates_scores_and_names_as_they_are():
             "predictions": [{"model_version": "mine", "result": results[1], "score": 0.416667}],
         },
         {
-            "data": {"video": "s3://videos/c.mp4?name=c.mp4", "fps": 24.0},
+            "data": {"video": "s3://videos/c.mp4?name=c.mp4", "fps": 14.285714},
             "predictions": [{"model_version": "mine", "result": []}],
         },
     ]
