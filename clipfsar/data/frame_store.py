@@ -483,7 +483,7 @@ def _keys(dataset: Dataset) -> list[str]:
     """A key for each video and its class: see `_key`."""
     rows = list(zip(references(dataset), dataset["label"][:], strict=True))
     others = [row for row, (video, _) in enumerate(rows) if video["bytes"] is not None or _is_folder(video["path"])]
-    digests = dict(zip(others, digests_of_videos(dataset.select(others)), strict=True)) if others else {}
+    digests = dict(zip(others, digests_of_videos(dataset.select(others)), strict=True))
     return [_key(video, label, digests.get(row)) for row, (video, label) in enumerate(rows)]
 
 
