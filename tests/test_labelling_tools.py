@@ -350,13 +350,14 @@ def test_an_export_of_a_cvat_job_names_its_video_beside_it(tmp_path):
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_table_may_have_parts_of_videos(videos, tmp_path, suffix):
     rows = [("a.mp4", "opening", 0.2, 0.4), ("a.mp4", "closing", 0.4, ""), ("clips/b.mp4", "closing", "", "")]
+    rows.append(("clips/b.mp4", "opening", "", 0.3))
     columns = ("path", "label", "start_seconds", "end_seconds")
     lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
     if suffix == ".jsonl":
         lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
     (tmp_path / f"labels{suffix}").write_text("\n".join(lines))
     assert labelled_clips(tmp_path / f"labels{suffix}", videos) == {
-        "opening": [f"{videos / 'a.mp4'}#t=0.2,0.4"],
+        "opening": [f"{videos / 'a.mp4'}#t=0.2,0.4", f"{videos / 'clips' / 'b.mp4'}#t=0,0.3"],
         "closing": [f"{videos / 'a.mp4'}#t=0.4", str(videos / "clips" / "b.mp4")],
     }
 
