@@ -145,9 +145,9 @@ def test_splits_that_are_too_small_for_default_episodes_are_noted_with_the_remed
         ),
         (
             {"test": {"d": 6, "e": 6}},
-            ", but too small to train on: its split 'train' has 0 classes of 2 or more videos. Training needs 2 classes "
-            "in each split. Use the clips as examples instead: clipfsar predict --support_set EXAMPLES --query VIDEOS, "
-            "where EXAMPLES is the folder CLASS/VIDEO.",
+            ", but too small to train on: its split 'train' has 0 classes of 2 or more videos. Training needs 2 "
+            "classes in each split. Use the clips as examples instead: clipfsar predict --support_set EXAMPLES --query "
+            "VIDEOS, where EXAMPLES is the folder CLASS/VIDEO.",
         ),
     ],
 )
