@@ -3,21 +3,23 @@
 import json
 import os
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, load_from_disk
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from PIL import Image
 
 import paths_clipfsar
 from clipfsar.checked_files import DamagedFileError
 from clipfsar.data import frame_store
-from clipfsar.data.frame_store import FrameStoreSettings, read_shard, read_split, read_video
+from clipfsar.data.frame_store import FrameStoreSettings, ReadVideo, read_shard, read_split, read_video
 from clipfsar.locks import FolderInUseError
 from clipfsar.shards import Shard
 from frame_archive_clipfsar import FrameArchive
@@ -105,7 +107,8 @@ def test_tasks_compare_the_lists_of_shards_and_putting_together_all_files(tmp_pa
         read_shard(dataset, tmp_path / "work", RAW, 1, "reading", Shard(0, 2))
 
 
-def test_tasks_share_a_folder_that_nobody_may_put_together_meanwhile(tmp_path):
+def test_tasks_share_a_folder_that_nobody_may_put_together_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(frame_store, "VIDEOS_PER_SHARD", 1)
     dataset, refused = clips(tmp_path / "clips", "wxyz"), []
 
     def meanwhile(function, jobs, _):
@@ -119,7 +122,7 @@ def test_tasks_share_a_folder_that_nobody_may_put_together_meanwhile(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frame_store, "in_processes", meanwhile)
         read_shard(dataset, tmp_path / "work", RAW, 1, "reading", Shard(0, 2))
-    assert len(read_split(dataset, tmp_path / "work", RAW, num_workers=1)[0]) == 4
+    assert sorted(shards_in(tmp_path / "work")) == ["w", "x", "y", "z"]
 
 
 def test_a_bar_begins_with_what_is_done_and_counts_what_is_unreadable(tmp_path, capsys):
@@ -163,6 +166,37 @@ def test_what_is_only_checked_is_read_as_training_reads_it(frame_format, number,
         assert (archive.num_frames, len(archive.indices), archive.times.duration) == (100, 30, 4.0)
 
 
+def test_what_is_no_file_is_not_embedded_and_the_reason_is_said(tmp_path):
+    folder = clips(tmp_path, "x")[0]["video"]
+    settings, end = FrameStoreSettings("file"), ", which cannot be embedded: use --frame_store jpeg."
+    (tmp_path / "a.mp4").touch()
+    for path, kind in (
+        (folder, "a folder of images"),
+        ("https://example.org/a.mp4", "an address"),
+        (f"{tmp_path}/a.mp4#t=1,2", "a part of a video"),
+    ):
+        assert read_video((path, settings)).error == f"{path!r} is {kind}{end}"
+        assert read_video(({"path": path, "bytes": None}, settings)).error == f"{path!r} is {kind}{end}"
+    assert read_video((f"{tmp_path}/gone.mp4", settings)).error == "missing"
+    assert "the file is empty (0 bytes)" in read_video((f"{tmp_path}/a.mp4", settings)).error
+    inside = read_video(({"path": f"{tmp_path}/a.mp4#t=1,2", "bytes": b"no video"}, settings)).error
+    assert inside.startswith("Cannot read video")
+
+
+def test_frames_that_cannot_be_kept_and_decoders_that_crash_are_reasons(tmp_path, monkeypatch):
+    Image.new("RGB", (1, 5000)).save(tmp_path / "0.bmp")  # would be 80000 pixels high
+    error = read_video((str(tmp_path), FrameStoreSettings("raw", frame_size=16))).error
+    assert error.startswith(f"Cannot keep frames of video '{tmp_path}': ")
+    dataset = clips(tmp_path / "clips", "xyz")
+    crash = BrokenProcessPool("a process died")
+    monkeypatch.setattr(frame_store, "in_processes", lambda *_: iter([crash, ReadVideo(b"frames"), crash]))
+    read, problems = read_split(dataset, tmp_path / "work", RAW, num_workers=1)
+    assert problems == {
+        row: f"Cannot read video '{tmp_path}/clips/{'xyz'[row]}': the decoder crashed." for row in (0, 2)
+    }
+    assert read["video"][:] == [{"bytes": b"frames", "path": "y"}]
+
+
 @pytest.mark.parametrize(("preprocessing", "size"), [("clip", (40, 20)), ("official", (23, 23))])
 def test_frames_are_kept_in_the_size_that_a_model_of_this_input_size_needs(preprocessing, size, tmp_path):
     dataset = clips(tmp_path, "x")
@@ -178,12 +212,27 @@ def test_a_piece_is_named_after_the_last_and_a_video_after_its_file(tmp_path):
     for name in ("shard-000007", "shard-00000-of-00002-abc", ".shard-000009"):
         (tmp_path / name).mkdir()
     assert frame_store._new_shard(tmp_path).name == "shard-000008"
+    (tmp_path / "shard-654321").mkdir()
+    assert frame_store._new_shard(tmp_path).name == "shard-654322"
     assert frame_store._new_shard(tmp_path / "empty").name == "shard-000000"
     videos = [{"path": "x/y/a.mp4", "bytes": b"A"}, {"path": None, "bytes": b"B"}, {"path": "x/", "bytes": b"C"}]
     part = Dataset.from_dict({"video": videos, "label": ["a", "b", "c"]})
     kept = frame_store._kept_videos(part, [b"1", b"2", b"3"], RAW)
     assert [(video["path"], video["bytes"]) for video in kept["video"]] == [("a.mp4", b"1"), (None, b"2"), (None, b"3")]
     assert list(kept["label"]) == ["a", "b", "c"]
+
+
+def test_a_data_set_is_linked_to_its_shards_however_much_memory_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 2**30)
+    dataset = clips(tmp_path / "clips", "xyz")
+    read, _ = read_split(dataset, tmp_path / "work", RAW, num_workers=1)
+    frame_store.save_linked(DatasetDict(train=read), tmp_path / "saved")
+    (file,) = (tmp_path / "work").glob("shard-*/videos/*.arrow")
+    (linked,) = (tmp_path / "saved" / "train").glob("*.arrow")
+    assert (linked.name, linked.samefile(file)) == ("data-00000-of-00001.arrow", True)
+    assert load_from_disk(tmp_path / "saved")["train"].to_dict() == read.to_dict()
+    state = json.loads((tmp_path / "saved" / "train" / "state.json").read_text())
+    assert (state["_fingerprint"], state["_split"]) == (read._fingerprint, None)
 
 
 @pytest.mark.parametrize("is_shown", [True, False])

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -784,6 +785,13 @@ def test_a_job_that_kills_its_process_costs_nobody_elses_result(num_workers):
     assert [result if isinstance(result, int) else type(result).__name__ for result in results] == [
         *(0, 1, 4, "BrokenProcessPool", "BrokenProcessPool", 25, 36, 49, 64, 81, 100, "BrokenProcessPool")
     ]
+
+
+def test_jobs_for_a_pool_that_died_meanwhile_are_done_by_the_next():
+    results = in_processes(square_or_die, range(2, 10), 1)
+    first = next(results)
+    time.sleep(0.5)  # 3 kills the process of the pool before the next jobs are handed in
+    assert [first, *(result for result in results if isinstance(result, int))] == [4, 25, 36, 49, 64, 81]
 
 
 def test_a_death_that_the_pool_sleeps_through_is_noticed():

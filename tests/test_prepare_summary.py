@@ -84,6 +84,54 @@ def test_a_video_listed_twice_and_splits_that_are_not_there_are_noted():
     assert one.summary()[2] == "note: 1,200 videos are listed twice; each is kept once."
 
 
+def test_bad_videos_are_listed_whatever_their_files_are_called(tmp_path):
+    bad = [{"split": "test", "class": "é", "path": "=a.mp4", "problem": "frame '\udcff.png' is broken, sadly"}]
+    one = preparation({}, output_dir=tmp_path, bad=bad)
+    one._write_bad_videos()
+    written = "split,class,path,problem\ntest,é,'=a.mp4,\"frame '\\udcff.png' is broken, sadly\"\n"
+    assert (tmp_path / "bad_videos.csv").read_bytes() == written.encode()
+    one.bad = []
+    one._write_bad_videos()
+    one._write_bad_videos()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_left_out_where_it_is_listed_again_and_bytes_are_not_compared():
+    one = preparation({})
+    rows = {"train": ("abac", "xyxz"), "test": ("dbd", "wyw")}
+    one.splits = {
+        split: Dataset.from_dict({"video": list(videos), "label": list(labels)})
+        for split, (videos, labels) in rows.items()
+    }
+    stored = [{"path": "a", "bytes": b"1"}, {"path": "a", "bytes": b"2"}, {"path": None, "bytes": None}] * 2
+    one.splits["validation"] = Dataset.from_dict({"video": stored, "label": list("uvuvuv")})
+    assert one._leave_out_duplicates() == 3
+    assert {split: list(dataset["video"]) for split, dataset in one.splits.items()} == {
+        "train": ["a", "b", "c"],
+        "test": ["d"],
+        "validation": stored,
+    }
+    assert {split: "".join(dataset["label"]) for split, dataset in one.splits.items()} == {
+        "train": "xyz",
+        "test": "w",
+        "validation": "uvuvuv",
+    }
+
+
+def test_bad_rows_are_left_out_and_listed_with_their_problems():
+    one = preparation({"train": {"a": 2, "b": 2}, "test": {"c": 1}})
+    one._leave_out("train", {3: "cut off", 0: MISSING})
+    one._leave_out("test", {})
+    assert {split: list(dataset["video"]) for split, dataset in one.splits.items()} == {
+        "train": ["train1.mp4", "train2.mp4"],
+        "test": ["test0.mp4"],
+    }
+    assert one.bad == [
+        {"split": "train", "class": "b", "path": "train3.mp4", "problem": "cut off"},
+        {"split": "train", "class": "a", "path": "train0.mp4", "problem": MISSING},
+    ]
+
+
 def test_a_split_without_videos_has_no_smallest_class():
     lines = preparation({"train": {}, "validation": FIVE, "test": FIVE}).summary()
     assert lines[1] == "train              0        0        0           0                   -"

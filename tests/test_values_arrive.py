@@ -877,7 +877,7 @@ def test_augmentation_turns_hues_by_up_to_a_quarter_circle():
     assert 80 < float(angles.max()) < 93
 
 
-@pytest.mark.parametrize(("frames_per_video", "kept"), [(0, 20), (20, 20), (30, 20), (19, 19), (5, 5)])
+@pytest.mark.parametrize(("frames_per_video", "kept"), [(0, 20), (20, 20), (30, 20), (19, 19), (5, 5), (1, 1)])
 def test_a_frame_store_keeps_as_many_frames_as_asked_for(tmp_path, monkeypatch, frames_per_video, kept):
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # this process has other tests to run
     for number in range(20):

@@ -1,5 +1,7 @@
 """Reading the splits of a video data set from wherever it is."""
 
+from pathlib import Path
+
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -86,12 +88,99 @@ def test_a_plain_tree_is_walked_once_and_others_are_left_to_load_dataset(tmp_pat
         (tmp_path / other).unlink()
 
 
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("train/run/a.mp4", "val/dive/b.mp4", "validation/swim/c.mp4"),  # two folders of one split
+        ("train/run/a.mp4", "test/run/b.mp4"),  # a single class
+        ("Train/run/a.mp4", "train/dive/b.mp4"),
+        ("run/a.mp4", "dive/b.mp4"),
+    ],
+)
+def test_only_the_plainest_tree_is_walked(paths, tmp_path):
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    assert splits_module._splits_of_tree(tmp_path, [tmp_path / path for path in paths]) is None
+
+
+def test_a_file_that_is_no_link_to_nowhere_is_a_row_and_rows_are_in_order_of_paths(tmp_path):
+    paths = ["valid/run/b.mp4", "train/dive/c.mp4", "train/dive/a.AVI", "train/a/x.mp4", "valid/run/gone.mp4"]
+    for path in paths[:4]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / paths[4]).symlink_to(tmp_path / "nowhere")
+    (tmp_path / "train/a/y.mp4").symlink_to(tmp_path / "train/a/x.mp4")
+    read = splits_module._splits_of_tree(tmp_path, [tmp_path / path for path in [*paths, "train/a/y.mp4"]])
+    assert list(read) == ["train", "validation"]
+    expected = {"train": ["a/x.mp4", "a/y.mp4", "dive/a.AVI", "dive/c.mp4"], "validation": ["run/b.mp4"]}
+    assert {
+        name: [Path(video["path"]).relative_to(tmp_path).as_posix().partition("/")[2] for video in split["video"]]
+        for name, split in read.items()
+    } == expected
+    assert {name: names_of(split) for name, split in read.items()} == {
+        "train": ["a", "a", "dive", "dive"],
+        "validation": ["run"],
+    }
+
+
+def test_a_split_that_is_not_there_is_named_with_those_there_are():
+    splits = DatasetDict(train=with_classes(["run"]), dev=with_classes(["dive"]))
+    splits_module.check_split("data", "dev", splits)
+    message = r"^data has no split 'test'; it has train, dev\. Choose one of these with --split\. For a folder of exam"
+    with pytest.raises(ValueError, match=message):
+        splits_module.check_split("data", "test", splits)
+
+
+def test_a_file_and_a_split_without_rows_are_no_data_sets(tmp_path):
+    (tmp_path / "clips.csv").touch()
+    with pytest.raises(
+        ValueError, match=r"clips\.csv is a file: clipfsar prepare --source .*clips\.csv makes a data s"
+    ):
+        load_video_splits(str(tmp_path / "clips.csv"))
+    nothing = Dataset.from_dict({"video": [], "label": []}, features=with_classes(["run"]).features)
+    DatasetDict(train=with_classes(["run"]), test=nothing).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"saved, split 'test' holds no videos: leave it out or fill it\.$"):
+        load_video_splits(str(tmp_path / "saved"))
+    for name in ("train/run/a.mp4", "train/dive/b.mp4", "test/swim/c.mp4"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True)
+        (tmp_path / "tree" / name).touch()
+    (tmp_path / "tree" / "test/swim/c.mp4").unlink()
+    (tmp_path / "tree" / "test/swim/c.mp4").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"tree, split 'test' holds no videos: leave it out or fill it\.$"):
+        load_video_splits(str(tmp_path / "tree"))
+
+
+def test_a_data_set_in_preparation_is_refused_until_its_report_is_there(splits, tmp_path):
+    splits.save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / ".preparing").mkdir()
+    with pytest.raises(ValueError, match="saved is still being prepared, or its preparation was interrupted: wait for"):
+        load_video_splits(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "preparation.json").write_text('{"settings": {}, "reader": 5}')
+    assert list(load_video_splits(str(tmp_path / "saved"))) == ["train", "validation", "test"]
+
+
+def test_videos_that_load_dataset_leaves_out_are_counted_in_a_warning(tmp_path):
+    for name in ("train/run/a.mp4", "train/run/b.divx", "train/dive/c.mp4", "test/swim/d.y4m", "test/swim/e.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match="holds 5 videos, but load_dataset reads 3 of them: it knows few") as record:
+        read = load_video_splits(str(tmp_path))
+    assert {name: len(split) for name, split in read.items()} == {"train": 2, "test": 1}
+    assert record[0].filename == __file__
+
+
 def test_a_large_tree_is_read_with_a_note_that_preparing_is_faster(video_folder, monkeypatch, recwarn):
     load_video_splits(str(video_folder))
     assert not [warning for warning in recwarn if "in separate files" in str(warning.message)]
     monkeypatch.setattr(splits_module, "MANY_VIDEOS", 3)
-    with pytest.warns(UserWarning, match=r"holds \d+ videos in separate files: clipfsar prepare --source"):
+    with pytest.warns(UserWarning, match=r"holds 20 videos in separate files: clipfsar prepare --source") as record:
         load_video_splits(str(video_folder))
+    assert record[0].filename == __file__
+    monkeypatch.setattr(splits_module, "MANY_VIDEOS", 20)
+    recwarn.clear()
+    load_video_splits(str(video_folder))
+    assert not [warning for warning in recwarn if "in separate files" in str(warning.message)]
 
 
 def test_a_column_of_labels_is_read_at_once(splits):
@@ -209,6 +298,9 @@ def test_every_pair_of_splits_is_compared(pair):
 
 
 def test_many_shared_classes_are_cut_after_ten():
+    ten = DatasetDict(train=with_classes(list("jihgfedcba")), test=with_classes(list("abcdefghij")))
+    with pytest.raises(ValueError, match=r"share 10 classes: a, b, c, d, e, f, g, h, i, j\. Few-shot splits have"):
+        check_disjoint_classes(ten)
     names = [f"class {number:02}" for number in range(12)]
     with pytest.raises(ValueError, match=r"share 12 classes: class 00, .*class 09, \.\.\.\. Few-shot"):
         check_disjoint_classes(DatasetDict(train=with_classes(names), test=with_classes(names)))

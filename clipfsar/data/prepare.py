@@ -84,8 +84,7 @@ def read_source(arguments: PrepareArguments, left_out: LeftOut | None = None) ->
 def with_class_names(dataset: Dataset, video_column: str, label_column: str) -> Dataset:
     """Keeps only the columns video and label. Labels become names, which agree across splits. Drops unlabelled rows."""
     labels, names = read_labels(dataset, label_column)
-    labelled = dataset.select(np.flatnonzero(labels >= 0)) if (labels < 0).any() else dataset
-    videos = labelled.select_columns([video_column])
+    videos = dataset.select(np.flatnonzero(labels >= 0)).select_columns([video_column])
     if video_column != "video":
         videos = videos.rename_column(video_column, "video")
     if all(video["bytes"] is None for video in references(videos)):
@@ -330,7 +329,7 @@ class Preparation:
                 num_files = min(len(dataset), math.ceil(dataset.data.nbytes / BYTES_PER_PARQUET_FILE))
                 for number in range(num_files):
                     name = f"{split}-{number:05d}-of-{num_files:05d}.parquet"
-                    part = dataset.shard(num_files, number, contiguous=True)
+                    part = dataset.shard(num_files, number)
                     part.to_parquet(str(folder / "data" / name))
         return folder
 

@@ -21,6 +21,7 @@ from clipfsar.data.addresses import local_copy
 from clipfsar.data.clips import LeftOut, find_clips
 from clipfsar.data.older_reader import REPORT, check_kept_frames
 from clipfsar.data.sources import SPLIT_FOLDERS
+from clipfsar.json_files import read_json
 from episodes_clipfsar import read_labels, undecoded_videos
 from paths_clipfsar import class_names_of_folders, has_protocol, looks_like_path, normalized_class_name
 
@@ -68,6 +69,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         )
     check_kept_frames(path)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        _check_saved_rows(path)
         splits = load_from_disk(source)
     elif path.is_dir() or ("/" in source and not looks_like_path(source)):  # data sets on the Hub have an owner
         splits = _load_folder(path, label_column) if path.is_dir() else load_dataset(source)
@@ -87,6 +89,13 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         except ValueError as error:
             raise ValueError(f"{source}, split {name!r}: {error}") from None
     return splits
+
+
+def _check_saved_rows(folder: Path):
+    """Refuses a saved split without rows, which has no files: `load_from_disk` ends with an `IndexError`."""
+    for path in sorted(folder.glob("*/state.json")):
+        if not read_json(path, "save the data set again").get("_data_files"):
+            raise ValueError(f"{folder}, split {path.parent.name!r} holds no videos: leave it out or fill it.")
 
 
 def _load_folder(folder: Path, label_column: str) -> DatasetDict:
