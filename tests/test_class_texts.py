@@ -109,9 +109,12 @@ def test_unusable_texts_are_refused(parts, texts, problem):
         parts[1].class_texts = texts
 
 
-def test_texts_are_read_from_a_file(tmp_path):
+def test_texts_are_read_from_a_file(tmp_path, monkeypatch):
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
     assert read_class_texts(tmp_path / "texts.json") == TEXTS
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLIPFSAR_MAX_JSON_BYTES", "10")  # the limit is that of files
+    assert read_class_texts("~/texts.json") == TEXTS
     (tmp_path / "texts.json").write_text("{")
     with pytest.raises(ValueError, match=r"texts\.json is not JSON"):
         read_class_texts(tmp_path / "texts.json")

@@ -19,10 +19,13 @@ from PIL import Image
 import paths_clipfsar
 from clipfsar.checked_files import DamagedFileError
 from clipfsar.data import frame_store
+from clipfsar.data.arguments import PrepareArguments
 from clipfsar.data.frame_store import FrameStoreSettings, ReadVideo, read_shard, read_split, read_video
+from clipfsar.data.prepare import Preparation, take_from_model
 from clipfsar.locks import FolderInUseError
 from clipfsar.shards import Shard
 from frame_archive_clipfsar import FrameArchive
+from processing_clipfsar import CLIPFSARProcessor
 from video_clipfsar import VideoTimes
 
 
@@ -208,6 +211,24 @@ def test_frames_are_kept_in_the_size_that_a_model_of_this_input_size_needs(prepr
     )
 
 
+def test_a_model_that_resizes_otherwise_has_no_frame_store(tiny_clip, tmp_path):
+    processor = CLIPFSARProcessor.from_pretrained(tiny_clip)
+    processor.image_processor.resample = 2
+    processor.save_pretrained(tmp_path / "model")
+    given = {"source": "videos", "output_dir": "data", "model": str(tmp_path / "model")}
+    message = (
+        r"model resizes frames by \{.*'resample': 2\}, but a frame store by \{.*'resample': 3\}: leave --frame_store"
+    )
+    with pytest.raises(ValueError, match=message):
+        take_from_model(PrepareArguments(**given, frame_store="raw"))
+    arguments = PrepareArguments(**given)
+    take_from_model(arguments)
+    assert (arguments.frame_size, arguments.preprocessing) == (16, "clip")
+    arguments = PrepareArguments(**given | {"model": str(tiny_clip)}, frame_store="raw", frame_size=16)
+    take_from_model(arguments)
+    assert (arguments.frame_size, arguments.preprocessing) == (16, "clip")
+
+
 def test_a_piece_is_named_after_the_last_and_a_video_after_its_file(tmp_path):
     for name in ("shard-000007", "shard-00000-of-00002-abc", ".shard-000009"):
         (tmp_path / name).mkdir()
@@ -233,6 +254,17 @@ def test_a_data_set_is_linked_to_its_shards_however_much_memory_there_is(tmp_pat
     assert load_from_disk(tmp_path / "saved")["train"].to_dict() == read.to_dict()
     state = json.loads((tmp_path / "saved" / "train" / "state.json").read_text())
     assert (state["_fingerprint"], state["_split"]) == (read._fingerprint, None)
+
+
+def test_a_frame_store_reads_every_video_also_where_files_alone_would_be_checked(tmp_path):
+    clips(tmp_path / "clips", "xy")
+    (tmp_path / "clips.csv").write_text("path,label,split\nclips/x,a,train\nclips/y,b,train\n")
+    given = {"source": str(tmp_path / "clips.csv"), "frame_size": 16, "skip_reading": True}
+    Preparation(PrepareArguments(**given, output_dir=str(tmp_path / "raw"), frame_store="raw")).run()
+    kept = load_from_disk(tmp_path / "raw")["train"]
+    assert [FrameArchive(video["bytes"]).num_frames for video in kept["video"]] == [2, 2]
+    Preparation(PrepareArguments(**given, output_dir=str(tmp_path / "paths"))).run()
+    assert list(load_from_disk(tmp_path / "paths")["train"]["video"]) == [f"{tmp_path}/clips/{name}" for name in "xy"]
 
 
 @pytest.mark.parametrize("is_shown", [True, False])

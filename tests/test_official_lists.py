@@ -6,12 +6,13 @@ import http.server
 import os
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from clipfsar.cli import main as clipfsar
 from clipfsar.data import official_lists as module
-from clipfsar.data.arguments import parse_arguments
+from clipfsar.data.arguments import PrepareArguments, parse_arguments
 from clipfsar.data.official_lists import NAMES, SHA256, lists_folder, official_lists
 from clipfsar.data.prepare import Preparation
 from clipfsar.data.sources import read_official_class_names
@@ -86,11 +87,36 @@ def test_a_file_that_is_not_there_is_said_in_one_sentence_with_the_remedy(server
     assert f"of {module.PAGE}/hmdb51 into {lists_folder('hmdb51')}" in str(error.value)
 
 
-def test_offline_nothing_is_asked_and_the_files_are_named(server, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.mark.parametrize("value", ["1", "on", "Yes", "TRUE"])
+def test_offline_nothing_is_asked_and_the_files_are_named(value, server, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
     with pytest.raises(ConnectionError, match=r"\(HF_HUB_OFFLINE is set\). Put train_few_shot.txt, val_few_shot.txt"):
         official_lists("hmdb51")
     assert QuietHandler.requests == []
+
+
+def test_the_reason_of_a_failed_download_is_one_line_and_never_empty(server, monkeypatch):
+    address = f"{module.ADDRESS}/hmdb51/train_few_shot.txt"
+    for error, reason in ((TimeoutError(), "TimeoutError"), (OSError("no\n  route"), "no route")):
+        monkeypatch.setattr(module, "download", Mock(side_effect=error))
+        with pytest.raises(ConnectionError) as raised:
+            official_lists("hmdb51")
+        assert str(raised.value).startswith(
+            f"The official lists of hmdb51 cannot be downloaded ({address}: {reason}). Put train_few_shot.txt, "
+        )
+        assert str(raised.value).endswith(" with --official_splits and the YAML file with --class_names_file.")
+
+
+def test_names_of_ones_own_go_before_those_of_a_benchmark_and_its_lists_are_used(server):
+    given = {"benchmark": "hmdb51", "video_root": "videos", "output_dir": "data"}
+    lists = str(lists_folder("hmdb51"))
+    for own, expected in ((None, f"{lists}/{NAMES['hmdb51']}"), ("mine.yaml", "mine.yaml")):
+        arguments = module.with_official_lists(PrepareArguments(**given, class_names_file=own, skip_bad_videos=True))
+        assert (arguments.official_splits, arguments.class_names_file) == (lists, expected)
+        assert arguments.skip_bad_videos is True
+    for other in ({"source": "videos"}, {"official_splits": "lists"}):
+        arguments = PrepareArguments(**({**given, "video_root": None} if "source" in other else given), **other)
+        assert module.with_official_lists(arguments) is arguments
 
 
 def test_offline_kept_lists_are_used(server, monkeypatch):
