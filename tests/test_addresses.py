@@ -81,6 +81,31 @@ def test_a_program_that_reads_the_earlier_copy_keeps_it_and_others_find_no_folde
     assert {path.name: path.read_bytes() for path in folder.rglob("*.txt")} == {"a.txt": b"other", "b.txt": b"b"}
 
 
+def test_a_killed_copy_goes_on_after_the_files_that_were_complete(bucket, monkeypatch):
+    copied, recorded = [], []
+    get = type(bucket).get
+
+    def look(self, names, *rest):
+        (record,) = Path(datasets.config.HF_DATASETS_CACHE).rglob("copied.txt")
+        recorded.append([line.split()[-1] for line in record.read_text().splitlines()])
+        copied.append(names)
+        if len(copied) == 3:
+            raise KeyboardInterrupt
+        return get(self, names, *rest)
+
+    monkeypatch.setattr(addresses, "_FILES_AT_ONCE", 1)
+    for name in "abc":
+        bucket.pipe(f"/data/{name}.txt", name.encode())
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bucket), "get", look)
+        with pytest.raises(KeyboardInterrupt):
+            local_copy("memory://data")
+        assert recorded == [[], ["a.txt"], ["a.txt", "b.txt"]]  # on the disk before the next file
+        folder = Path(local_copy("memory://data"))
+    assert copied == [["/data/a.txt"], ["/data/b.txt"], ["/data/c.txt"], ["/data/c.txt"]]
+    assert sorted(path.read_text() for path in folder.iterdir()) == ["a", "b", "c"]
+
+
 def test_a_copy_waits_for_another_of_the_same_address(bucket, monkeypatch):
     bucket.pipe("/data/a.txt", b"abc")
     folder = Path(local_copy("memory://data"))

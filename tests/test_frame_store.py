@@ -216,9 +216,7 @@ def test_a_model_that_resizes_otherwise_has_no_frame_store(tiny_clip, tmp_path):
     processor.image_processor.resample = 2
     processor.save_pretrained(tmp_path / "model")
     given = {"source": "videos", "output_dir": "data", "model": str(tmp_path / "model")}
-    message = (
-        r"model resizes frames by \{.*'resample': 2\}, but a frame store by \{.*'resample': 3\}: leave --frame"
-    )
+    message = r"model resizes frames by \{.*'resample': 2\}, but a frame store by \{.*'resample': 3\}: leave --frame"
     with pytest.raises(ValueError, match=message):
         take_from_model(PrepareArguments(**given, frame_store="raw"))
     arguments = PrepareArguments(**given)
