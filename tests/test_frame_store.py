@@ -211,6 +211,15 @@ def test_frames_are_kept_in_the_size_that_a_model_of_this_input_size_needs(prepr
     )
 
 
+def test_parts_of_videos_are_uploaded_only_as_frames(tmp_path):
+    (tmp_path / "clips.csv").write_text("path,label,split,start_seconds\na.mp4,a,train,\nb.mp4,b,train,1\n")
+    given = {"source": str(tmp_path / "clips.csv"), "output_dir": str(tmp_path / "data")}
+    with pytest.raises(ValueError, match=r"^/.*/b\.mp4#t=1 is a part of a video, which --push_to_hub uploads only"):
+        Preparation(PrepareArguments(**given, push_to_hub="me/clips"))
+    Preparation(PrepareArguments(**given, push_to_hub="me/clips", frame_store="raw", frame_size=16))
+    Preparation(PrepareArguments(**given))
+
+
 def test_a_model_that_resizes_otherwise_has_no_frame_store(tiny_clip, tmp_path):
     processor = CLIPFSARProcessor.from_pretrained(tiny_clip)
     processor.image_processor.resample = 2

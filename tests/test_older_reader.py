@@ -54,6 +54,7 @@ def test_files_that_were_read_rightly_are_compared_once_and_the_report_stays(com
     [
         (1, r"m0\.mp4 \(it is mirrored\)\. Prepare"),
         (5, r"m0.mp4 \(it is mirrored\), .*, [^,]*m4\.mp4 \(it is mirrored\)\. Prepare"),
+        (6, r"m0.mp4 .*m4\.mp4 \(it is mirrored\) and 1 more\. Prepare"),
         (7, r"m0.mp4 \(it is mirrored\), .*, [^,]*m4\.mp4 \(it is mirrored\) and 2 more\. Prepare"),
     ],
 )
