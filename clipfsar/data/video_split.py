@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class VideoSplit:
     """
 
     def __init__(self, dataset, video_column: str = "video", label_column: str = "label", name: str | None = None):
-        if hasattr(dataset, "keys") and hasattr(dataset, "items"):
+        if isinstance(dataset, Mapping):
             raise ValueError(f"This is a DatasetDict: pass one of its splits, such as splits[{next(iter(dataset))!r}].")
         if not hasattr(dataset, "column_names"):
             raise ValueError(
