@@ -135,6 +135,7 @@ def test_a_training_run_stands_for_its_best_model_and_a_table_that_is_not_there_
     (tmp_path / "run" / "best" / "config.json").write_text("{}")
     arguments = PrepareArguments(source=str(tmp_path), output_dir="data", model=str(tmp_path / "run"))
     arguments.check_files()
+    PrepareArguments(source=str(tmp_path), output_dir="data", video_root="nowhere").check_files()  # reading it tells
     assert arguments.model == str(tmp_path / "run" / "best")
     for name in ("clips.CSV", "labels.json", "labels.xml"):
         with pytest.raises(FileNotFoundError, match=rf"^--source .*/{name} does not exist\.$"):
