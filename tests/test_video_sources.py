@@ -534,12 +534,12 @@ def test_other_files_hidden_ones_and_empty_classes_are_left_out(tmp_path):
 
 def test_what_is_left_out_is_counted(tmp_path):
     touch(tmp_path, "run/a.mp4", "run/notes.txt", "run/b.XML", "run/.a.mp4", "run/Thumbs.db", "run/poster.jpg")
-    touch(tmp_path, "__MACOSX/run/._a.mp4", "list.txt", "stray.mp4", "jump/readme")
+    touch(tmp_path, "__MACOSX/run/._a.mp4", "list.txt", "stray.mp4", "jump/readme", "README")
     (tmp_path / "clap").mkdir()
     left_out = LeftOut()
     assert folder_splits(tmp_path, left_out) == {"all": [Clip(str(tmp_path / "run/a.mp4"), "run")]}
     assert str(left_out) == (
-        "left out: 4 files that are not videos (.txt 2, .xml 1, no suffix 1), 1 image file next to clips, "
+        "left out: 5 files that are not videos (.txt 2, no suffix 2, .xml 1), 1 image file next to clips, "
         "1 file outside class folders, 3 hidden, class folders without clips: 'clap', 'jump'"
     )
     assert str(LeftOut()) == ""
@@ -814,6 +814,14 @@ def test_classes_are_shared_out_by_fractions_or_numbers_each_to_one_split(shares
     splits = split_classes(NAMES, shares)
     assert tuple(len(splits[split]) for split in ("train", "validation", "test")) == sizes
     assert sorted(name for names in splits.values() for name in names) == NAMES
+
+
+def test_two_classes_may_be_in_a_split_each():
+    assert {split: len(names) for split, names in split_classes(["run", "dive"], (1, 0, 1)).items()} == {
+        "train": 1,
+        "validation": 0,
+        "test": 1,
+    }
 
 
 def test_shares_are_rounded_so_that_forty_classes_are_enough_for_episodes_of_five():
