@@ -729,6 +729,7 @@ def test_the_header_decides_what_separates_columns(text, tmp_path):
         ("path,label\na.mp4,run\n".encode("utf-16"), "clips.csv is not a text file in UTF-8 but in UTF-16: save the"),
         ("path,label\na.mp4,run\n".encode("utf-16-le"), "line 1 has a zero byte.*save the file as UTF-8"),
         (b"\xef\xbb\xbfpath,label\na\xe9.mp4,run\n", "line 2, byte 15 is 0xe9"),
+        (b"\npath\xe9", "line 2, byte 5 is 0xe9"),
     ],
 )
 def test_a_table_in_another_encoding_is_named_with_line_and_remedy(data, message, tmp_path):
