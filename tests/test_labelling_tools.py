@@ -378,7 +378,7 @@ def test_a_clip_with_two_labels_is_left_out_and_equal_labels_count_once(videos):
     assert dict(left_out.labels) == {"clips with several labels": 1}
 
 
-def test_options_of_the_program_about_labels_all_reach_their_reader(videos, tmp_path):
+def test_options_of_the_program_about_labels_all_reach_their_reader(videos, times, tmp_path):
     tasks = [
         studio_task(1, timeline("waving", (1, 2), tag="act"), choice("x"), data={"clip": "a.mp4", "video": 5}),
         studio_task(2, timeline("sitting", (1, 3), tag="act"), data={"clip": "b.mp4", "fps": 1}),
@@ -391,12 +391,13 @@ def test_options_of_the_program_about_labels_all_reach_their_reader(videos, tmp_
     found = listed_clips(arguments, left_out)
     assert list(found) == ["all"]
     assert spans(found["all"]) == [("a.mp4", 0, 4, "waving"), ("b.mp4", 0, 6, "sitting")]
-    slow = PrepareArguments(**given, seconds_per_video=1e-9)
-    with pytest.raises(ValueError, match=r"task 1: .*a\.mp4.*timed out after 1e-09 s"):
+    slow = PrepareArguments(**given, seconds_per_video=7.5)  # no video is known to `times`
+    with pytest.raises(ValueError, match=r"task 1: Cannot read video .*a\.mp4"):
         listed_clips(slow)
     found = listed_clips(dataclasses.replace(slow, skip_bad_videos=True), left_out)
     assert [clip.class_name for clip in found["all"]] == ["sitting"]
     assert left_out.labels == {"labels of parts of unreadable videos": 1}
+    assert times.asked == [(str(videos / "a.mp4"), 7.5)] * 2
 
 
 def test_columns_of_a_table_of_labels_may_have_other_names(tmp_path):
