@@ -140,6 +140,9 @@ def test_names_of_clips_stay_different_after_one_has_gone(parts, support_set):
     ("video", "name"),
     [
         ("https://host/folder/a.mp4?token=secret", "a.mp4"),
+        ("https://host/folder/a.mp4?token=secret#t=2.5,4", "a.mp4#t=2.5,4"),
+        ("https://host/", None),
+        ("/#t=2.5,4", None),
         ("folder/frames/", "frames"),
         ({"path": "folder/b.mp4", "bytes": b""}, "b.mp4"),
         ({"path": None, "bytes": b""}, None),
