@@ -90,8 +90,10 @@ def test_leaving_one_out_equals_a_set_without_that_clip_and_its_source(settings,
         assert logits[row].isinf().sum() == len(classes) - len(left)
 
 
+@pytest.mark.parametrize("values_per_batch", [1, 2**24])  # a round at a time, all at once
 @pytest.mark.parametrize("alignment", ["otam", "trx", "hyrsm"])
-def test_holding_out_equals_a_set_without_those_clips(alignment):
+def test_holding_out_equals_a_set_without_those_clips(alignment, values_per_batch, monkeypatch):
+    monkeypatch.setattr("left_out_clipfsar._VALUES_PER_BATCH", values_per_batch)
     model = tiny_model_and_processor(alignment=alignment)[0]
     classes = random_classes({"boxing": 3, "diving": 2})
     held_out = torch.tensor([[True, False, False, True, False], [False, True, True, True, True]])
@@ -106,6 +108,18 @@ def test_holding_out_equals_a_set_without_those_clips(alignment):
     assert answers.distances[2:, 1].isinf().all()  # the second round empties diving
     assert answers.is_assessed("few_shot").tolist() == [True, True, True, True, False, False]
     assert answers.is_assessed("zero_shot").tolist() == [True] * 6
+
+
+@pytest.mark.parametrize("alignment", ["otam", "trx", "hyrsm"])
+@pytest.mark.parametrize("counts", [{"diving": 2, "boxing": 3}, {"diving": 2, "boxing": 1, "walking": 2}])
+def test_clips_are_left_out_of_a_model_in_bfloat16(alignment, counts):
+    model = tiny_model_and_processor(alignment=alignment)[0]
+    classes = random_classes(counts)
+    expected = leave_one_out(model, classes, range(5)).logits(model, "ensemble")
+    model = model.to(torch.bfloat16)
+    logits = leave_one_out(model, classes, range(5)).logits(model, "ensemble")
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=0.1, atol=0.5)
 
 
 @pytest.mark.parametrize("alignment", ["chamfer", "trx", "hyrsm"])

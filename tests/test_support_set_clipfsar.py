@@ -979,8 +979,13 @@ def test_classes_written_into_by_hand_are_noticed(parts, support_set, query_embe
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
 def test_a_copy_is_a_set_of_its_own(parts, support_set, query_embeds, copied):
     model = parts[0]
+    support_set.add_background(*parts, QUERIES[:1])
+    support_set.unknown_error_rate = 0.25
+    support_set.settings = {"alignment": "mean"}
     expected = support_set.classify(model, query_embeds)
     other = copied(support_set)
+    assert (other.fingerprint, other.background) == (support_set.fingerprint, ["clip 1"])
+    assert (other.unknown_error_rate, other.settings) == (0.25, {"alignment": "mean"})
     other.remove_class("diving")
     assert torch.equal(support_set.classify(model, query_embeds), expected)
     torch.testing.assert_close(other.classify(model, query_embeds), expected[:, [0, 2]])

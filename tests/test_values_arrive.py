@@ -127,7 +127,7 @@ def test_a_renamed_class_keeps_names_and_pictures_of_its_clips(parts, support_se
 
 
 def test_names_of_clips_stay_different_after_one_has_gone(parts, support_set):
-    support_set.remove_clip("walking", "clip 1")
+    support_set.remove_clip("walking", np.int64(0))
     support_set.add(*parts, {"walking": [random_clip(7), random_clip(8)]})
     names = support_set.classes["walking"].clip_names
     assert names[:2] == ["clip 2", "clip 3"]
