@@ -108,7 +108,7 @@ def tune_classes(
     right = torch.cat(
         [
             _answers_of_choice(model, classes, source_of_clip, candidates, held_out, seed)
-            for held_out in rounds(labels, source_of_clip, 1, int(seed) + 1, number)
+            for held_out in rounds(labels, source_of_clip, 1, seed + 1, number)
         ],
         dim=1,
     )  # (2, Q): the model's own settings, those that were chosen without the clip

@@ -117,8 +117,9 @@ def test_clips_are_left_out_of_a_model_in_bfloat16(alignment, counts):
     classes = random_classes(counts)
     expected = leave_one_out(model, classes, range(5)).logits(model, "ensemble")
     model = model.to(torch.bfloat16)
-    logits = leave_one_out(model, classes, range(5)).logits(model, "ensemble")
-    assert logits.dtype == torch.float32
+    left_out = leave_one_out(model, classes, range(5))
+    logits = left_out.logits(model, "ensemble")
+    assert (left_out.distances.dtype, logits.dtype) == (torch.float32, torch.float32)
     torch.testing.assert_close(logits, expected, rtol=0.1, atol=0.5)
 
 

@@ -1112,7 +1112,8 @@ def test_no_answer_comes_from_features_too_large_to_compare(parts, support_set):
     model = parts[0]
     queries = torch.randn(2, *support_set.classes["boxing"].support_embeds.shape[1:])
     queries[1] *= 1e30  # finite, and its square is not
-    for compute, what in ((support_set.classify, "logits"), (support_set.compare, "distances")):
+    computed = {"logits": support_set.classify, "distances": support_set.compare, "scores": support_set.score_unknown}
+    for what, compute in computed.items():
         with pytest.raises(ValueError, match=f"The {what} of 'query video 1' hold NaN or infinite numbers"):
             compute(model, queries)
     with pytest.raises(ValueError, match="The probabilities of 'query video 0' hold NaN or infinite numbers"):
