@@ -268,6 +268,12 @@ def test_the_clip_shown_is_like_the_query_in_all_frames_and_not_in_one():
     query = torch.eye(4, 8)
     one_frame = torch.cat([query[:1], -query[1:]])  # the same in one frame, the opposite in the others
     assert _nearest_clip(torch.stack([one_frame, query + 0.3]), query) == 1
+    query = torch.ones(4, 2)  # what counts is the direction of each frame, not the course of each number over time
+    other_direction, longer_frames = (
+        query * torch.tensor([10.0, 0.1]),
+        query * torch.tensor([[1.0], [10.0], [1], [0.1]]),
+    )
+    assert _nearest_clip(torch.stack([other_direction, longer_frames]), query) == 1
 
 
 # --- explanations -----------------------------------------------------------------------------------------------------
