@@ -92,11 +92,10 @@ def distances_in_pieces(
     if pairs_at_once is None:
         pairs_at_once = PAIRS_AT_ONCE_ON_CPU if query_states.device.type == "cpu" else PAIRS_AT_ONCE
     columns = prototypes.split(min(CLASSES_AT_ONCE, pairs_at_once))
-    queries_at_once = max(1, pairs_at_once // max(1, len(columns[0])))
     return torch.cat(
         [
             torch.cat([model.get_distances(rows, piece) for piece in columns], dim=-1)
-            for rows in query_states.split(queries_at_once)
+            for rows in query_states.split(pairs_at_once // max(1, len(columns[0])))
         ]
     )
 

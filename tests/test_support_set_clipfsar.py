@@ -29,7 +29,7 @@ from clipfsar.inference.load_model import load_model
 from configuration_clipfsar import CLIPFSARConfig
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip
-from enrolled_clipfsar import _frames_of_strip, distances_in_pieces, listed
+from enrolled_clipfsar import Snapshot, _frames_of_strip, distances_in_pieces, listed
 from enrolling_clipfsar import film_strip
 from fingerprint_clipfsar import model_digest, weights_state
 from left_out_clipfsar import leave_one_out
@@ -37,6 +37,7 @@ from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import CLIPFSARProcessor, VideoReadError
 from support_set_clipfsar import EnrolledClass, SupportSet
+from support_set_files_clipfsar import Unknowns
 
 FILES = ["support_set.json", "support_set.safetensors"]
 MODES = ("few_shot", "zero_shot", "ensemble")
@@ -260,17 +261,27 @@ def test_no_call_compares_more_pairs_than_allowed(bare_parts, monkeypatch):
     assert pairs == [(16, 256), (16, 44), (4, 256), (4, 44)]
 
 
-def test_another_device_than_a_processor_compares_more_pairs_at_once():
+@pytest.mark.parametrize(
+    ("device", "pairs_at_once", "num_queries", "num_prototypes", "expected"),
+    [
+        ("meta", None, 300, 257, [(256, 256), (256, 1), (44, 256), (44, 1)]),  # stands for any other than a processor
+        ("cpu", None, 20, 257, [(16, 256), (16, 1), (4, 256), (4, 1)]),
+        ("cpu", 3, 2, 2, [(1, 2), (1, 2)]),
+        ("cpu", 3, 5, 1, [(3, 1), (2, 1)]),
+        ("cpu", 1, 2, 2, [(1, 1)] * 4),
+    ],
+)
+def test_pairs_compared_at_once_follow_the_device(device, pairs_at_once, num_queries, num_prototypes, expected):
     pairs = []
 
     def get_distances(queries, prototypes):
         pairs.append((len(queries), len(prototypes)))
-        return torch.empty(len(queries), len(prototypes), device="meta")
+        return torch.empty(len(queries), len(prototypes), device=device)
 
-    queries, prototypes = torch.empty(300, 4, 16, device="meta"), torch.empty(257, 4, 16, device="meta")
-    distances = distances_in_pieces(SimpleNamespace(get_distances=get_distances), queries, prototypes)
-    assert distances.shape == (300, 257)
-    assert pairs == [(256, 256), (256, 1), (44, 256), (44, 1)]
+    model = SimpleNamespace(get_distances=get_distances)
+    queries, prototypes = (torch.empty(number, 2, 4, device=device) for number in (num_queries, num_prototypes))
+    distances = distances_in_pieces(model, queries, prototypes, pairs_at_once)
+    assert (distances.shape, pairs) == ((num_queries, num_prototypes), expected)
 
 
 def test_the_limit_follows_the_set(bare_parts):
@@ -429,6 +440,7 @@ def test_tensors_left_by_a_killed_save_survive_another_killed_save(support_set, 
     (tmp_path / "support_set.safetensors").rename(tmp_path / ".support_set.safetensors.next")
     (tmp_path / "support_set.safetensors").write_bytes(b"of the save before")
     damaged = copy.deepcopy(support_set)
+    damaged.remove_class("running")
     damaged.fingerprint = {"model": object()}  # JSON cannot hold it: the save fails half way
     with pytest.raises(TypeError):
         damaged.save_pretrained(tmp_path)
@@ -518,9 +530,11 @@ def test_a_set_in_the_cache_is_read_without_a_question_to_the_hub(support_set, t
     assert SupportSet.from_pretrained("me/classes", **options).num_clips == support_set.num_clips
     with pytest.raises(OSError, match="in the cached files"):  # transformers' message
         SupportSet.from_pretrained("me/others", cache_dir=tmp_path, local_files_only=True)
-    for name in ("my_classes", "me/my classes"):
-        with pytest.raises(FileNotFoundError, match=f"There is no folder '{name}'. A Hub id has the form OWNER/NAME."):
-            SupportSet.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
+    for name in ("my_classes", "me/my classes", "me/classes.json"):  # the last one can only be a file
+        for given in ({}, {"local_files_only": True}):
+            message = f"^There is no folder '{name}'. A Hub id has the form OWNER/NAME.$"
+            with pytest.raises(FileNotFoundError, match=message):
+                SupportSet.from_pretrained(name, cache_dir=tmp_path, **given)
 
 
 def test_the_hub_is_asked_for_the_revision_with_the_token(tmp_path, monkeypatch):
@@ -949,6 +963,23 @@ def test_a_snapshot_stays_as_it_was_while_the_set_changes(parts, support_set, qu
     assert snapshot.class_names == names
     assert torch.equal(snapshot.classify(model, query_embeds), logits)
     assert torch.equal(snapshot.score_unknown(model, query_embeds), unknown)
+
+
+def test_a_snapshot_knows_what_it_was_made_of(parts, support_set):
+    model, classes = parts[0], support_set.classes
+    plain = Snapshot(model, classes)
+    assert (plain.settings, plain.unknowns) == ({}, Unknowns())
+    assert plain.is_of(model, classes)
+    assert plain.is_of(model, classes, {}, plain.unknowns)
+    assert not plain.is_of(model, classes, {"alignment": "mean"})
+    assert not plain.is_of(model, classes, {}, Unknowns())  # a change replaces the object
+    assert not plain.is_of(model, {name: classes[name] for name in ("boxing", "diving")})
+    assert not plain.is_of(model, {name: classes[name] for name in ("boxing", "running", "diving")})
+    tuned = Snapshot(model, classes, {"alignment": "mean"}, Unknowns(error_rate=0.5))
+    assert tuned.is_of(model, classes, {"alignment": "mean"})
+    assert tuned.is_of(model, classes, {"alignment": "mean"}, tuned.unknowns)
+    assert not tuned.is_of(model, classes)
+    assert not tuned.is_of(model, classes, {"alignment": "otam"}, tuned.unknowns)
 
 
 def test_a_change_in_the_midst_of_an_answer_leaves_the_answer_as_it_was(parts, support_set, query_embeds, monkeypatch):
