@@ -106,6 +106,10 @@ def test_as_many_clips_are_encoded_at_once_as_asked_for(parts, monkeypatch):
     support_set = SupportSet.from_videos(*parts, CLIPS, batch_size=2)
     support_set.add_background(*parts, [random_clip(20), random_clip(21), random_clip(22)], batch_size=2)
     assert calls == [2, 2, 1, 2, 1]
+    calls.clear()
+    support_set.add(*parts, {"new": [random_clip(30 + number) for number in range(9)]})
+    support_set.add_background(*parts, [random_clip(40 + number) for number in range(9)])
+    assert calls == [8, 1, 8, 1]
 
 
 def test_a_bar_counts_the_clips_where_it_is_asked_for(parts, capsys):
@@ -735,6 +739,7 @@ def test_settings_that_change_no_feature_are_accepted(parts, support_set):
         ([random_clip(0)], "at least one class"),
         ({"boxing": []}, "Class 'boxing' has no clips"),
         ({" ": [random_clip(0)]}, "not blank"),
+        ({3: [random_clip(0)]}, "Class name 3 is not usable"),
         (
             {"brush_hair": [random_clip(0)], "brush hair": [random_clip(1)]},
             "'brush_hair' and 'brush hair' mean the same",
@@ -760,8 +765,9 @@ def test_unreadable_clips_are_all_named_and_cost_nothing(parts, support_set, tmp
     with pytest.raises(VideoReadError, match=r"2 of 3 clips cannot be read:\n.*empty.mp4.*\n.*missing.mp4"):
         support_set.add(*parts, clips)
     assert support_set.num_clips == before
-    with pytest.warns(UserWarning, match=r"Left out of the support set: .*empty.mp4"):
+    with pytest.warns(UserWarning, match=r"Left out of the support set: .*empty.mp4") as caught:
         support_set.add(*parts, {"boxing": clips["boxing"]}, skip_unreadable=True)
+    assert [warning.filename for warning in caught] == [__file__]
     assert support_set.num_clips == before | {"boxing": 4}
     unreadable = pytest.warns(UserWarning, match="missing.mp4")
     with unreadable, pytest.raises(ValueError, match="'diving': none of its 1 clips can be read"):
@@ -1232,8 +1238,10 @@ def test_sources_and_pools_of_another_type_are_named(parts, support_set):
 
 
 def test_a_background_clip_that_is_enrolled_or_repeated_is_named(parts, support_set):
-    with pytest.warns(UserWarning, match="of class 'the background' has the same frames as .* of class 'diving'"):
+    message = "of class 'the background' has the same frames as .* of class 'diving'"
+    with pytest.warns(UserWarning, match=message) as caught:
         support_set.add_background(*parts, CLIPS["diving"])
+    assert [warning.filename for warning in caught] == [__file__]
     with pytest.warns(UserWarning, match="'clip 2' of class 'the background' has the same frames as 'clip 1' of class"):
         support_set.add_background(*parts, [QUERIES[0], QUERIES[0]])
     with pytest.warns(UserWarning, match="of class 'new' has the same frames as 'clip 2' of class 'the background'"):
