@@ -426,6 +426,27 @@ def test_a_choice_without_a_gain_is_measured_and_not_kept(model, monkeypatch, mi
     assert tuning.reason == "others that win on some clips are no better on the clips held out from the choice."
     assert (tuning.default_accuracy, tuning.accuracy) == (100, pytest.approx(accuracy))
     assert tuning.gain_interval == pytest.approx(interval, abs=1e-3)
+    if accuracy == 0:  # also where a round holds out more clips than there are classes
+        tape = {("class 2", "0.mp4"): "tape", ("class 2", "2.mp4"): "tape", ("class 2", "1.mp4"): "film"}
+        classes["class 2"] = enrolled(classes["class 2"].support_embeds.repeat(2, 1, 1), texts[3])
+        tuning = tune_classes(model, classes, tape)
+        assert (tuning.default_accuracy, tuning.accuracy) == (100, 0)
+
+
+def test_answers_are_likely_among_the_classes_of_one_clip(model, monkeypatch):
+    logits = torch.tensor([[[0.0, 1], [0, 1]], [[2, 0], [0, 2]], [[103, 100], [-100, -97]], [[1, 0], [0, 1]]])
+    monkeypatch.setattr(tuning_clipfsar, "_logits_of_candidates", lambda *_: (logits, torch.tensor([0, 1])))
+    classes = random_classes({"boxing": 3, "diving": 3})
+    assert tuning_clipfsar._choose(model, classes, range(6), list("abcd"), 0) == "c"
+
+
+def test_the_choice_takes_ten_rounds_that_hold_out_one_video_of_each_class(model, monkeypatch):
+    seen, of_rounds = [], tuning_clipfsar.hold_out
+    monkeypatch.setattr(tuning_clipfsar, "hold_out", lambda *given: seen.append(given[2]) or of_rounds(*given))
+    classes = random_classes({"boxing": 3, "diving": 4})
+    tuning_clipfsar._choose(model, classes, sources_of_clips(classes), [own_settings(model)], 5)
+    (held_out,) = seen
+    assert held_out[:, :3].sum(1).tolist() == held_out[:, 3:].sum(1).tolist() == [1] * 10
 
 
 def test_the_likeliest_of_the_best_is_chosen_unless_the_models_own_is_one_of_them():
