@@ -92,11 +92,10 @@ def distances_in_pieces(
     if pairs_at_once is None:
         pairs_at_once = PAIRS_AT_ONCE_ON_CPU if query_states.device.type == "cpu" else PAIRS_AT_ONCE
     columns = prototypes.split(min(CLASSES_AT_ONCE, pairs_at_once))
-    queries_at_once = max(1, pairs_at_once // max(1, len(columns[0])))
     return torch.cat(
         [
             torch.cat([model.get_distances(rows, piece) for piece in columns], dim=-1)
-            for rows in query_states.split(queries_at_once)
+            for rows in query_states.split(pairs_at_once // max(1, len(columns[0])))
         ]
     )
 
@@ -266,7 +265,7 @@ class Snapshot:
         nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self._enrolled]
         with evaluating(model):
             given = (model, query_embeds, self.prototypes, self.class_embeds, inference_mode)
-            shots = None if self.shots is None else (*self.shots, torch.tensor(nearest, device=model.device))
+            shots = None if self.shots is None else (*self.shots, torch.tensor(nearest))
             numbers = explain_classification(*given, shots)
         _checked("The probabilities", numbers["probabilities"][None], model)
         enrolled = list(zip(self._enrolled, nearest, strict=True))

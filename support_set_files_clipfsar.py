@@ -347,13 +347,15 @@ def _check_fingerprint(fingerprint: Any):
 
 def _check_settings(settings: Any):
     _check(isinstance(settings, dict), "'settings' is not an object")
+    names = {"inference_mode": INFERENCE_MODES, "alignment": (*ALIGNMENTS, *own_alignments)}
     for name, value in settings.items():
         _check(name in TUNED_SETTINGS, f"its settings name {name!r}")
-        is_name = name in ("inference_mode", "alignment")
-        is_sound = isinstance(value, str) if is_name else is_number(value) and value >= 0
-        _check(is_sound and (name != "ensemble_temperature" or value > 0), f"{name}={value!r} is no sound setting")
-        _check(name != "inference_mode" or value in INFERENCE_MODES, f"inference_mode={value!r} is not known")
-        _check(name != "alignment" or value in (*ALIGNMENTS, *own_alignments), f"alignment={value!r} is not known")
+        if name in names:
+            _check(value in names[name], f"{name}={value!r} is not known")
+            continue
+        is_share = name == "ensemble_text_weight"
+        is_sound = is_number(value) and (0 <= value <= 1 if is_share else value > 0)
+        _check(is_sound, f"{name}={value!r} is no sound setting")
 
 
 def _check_unknowns(background: Any, error_rate: Any):

@@ -1,5 +1,6 @@
 """Reviews of support sets: exact leave-one-out, sources of clips, and what the review names."""
 
+import itertools
 import json
 import pickle
 
@@ -17,7 +18,7 @@ from review_clipfsar import review_classes, wilson_interval
 from suggestion_clipfsar import suggest_clips
 from support_set_clipfsar import EnrolledClass, SupportSet
 from support_set_files_clipfsar import write_support_set
-from tuning_clipfsar import tune_classes
+from tuning_clipfsar import Tuning, candidate_settings, own_settings, tune_classes
 
 MODES = ("few_shot", "zero_shot", "ensemble")
 SIZE = 16
@@ -89,8 +90,10 @@ def test_leaving_one_out_equals_a_set_without_that_clip_and_its_source(settings,
         assert logits[row].isinf().sum() == len(classes) - len(left)
 
 
+@pytest.mark.parametrize("values_per_batch", [1, 2**24])  # a round at a time, all at once
 @pytest.mark.parametrize("alignment", ["otam", "trx", "hyrsm"])
-def test_holding_out_equals_a_set_without_those_clips(alignment):
+def test_holding_out_equals_a_set_without_those_clips(alignment, values_per_batch, monkeypatch):
+    monkeypatch.setattr("left_out_clipfsar._VALUES_PER_BATCH", values_per_batch)
     model = tiny_model_and_processor(alignment=alignment)[0]
     classes = random_classes({"boxing": 3, "diving": 2})
     held_out = torch.tensor([[True, False, False, True, False], [False, True, True, True, True]])
@@ -104,6 +107,31 @@ def test_holding_out_equals_a_set_without_those_clips(alignment):
     torch.testing.assert_close(answers.distances[:2], expected, rtol=0, atol=1e-6)
     assert answers.distances[2:, 1].isinf().all()  # the second round empties diving
     assert answers.is_assessed("few_shot").tolist() == [True, True, True, True, False, False]
+    assert [one is True for one in answers.is_assessed("zero_shot").tolist()] == [True] * 6
+
+
+@pytest.mark.parametrize("alignment", ["otam", "trx", "hyrsm"])
+@pytest.mark.parametrize("counts", [{"diving": 2, "boxing": 3}, {"diving": 2, "boxing": 1, "walking": 2}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_clips_are_left_out_whatever_the_model_computes_in(alignment, counts, dtype):
+    model = tiny_model_and_processor(alignment=alignment)[0]
+    classes = random_classes(counts)
+    expected = leave_one_out(model, classes, range(5)).logits(model, "ensemble")
+    model = model.to(dtype)
+    logits = leave_one_out(model, classes, range(5)).logits(model, "ensemble")
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=0.1, atol=0.5)
+
+
+@pytest.mark.parametrize("alignment", ["chamfer", "trx", "hyrsm"])
+def test_in_classes_of_one_size_a_head_leaves_out_a_clip_all_the_same(alignment):
+    model, processor = tiny_model_and_processor(alignment=alignment)
+    classes = random_classes({"diving": 2, "boxing": 2})
+    distances = leave_one_out(model, classes, range(4)).distances
+    fingerprint = SupportSet.from_videos(model, processor, {"a": random_clip(0)}).fingerprint
+    left = SupportSet(fingerprint, without(classes, {("boxing", "0.mp4")}))
+    expected, _ = left.compare(model, classes["boxing"].support_embeds[:1])
+    torch.testing.assert_close(distances[2:3], expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +141,17 @@ def test_holding_out_equals_a_set_without_those_clips(alignment):
         ("dQw4w9WgXcQ_000010_000020.mp4", "dQw4w9WgXcQ"),
         ("Faith_Rewarded_kick_f_cm_np1_ba_goo_2.avi", "Faith_Rewarded"),
         ("holiday part 2.mp4", "holiday"),
+        ("Faith_Rewarded_kick_f_cm_np1_ba_goo_2.avi (2)", "Faith_Rewarded"),
+        ("long film_pick_u_nm_np2_le_med_13.avi", "long film"),
+        ("HOLIDAY-SCENE_12.MOV", "HOLIDAY"),
+        ("holiday.segment-03.mp4", "holiday"),
+        ("holiday cut4", "holiday"),
+        ("holiday_window_5.webm (3)", "holiday"),
         ("holiday_12.5-15.0.mp4", "holiday"),
+        ("holiday 3s_6s.mkv", "holiday"),
+        ("holiday@3-6.mkv", None),
+        ("holiday.mp4#t=3,6", "holiday.mp4"),
+        ("holiday.mp4#t=3,6 (2)", "holiday.mp4"),
         ("000.mp4", None),
         ("clip 2", None),
         ("2024-11-03.mp4", None),
@@ -128,6 +166,11 @@ def test_given_sources_replace_those_of_the_names():
     classes = random_classes({"boxing": 2, "diving": 1})
     assert sources_of_clips(classes) == [("boxing", "0.mp4"), ("boxing", "1.mp4"), ("diving", "0.mp4")]
     assert sources_of_clips(classes, {("boxing", "0.mp4"): "tape", "1.mp4": "tape"})[:2] == [("tape",), ("tape",)]
+    given = {"0.mp4": 7, ("diving", "0.mp4"): "film", "1.mp4": None}  # what names the class as well goes first
+    assert sources_of_clips(classes, given) == [("7",), ("boxing", "1.mp4"), ("film",)]
+    cut = {"boxing": enrolled(torch.zeros(2, 4, SIZE), torch.zeros(SIZE), ["film part 1.mp4", "film part 2.mp4"])}
+    assert sources_of_clips(cut) == [("film",), ("film",)]
+    assert sources_of_clips(cut, {}) == [("boxing", "film part 1.mp4"), ("boxing", "film part 2.mp4")]
     with pytest.raises(ValueError, match=r"sources names 'other\.mp4', but no clip of that name is enrolled"):
         sources_of_clips(classes, {"other.mp4": "tape"})
 
@@ -141,6 +184,18 @@ def test_each_round_takes_as_many_sources_of_every_class_where_classes_share_a_v
             gone = {(label, source) for label, source, is_out in clips if is_out}
             assert [sum(label == one for label, _ in gone) for one in (0, 1)] == taken
             assert all(is_out == ((label, source) in gone) for label, source, is_out in clips)  # all of it, or none
+
+
+@pytest.mark.parametrize(("lost", "number", "times"), [(1, 8, 2), (2, 6, 3)])
+def test_all_sources_of_a_class_have_their_turn_before_one_has_its_next(lost, number, times):
+    labels = torch.tensor([0, 0, 0, 0, 0, 1])  # the last clip is the only one of its class, and stays
+    sources = ["c", "a", "a", "d", "b", "e"]
+    held_out = rounds(labels, sources, lost, seed=3, number=number)
+    assert held_out.shape == (number, 6)
+    assert torch.equal(held_out, rounds(labels, sources, lost, seed=3, number=number))
+    assert not torch.equal(held_out, rounds(labels, sources, lost, seed=4, number=number))
+    assert held_out.sum(0).tolist() == [times] * 5 + [0]
+    assert len(rounds(labels, sources, lost, seed=3)) == 20
 
 
 def test_the_accuracy_is_extrapolated_along_the_mean_of_1_by_sources(model, monkeypatch):
@@ -288,6 +343,7 @@ def test_tuning_leaves_misleading_texts_and_keeps_the_choice(tmp_path):
     assert (tuning.accuracy, tuning.reason) == (100, None)
     assert tuning.default_accuracy < 50
     assert support_set.settings == tuning.settings != {}
+    assert all(getattr(model.config, name) != value for name, value in tuning.settings.items())
     support_set.save_pretrained(tmp_path)
     for kept in (support_set, SupportSet.from_pretrained(tmp_path), pickle.loads(pickle.dumps(support_set))):
         assert kept.settings == tuning.settings
@@ -312,6 +368,11 @@ def test_tuning_declines_with_two_videos_in_a_class():
     assert "a choice needs 3 videos in every class, but 'class 2' has clips of 2." in str(tuning)
 
 
+def test_the_first_of_the_classes_with_the_fewest_videos_is_named(model):
+    tuning = tune_classes(model, random_classes({"jumping": 3, "walking": 2, "boxing": 2}))
+    assert tuning.reason == "a choice needs 3 videos in every class, but 'walking' has clips of 2."
+
+
 def test_tuning_keeps_settings_that_are_never_wrong(model):
     tuning = tune_classes(model, clear_classes(num_clips=3))
     assert tuning.settings == {}
@@ -328,12 +389,159 @@ def test_the_measured_gain_comes_from_clips_without_part_in_the_choice(model, mo
     assert all(len(inputs[2]) == sum(len(one.clip_names) for one in inputs[1].values()) for inputs in seen)
 
 
+def test_the_gain_is_measured_in_rounds_of_their_own_which_the_seed_draws(model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(tuning_clipfsar, "_choose", lambda *inputs: seen.append(inputs) or inputs[3][0])
+    classes = random_classes({"walking": 12, "boxing": 4})
+    support_set = SupportSet(SupportSet.from_videos(*tiny_model_and_processor(), {"a": random_clip(0)}).fingerprint)
+    support_set.classes = classes
+    support_set.tune(model, seed=7)
+    assert [inputs[4] for inputs in seen] == [7] * 11  # the choice, and 10 rounds however many clips a class has
+    labels = torch.tensor([0] * 12 + [1] * 4)
+    clips = [(name, clip) for name, one in classes.items() for clip in one.clip_names]
+    for (_, rest, sources, _, _), held_out in zip(seen[1:], rounds(labels, clips, 1, 8, 10).tolist(), strict=True):
+        kept = [clip for clip, is_out in zip(clips, held_out, strict=True) if not is_out]
+        assert [(name, clip) for name, one in rest.items() for clip in one.clip_names] == sources == kept
+    seen.clear()
+    tune_classes(model, random_classes({"walking": 3, "boxing": 5}))
+    assert len(seen) == 1 + 5
+
+
+@pytest.mark.parametrize(
+    ("misled", "accuracy", "interval"),
+    [
+        ([0, 1, 2, 3], 100, (0, 0)),
+        ([1, 0, 2, 3], 50, (-91.7873, -8.2127)),  # 1.96 * 52.2233 / sqrt(12 / 2) on each side of -50
+        ([1, 2, 3, 0], 0, (-100, -100)),
+    ],
+)
+def test_a_choice_without_a_gain_is_measured_and_not_kept(model, monkeypatch, misled, accuracy, interval):
+    monkeypatch.setattr(tuning_clipfsar, "_choose", lambda *inputs: inputs[3][1])  # by the names alone
+    classes = clear_classes(num_clips=3)
+    texts = [one.class_embeds for one in classes.values()]
+    for one, text in zip(classes.values(), misled, strict=True):
+        one.class_embeds = texts[text]
+    tuning = tune_classes(model, classes)
+    assert tuning.settings == {}
+    assert tuning.reason == "others that win on some clips are no better on the clips held out from the choice."
+    assert (tuning.default_accuracy, tuning.accuracy) == (100, pytest.approx(accuracy))
+    assert tuning.gain_interval == pytest.approx(interval, abs=1e-3)
+    if accuracy == 0:  # also where a round holds out more clips than there are classes
+        tape = {("class 2", "0.mp4"): "tape", ("class 2", "2.mp4"): "tape", ("class 2", "1.mp4"): "film"}
+        classes["class 2"] = enrolled(classes["class 2"].support_embeds.repeat(2, 1, 1), texts[3])
+        tuning = tune_classes(model, classes, tape)
+        assert (tuning.default_accuracy, tuning.accuracy) == (100, 0)
+
+
+def test_answers_are_likely_among_the_classes_of_one_clip(model, monkeypatch):
+    logits = torch.tensor([[[0.0, 1], [0, 1]], [[2, 0], [0, 2]], [[103, 100], [-100, -97]], [[1, 0], [0, 1]]])
+    monkeypatch.setattr(tuning_clipfsar, "_logits_of_candidates", lambda *_: (logits, torch.tensor([0, 1])))
+    classes = random_classes({"boxing": 3, "diving": 3})
+    assert tuning_clipfsar._choose(model, classes, range(6), list("abcd"), 0) == "c"
+
+
+def test_the_choice_takes_ten_rounds_that_hold_out_one_video_of_each_class(model, monkeypatch):
+    seen, of_rounds = [], tuning_clipfsar.hold_out
+    monkeypatch.setattr(tuning_clipfsar, "hold_out", lambda *given: seen.append(given[2]) or of_rounds(*given))
+    classes = random_classes({"boxing": 3, "diving": 4})
+    tuning_clipfsar._choose(model, classes, sources_of_clips(classes), [own_settings(model)], 5)
+    (held_out,) = seen
+    assert held_out[:, :3].sum(1).tolist() == held_out[:, 3:].sum(1).tolist() == [1] * 10
+
+
+def test_the_likeliest_of_the_best_is_chosen_unless_the_models_own_is_one_of_them():
+    model, support_set = misled_set()
+    sources = sources_of_clips(support_set.classes)
+    own = own_settings(model)
+    by_names = own | {"inference_mode": "zero_shot"}
+    sure, less_sure, unsure = (
+        own | {"ensemble_text_weight": 0.1, "ensemble_temperature": temperature} for temperature in (0.25, 2.0, 8.0)
+    )
+    for candidates, chosen in (
+        ([by_names, unsure, sure, less_sure], sure),
+        ([unsure, by_names, sure], unsure),
+        ([by_names, by_names | {"alignment": "mean"}], by_names),
+    ):
+        assert tuning_clipfsar._choose(model, support_set.classes, sources, candidates, 0) == chosen
+
+
+@pytest.mark.parametrize(
+    ("alignment", "tried"), [("bi_mhm", ["bi_mhm", "otam", "mean"]), ("trx", ["trx", "otam", "bi_mhm", "mean"])]
+)
+def test_the_settings_to_choose_from_are_all_that_need_no_training(alignment, tried):
+    model = tiny_model_and_processor(alignment=alignment, inference_mode="ensemble", ensemble_text_weight=0.3)[0]
+    own = ("ensemble", alignment, 0.3, 8.0)
+    found = [tuple(one.values()) for one in candidate_settings(model)]
+    assert found[:2] == [own, ("zero_shot", *own[1:])]
+    expected = {("few_shot", one, 0.3, 8.0) for one in tried}
+    weights, temperatures = (0.1, 0.25, 0.5, 0.75, 0.9), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    expected |= set(itertools.product(["ensemble"], tried, weights, temperatures))
+    assert (set(found[2:]), len(found)) == (expected, 2 + 31 * len(tried))
+    assert set(candidate_settings(model)[-1]) == {
+        *("inference_mode", "alignment", "ensemble_text_weight", "ensemble_temperature")
+    }
+
+
+def test_tuning_says_what_was_chosen_and_what_it_brings():
+    tuning = Tuning({"alignment": "mean", "ensemble_text_weight": 0.25}, None, 61.7, 73.4, (-2.6, 26.0))
+    assert str(tuning) == (
+        "Chosen: alignment='mean', ensemble_text_weight=0.25. Accuracy on held-out clips with settings chosen this "
+        "way: 73%, with the model's own 62% (95% interval of the gain -3 to +26 points)."
+    )
+    assert tuning.to_dict() == {
+        "settings": {"alignment": "mean", "ensemble_text_weight": 0.25},
+        "reason": None,
+        "default_accuracy": 61.7,
+        "accuracy": 73.4,
+        "gain_interval": (-2.6, 26.0),
+    }
+    assert str(Tuning({}, "too few clips.")) == "The model's own settings stay: too few clips."
+
+
+def test_the_mode_sources_and_seed_of_a_review_and_of_suggestions_are_those_asked_for(model):
+    fingerprint = SupportSet.from_videos(*tiny_model_and_processor(), {"a": random_clip(0)}).fingerprint
+    support_set = SupportSet(fingerprint, random_classes({"walking": 4, "boxing": 2, "jumping": 3}))
+    together = {("walking", "0.mp4"): "tape", ("walking", "1.mp4"): "tape"}
+    for mode in ("few_shot", "ensemble"):
+        review = support_set.review(model, mode, together, seed=5)
+        assert review == review_classes(model, support_set.classes, mode, together, 5)
+        assert (review.inference_mode, list(review.shared_sources)) == (mode, ["tape"])
+    assert len({support_set.review(model, seed=seed).accuracy for seed in (5, 6)}) == 2
+    pool = torch.randn(12, 4, SIZE, generator=torch.Generator().manual_seed(3))
+    for mode in MODES:
+        margins = support_set.classify(model, pool, mode).softmax(-1).topk(2).values.diff(dim=-1)[:, 0].neg()
+        suggestions = support_set.suggest(model, pool, 2, "margin", mode)
+        assert [one.index for one in suggestions] == margins.argsort()[:2].tolist()
+    draws = [[one.index for one in support_set.suggest(model, pool, 6, "random", seed=seed)] for seed in (4, 4, 5)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"inference_mode": "zero_shot", "alignment": "bi_mhm"},
+        {"ensemble_text_weight": 0, "ensemble_temperature": 0.25},
+        {"ensemble_text_weight": 1, "ensemble_temperature": 30},
+    ],
+)
+def test_sound_settings_of_a_saved_set_come_back(tmp_path, settings):
+    support_set = SupportSet.from_videos(*tiny_model_and_processor(), {"a": random_clip(0), "b": random_clip(1)})
+    write_support_set(tmp_path, support_set.fingerprint, support_set.classes, settings=settings)
+    assert SupportSet.from_pretrained(tmp_path).settings == settings
+
+
 def test_unsound_settings_of_a_saved_set_are_refused(tmp_path):
     model, processor = tiny_model_and_processor()
     support_set = SupportSet.from_videos(model, processor, {"a": random_clip(0), "b": random_clip(1)})
     for settings, reason in (
         ({"alignment": "guess"}, "alignment='guess' is not known"),
+        ({"alignment": 3}, "alignment=3 is not known"),
+        ({"inference_mode": "guess"}, "inference_mode='guess' is not known"),
         ({"ensemble_temperature": 0}, "ensemble_temperature=0 is no sound setting"),
+        ({"ensemble_temperature": "8"}, "ensemble_temperature='8' is no sound setting"),
+        ({"ensemble_text_weight": -0.1}, "ensemble_text_weight=-0.1 is no sound setting"),
+        ({"ensemble_text_weight": 1.1}, "ensemble_text_weight=1.1 is no sound setting"),
+        ({"ensemble_text_weight": True}, "ensemble_text_weight=True is no sound setting"),
         ({"hidden_size": 3}, "its settings name 'hidden_size'"),
     ):
         write_support_set(tmp_path, support_set.fingerprint, support_set.classes, settings=settings)

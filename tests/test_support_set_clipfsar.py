@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import stat
 import sys
 import threading
 import warnings
@@ -23,16 +24,20 @@ from tiny_data import random_clip, similar_clips, tiny_model_and_processor
 
 import enrolled_clipfsar
 import support_set_clipfsar
+import support_set_files_clipfsar
 from clipfsar.inference.load_model import load_model
 from configuration_clipfsar import CLIPFSARConfig
 from demo.synthetic import TINY_CLIP
 from demo.synthetic.render import render_clip
+from enrolled_clipfsar import Snapshot, _frames_of_strip, distances_in_pieces, listed
+from enrolling_clipfsar import film_strip
 from fingerprint_clipfsar import model_digest, weights_state
 from left_out_clipfsar import leave_one_out
 from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import CLIPFSARProcessor, VideoReadError
 from support_set_clipfsar import EnrolledClass, SupportSet
+from support_set_files_clipfsar import Unknowns
 
 FILES = ["support_set.json", "support_set.safetensors"]
 MODES = ("few_shot", "zero_shot", "ensemble")
@@ -94,6 +99,27 @@ def test_the_batch_size_changes_nothing(parts, support_set, query_embeds, batch_
     torch.testing.assert_close(
         other.classify(parts[0], query_embeds), support_set.classify(parts[0], query_embeds), rtol=0, atol=1e-6
     )
+
+
+def test_as_many_clips_are_encoded_at_once_as_asked_for(parts, monkeypatch):
+    calls = count_encoded_videos(parts[0], monkeypatch)
+    support_set = SupportSet.from_videos(*parts, CLIPS, batch_size=2)
+    support_set.add_background(*parts, [random_clip(20), random_clip(21), random_clip(22)], batch_size=2)
+    assert calls == [2, 2, 1, 2, 1]
+    calls.clear()
+    support_set.add(*parts, {"new": [random_clip(30 + number) for number in range(9)]})
+    support_set.add_background(*parts, [random_clip(40 + number) for number in range(9)])
+    assert calls == [8, 1, 8, 1]
+
+
+def test_a_bar_counts_the_clips_where_it_is_asked_for(parts, capsys):
+    support_set = SupportSet.from_videos(*parts, CLIPS)
+    support_set.add_background(*parts, QUERIES)
+    assert capsys.readouterr().err == ""
+    support_set.add(*parts, {"new": [random_clip(30), random_clip(31), random_clip(32)]}, show_progress=True)
+    support_set.add_background(*parts, [random_clip(33)], show_progress=True)
+    shown = capsys.readouterr().err
+    assert re.findall(r"enrolling: 100%.* (\d/\d) .*clip", shown) == ["3/3", "1/1"]
 
 
 def test_adding_encodes_only_what_is_new(parts, query_embeds, monkeypatch):
@@ -206,10 +232,16 @@ def test_left_out_distances_are_those_of_a_set_without_the_clip_and_the_class_te
         assert float(rest.compare(model, embeds[row, None])[0][0, 0]) != pytest.approx(float(expected), abs=1e-4)
 
 
-@pytest.mark.parametrize("pooling", ["before", "after"])
-@pytest.mark.parametrize("at_once", [1, 3, 5], ids="{} classes at once".format)
-def test_in_pieces_prototypes_and_distances_are_those_of_the_whole(monkeypatch, at_once, pooling):
-    model, processor = tiny_model_and_processor(support_pooling=pooling)
+@pytest.mark.parametrize(
+    ("at_once", "settings"),
+    [
+        *((at_once, {"support_pooling": pooling}) for at_once in (1, 3, 5) for pooling in ("before", "after")),
+        *((2, {"alignment": alignment}) for alignment in ("chamfer", "trx")),
+    ],
+    ids="{}".format,
+)
+def test_in_pieces_prototypes_and_distances_are_those_of_the_whole(monkeypatch, at_once, settings):
+    model, processor = tiny_model_and_processor(**settings)
     embeds = clusters(n_way=6, n_shot=3, spread=0.7)
     enrolled = enrolled_features(SupportSet.from_videos(model, processor, CLIPS), embeds[:5])
     for name, kept in (("class 1", 2), ("class 3", 1)):  # classes of different sizes
@@ -231,6 +263,29 @@ def test_no_call_compares_more_pairs_than_allowed(bare_parts, monkeypatch):
     monkeypatch.setattr(model, "get_distances", lambda q, p: pairs.append((len(q), len(p))) or get_distances(q, p))
     support_set.compare(model, torch.randn(20, 4, 16))
     assert pairs == [(16, 256), (16, 44), (4, 256), (4, 44)]
+
+
+@pytest.mark.parametrize(
+    ("device", "pairs_at_once", "num_queries", "num_prototypes", "expected"),
+    [
+        ("meta", None, 300, 257, [(256, 256), (256, 1), (44, 256), (44, 1)]),  # stands for any other than a processor
+        ("cpu", None, 20, 257, [(16, 256), (16, 1), (4, 256), (4, 1)]),
+        ("cpu", 3, 2, 2, [(1, 2), (1, 2)]),
+        ("cpu", 3, 5, 1, [(3, 1), (2, 1)]),
+        ("cpu", 1, 2, 2, [(1, 1)] * 4),
+    ],
+)
+def test_pairs_compared_at_once_follow_the_device(device, pairs_at_once, num_queries, num_prototypes, expected):
+    pairs = []
+
+    def get_distances(queries, prototypes):
+        pairs.append((len(queries), len(prototypes)))
+        return torch.empty(len(queries), len(prototypes), device=device)
+
+    model = SimpleNamespace(get_distances=get_distances)
+    queries, prototypes = (torch.empty(number, 2, 4, device=device) for number in (num_queries, num_prototypes))
+    distances = distances_in_pieces(model, queries, prototypes, pairs_at_once)
+    assert (distances.shape, pairs) == ((num_queries, num_prototypes), expected)
 
 
 def test_the_limit_follows_the_set(bare_parts):
@@ -282,6 +337,7 @@ def test_unknown_videos_are_told_on_the_embedded_default():
 def test_saved_and_loaded_it_is_the_same(parts, support_set, query_embeds, tmp_path):
     support_set.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["support_set.json", "support_set.safetensors"]
+    assert (tmp_path / "support_set.json").read_text().startswith('{\n  "format": 1,\n  "fingerprint": {\n    "model"')
     loaded = SupportSet.from_pretrained(tmp_path)
     loaded.check(*parts)
     assert loaded.num_clips == support_set.num_clips
@@ -388,10 +444,118 @@ def test_tensors_left_by_a_killed_save_survive_another_killed_save(support_set, 
     (tmp_path / "support_set.safetensors").rename(tmp_path / ".support_set.safetensors.next")
     (tmp_path / "support_set.safetensors").write_bytes(b"of the save before")
     damaged = copy.deepcopy(support_set)
+    damaged.remove_class("running")
     damaged.fingerprint = {"model": object()}  # JSON cannot hold it: the save fails half way
     with pytest.raises(TypeError):
         damaged.save_pretrained(tmp_path)
     assert len(SupportSet.from_pretrained(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("description", [None, "", "{}", "[]", '{"sha256": 3}'])
+def test_tensors_that_no_description_names_are_gone_after_the_next_save(support_set, tmp_path, description):
+    (tmp_path / ".support_set.safetensors.next").write_bytes(b"of a save that was killed")
+    if description is not None:
+        (tmp_path / "support_set.json").write_text(description)
+    support_set.save_pretrained(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == FILES
+    assert SupportSet.from_pretrained(tmp_path).num_clips == support_set.num_clips
+
+
+def test_a_save_ends_when_its_last_rename_is_on_the_disk(support_set, tmp_path, monkeypatch):
+    support_set.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"of a model, which is on the disk already")
+    events, rename, flush = [], os.replace, os.fsync
+
+    def renamed(source, target):
+        events.append(Path(target).name)
+        rename(source, target)
+
+    def flushed(descriptor):
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(os, "fsync", flushed)
+    support_set.save_pretrained(tmp_path)
+    assert events == [
+        *("file", ".support_set.safetensors.next", "folder"),
+        *("file", "support_set.json", "folder"),
+        *("support_set.safetensors", "folder"),
+    ]
+
+
+def test_a_set_that_is_replaced_while_it_is_read_is_read_again(support_set, tmp_path, monkeypatch):
+    support_set.save_pretrained(tmp_path)
+    fewer, read_file = copy.deepcopy(support_set), support_set_files_clipfsar.read_file
+    fewer.remove_class("running")
+
+    def read_and_replaced(*given):
+        description = read_file(*given)
+        monkeypatch.setattr(support_set_files_clipfsar, "read_file", read_file)
+        fewer.save_pretrained(tmp_path)
+        return description
+
+    monkeypatch.setattr(support_set_files_clipfsar, "read_file", read_and_replaced)
+    assert SupportSet.from_pretrained(tmp_path).class_names == ["boxing", "diving"]
+
+
+def test_a_writer_waits_for_another_one_and_then_leaves_the_folder_free(support_set, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    writer = threading.Thread(target=support_set.save_pretrained, args=(tmp_path,))
+    writer.start()
+    writer.join(0.2)
+    waits, written = writer.is_alive(), os.listdir(tmp_path)
+    os.close(other)
+    writer.join()
+    assert (waits, written, sorted(os.listdir(tmp_path))) == (True, [], FILES)
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if the writer still holds it
+    os.close(other)
+
+
+def refused_lock(*_):
+    raise OSError("this file system has no locks")
+
+
+@pytest.mark.parametrize("fcntl", [None, SimpleNamespace(flock=refused_lock, LOCK_EX=2)], ids=["Windows", "no locks"])
+def test_a_set_is_saved_where_folders_cannot_be_locked(support_set, tmp_path, monkeypatch, fcntl):
+    monkeypatch.setattr(support_set_files_clipfsar, "fcntl", fcntl)
+    support_set.save_pretrained(tmp_path / "new" / "folder")
+    assert SupportSet.from_pretrained(tmp_path / "new" / "folder").num_clips == support_set.num_clips
+
+
+def test_a_set_in_the_cache_is_read_without_a_question_to_the_hub(support_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: pytest.fail("the Hub was asked"))
+    commit = "0123456789" * 4
+    support_set.save_pretrained(tmp_path / "models--me--classes" / "snapshots" / commit / "inner")
+    options = {"revision": commit, "cache_dir": tmp_path, "subfolder": "inner"}
+    assert SupportSet.from_pretrained("me/classes", **options).num_clips == support_set.num_clips
+    with pytest.raises(OSError, match="in the cached files"):  # transformers' message
+        SupportSet.from_pretrained("me/others", cache_dir=tmp_path, local_files_only=True)
+    for name in ("my_classes", "me/my classes", "me/classes.json"):  # the last one can only be a file
+        for given in ({}, {"local_files_only": True}):
+            message = f"^There is no folder '{name}'. A Hub id has the form OWNER/NAME.$"
+            with pytest.raises(FileNotFoundError, match=message):
+                SupportSet.from_pretrained(name, cache_dir=tmp_path, **given)
+
+
+def test_the_hub_is_asked_for_the_revision_with_the_token(tmp_path, monkeypatch):
+    asked = []
+
+    class Api:
+        def __init__(self, token):
+            self.token = token
+
+        def repo_info(self, name, repo_type, revision, timeout):
+            asked.append((name, repo_type, revision, self.token))
+            raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    with pytest.raises(FileNotFoundError, match="the Hub cannot be reached"):
+        SupportSet.from_pretrained("me/classes", cache_dir=tmp_path, revision="v2", token="t")
+    assert asked == [("me/classes", "model", "v2", "t")]
 
 
 def test_writers_of_one_folder_at_once_leave_a_whole_set(support_set, tmp_path):
@@ -489,6 +653,79 @@ def test_other_preprocessing_is_refused_and_the_difference_named(parts, support_
         support_set.add(parts[0], processor, {"new": [random_clip(7)]})
 
 
+def test_what_cannot_be_enrolled_is_refused_before_a_clip_is_encoded(parts, monkeypatch):
+    model, processor = parts
+    other = tiny_model_and_processor()[1]
+    other.prompt_template = "{} it is"
+    longer = CLIPFSARProcessor(processor.image_processor, processor.tokenizer, num_frames=6)
+    same_texts = tiny_model_and_processor()[1]
+    same_texts.class_texts = {"leap": "a jump", "jump": "a jump"}
+    support_set = SupportSet.from_videos(model, processor, {"boxing": CLIPS["boxing"][:1]})
+    calls = count_encoded_videos(model, monkeypatch)
+    for act, reason in {
+        lambda: support_set.add(model, other, {"new": [random_clip(7)]}): "other preprocessing: prompt_template",
+        lambda: support_set.add_background(model, other, [random_clip(7)]): "other preprocessing: prompt_template",
+        lambda: support_set.add(
+            model, processor, {"boxing_": [random_clip(7)]}
+        ): "'boxing' and 'boxing_' mean the same",
+        lambda: SupportSet.from_videos(model, longer, CLIPS): "samples 6 frames per video, but the model .* for 4",
+        lambda: SupportSet().add_background(model, longer, [random_clip(7)]): "samples 6 frames per video",
+        lambda: SupportSet.from_videos(
+            model, same_texts, {"leap": [random_clip(0)], "jump": [random_clip(1)]}
+        ): "'leap' and 'jump' become the same text",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            act()
+    assert calls == []
+    assert (support_set.num_clips, support_set.background) == ({"boxing": 1}, [])
+
+
+def while_encoding(model, monkeypatch, act):
+    """Another thread changes the set while the first clip is encoded."""
+    encode = model.get_video_features
+
+    def encoded(pixel_values):
+        monkeypatch.setattr(model, "get_video_features", encode)
+        act()
+        return encode(pixel_values)
+
+    monkeypatch.setattr(model, "get_video_features", encoded)
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda one, parts: one.add(*parts, {"new": [random_clip(7)]}),
+        lambda one, parts: one.add_background(*parts, [random_clip(7)]),
+    ],
+)
+def test_a_first_class_of_other_preprocessing_that_came_meanwhile_wins(parts, monkeypatch, add):
+    support_set, other = SupportSet(), tiny_model_and_processor()[1]
+    other.prompt_template = "{} it is"
+    while_encoding(parts[0], monkeypatch, lambda: support_set.add(parts[0], other, {"boxing": CLIPS["boxing"]}))
+    with pytest.raises(ValueError, match=r"other preprocessing: prompt_template {} it is \(now a photo of {}\)"):
+        add(support_set, parts)
+    assert (support_set.num_clips, support_set.background) == ({"boxing": 3}, [])
+    support_set.check(parts[0], other)
+
+
+@pytest.mark.parametrize(
+    ("name", "meanwhile", "reason"),
+    [
+        ("brush_hair", "brush hair", "'brush hair' and 'brush_hair' mean the same"),
+        ("leap", "jump", "'jump' and 'leap' become the same text"),
+    ],
+)
+def test_a_class_that_came_meanwhile_under_another_name_is_not_enrolled_twice(monkeypatch, name, meanwhile, reason):
+    model, processor = tiny_model_and_processor()
+    processor.class_texts = {"leap": "a jump", "jump": "a jump"}
+    support_set = SupportSet()
+    while_encoding(model, monkeypatch, lambda: support_set.add(model, processor, {meanwhile: [random_clip(0)]}))
+    with pytest.raises(ValueError, match=reason):
+        support_set.add(model, processor, {name: [random_clip(1)]})
+    assert support_set.num_clips == {meanwhile: 1}
+
+
 def test_settings_that_change_no_feature_are_accepted(parts, support_set):
     _, processor = tiny_model_and_processor()
     processor.decoder, processor.num_threads, processor.query_augmentation = "av", 4, "kinetics"
@@ -502,6 +739,7 @@ def test_settings_that_change_no_feature_are_accepted(parts, support_set):
         ([random_clip(0)], "at least one class"),
         ({"boxing": []}, "Class 'boxing' has no clips"),
         ({" ": [random_clip(0)]}, "not blank"),
+        ({3: [random_clip(0)]}, "Class name 3 is not usable"),
         (
             {"brush_hair": [random_clip(0)], "brush hair": [random_clip(1)]},
             "'brush_hair' and 'brush hair' mean the same",
@@ -527,18 +765,86 @@ def test_unreadable_clips_are_all_named_and_cost_nothing(parts, support_set, tmp
     with pytest.raises(VideoReadError, match=r"2 of 3 clips cannot be read:\n.*empty.mp4.*\n.*missing.mp4"):
         support_set.add(*parts, clips)
     assert support_set.num_clips == before
-    with pytest.warns(UserWarning, match=r"Left out of the support set: .*empty.mp4"):
+    with pytest.warns(UserWarning, match=r"Left out of the support set: .*empty.mp4") as caught:
         support_set.add(*parts, {"boxing": clips["boxing"]}, skip_unreadable=True)
+    assert [warning.filename for warning in caught] == [__file__]
     assert support_set.num_clips == before | {"boxing": 4}
     unreadable = pytest.warns(UserWarning, match="missing.mp4")
     with unreadable, pytest.raises(ValueError, match="'diving': none of its 1 clips can be read"):
         support_set.add(*parts, {"diving": clips["diving"]}, skip_unreadable=True)
 
 
-def test_one_class_is_too_few_to_choose_from(parts, query_embeds):
+def test_a_single_unreadable_clip_is_named_in_a_plain_sentence(parts, support_set, tmp_path):
+    missing = tmp_path / "missing.mp4"
+    for call in (
+        lambda: support_set.add(*parts, {"boxing": [random_clip(5), missing]}),
+        lambda: support_set.add_background(*parts, [random_clip(5), missing]),
+    ):
+        with pytest.raises(VideoReadError) as caught:
+            call()
+        assert "missing.mp4" in str(caught.value)
+        assert "clips cannot be read" not in str(caught.value)
+    with pytest.warns(UserWarning, match=r"Left out of the support set: .*missing.mp4"):
+        support_set.add_background(*parts, [missing, random_clip(5)], skip_unreadable=True)
+    assert (support_set.num_clips, support_set.background) == ({"boxing": 3, "diving": 1, "running": 1}, ["clip 1"])
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda one, model, embeds: one.classify(model, embeds),
+        lambda one, model, embeds: one.score_unknown(model, embeds),
+        lambda one, model, embeds: one.explain(model, embeds[0]),
+        lambda one, model, embeds: one.review(model),
+        lambda one, model, embeds: one.tune(model),
+        lambda one, model, embeds: one.suggest(model, embeds, 1),
+        lambda one, model, embeds: one.snapshot(model).classify(model, embeds),
+        lambda one, model, embeds: one.snapshot(model).score_unknown(model, embeds, "zero_shot"),
+    ],
+)
+def test_one_class_is_too_few_to_choose_from(parts, query_embeds, ask):
     support_set = SupportSet.from_videos(*parts, {"boxing": CLIPS["boxing"]})
     with pytest.raises(ValueError, match=r"'boxing'. At least two classes are needed"):
-        support_set.classify(parts[0], query_embeds)
+        ask(support_set, parts[0], query_embeds)
+
+
+def test_a_set_whose_last_class_has_gone_is_empty_and_takes_clips_of_its_model_alone(parts, query_embeds, tmp_path):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, {"boxing": CLIPS["boxing"]})
+    support_set.remove_class("boxing")
+    for ask in (
+        lambda: support_set.classify(model, query_embeds),
+        lambda: support_set.compare(model, query_embeds),
+        lambda: support_set.get_prototypes(model),
+    ):
+        with pytest.raises(ValueError, match=r"Enrolled: nothing\. At least two classes are needed"):
+            ask()
+    with pytest.raises(ValueError, match="No class is enrolled, so there is nothing to save"):
+        support_set.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    other = tiny_model_and_processor()[1]
+    other.prompt_template = "{} it is"
+    with pytest.raises(ValueError, match="other preprocessing"):
+        support_set.add(model, other, CLIPS)
+
+
+def test_a_set_that_begins_with_background_is_of_the_model_that_encoded_it(parts, query_embeds, tmp_path):
+    model, processor = parts
+    support_set = SupportSet()
+    support_set.add_background(model, processor, QUERIES[:1])
+    with pytest.raises(ValueError, match=r"Enrolled: nothing\. At least two classes are needed"):
+        support_set.get_prototypes(model)
+    other = tiny_model_and_processor()[1]
+    other.prompt_template = "{} it is"
+    with pytest.raises(ValueError, match="other preprocessing"):
+        support_set.add(model, other, CLIPS)
+    support_set.add(model, processor, CLIPS)
+    support_set.save_pretrained(tmp_path)
+    (picture,) = SupportSet.from_pretrained(tmp_path).unknowns.background.thumbnails
+    assert picture.startswith(b"\xff\xd8")  # JPEG
+    assert support_set.score_unknown(model, query_embeds)[0] >= 0.5
+    support_set.add_background(model, processor, QUERIES[1:], thumbnails=False)
+    assert [len(one) > 0 for one in support_set.unknowns.background.thumbnails] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -554,6 +860,11 @@ def test_one_class_is_too_few_to_choose_from(parts, query_embeds):
         (lambda one, model, embeds: one.remove_clip("boxing", 1.0), "no clip 1.0"),
         (lambda one, model, embeds: one.remove_clip("diving", 0), "the only clip of class 'diving'"),
         (lambda one, model, embeds: one.classify(model, embeds, "no_shot"), "'no_shot' is not one of few_shot, zero"),
+        (
+            lambda one, model, embeds: SupportSet().classify(model, embeds, "no_shot"),
+            "'no_shot' is not one of few_shot",
+        ),
+        (lambda one, model, embeds: SupportSet().compare(model, embeds), "No class is enrolled yet: add some with"),
         (lambda one, model, embeds: SupportSet().classify(model, embeds), "Enrolled: nothing. At least two"),
         (lambda one, model, embeds: SupportSet().save_pretrained("never"), "nothing to save"),
     ],
@@ -571,6 +882,26 @@ def test_thumbnails_show_what_the_model_saw(parts, support_set):
     assert picture.size == (4 * 16, 16)
     strip = np.concatenate(list(frames.numpy()), axis=1).astype(float)
     assert np.abs(np.asarray(picture) - strip).mean() < 16  # JPEG of noise
+
+
+def test_a_picture_comes_back_as_its_frames_in_their_order():
+    frames = torch.tensor([[250, 10, 20], [15, 240, 30], [20, 30, 235]], dtype=torch.uint8)[:, None, None]
+    again = _frames_of_strip(film_strip(frames.expand(3, 16, 24, 3)), 3)
+    assert (again.shape, again.dtype) == ((3, 16, 24, 3), torch.uint8)
+    assert (again.float().mean((1, 2)) - frames[:, 0, 0]).abs().max() < 12  # JPEG
+    assert _frames_of_strip(b"", 3) is None
+
+
+def test_pictures_have_jpegs_quality_of_85_and_at_least_a_pixel_for_each_frame():
+    with Image.open(io.BytesIO(film_strip(torch.zeros(3, 400, 1, 3, dtype=torch.uint8)))) as strip:
+        assert (strip.size, strip.format) == ((3, 96), "JPEG")
+        assert strip.quantization[0][0] == 5
+
+
+def test_messages_show_ten_names():
+    names = [f"class {number}" for number in range(11)]
+    assert listed(names[:10]) == ", ".join(f"'class {number}'" for number in range(10))
+    assert listed(names) == ", ".join(f"'class {number}'" for number in range(10)) + " and 1 more"
 
 
 # --- renaming, and changes while others ask ---------------------------------------------------------------------------
@@ -603,6 +934,29 @@ def test_a_name_that_cannot_be_given_is_refused_and_nothing_changes(parts, suppo
     assert support_set.classes is before
 
 
+def test_a_name_is_encoded_only_by_the_model_and_preprocessing_of_the_set(parts, support_set):
+    model, processor = parts
+    other_model, other_processor = tiny_model_and_processor()
+    with torch.no_grad():
+        other_model.clip.visual_projection.weight.mul_(1.5)
+    other_processor.prompt_template = "{} it is"
+    before = support_set.classes
+    with pytest.raises(ValueError, match="their features cannot be compared"):
+        support_set.rename_class(other_model, processor, "diving", "dive")
+    with pytest.raises(ValueError, match="other preprocessing"):
+        support_set.rename_class(model, other_processor, "diving", "dive")
+    assert support_set.classes is before
+
+
+def test_a_name_of_the_same_text_as_another_is_refused():
+    model, processor = tiny_model_and_processor()
+    processor.class_texts = {"leap": "a jump", "jump": "a jump"}
+    support_set = SupportSet.from_videos(model, processor, {"jump": [random_clip(0)], "run": [random_clip(1)]})
+    with pytest.raises(ValueError, match="'jump' and 'leap' become the same text"):
+        support_set.rename_class(model, processor, "run", "leap")
+    assert support_set.class_names == ["jump", "run"]
+
+
 def test_a_snapshot_stays_as_it_was_while_the_set_changes(parts, support_set, query_embeds):
     model, processor = parts
     snapshot = support_set.snapshot(model)
@@ -615,6 +969,23 @@ def test_a_snapshot_stays_as_it_was_while_the_set_changes(parts, support_set, qu
     assert snapshot.class_names == names
     assert torch.equal(snapshot.classify(model, query_embeds), logits)
     assert torch.equal(snapshot.score_unknown(model, query_embeds), unknown)
+
+
+def test_a_snapshot_knows_what_it_was_made_of(parts, support_set):
+    model, classes = parts[0], support_set.classes
+    plain = Snapshot(model, classes)
+    assert (plain.settings, plain.unknowns) == ({}, Unknowns())
+    assert plain.is_of(model, classes)
+    assert plain.is_of(model, classes, {}, plain.unknowns)
+    assert not plain.is_of(model, classes, {"alignment": "mean"})
+    assert not plain.is_of(model, classes, {}, Unknowns())  # a change replaces the object
+    assert not plain.is_of(model, {name: classes[name] for name in ("boxing", "diving")})
+    assert not plain.is_of(model, {name: classes[name] for name in ("boxing", "running", "diving")})
+    tuned = Snapshot(model, classes, {"alignment": "mean"}, Unknowns(error_rate=0.5))
+    assert tuned.is_of(model, classes, {"alignment": "mean"})
+    assert tuned.is_of(model, classes, {"alignment": "mean"}, tuned.unknowns)
+    assert not tuned.is_of(model, classes)
+    assert not tuned.is_of(model, classes, {"alignment": "otam"}, tuned.unknowns)
 
 
 def test_a_change_in_the_midst_of_an_answer_leaves_the_answer_as_it_was(parts, support_set, query_embeds, monkeypatch):
@@ -645,8 +1016,13 @@ def test_classes_written_into_by_hand_are_noticed(parts, support_set, query_embe
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
 def test_a_copy_is_a_set_of_its_own(parts, support_set, query_embeds, copied):
     model = parts[0]
+    support_set.add_background(*parts, QUERIES[:1])
+    support_set.unknown_error_rate = 0.25
+    support_set.settings = {"alignment": "mean"}
     expected = support_set.classify(model, query_embeds)
     other = copied(support_set)
+    assert (other.fingerprint, other.background) == (support_set.fingerprint, ["clip 1"])
+    assert (other.unknown_error_rate, other.settings) == (0.25, {"alignment": "mean"})
     other.remove_class("diving")
     assert torch.equal(support_set.classify(model, query_embeds), expected)
     torch.testing.assert_close(other.classify(model, query_embeds), expected[:, [0, 2]])
@@ -769,6 +1145,31 @@ def test_no_answer_comes_from_nan(parts, value, error_rate):
         processor.post_process_video_classification(logits, ["a", "b"])
 
 
+def test_no_answer_comes_from_features_too_large_to_compare(parts, support_set):
+    model = parts[0]
+    queries = torch.randn(2, *support_set.classes["boxing"].support_embeds.shape[1:])
+    queries[1] *= 1e30  # finite, and its square is not
+    computed = {"logits": support_set.classify, "distances": support_set.compare, "scores": support_set.score_unknown}
+    for what, compute in computed.items():
+        with pytest.raises(ValueError, match=f"The {what} of 'query video 1' hold NaN or infinite numbers"):
+            compute(model, queries)
+    with pytest.raises(ValueError, match="The probabilities of 'query video 0' hold NaN or infinite numbers"):
+        support_set.explain(model, queries[1])
+
+
+def test_clips_that_a_model_turns_into_nan_are_named(tmp_path, monkeypatch):
+    model, processor = tiny_model_and_processor()
+    monkeypatch.setattr(
+        model, "get_video_features", lambda pixel_values: torch.full((len(pixel_values), 4, 16), torch.nan)
+    )
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    Image.fromarray(random_clip(1)[0]).save(clip / "0.png")
+    message = "The frame features of 'a clip of boxing', 'clip' hold NaN or infinite numbers"
+    with pytest.raises(ValueError, match=message):
+        SupportSet.from_videos(model, processor, {"boxing": [random_clip(0)], "diving": [clip]})
+
+
 @pytest.mark.parametrize("shape", [(4, 32), (1, 1, 4, 32), (1, 4, 7)])
 def test_frame_features_of_another_shape_are_named(parts, support_set, shape):
     model, size = parts[0], support_set.classes["boxing"].class_embeds.shape[-1]
@@ -807,6 +1208,16 @@ def test_options_of_saving_and_explaining_are_true_or_false(parts, support_set, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("seed", [-(2**63), -1, 2**64 - 1, np.int64(3)])
+def test_any_whole_number_of_64_bits_is_a_seed(parts, seed):
+    model, processor = parts
+    support_set = SupportSet.from_videos(model, processor, {"a": similar_clips(0, 3), "b": similar_clips(1, 3)})
+    assert support_set.review(model, seed=seed) == support_set.review(model, seed=seed)
+    assert support_set.tune(model, seed=seed) == support_set.tune(model, seed=seed)
+    pool = support_set.classes["a"].support_embeds
+    assert len(support_set.suggest(model, pool, 1, "random", seed=seed)) == 1
+
+
 @pytest.mark.parametrize("seed", ["a", 1.5, True, None, 2**64])
 def test_a_seed_is_a_whole_number(parts, seed):
     model, processor = parts
@@ -827,8 +1238,10 @@ def test_sources_and_pools_of_another_type_are_named(parts, support_set):
 
 
 def test_a_background_clip_that_is_enrolled_or_repeated_is_named(parts, support_set):
-    with pytest.warns(UserWarning, match="of class 'the background' has the same frames as .* of class 'diving'"):
+    message = "of class 'the background' has the same frames as .* of class 'diving'"
+    with pytest.warns(UserWarning, match=message) as caught:
         support_set.add_background(*parts, CLIPS["diving"])
+    assert [warning.filename for warning in caught] == [__file__]
     with pytest.warns(UserWarning, match="'clip 2' of class 'the background' has the same frames as 'clip 1' of class"):
         support_set.add_background(*parts, [QUERIES[0], QUERIES[0]])
     with pytest.warns(UserWarning, match="of class 'new' has the same frames as 'clip 2' of class 'the background'"):

@@ -1,6 +1,7 @@
 """The score of "none of these": its parts by hand, its guarantee, background clips, and how they are kept."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -215,7 +216,7 @@ def test_names_alone_know_no_background(support_set, parts, query_embeds):
 def test_background_and_rate_are_kept_with_the_set(support_set, parts, query_embeds, tmp_path):
     model, processor = parts
     support_set.add_background(model, processor, EMPTY)
-    support_set.unknown_error_rate = 0.2
+    support_set.unknown_error_rate = Fraction(1, 5)  # any number; the file holds a float
     support_set.save_pretrained(tmp_path)
     loaded = SupportSet.from_pretrained(tmp_path)
     assert (loaded.background, loaded.unknown_error_rate) == (["clip 1", "clip 2"], 0.2)

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import struct
 import threading
 import time
@@ -35,6 +36,7 @@ from limits_clipfsar import LIMITS, limit, variable_of
 from pixels_clipfsar import crop_frames, resize_and_crop, resize_for_crop
 from processing_clipfsar import VideoReadError, read_video_frames
 from support_set_clipfsar import EnrolledClass, SupportSet
+from support_set_files_clipfsar import Unknowns
 
 FUZZ_SECONDS = float(os.environ.get("CLIPFSAR_FUZZ_SECONDS", 2))
 FUZZ_SEED = int(os.environ.get("CLIPFSAR_FUZZ_SEED", 0))
@@ -556,6 +558,8 @@ def test_other_line_ends_and_no_digest_as_in_version_0_1_are_no_damage(tmp_path)
         (lambda it: it["classes"][0].update(clips="ab"), "class 'boxing' has no clips"),
         (lambda it: it["classes"][0].update(clips=["a", "a"]), "class 'boxing' has two clips with the same name"),
         (lambda it: it["classes"][0].update(clips=[1, 2]), "a clip of class 'boxing' has no name"),
+        (lambda it: it["classes"][0].update(clips=["", "a"]), "a clip of class 'boxing' has no name"),
+        (lambda it: it["classes"][0].update(clips=[]), "class 'boxing' has no clips"),
         (
             lambda it: it.update(classes=it["classes"][:1]),
             r"'class_embeds' has shape \(2, 5\), but 1 classes are listed",
@@ -570,7 +574,14 @@ def test_other_line_ends_and_no_digest_as_in_version_0_1_are_no_damage(tmp_path)
         (lambda it: it["fingerprint"]["preprocessing"].update(num_frames=8), r"\(2, 8, 5\) is needed"),
         (lambda it: it.update(unknown_error_rate=1.0), "unknown_error_rate=1.0 is not between 0 and 1"),
         (lambda it: it.update(unknown_error_rate="0.1"), "unknown_error_rate='0.1' is not between 0 and 1"),
+        (lambda it: it.update(unknown_error_rate=0), "unknown_error_rate=0 is not between 0 and 1"),
+        (lambda it: it.update(unknown_error_rate=True), "unknown_error_rate=True is not between 0 and 1"),
         (lambda it: it.update(background=["a.mp4"]), "its background is not an object"),
+        (lambda it: it.update(background={}), "KeyError: 'clips'"),
+        (lambda it: it.update(background={"clips": []}), "the background has no clips"),
+        (lambda it: it.update(background={"clips": ["a", "a"]}), "the background has two clips with the same name"),
+        (lambda it: it.update(background={"clips": ["a"]}), "KeyError: 'support_embeds.background'"),
+        (lambda it: it.update(settings=["alignment"]), "'settings' is not an object"),
         (lambda it: [it], "support_set.json is not a JSON object"),
     ],
 )
@@ -627,12 +638,72 @@ def test_tensors_of_other_shapes_or_types_are_damaged_and_say_which(tmp_path, ch
         SupportSet.from_pretrained(tmp_path)
 
 
+def test_background_of_another_shape_is_damaged(tmp_path):
+    small = small_support_set()
+    background = EnrolledClass(torch.zeros(5), ["e.mp4", "d.mp4"], torch.rand(2, 3, 5))
+    SupportSet(small.fingerprint, small.classes, unknowns=Unknowns(background)).save_pretrained(tmp_path)
+    assert SupportSet.from_pretrained(tmp_path).background == ["e.mp4", "d.mp4"]
+    name = "support_embeds.background"
+    stored(tmp_path, lambda it: it.update({name: it[name][:, :2].contiguous()}))
+    message = r"'support_embeds.background' of the background has shape \(2, 2, 5\), but \(2, 3, 5\) is needed"
+    with pytest.raises(ValueError, match=message):
+        SupportSet.from_pretrained(tmp_path)
+
+
+def test_without_a_number_of_frames_all_clips_have_that_of_the_first_class(tmp_path):
+    saved = small_support_set()
+    saved.fingerprint["preprocessing"].pop("num_frames")
+    saved.save_pretrained(tmp_path / "saved")
+    assert SupportSet.from_pretrained(tmp_path / "saved").num_clips == {"boxing": 2, "arm_wrestling": 1}
+    for number, (name, shape, needed) in enumerate(
+        [
+            ("support_embeds.1", (1, 4, 5), r"\(1, 3, 5\)"),
+            ("support_embeds.0", (2, 0, 5), r"\(2, 0, 5\)"),
+            ("support_embeds.0", (2, 5), r"\(2, 5, 5\)"),
+            ("support_embeds.0", (2,), r"\(2, None, 5\)"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        saved.save_pretrained(folder)
+        stored(folder, lambda it, name=name, shape=shape: it.update({name: torch.zeros(shape)}))
+        with pytest.raises(ValueError, match=rf"'{name}' of class .* has shape {re.escape(str(shape))}, but {needed}"):
+            SupportSet.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("size", "what"), [(1, None), (0, r"'class_embeds' has shape \(2, 0\)")])
+def test_features_may_be_small_but_not_empty(tmp_path, size, what):
+    saved = small_support_set()
+    saved.fingerprint["preprocessing"]["num_frames"] = 1
+    for name, one in saved.classes.items():
+        embeds = one.support_embeds[:, :1, :size].contiguous()
+        saved.classes[name] = EnrolledClass(one.class_embeds[:size], one.clip_names, embeds, one.thumbnails)
+    saved.unknown_error_rate = 0.2
+    saved.save_pretrained(tmp_path)
+    if what is None:
+        loaded = SupportSet.from_pretrained(tmp_path)
+        assert (loaded.num_clips, loaded.unknown_error_rate) == ({"boxing": 2, "arm_wrestling": 1}, 0.2)
+    else:
+        with pytest.raises(ValueError, match=what):
+            SupportSet.from_pretrained(tmp_path)
+
+
 def test_a_picture_that_is_none_is_named_when_it_is_shown():
-    picture = io.BytesIO()
-    Image.new("RGB", (2, 4)).save(picture, "jpeg")
-    for data in (b"no picture", picture.getvalue()):
+    narrow, other_format = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (2, 4)).save(narrow, "jpeg")
+    Image.new("RGB", (6, 4)).save(other_format, "png")
+    for data in (b"no picture", narrow.getvalue(), other_format.getvalue()):
         with pytest.raises(ValueError, match=r"The picture of a clip is damaged .*: enroll the clip again"):
             _frames_of_strip(data, 3)
+
+
+@pytest.mark.parametrize(("limit", "size"), [(20, "6 x 4 have 24 pixels"), (70, "18 x 4 have 72 pixels")])
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch, limit, size):
+    picture = io.BytesIO()
+    Image.new("RGB", (18, 4)).save(picture, "jpeg")
+    monkeypatch.setenv("CLIPFSAR_MAX_FRAME_PIXELS", str(limit))
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=f"picture of a clip is damaged .its frames of {size}, more than the limit"):
+        _frames_of_strip(picture.getvalue(), 3)
 
 
 # --- a fuzzer ---------------------------------------------------------------------------------------------------------

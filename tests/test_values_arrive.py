@@ -127,7 +127,7 @@ def test_a_renamed_class_keeps_names_and_pictures_of_its_clips(parts, support_se
 
 
 def test_names_of_clips_stay_different_after_one_has_gone(parts, support_set):
-    support_set.remove_clip("walking", "clip 1")
+    support_set.remove_clip("walking", np.int64(0))
     support_set.add(*parts, {"walking": [random_clip(7), random_clip(8)]})
     names = support_set.classes["walking"].clip_names
     assert names[:2] == ["clip 2", "clip 3"]
@@ -140,6 +140,9 @@ def test_names_of_clips_stay_different_after_one_has_gone(parts, support_set):
     ("video", "name"),
     [
         ("https://host/folder/a.mp4?token=secret", "a.mp4"),
+        ("https://host/folder/a.mp4?token=secret#t=2.5,4", "a.mp4#t=2.5,4"),
+        ("https://host/", None),
+        ("/#t=2.5,4", None),
         ("folder/frames/", "frames"),
         ({"path": "folder/b.mp4", "bytes": b""}, "b.mp4"),
         ({"path": None, "bytes": b""}, None),
@@ -265,6 +268,12 @@ def test_the_clip_shown_is_like_the_query_in_all_frames_and_not_in_one():
     query = torch.eye(4, 8)
     one_frame = torch.cat([query[:1], -query[1:]])  # the same in one frame, the opposite in the others
     assert _nearest_clip(torch.stack([one_frame, query + 0.3]), query) == 1
+    query = torch.ones(4, 2)  # what counts is the direction of each frame, not the course of each number over time
+    other_direction, longer_frames = (
+        query * torch.tensor([10.0, 0.1]),
+        query * torch.tensor([[1.0], [10.0], [1], [0.1]]),
+    )
+    assert _nearest_clip(torch.stack([other_direction, longer_frames]), query) == 1
 
 
 # --- explanations -----------------------------------------------------------------------------------------------------
