@@ -1,10 +1,12 @@
 """Reviews of support sets: exact leave-one-out, sources of clips, and what the review names."""
 
+import io
 import json
 import pickle
 
 import pytest
 import torch
+from PIL import Image
 from tiny_data import random_clip, tiny_model_and_processor
 
 import review_clipfsar
@@ -12,8 +14,15 @@ import tuning_clipfsar
 from clipfsar.cli import main as run_command
 from clipfsar.inference.arguments import ReviewArguments
 from demo.synthetic import TINY_CLIP
-from left_out_clipfsar import hold_out, leave_one_out, rounds, source_of, sources_of_clips
-from review_clipfsar import review_classes, wilson_interval
+from left_out_clipfsar import LeftOut, hold_out, leave_one_out, rounds, source_of, sources_of_clips
+from review_clipfsar import (
+    SupportSetReview,
+    SuspectClip,
+    averaged_answers,
+    repeated_clips,
+    review_classes,
+    wilson_interval,
+)
 from suggestion_clipfsar import suggest_clips
 from support_set_clipfsar import EnrolledClass, SupportSet
 from support_set_files_clipfsar import write_support_set
@@ -263,6 +272,327 @@ def test_the_command_reviews_a_saved_set(tmp_path, capsys):
     (tmp_path / "sources.csv").write_text("clip\n0.mp4\n")
     assert run_command(["review", *options]) == 1
     assert "sources.csv, line 2 has no source: each row needs clip and source." in capsys.readouterr().err
+
+
+# --- the numbers of the review ----------------------------------------------------------------------------------------
+
+
+def answers_of(logits: list[list[float]], labels: list[int], empty: tuple = ()) -> LeftOut:
+    """Answers that are looked at by their names; `empty` are (clip, class) without a clip left."""
+    distances = torch.zeros(len(labels), len(logits[0]))
+    for place in empty:
+        distances[place] = torch.inf
+    return LeftOut(distances, torch.tensor(logits), torch.arange(len(labels)), torch.tensor(labels))
+
+
+class ByNames:
+    """Gives the text logits in every mode."""
+
+    def get_logits(self, distances, text_logits, inference_mode):
+        return text_logits
+
+
+@pytest.mark.parametrize(
+    ("share", "number", "z", "expected"),
+    [
+        (0.8, 10, 1.96, (0.4902, 0.9433)),
+        (1.0, 4, 1.96, (0.5101, 1.0)),
+        (0.0, 5, 1.96, (0.0, 0.4345)),
+        (0.5, 20, 1.0, (0.3909, 0.6091)),
+    ],
+)
+def test_the_interval_is_wilsons(share, number, z, expected):
+    assert wilson_interval(share, number, z) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_interval_has_95_percent_unless_asked_otherwise():
+    assert wilson_interval(0.3, 7) == wilson_interval(0.3, 7, 1.96) != wilson_interval(0.3, 7, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("levels", "whole", "accuracy", "shots_fewer"),
+    [
+        ([(0.75, 0.5), (0.5, 1.0)], 0.25, 87.5, 0),
+        ([(0.75, 0.5), (0.5, 0.9)], 0.1, 100, 0),  # the line ends above 100%
+        ([(0.75, 0.5), (0.8, 1.0)], 0.25, 75, 0),  # fewer clips were no worse: by chance
+        ([(0.75, 0.5)], 0.25, 75, 1),
+        ([(0.75, 0.5), (0.5, 0.5)], 0.25, 75, 1),
+        ([], 0.0, 75, 0),
+    ],
+)
+def test_the_accuracy_of_all_clips_lies_on_the_line_through_those_of_fewer(levels, whole, accuracy, shots_fewer):
+    shares = torch.tensor([[1.0, 0, 0], [0, 0, 0], [0.5, 0.5, 0], [0, 0, 0]])  # the second and fourth are never out
+    answers = review_clipfsar._with_interval(shares, torch.tensor([0, 0, 1, 2]), 6, levels, whole)
+    assert (answers.accuracy, answers.shots_fewer) == (pytest.approx(accuracy), shots_fewer)
+    assert answers.confusion().tolist() == [[1, 0, 0], [0.5, 0.5, 0], [0, 0, 0]]
+    interval = tuple(100 * limit for limit in wilson_interval(accuracy / 100, 3))  # two clips count as one answer
+    assert answers.interval == pytest.approx(interval)
+
+
+def test_the_shares_are_those_of_rounds_without_one_video(model):
+    classes = random_classes({"walking": 4, "boxing": 3, "jumping": 1})
+    sources = sources_of_clips(classes, {("walking", "2.mp4"): "tape", ("walking", "3.mp4"): "tape"})
+    left_out = leave_one_out(model, classes, sources)
+    answers = averaged_answers(model, classes, sources, "few_shot", left_out, seed=5)
+    held_out = hold_out(model, classes, rounds(left_out.labels, sources, 1, 5))
+    expected = torch.zeros(8, 3)
+    for row, answer in zip(held_out.rows.tolist(), held_out.logits(model, "few_shot").argmax(1).tolist(), strict=True):
+        expected[row, answer] += 1
+    expected[:7] /= expected[:7].sum(1, keepdim=True)
+    torch.testing.assert_close(answers.shares, expected)
+    assert answers.shares[7].tolist() == [0, 0, 0]  # the only clip of its class
+    assert 0 < float(answers.shares[:7].amax(1).min()) < 1  # or the rounds would count for nothing
+    assert answers.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+
+
+def test_by_names_no_clip_is_left_out_and_each_counts_once(model):
+    classes = random_classes({"walking": 3, "boxing": 1})
+    sources = ["tape", "tape", "b", "c"]
+    left_out = answers_of([[2.0, 1.0], [0.0, 1.0], [5.0, 1.0], [0.0, 3.0]], [0, 0, 0, 1], empty=[(3, 1)])
+    answers = averaged_answers(model, classes, sources, "zero_shot", left_out)
+    assert answers.shares.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
+    assert answers.accuracy == pytest.approx(100 * (2 / 3 + 1) / 2)  # each class counts alike
+    low, high = wilson_interval((2 / 3 + 1) / 2, 3 / 2)  # three videos
+    assert (answers.interval, answers.shots_fewer) == (pytest.approx((100 * low, 100 * high)), 0)
+
+
+def test_a_suspect_stands_out_from_the_margins_of_the_set():
+    margins = [-2.0, -1.5, -1.0, -2.5, -3.0, 0.5, 1.5, 0.0]  # of the other class over the own one
+    labels = [0, 1, 0, 1, 0, 1, 0, 0]
+    logits = [
+        [margin, 0.0, -9.0] if label else [0.0, margin, -9.0] for margin, label in zip(margins, labels, strict=True)
+    ]
+    clips, names = [("ab"[label], f"{row}.mp4") for row, label in enumerate(labels)], ["a", "b", "c"]
+    # Margins sorted: -3, -2.5, -2, -1.5, -1, 0, 0.5, 1.5. torch takes -1.5 as the median, and 1 as that of the
+    # distances to it: 0, 0.5, 0.5, 1, 1.5, 1.5, 2, 3.
+    answers = answers_of(logits, labels)
+    assert review_clipfsar._suspects(ByNames(), answers, "ensemble", clips, names) == []  # (1.5 + 1.5) / 1.4826 < 3
+    answers.text_logits[6, 1], answers.text_logits[5, 0] = 4.0, 3.5
+    found = review_clipfsar._suspects(ByNames(), answers, "ensemble", clips, names)
+    assert [(one.class_name, one.clip, one.nearer_to, one.margin) for one in found] == [
+        ("a", "6.mp4", "b", 4.0),  # the worst first
+        ("b", "5.mp4", "a", 3.5),
+    ]
+    assert [one.deviations for one in found] == pytest.approx([5.5 / 1.4826, 5 / 1.4826])
+    answers.distances[6, 0] = torch.inf  # now it had no chance to be right
+    (only,) = review_clipfsar._suspects(ByNames(), answers, "ensemble", clips, names)
+    assert only.clip == "5.mp4"
+
+
+def test_a_clip_that_is_nearest_to_its_own_class_is_never_suspect():
+    logits = [[0.0, -10.0], [0.0, -10.5], [-11.0, 0.0], [0.0, -10.2], [0.0, -1.0], [0.0, 0.0]]  # a tie is no error
+    answers = answers_of(logits, [0, 0, 1, 0, 0, 0])
+    clips = [("a", f"{row}.mp4") for row in range(6)]
+    assert review_clipfsar._suspects(ByNames(), answers, "ensemble", clips, ["a", "b"]) == []
+
+
+def test_two_clips_are_too_few_to_suspect_one():
+    logits = [[0.0, -1.0], [0.0, 1.0], [0.0, -1.0]]
+    clips = [("a", f"{row}.mp4") for row in range(3)]
+    for number, suspects in ((2, 0), (3, 1)):
+        answers = answers_of(logits[:number], [0] * number)
+        assert len(review_clipfsar._suspects(ByNames(), answers, "ensemble", clips, ["a", "b"])) == suspects
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "is_named"),
+    [
+        (9, 12, True),  # 75%, and 47% at the lower end of the interval
+        (10, 12, False),
+        (4, 5, False),  # 38% at the lower end, but more than 75%
+        (15, 20, False),  # 75%, but 53% at the lower end
+    ],
+)
+def test_classes_are_hard_to_tell_apart_by_share_and_by_significance(right, total, is_named):
+    labels = [0] * 3 + [2] * (total - 3)
+    # All are surely not of class 1, the wrong ones fit class 0 and 2 alike.
+    logits = [[float(label == 0 or row >= right), -5.0, float(label == 2)] for row, label in enumerate(labels)]
+    pairs = review_clipfsar._inseparable(ByNames(), answers_of(logits, labels), "zero_shot", ["a", "b", "c"])
+    assert pairs == ([("a", "c", right, total)] if is_named else [])
+
+
+def test_the_pair_that_is_hardest_to_tell_apart_comes_first_and_clips_without_a_chance_do_not_count():
+    logits = torch.full((13, 3), -9.0)
+    labels = torch.tensor([0] * 4 + [1] * 4 + [2] * 5)
+    logits[torch.arange(13), labels] = 1.0
+    logits[2:4, 1] = logits[4:6, 2] = logits[8:11, 1] = 2.0  # 6 of 8 right between 0 and 1, 4 of 9 between 1 and 2
+    answers = answers_of(logits.tolist(), labels.tolist())
+    inseparable = review_clipfsar._inseparable
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == [("b", "c", 4, 9), ("a", "b", 6, 8)]
+    answers.distances[12, 2] = torch.inf
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"])[0] == ("b", "c", 3, 8)
+    answers.distances[8:, 2] = torch.inf  # no clip of c is left
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == [("a", "b", 6, 8)]
+
+
+def test_clips_of_one_known_video_are_listed_with_it():
+    clips = [("b", "1"), ("a", "1"), ("a", "2"), ("b", "2"), ("a", "3")]
+    sources = [("tape",), ("film",), ("a", "2"), ("tape",), ("a", "3")]
+    assert review_clipfsar._shared_sources(clips, sources) == {"tape": [("b", "1"), ("b", "2")]}
+    assert review_clipfsar._of_one_source(["b", "a"], clips, sources) == ["b"]
+
+
+def test_the_review_tells_what_it_was_asked_and_how_many_clips_there_are(model):
+    classes = random_classes({"walking": 3, "boxing": 1})
+    few_shot, by_names = (review_classes(model, classes, mode) for mode in ("few_shot", "zero_shot"))
+    assert few_shot.num_clips == {"walking": 3, "boxing": 1}
+    assert (few_shot.inference_mode, by_names.inference_mode) == ("few_shot", "zero_shot")
+    assert (few_shot.too_few, by_names.too_few) == (["boxing"], [])  # names need no clips
+    assert few_shot.per_class["boxing"] is None
+    assert few_shot.per_class["walking"] == pytest.approx(100 * few_shot.confusion[0][0], abs=0.01)
+    again = [review_classes(model, random_classes({"a": 4, "b": 3, "c": 3}), "few_shot", seed=s) for s in (0, 0, 1)]
+    assert again[0].confusion == again[1].confusion != again[2].confusion
+
+
+# --- what the review says ---------------------------------------------------------------------------------------------
+
+
+def a_review(**changed) -> SupportSetReview:
+    """Three classes, with something to say of each kind."""
+    values = {
+        "class_names": ["run", "jumping", "sit"],
+        "num_clips": {"run": 4, "jumping": 12, "sit": 1},
+        "inference_mode": "ensemble",
+        "accuracy": 71.6,
+        "interval": (40.4, 90.6),
+        "shots_fewer": 0,
+        "per_class": {"run": 75.0, "jumping": 66.6667, "sit": None},
+        "confusion": [[0.75, 0.05, 0.2], [0.3333, 0.6667, 0.0], [0.0, 0.0, 0.0]],
+        "suspects": [SuspectClip("run", "2.mp4", "sit", 1.5, 4.0)],
+        "duplicates": [("run", "0.mp4", "run", "1.mp4"), ("run", "3.mp4", "sit", "0.mp4")],
+        "shared_sources": {"tape": [("run", "0.mp4"), ("run", "1.mp4"), ("jumping", "5.mp4")]},
+        "inseparable": [("run", "sit", 3, 5)],
+        "too_few": ["sit", "it's"],
+    }
+    return SupportSetReview(**values | changed)
+
+
+def test_a_printed_review_says_everything_and_ends_with_a_table():
+    assert str(a_review()).splitlines() == [
+        "Expected accuracy on new clips (ensemble): 72%, 95% interval 40 to 91%. Guessing gives 33%.",
+        """Too few clips: 'sit', "it's" cannot be left out. Add clips from another video.""",
+        "Mislabelled? run/2.mp4 looks like 'sit'. Watch it; remove or move it.",
+        "Almost the same: run/0.mp4 and run/1.mp4. One of them is enough.",
+        "Almost the same: run/3.mp4 and sit/0.mp4. Is one label wrong? If both are right, keep both.",
+        "From one video: 3 clips of 'tape' are left out together.",
+        "Hard to tell apart: 'run' and 'sit', 3 of 5 left-out clips are right.",
+        "",
+        "class    clips  accuracy  most often taken for",
+        "run          4       75%  sit (20%)",
+        "jumping     12       67%  run (33%)",
+        "sit          1         -  -",
+    ]
+
+
+def test_a_review_without_findings_says_so():
+    nothing = {"suspects": [], "duplicates": [], "shared_sources": {}, "inseparable": [], "too_few": []}
+    found = a_review(**nothing, shots_fewer=1, class_names=["run", "sit"], confusion=[[1.0, 0.0], [0.0, 1.0]])
+    assert str(found).splitlines() == [
+        "Expected accuracy on new clips (ensemble, with one clip fewer per class): 72%, 95% interval 40 to 91%. "
+        "Guessing gives 50%.",
+        "No clip or class stands out.",
+        "",
+        "class  clips  accuracy  most often taken for",
+        "run        4       75%  -",
+        "sit        1         -  -",
+    ]
+    unknown = "Expected accuracy (ensemble): unknown. No class has clips of two videos."
+    for missing in ({"accuracy": None}, {"interval": None}):
+        assert a_review(**nothing | missing).summary() == [unknown, "No clip or class stands out."]
+
+
+def test_a_review_of_pictures_goes_to_json_without_them():
+    review = a_review(_thumbnails={("run", "0.mp4"): b"picture"})
+    assert "picture" not in repr(review)
+    assert not any("thumbnails" in name for name in review.to_dict())
+
+
+def test_a_clip_given_twice_is_told_by_its_picture_or_else_by_its_features():
+    one, other = torch.zeros(4, SIZE), torch.ones(4, SIZE)
+    known = {
+        "boxing": EnrolledClass(one[0], ["0.mp4", "1.mp4"], torch.stack([one, one]), [b"", b"same"]),
+        "by hand": EnrolledClass(one[0], ["0.mp4"], one[None]),  # without pictures
+        "diving": EnrolledClass(one[0], ["0.mp4"], one[None], [b"same"]),
+    }
+    new = {"diving": [(None, one, b"first"), (None, other, b"same")], "boxing": [("2.mp4", one, b""), ("a", one, b"")]}
+    assert repeated_clips(known, new) == [
+        "'clip 2' of class 'diving' has the same frames as '1.mp4' of class 'boxing': one of the labels is wrong. "
+        "Remove that clip.",
+        "'a' of class 'boxing' has the same frames as '2.mp4' of class 'boxing': an example that is given twice counts "
+        "twice. Remove one of them.",
+    ]
+    assert repeated_clips({}, {"boxing": [("0.mp4", one, None), ("1.mp4", other, None)]}) == []
+
+
+# --- the picture of a review ------------------------------------------------------------------------------------------
+
+
+def strip_of(colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 16), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_the_picture_shows_shares_and_the_clips_that_stand_out():
+    shares = [[0.606, 0.012, 0.382], [0.3333, 0.59, 0.0767], [0.004, 0.0, 0.0]]
+    review = a_review(confusion=shares, _thumbnails={("run", "2.mp4"): strip_of((200, 0, 0))})
+    figure = review.plot()
+    title = "Expected accuracy on new clips (ensemble): 72%, 95% interval 40 to 91%. Guessing gives 33%."
+    assert figure._suptitle.get_text() == title
+    confusion, *strips = figure.get_axes()
+    shown = {text.get_position(): (text.get_text(), text.get_color()) for text in confusion.texts}
+    assert shown == {  # (class it is taken for, class); dark cells have light numbers, and 0 is left out
+        (0, 0): ("61", "white"),
+        (1, 0): ("1", "black"),
+        (2, 0): ("38", "black"),
+        (0, 1): ("33", "black"),
+        (1, 1): ("59", "black"),
+        (2, 1): ("8", "black"),
+    }
+    (image,) = confusion.get_images()
+    assert image.get_clim() == (0, 100)
+    assert image.get_array().tolist() == [pytest.approx([100 * share for share in row]) for row in shares]
+    assert [label.get_text() for label in confusion.get_yticklabels()] == ["run (4)", "jumping (12)", "sit (1)"]
+    assert [label.get_text() for label in confusion.get_xticklabels()] == ["run", "jumping", "sit"]
+    assert (confusion.get_xlabel(), confusion.get_ylabel()) == ("taken for", "class (clips)")
+    assert [axes.get_title(loc="left") for axes in strips] == [
+        "2.mp4 of 'run': looks like 'sit'",
+        *("0.mp4 of 'run': almost the same as the next", "1.mp4 of 'run'"),
+        *("3.mp4 of 'run': almost the same as the next", "0.mp4 of 'sit'"),
+    ]
+    assert not any(axes.axison for axes in strips)
+    assert [len(axes.get_images()) for axes in strips] == [1, 0, 0, 0, 0]
+    pixels = strips[0].get_images()[0].get_array()
+    assert pixels.shape == (16, 32, 3)
+    assert abs(pixels.mean((0, 1)) - (200, 0, 0)).max() < 3
+    assert [text.get_text() for axes in strips[1:] for text in axes.texts] == ["no picture kept"] * 4
+
+
+def test_at_most_eight_clips_are_drawn_suspects_first():
+    suspects = [SuspectClip("run", f"{number}.mp4", "sit", 1.5, 4.0) for number in range(6)]
+    titles = [axes.get_title(loc="left") for axes in a_review(suspects=suspects).plot().get_axes()[1:]]
+    assert titles[:6] == [f"{number}.mp4 of 'run': looks like 'sit'" for number in range(6)]
+    assert titles[6:] == ["0.mp4 of 'run': almost the same as the next", "1.mp4 of 'run'"]
+
+
+@pytest.mark.parametrize(("number", "shown"), [(20, 20), (21, 0)])
+def test_a_picture_of_many_classes_is_larger_and_has_no_numbers(number, shown):
+    names = [f"class {row}" for row in range(number)]
+    counts, confusion = dict.fromkeys(names, 2), torch.eye(number).tolist()
+    review = a_review(class_names=names, num_clips=counts, confusion=confusion, suspects=[], duplicates=[])
+    figure = review.plot()
+    assert len(figure.get_axes()) == 1  # no strips
+    assert len(figure.get_axes()[0].texts) == shown
+    width, height = figure.get_size_inches()
+    assert (width, height) == (8, pytest.approx(0.42 * number + 2.2 + 0.05 * 8))
+
+
+def test_long_names_are_wrapped_in_the_picture_of_a_review():
+    name = "opening a wooden box with a hammer and a saw"
+    review = a_review(class_names=["run", name], num_clips={"run": 4, name: 2}, confusion=[[1.0, 0.0], [0.0, 1.0]])
+    axes = review.plot().get_axes()[0]
+    assert axes.get_xticklabels()[1].get_text().replace("\n", " ") == name
+    assert max(map(len, axes.get_xticklabels()[1].get_text().split("\n"))) <= 28
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------------
