@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from tiny_data import random_clip, tiny_model_and_processor
 
 import review_clipfsar
+import suggestion_clipfsar
 import tuning_clipfsar
 from clipfsar.cli import main as run_command
 from clipfsar.inference.arguments import ReviewArguments
@@ -23,7 +25,7 @@ from review_clipfsar import (
     review_classes,
     wilson_interval,
 )
-from suggestion_clipfsar import suggest_clips
+from suggestion_clipfsar import STRATEGIES, suggest_clips
 from support_set_clipfsar import EnrolledClass, SupportSet
 from support_set_files_clipfsar import write_support_set
 from tuning_clipfsar import tune_classes
@@ -157,7 +159,7 @@ def test_the_accuracy_is_extrapolated_along_the_mean_of_1_by_sources(model, monk
     monkeypatch.setattr(
         review_clipfsar, "_with_interval", lambda *inputs: given.append(inputs) or with_interval(*inputs)
     )
-    review_classes(model, random_classes({"walking": 5, "boxing": 2, "jumping": 3}), "few_shot")
+    review_classes(model, random_classes({"walking": 5, "single": 1, "boxing": 2, "jumping": 3}), "few_shot")
     ((_, _, num_sources, levels, whole),) = given
     assert (num_sources, whole) == (10, pytest.approx((1 / 5 + 1 / 2 + 1 / 3) / 3))
     assert [place for _, place in levels] == pytest.approx([(1 / 4 + 1 + 1 / 2) / 3, (1 / 3 + 1 + 1) / 3])
@@ -225,7 +227,7 @@ def test_a_class_whose_clip_cannot_be_left_out_is_not_called_inseparable(model):
 def test_single_clips_leave_the_accuracy_unknown_except_by_names(model):
     classes = random_classes({"boxing": 1, "diving": 1})
     review = review_classes(model, classes, "few_shot")
-    assert review.accuracy is None
+    assert (review.accuracy, review.interval, review.shots_fewer) == (None, None, 0)
     assert review.per_class == {"boxing": None, "diving": None}
     assert "unknown. No class has clips of two videos." in str(review)
     assert review_classes(model, classes, "zero_shot").accuracy is not None
@@ -313,7 +315,7 @@ def test_the_interval_has_95_percent_unless_asked_otherwise():
     ("levels", "whole", "accuracy", "shots_fewer"),
     [
         ([(0.75, 0.5), (0.5, 1.0)], 0.25, 87.5, 0),
-        ([(0.75, 0.5), (0.5, 0.9)], 0.1, 100, 0),  # the line ends above 100%
+        ([(0.75, 0.5), (0.25, 0.9)], 0.1, 100, 0),  # the line ends above 100%
         ([(0.75, 0.5), (0.8, 1.0)], 0.25, 75, 0),  # fewer clips were no worse: by chance
         ([(0.75, 0.5)], 0.25, 75, 1),
         ([(0.75, 0.5), (0.5, 0.5)], 0.25, 75, 1),
@@ -412,17 +414,17 @@ def test_classes_are_hard_to_tell_apart_by_share_and_by_significance(right, tota
 
 
 def test_the_pair_that_is_hardest_to_tell_apart_comes_first_and_clips_without_a_chance_do_not_count():
-    logits = torch.full((13, 3), -9.0)
-    labels = torch.tensor([0] * 4 + [1] * 4 + [2] * 5)
-    logits[torch.arange(13), labels] = 1.0
-    logits[2:4, 1] = logits[4:6, 2] = logits[8:11, 1] = 2.0  # 6 of 8 right between 0 and 1, 4 of 9 between 1 and 2
+    labels = torch.tensor([0] * 2 + [1] * 2 + [2] * 7)
+    logits = torch.full((11, 3), -9.0)
+    logits[torch.arange(11), labels] = 1.0
+    logits[0, 1] = logits[4:8, 1] = 2.0  # 3 of 4 are right between 0 and 1, and 5 of 9 between 1 and 2
     answers = answers_of(logits.tolist(), labels.tolist())
     inseparable = review_clipfsar._inseparable
-    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == [("b", "c", 4, 9), ("a", "b", 6, 8)]
-    answers.distances[12, 2] = torch.inf
-    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"])[0] == ("b", "c", 3, 8)
-    answers.distances[8:, 2] = torch.inf  # no clip of c is left
-    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == [("a", "b", 6, 8)]
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == [("b", "c", 5, 9), ("a", "b", 3, 4)]
+    answers.distances[10, 2] = torch.inf
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"])[0] == ("b", "c", 4, 8)
+    answers.distances[4:, 2] = torch.inf  # no clip of c is left
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == [("a", "b", 3, 4)]
 
 
 def test_clips_of_one_known_video_are_listed_with_it():
@@ -710,6 +712,8 @@ def test_representatives_stand_for_many_clips_that_no_enrolled_one_resembles():
     sure = torch.zeros(len(pool), 2)
     sure[11:17, 0] = 9.0
     assert suggested("representative", pool, 1, sure) == [17]  # clips whose class is sure count little
+    sure[17:, 1] = 9.0
+    assert suggested("representative", pool, 1, sure)[0] in (9, 10)  # however many they are
 
 
 def test_a_large_pool_is_represented_by_some_of_its_clips(monkeypatch):
@@ -723,11 +727,61 @@ def test_typicality_suggests_the_middle_of_each_cluster():
     assert sorted(suggested("typicality", around([4, 5, 6], [6, 8, 7]), 3)) == [0, 6, 14]
 
 
+@pytest.mark.parametrize(("alike", "is_typical"), [(6, True), (5, False)])
+def test_a_typical_clip_is_most_like_its_five_neighbours(alike, is_typical):
+    pool = around([4, 5], [alike, 8])
+    pool[:alike] = pool[0].clone()
+    (row,) = suggested("typicality", pool, 1)
+    assert (row < alike) == is_typical
+
+
+def test_clusters_end_where_each_clip_is_nearest_to_the_mean_of_its_own():
+    def clusters(*degrees: float, **options) -> list[int]:
+        radians = torch.deg2rad(torch.tensor(degrees))
+        return suggestion_clipfsar._clusters(torch.stack([radians.cos(), radians.sin()], dim=1), 2, **options).tolist()
+
+    assert clusters(0, 5, 10, 15, 20, 25, 30, 60, 90) == [0] * 7 + [1] * 2  # whether large or small
+    assert clusters(0, 42, 44, 46, 90, rounds=0) == [0, 0, 0, 1, 1]
+    assert clusters(0, 42, 44, 46, 90) == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_clip_is_suggested_once_even_if_all_are_alike(strategy):
+    pool = torch.ones(5, 4, SIZE)
+    for k in (1, 3, 5):
+        assert len(set(suggested(strategy, pool, k))) == k
+
+
+def test_a_suggestion_tells_the_class_that_the_clip_is_taken_for_and_how_surely():
+    logits = torch.tensor([[1.0, 2.0, 0.0], [math.log(6), math.log(3), 0.0], [0.0, 9.0, 0.0], [9.0, 0.0, 0.0]])
+    classes = random_classes({"walking": 1, "boxing": 2, "diving": 1})
+    first, second = suggest_clips(lambda _: logits, classes, torch.ones(4, 4, SIZE), 2, "margin")
+    assert (first.index, first.label) == (1, "walking")
+    assert first.probability == pytest.approx(0.6)
+    assert (second.index, second.label) == (0, "boxing")
+
+
+def test_a_pool_that_is_no_tensor_of_frame_features_is_refused():
+    classes = random_classes({"walking": 1, "boxing": 2})
+    for pool, reason in (
+        (torch.ones(4, SIZE), rf"shape \(4, {SIZE}\); frame features \(P, T, D\) of at least k=1 clips"),
+        ([torch.ones(4, SIZE)], r"is a list, but must be a tensor \(P, T, D\)"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            suggest_clips(lambda _: None, classes, pool, 1, "margin")
+    for k, seed, reason in ((0, 0, "k=0 must be"), (2.5, 0, r"k=2\.5 must be"), (1, 0.5, r"seed=0\.5 must be")):
+        with pytest.raises(ValueError, match=reason):
+            suggest_clips(lambda _: torch.zeros(4, 2), classes, torch.ones(4, 4, SIZE), k, "random", seed)
+
+
 def test_ties_are_broken_by_the_seed():
     pool = around([0], [30])
     for strategy in ("margin", "random"):
         draws = [tuple(suggested(strategy, pool, 3, seed=seed)) for seed in (0, 0, 1)]
         assert draws[0] == draws[1] != draws[2]
+    classes = clear_classes(num_clips=1, num_classes=2)
+    unasked = suggest_clips(lambda _: torch.zeros(30, 2), classes, pool, 3, "random")
+    assert tuple(one.index for one in unasked) == draws[0]
 
 
 def test_a_set_suggests_with_its_own_answers_and_refuses_a_small_pool():

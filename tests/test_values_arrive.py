@@ -474,6 +474,16 @@ def test_an_export_may_be_made_again_in_its_folder_and_names_classes_in_their_or
     assert described["class_names"] == list(CLIPS)
 
 
+def test_a_description_is_written_for_readers_in_any_script(saved_model, tmp_path):
+    SupportSet.from_videos(*tiny_model_and_processor(), {"öffnen": CLIPS["boxing"]}).save_pretrained(tmp_path / "set")
+    present = {"weights": model_digest(tiny_model_and_processor()[0]), "inference_mode": "zero_shot"}
+    (tmp_path / exporting.DESCRIPTION).write_text(json.dumps(present))
+    arguments = {"model": str(saved_model / "model"), "support_set": str(tmp_path / "set")}
+    exporting.main(ExportArguments(**arguments, output_dir=str(tmp_path), only_classes=True))
+    lines = (tmp_path / exporting.DESCRIPTION).read_text(encoding="utf-8").splitlines()
+    assert lines[-4:] == ['  "class_names": [', '    "öffnen"', "  ]", "}"]
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
