@@ -577,6 +577,21 @@ def test_at_most_eight_clips_are_drawn_suspects_first():
     assert titles[6:] == ["0.mp4 of 'run': almost the same as the next", "1.mp4 of 'run'"]
 
 
+def test_a_few_clips_have_the_room_of_four():
+    strips = a_review(duplicates=[]).plot().get_axes()[1:]
+    assert [axes.get_title(loc="left") for axes in strips] == ["2.mp4 of 'run': looks like 'sit'", "", "", ""]
+    assert not any(axes.axison for axes in strips)
+
+
+def test_dollars_in_names_are_no_formulas_in_the_picture():
+    names = ["run", r"$\x$"]
+    review = a_review(class_names=names, num_clips=dict.fromkeys(names, 4), confusion=[[1.0, 0.0], [0.0, 1.0]])
+    review.suspects = [SuspectClip("run", r"$\y$.mp4", r"$\x$", 1.5, 4.0)]
+    figure = review.plot()
+    figure.canvas.draw()  # a formula that is none would fail here
+    assert figure.get_axes()[1].get_title(loc="left") == r"$\y$.mp4 of 'run': looks like '$\\x$'"
+
+
 @pytest.mark.parametrize(("number", "shown"), [(20, 20), (21, 0)])
 def test_a_picture_of_many_classes_is_larger_and_has_no_numbers(number, shown):
     names = [f"class {row}" for row in range(number)]
