@@ -207,6 +207,15 @@ def test_a_near_copy_is_named_and_hides_in_the_accuracy_only_if_its_source_is_un
     assert review.shared_sources["boxing"] == [("boxing", "0.mp4"), ("boxing", "1.mp4")]
 
 
+def test_clips_are_doubles_by_what_they_do_not_share_with_all_others(model):
+    classes = random_classes({"boxing": 3, "diving": 2})
+    for one in classes.values():
+        one.support_embeds += 30
+    assert review_classes(model, classes, "few_shot").duplicates == []
+    classes["diving"].support_embeds[1] = classes["boxing"].support_embeds[2] + 0.1
+    assert review_classes(model, classes, "few_shot").duplicates == [("boxing", "2.mp4", "diving", "1.mp4")]
+
+
 def test_classes_that_guess_are_inseparable(model):
     classes = clear_classes(num_clips=6, num_classes=3)
     generator = torch.Generator().manual_seed(1)
@@ -424,7 +433,11 @@ def test_the_pair_that_is_hardest_to_tell_apart_comes_first_and_clips_without_a_
     answers.distances[10, 2] = torch.inf
     assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"])[0] == ("b", "c", 4, 8)
     answers.distances[4:, 2] = torch.inf  # no clip of c is left
+    answers.text_logits[2:4, 2] = 2.0
     assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == [("a", "b", 3, 4)]
+    answers.distances[:2, 0] = torch.inf
+    answers.text_logits[2:4, 0] = 2.0
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == []
 
 
 def test_clips_of_one_known_video_are_listed_with_it():
@@ -444,6 +457,8 @@ def test_the_review_tells_what_it_was_asked_and_how_many_clips_there_are(model):
     assert few_shot.per_class["walking"] == pytest.approx(100 * few_shot.confusion[0][0], abs=0.01)
     again = [review_classes(model, random_classes({"a": 4, "b": 3, "c": 3}), "few_shot", seed=s) for s in (0, 0, 1)]
     assert again[0].confusion == again[1].confusion != again[2].confusion
+    shares = [share for row in again[0].confusion for share in row]
+    assert [round(share, 4) for share in shares] == shares != [round(share, 3) for share in shares]
 
 
 # --- what the review says ---------------------------------------------------------------------------------------------

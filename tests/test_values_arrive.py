@@ -382,6 +382,17 @@ def test_frames_that_are_no_squares_are_exported_as_they_are(parts):
     assert shapes == {"pixel_values": ["num_queries", 4, 3, 16, 8], "class_embeds": ["num_classes", 16]}
 
 
+@pytest.mark.parametrize("mode", ["few_shot", "zero_shot", "ensemble"])
+def test_a_head_that_compares_with_each_clip_takes_the_clips_except_by_names(mode):
+    model, processor = tiny_model_and_processor(alignment="trx", trx_size=8, trx_cardinalities=[2])
+    shapes = exporting.input_shapes(model, processor, mode)
+    of_clip = [12, 8]  # a key and a value for each of the 6 pairs of frames
+    clips = {"shots": ["num_classes", "num_shots", *of_clip], "is_shot": ["num_classes", "num_shots"]}
+    names = {"class_embeds": ["num_classes", 16]}
+    expected = {"few_shot": clips, "zero_shot": names, "ensemble": clips | names}[mode]
+    assert shapes == {"pixel_values": ["num_queries", 4, 3, 16, 16]} | expected
+
+
 @pytest.fixture
 def exported_with(monkeypatch, tmp_path):
     """Runs an export whose file deviates as given, without one being made."""
