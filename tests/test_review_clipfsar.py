@@ -771,6 +771,7 @@ def test_clusters_end_where_each_clip_is_nearest_to_the_mean_of_its_own():
         return suggestion_clipfsar._clusters(torch.stack([radians.cos(), radians.sin()], dim=1), 2, **options).tolist()
 
     assert clusters(0, 5, 10, 15, 20, 25, 30, 60, 90) == [0] * 7 + [1] * 2  # whether large or small
+    assert clusters(0, 90, 40) == [0, 1, 0]  # they start from the first clip and the one that is least like it
     assert clusters(0, 42, 44, 46, 90, rounds=0) == [0, 0, 0, 1, 1]
     assert clusters(0, 42, 44, 46, 90) == [0, 0, 0, 0, 1]
 

@@ -131,6 +131,7 @@ def test_in_pieces_the_scores_are_those_of_the_whole(support_set, parts, query_e
     for at_once in (2**22, 1):
         monkeypatch.setattr("unknown_clipfsar.ENTRIES_AT_ONCE", at_once)
         monkeypatch.setattr("unknown_clipfsar.CLIPS_AT_ONCE", at_once)
+        monkeypatch.setattr("unknown_clipfsar.CLASSES_AT_ONCE", at_once)
         for rate in (None, 0.2):
             anew = SupportSet(support_set.fingerprint, support_set.classes, unknowns=support_set.unknowns)
             anew.unknown_error_rate = rate
