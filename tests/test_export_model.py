@@ -21,6 +21,7 @@ import pytest
 import torch
 from documentation import ROOT, block_with
 from golden.formula_model import formula_tensor, tiny_clip_config, tiny_config, tiny_model, tiny_resnet_clip_config
+from safetensors.torch import load_file, save_file
 from test_backbones import CONFIGS, OURS
 from tiny_data import REPOSITORY, random_clip, tiny_model_and_processor, write_video
 from transformers.utils import logging as transformers_logging
@@ -244,6 +245,19 @@ def test_an_export_says_what_it_wrote_and_nothing_of_its_tools(exported):
     assert [re.sub(r".*/", "", line).split(":")[0] for line in said if line] == [
         *("query_classifier.onnx", "query_classifier.pt2", "classes.npz")
     ]
+
+
+def test_an_export_shows_neither_the_progress_nor_the_report_of_loading_a_checkpoint(tmp_path, monkeypatch):
+    def write(classifier, shapes, folder, formats):
+        (folder / "query_classifier.pt2").touch()
+        return {"torch": (0.0, 1.0)}
+
+    monkeypatch.setattr(export_model, "export", write)
+    save_with_pipeline(*tiny_model_and_processor(), tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors") | {"of.another": torch.zeros(2)}
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    said = said_by(lambda: run(tmp_path, formats=["torch"])).splitlines()
+    assert [re.sub(r".*/", "", line).split(":")[0] for line in said if line] == ["query_classifier.pt2"]
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
