@@ -1,16 +1,12 @@
 """Exported query classifiers: the model's logits for any number of queries and classes, from files alone."""
 
-import io
 import json
-import logging
 import math
 import re
 import struct
 import subprocess
 import sys
-import warnings
 import zipfile
-from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -21,10 +17,8 @@ import pytest
 import torch
 from documentation import ROOT, block_with
 from golden.formula_model import formula_tensor, tiny_clip_config, tiny_config, tiny_model, tiny_resnet_clip_config
-from safetensors.torch import load_file, save_file
 from test_backbones import CONFIGS, OURS
-from tiny_data import REPOSITORY, random_clip, tiny_model_and_processor, write_video
-from transformers.utils import logging as transformers_logging
+from tiny_data import REPOSITORY, add_foreign_tensor, random_clip, said_by, tiny_model_and_processor, write_video
 
 from clipfsar.inference import export as export_model
 from clipfsar.inference.arguments import ExportArguments as Arguments
@@ -210,25 +204,6 @@ def exported(tmp_path_factory):
     return folder
 
 
-def said_by(function) -> str:
-    """All that a call prints, warns of and logs."""
-    text = io.StringIO()
-    handler = logging.StreamHandler(text)
-    loggers = [logging.getLogger(name) for name in ("transformers", "torch.onnx", "onnxscript")]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)  # an earlier export may have changed it
-        logger.addHandler(handler)
-    transformers_logging.enable_progress_bar()
-    transformers_logging.warning_once.cache_clear()
-    with redirect_stdout(text), redirect_stderr(text), warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("default")
-        warnings.simplefilter("ignore", DeprecationWarning)
-        function()
-    for logger in loggers:
-        logger.removeHandler(handler)
-    return "\n".join([text.getvalue(), *(str(one.message) for one in warned)])
-
-
 def run(folder, support_set=None, **options):
     main(
         Arguments(
@@ -254,8 +229,7 @@ def test_an_export_shows_neither_the_progress_nor_the_report_of_loading_a_checkp
 
     monkeypatch.setattr(export_model, "export", write)
     save_with_pipeline(*tiny_model_and_processor(), tmp_path / "model")
-    weights = load_file(tmp_path / "model" / "model.safetensors") | {"of.another": torch.zeros(2)}
-    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    add_foreign_tensor(tmp_path / "model")
     said = said_by(lambda: run(tmp_path, formats=["torch"])).splitlines()
     assert [re.sub(r".*/", "", line).split(":")[0] for line in said if line] == ["query_classifier.pt2"]
 
