@@ -136,7 +136,7 @@ def _typical_of_clusters(vectors: torch.Tensor, k: int) -> list[int]:
 
 def _clusters(vectors: torch.Tensor, k: int, rounds: int = 20) -> torch.Tensor:
     """Cluster (P,) of each vector, by spherical k-means that starts from vectors far apart."""
-    centres = vectors[[0, *_farthest_first(vectors, vectors[:1], k - 1)]] if k > 1 else vectors[:1]
+    centres = vectors[[0, *_farthest_first(vectors, vectors[:1], k - 1)]]
     cluster = (vectors @ centres.T).argmax(1)
     for _ in range(rounds):
         sums = F.one_hot(cluster, k).float().T @ vectors

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from copy import deepcopy
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from documentation import ROOT, block_with
 from golden.formula_model import formula_tensor, tiny_clip_config, tiny_config, tiny_model, tiny_resnet_clip_config
 from test_backbones import CONFIGS, OURS
-from tiny_data import REPOSITORY, random_clip, tiny_model_and_processor, write_video
+from tiny_data import REPOSITORY, add_foreign_tensor, random_clip, said_by, tiny_model_and_processor, write_video
 
 from clipfsar.inference import export as export_model
 from clipfsar.inference.arguments import ExportArguments as Arguments
@@ -153,7 +154,28 @@ def test_a_deviation_is_seen(tmp_path):
     path = tmp_path / "query_classifier.pt2"
     with torch.no_grad():
         deviation, largest = export_model._largest_deviation(QueryClassifier(other, "zero_shot"), shapes, path)
+        again = export_model._largest_deviation(QueryClassifier(other, "zero_shot"), shapes, path)
     assert deviation == pytest.approx(largest / (1.5 + 0.25) * 0.25, rel=1e-4)
+    assert again == (deviation, largest)  # its frames are random, and the same each time
+
+
+def test_a_file_that_takes_padding_for_clips_is_seen(tmp_path, monkeypatch):
+    def sums(pixel_values, shots, is_shot):
+        return (shots.sum(-1) * is_shot).sum(1).expand(len(pixel_values), -1)
+
+    def sums_with_padding(pixel_values, shots, is_shot):
+        return sums(pixel_values, shots, torch.ones_like(is_shot))
+
+    shapes = {
+        "pixel_values": ["num_queries", 2],
+        "shots": ["num_classes", "num_shots", 2],
+        "is_shot": ["num_classes", "num_shots"],
+    }
+    for written, is_right in ((sums, True), (sums_with_padding, False)):
+        loaded = SimpleNamespace(module=lambda written=written: written)
+        monkeypatch.setattr(torch.export, "load", lambda path, loaded=loaded: loaded)
+        deviation, _ = export_model._largest_deviation(sums, shapes, tmp_path / "query_classifier.pt2")
+        assert (deviation == 0) == is_right
 
 
 def test_the_model_itself_stays_as_it_is():
@@ -178,7 +200,7 @@ def exported(tmp_path_factory):
     clips = {name: [random_clip(3 * number), random_clip(3 * number + 1)] for number, name in enumerate("cab")}
     SupportSet.from_videos(model, processor, clips).save_pretrained(folder / "three")
     SupportSet.from_videos(model, processor, {name: clips[name] for name in "ba"}).save_pretrained(folder / "two")
-    run(folder, "two")
+    (folder / "said.txt").write_text(said_by(lambda: run(folder, "two")))
     return folder
 
 
@@ -191,6 +213,36 @@ def run(folder, support_set=None, **options):
             **options,
         )
     )
+
+
+def test_an_export_says_what_it_wrote_and_nothing_of_its_tools(exported):
+    said = (exported / "said.txt").read_text().splitlines()
+    assert [re.sub(r".*/", "", line).split(":")[0] for line in said if line] == [
+        *("query_classifier.onnx", "query_classifier.pt2", "classes.npz")
+    ]
+
+
+def test_an_export_shows_neither_the_progress_nor_the_report_of_loading_a_checkpoint(tmp_path, monkeypatch):
+    def write(classifier, shapes, folder, formats):
+        (folder / "query_classifier.pt2").touch()
+        return {"torch": (0.0, 1.0)}
+
+    monkeypatch.setattr(export_model, "export", write)
+    save_with_pipeline(*tiny_model_and_processor(), tmp_path / "model")
+    add_foreign_tensor(tmp_path / "model")
+    said = said_by(lambda: run(tmp_path, formats=["torch"])).splitlines()
+    assert [re.sub(r".*/", "", line).split(":")[0] for line in said if line] == ["query_classifier.pt2"]
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named_before_the_work_begins(tmp_path, monkeypatch, package):
+    model = small_model()
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("the work has begun"))
+    reason = rf"need more packages \(import of {package} .*pip install .*, or leave them out with --formats torch"
+    with pytest.raises(ImportError, match=reason):
+        export(QueryClassifier(model, "zero_shot"), shapes_of(model, "zero_shot"), tmp_path, ["onnx"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folders_of_an_export_are_made_and_one_that_fails_leaves_no_file(exported, monkeypatch, tmp_path):
@@ -338,6 +390,26 @@ def test_files_of_another_export_do_not_stay_beside_the_new_ones(tmp_path, monke
     printed = capsys.readouterr().out
     for name in ("query_classifier.onnx", "classes.npz"):
         assert f"{name} was of another export, and was removed." in printed
+    assert printed.count("was of another export") == 2  # the third was replaced
+
+
+def test_an_export_that_breaks_off_while_it_replaces_files_leaves_no_description_of_the_old_ones(tmp_path, monkeypatch):
+    def write(classifier, shapes, folder, formats):
+        assert (folder.parent, folder.name[:5]) == (tmp_path / "exported", ".new-")  # not on another disk
+        (folder / "query_classifier.pt2").touch()
+        return {"torch": (0.0, 1.0)}
+
+    def fail(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(export_model, "export", write)
+    save_with_pipeline(*tiny_model_and_processor(inference_mode="ensemble"), tmp_path / "model")
+    run(tmp_path, formats=["torch"])
+    assert (tmp_path / "exported" / "query_classifier.json").is_file()
+    monkeypatch.setattr(export_model.os, "replace", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(tmp_path, formats=["torch"], inference_mode="few_shot")
+    assert [path.name for path in (tmp_path / "exported").iterdir()] == ["query_classifier.pt2"]
 
 
 def test_classes_that_were_tuned_otherwise_than_the_graph_are_refused(tmp_path, monkeypatch):

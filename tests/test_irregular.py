@@ -409,12 +409,18 @@ def test_exported_names_and_prototypes_are_in_one_order(parts, tmp_path):
 
 
 @pytest.mark.parametrize("alignment", ["chamfer", "hyrsm"])
-def test_exported_clips_of_unequal_classes_give_a_heads_logits(tmp_path, alignment):
+@pytest.mark.parametrize(
+    ("class_names", "is_shot"),
+    [(["walking", "boxing", "jumping"], [[1, 1, 1], [1, 0, 0], [1, 1, 0]]), (["walking", "again"], [[1, 1, 1]] * 2)],
+)
+def test_exported_clips_give_a_heads_logits_whether_or_not_classes_are_equal(tmp_path, alignment, class_names, is_shot):
     model, processor = tiny_model_and_processor(alignment=alignment)
-    support_set = SupportSet.from_videos(model, processor, CLIPS)
+    clips = CLIPS | {"again": similar_clips(4, 3)}
+    support_set = SupportSet.from_videos(model, processor, {name: clips[name] for name in class_names})
     exporting.write_classes(model, support_set, tmp_path)
     written = np.load(tmp_path / "classes.npz")
-    assert written["is_shot"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    assert written["is_shot"].tolist() == is_shot
+    assert (written["is_shot"].dtype, written["shots"].dtype) == (np.float32, np.float32)
     frames = processor.process_videos(QUERIES)
     with torch.no_grad():
         classes = {name: torch.from_numpy(written[name]) for name in ("shots", "is_shot")}

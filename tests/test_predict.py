@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from tiny_data import random_clip, save_tiny_clip, tiny_model_and_processor, write_video
+from tiny_data import add_foreign_tensor, random_clip, said_by, save_tiny_clip, tiny_model_and_processor, write_video
 
 from clipfsar.cli import main as clipfsar
 from clipfsar.data.tables import csv_text
@@ -61,6 +61,20 @@ def test_json_holds_the_answers_of_the_pipeline(folders, expected, capsys):
     assert json.loads(capsys.readouterr().out) == [
         {"query": str(folders / "queries" / f"{name}.mp4"), "answer": expected[name]} for name in ("a", "b")
     ]
+
+
+@pytest.mark.parametrize("command", ["predict", "review"])
+def test_neither_the_progress_nor_the_report_of_loading_a_checkpoint_is_shown(folders, tmp_path, command):
+    shutil.copytree(folders / "model", tmp_path / "model")
+    add_foreign_tensor(tmp_path / "model")
+    options = [*("--model", tmp_path / "model"), *("--support_set", folders / "examples"), *("--device", "cpu")]
+    options += ["--output", tmp_path / "output.json"]
+    options += ["--query", folders / "queries" / "a.mp4"] if command == "predict" else []
+    codes = []
+    said = said_by(lambda: codes.append(clipfsar([command, *map(str, options)])))
+    assert codes == [0]
+    assert "Loading" not in said
+    assert "of.another" not in said
 
 
 def test_the_table_is_a_line_per_video(folders, expected, capsys):

@@ -1,6 +1,7 @@
 """int8 on CPUs: near float32 and told apart from it wherever features are kept; every arithmetic evaluates."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -40,8 +41,10 @@ def test_int8_features_and_logits_are_near_those_of_float32_and_not_equal(tiny_m
     assert 0 < (given.logits - expected.logits).std() < 0.1 * expected.logits.std()
 
 
-def test_only_linear_layers_of_the_visual_encoder_are_quantised(tiny_model):
-    model = quantize_int8(tiny_model())
+def test_only_linear_layers_of_the_visual_encoder_are_quantised_without_a_warning(tiny_model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = quantize_int8(tiny_model())
     quantised = {
         name for name, module in model.named_modules() if type(module).__module__.endswith("dynamic.modules.linear")
     }

@@ -1,21 +1,32 @@
 """Reviews of support sets: exact leave-one-out, sources of clips, and what the review names."""
 
+import io
 import itertools
 import json
+import math
 import pickle
 
 import pytest
 import torch
+from PIL import Image
 from tiny_data import random_clip, tiny_model_and_processor
 
 import review_clipfsar
+import suggestion_clipfsar
 import tuning_clipfsar
 from clipfsar.cli import main as run_command
 from clipfsar.inference.arguments import ReviewArguments
 from demo.synthetic import TINY_CLIP
-from left_out_clipfsar import hold_out, leave_one_out, rounds, source_of, sources_of_clips
-from review_clipfsar import review_classes, wilson_interval
-from suggestion_clipfsar import suggest_clips
+from left_out_clipfsar import LeftOut, hold_out, leave_one_out, rounds, source_of, sources_of_clips
+from review_clipfsar import (
+    SupportSetReview,
+    SuspectClip,
+    averaged_answers,
+    repeated_clips,
+    review_classes,
+    wilson_interval,
+)
+from suggestion_clipfsar import STRATEGIES, suggest_clips
 from support_set_clipfsar import EnrolledClass, SupportSet
 from support_set_files_clipfsar import write_support_set
 from tuning_clipfsar import Tuning, candidate_settings, own_settings, tune_classes
@@ -203,7 +214,7 @@ def test_the_accuracy_is_extrapolated_along_the_mean_of_1_by_sources(model, monk
     monkeypatch.setattr(
         review_clipfsar, "_with_interval", lambda *inputs: given.append(inputs) or with_interval(*inputs)
     )
-    review_classes(model, random_classes({"walking": 5, "boxing": 2, "jumping": 3}), "few_shot")
+    review_classes(model, random_classes({"walking": 5, "single": 1, "boxing": 2, "jumping": 3}), "few_shot")
     ((_, _, num_sources, levels, whole),) = given
     assert (num_sources, whole) == (10, pytest.approx((1 / 5 + 1 / 2 + 1 / 3) / 3))
     assert [place for _, place in levels] == pytest.approx([(1 / 4 + 1 + 1 / 2) / 3, (1 / 3 + 1 + 1) / 3])
@@ -251,6 +262,15 @@ def test_a_near_copy_is_named_and_hides_in_the_accuracy_only_if_its_source_is_un
     assert review.shared_sources["boxing"] == [("boxing", "0.mp4"), ("boxing", "1.mp4")]
 
 
+def test_clips_are_doubles_by_what_they_do_not_share_with_all_others(model):
+    classes = random_classes({"boxing": 3, "diving": 2})
+    for one in classes.values():
+        one.support_embeds += 30
+    assert review_classes(model, classes, "few_shot").duplicates == []
+    classes["diving"].support_embeds[1] = classes["boxing"].support_embeds[2] + 0.1
+    assert review_classes(model, classes, "few_shot").duplicates == [("boxing", "2.mp4", "diving", "1.mp4")]
+
+
 def test_classes_that_guess_are_inseparable(model):
     classes = clear_classes(num_clips=6, num_classes=3)
     generator = torch.Generator().manual_seed(1)
@@ -271,7 +291,7 @@ def test_a_class_whose_clip_cannot_be_left_out_is_not_called_inseparable(model):
 def test_single_clips_leave_the_accuracy_unknown_except_by_names(model):
     classes = random_classes({"boxing": 1, "diving": 1})
     review = review_classes(model, classes, "few_shot")
-    assert review.accuracy is None
+    assert (review.accuracy, review.interval, review.shots_fewer) == (None, None, 0)
     assert review.per_class == {"boxing": None, "diving": None}
     assert "unknown. No class has clips of two videos." in str(review)
     assert review_classes(model, classes, "zero_shot").accuracy is not None
@@ -318,6 +338,348 @@ def test_the_command_reviews_a_saved_set(tmp_path, capsys):
     (tmp_path / "sources.csv").write_text("clip\n0.mp4\n")
     assert run_command(["review", *options]) == 1
     assert "sources.csv, line 2 has no source: each row needs clip and source." in capsys.readouterr().err
+
+
+# --- the numbers of the review ----------------------------------------------------------------------------------------
+
+
+def answers_of(logits: list[list[float]], labels: list[int], empty: tuple = ()) -> LeftOut:
+    """Answers that are looked at by their names; `empty` are (clip, class) without a clip left."""
+    distances = torch.zeros(len(labels), len(logits[0]))
+    for place in empty:
+        distances[place] = torch.inf
+    return LeftOut(distances, torch.tensor(logits), torch.arange(len(labels)), torch.tensor(labels))
+
+
+class ByNames:
+    """Gives the text logits in every mode."""
+
+    def get_logits(self, distances, text_logits, inference_mode):
+        return text_logits
+
+
+@pytest.mark.parametrize(
+    ("share", "number", "z", "expected"),
+    [
+        (0.8, 10, 1.96, (0.4902, 0.9433)),
+        (1.0, 4, 1.96, (0.5101, 1.0)),
+        (0.0, 5, 1.96, (0.0, 0.4345)),
+        (0.5, 20, 1.0, (0.3909, 0.6091)),
+    ],
+)
+def test_the_interval_is_wilsons(share, number, z, expected):
+    assert wilson_interval(share, number, z) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_interval_has_95_percent_unless_asked_otherwise():
+    assert wilson_interval(0.3, 7) == wilson_interval(0.3, 7, 1.96) != wilson_interval(0.3, 7, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("levels", "whole", "accuracy", "shots_fewer"),
+    [
+        ([(0.75, 0.5), (0.5, 1.0)], 0.25, 87.5, 0),
+        ([(0.75, 0.5), (0.25, 0.9)], 0.1, 100, 0),  # the line ends above 100%
+        ([(0.75, 0.5), (0.8, 1.0)], 0.25, 75, 0),  # fewer clips were no worse: by chance
+        ([(0.75, 0.5)], 0.25, 75, 1),
+        ([(0.75, 0.5), (0.5, 0.5)], 0.25, 75, 1),
+        ([], 0.0, 75, 0),
+    ],
+)
+def test_the_accuracy_of_all_clips_lies_on_the_line_through_those_of_fewer(levels, whole, accuracy, shots_fewer):
+    shares = torch.tensor([[1.0, 0, 0], [0, 0, 0], [0.5, 0.5, 0], [0, 0, 0]])  # the second and fourth are never out
+    answers = review_clipfsar._with_interval(shares, torch.tensor([0, 0, 1, 2]), 6, levels, whole)
+    assert (answers.accuracy, answers.shots_fewer) == (pytest.approx(accuracy), shots_fewer)
+    assert answers.confusion().tolist() == [[1, 0, 0], [0.5, 0.5, 0], [0, 0, 0]]
+    interval = tuple(100 * limit for limit in wilson_interval(accuracy / 100, 3))  # two clips count as one answer
+    assert answers.interval == pytest.approx(interval)
+
+
+def test_the_shares_are_those_of_rounds_without_one_video(model):
+    classes = random_classes({"walking": 4, "boxing": 3, "jumping": 1})
+    sources = sources_of_clips(classes, {("walking", "2.mp4"): "tape", ("walking", "3.mp4"): "tape"})
+    left_out = leave_one_out(model, classes, sources)
+    answers = averaged_answers(model, classes, sources, "few_shot", left_out, seed=5)
+    held_out = hold_out(model, classes, rounds(left_out.labels, sources, 1, 5))
+    expected = torch.zeros(8, 3)
+    for row, answer in zip(held_out.rows.tolist(), held_out.logits(model, "few_shot").argmax(1).tolist(), strict=True):
+        expected[row, answer] += 1
+    expected[:7] /= expected[:7].sum(1, keepdim=True)
+    torch.testing.assert_close(answers.shares, expected)
+    assert answers.shares[7].tolist() == [0, 0, 0]  # the only clip of its class
+    assert 0 < float(answers.shares[:7].amax(1).min()) < 1  # or the rounds would count for nothing
+    assert answers.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+
+
+def test_by_names_no_clip_is_left_out_and_each_counts_once(model):
+    classes = random_classes({"walking": 3, "boxing": 1})
+    sources = ["tape", "tape", "b", "c"]
+    left_out = answers_of([[2.0, 1.0], [0.0, 1.0], [5.0, 1.0], [0.0, 3.0]], [0, 0, 0, 1], empty=[(3, 1)])
+    answers = averaged_answers(model, classes, sources, "zero_shot", left_out)
+    assert answers.shares.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
+    assert answers.accuracy == pytest.approx(100 * (2 / 3 + 1) / 2)  # each class counts alike
+    low, high = wilson_interval((2 / 3 + 1) / 2, 3 / 2)  # three videos
+    assert (answers.interval, answers.shots_fewer) == (pytest.approx((100 * low, 100 * high)), 0)
+
+
+def test_a_suspect_stands_out_from_the_margins_of_the_set():
+    margins = [-2.0, -1.5, -1.0, -2.5, -3.0, 0.5, 1.5, 0.0]  # of the other class over the own one
+    labels = [0, 1, 0, 1, 0, 1, 0, 0]
+    logits = [
+        [margin, 0.0, -9.0] if label else [0.0, margin, -9.0] for margin, label in zip(margins, labels, strict=True)
+    ]
+    clips, names = [("ab"[label], f"{row}.mp4") for row, label in enumerate(labels)], ["a", "b", "c"]
+    # Margins sorted: -3, -2.5, -2, -1.5, -1, 0, 0.5, 1.5. torch takes -1.5 as the median, and 1 as that of the
+    # distances to it: 0, 0.5, 0.5, 1, 1.5, 1.5, 2, 3.
+    answers = answers_of(logits, labels)
+    assert review_clipfsar._suspects(ByNames(), answers, "ensemble", clips, names) == []  # (1.5 + 1.5) / 1.4826 < 3
+    answers.text_logits[6, 1], answers.text_logits[5, 0] = 4.0, 3.5
+    found = review_clipfsar._suspects(ByNames(), answers, "ensemble", clips, names)
+    assert [(one.class_name, one.clip, one.nearer_to, one.margin) for one in found] == [
+        ("a", "6.mp4", "b", 4.0),  # the worst first
+        ("b", "5.mp4", "a", 3.5),
+    ]
+    assert [one.deviations for one in found] == pytest.approx([5.5 / 1.4826, 5 / 1.4826])
+    answers.distances[6, 0] = torch.inf  # now it had no chance to be right
+    (only,) = review_clipfsar._suspects(ByNames(), answers, "ensemble", clips, names)
+    assert only.clip == "5.mp4"
+
+
+def test_a_clip_that_is_nearest_to_its_own_class_is_never_suspect():
+    logits = [[0.0, -10.0], [0.0, -10.5], [-11.0, 0.0], [0.0, -10.2], [0.0, -1.0], [0.0, 0.0]]  # a tie is no error
+    answers = answers_of(logits, [0, 0, 1, 0, 0, 0])
+    clips = [("a", f"{row}.mp4") for row in range(6)]
+    assert review_clipfsar._suspects(ByNames(), answers, "ensemble", clips, ["a", "b"]) == []
+
+
+def test_two_clips_are_too_few_to_suspect_one():
+    logits = [[0.0, -1.0], [0.0, 1.0], [0.0, -1.0]]
+    clips = [("a", f"{row}.mp4") for row in range(3)]
+    for number, suspects in ((2, 0), (3, 1)):
+        answers = answers_of(logits[:number], [0] * number)
+        assert len(review_clipfsar._suspects(ByNames(), answers, "ensemble", clips, ["a", "b"])) == suspects
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "is_named"),
+    [
+        (9, 12, True),  # 75%, and 47% at the lower end of the interval
+        (10, 12, False),
+        (4, 5, False),  # 38% at the lower end, but more than 75%
+        (15, 20, False),  # 75%, but 53% at the lower end
+    ],
+)
+def test_classes_are_hard_to_tell_apart_by_share_and_by_significance(right, total, is_named):
+    labels = [0] * 3 + [2] * (total - 3)
+    # All are surely not of class 1, the wrong ones fit class 0 and 2 alike.
+    logits = [[float(label == 0 or row >= right), -5.0, float(label == 2)] for row, label in enumerate(labels)]
+    pairs = review_clipfsar._inseparable(ByNames(), answers_of(logits, labels), "zero_shot", ["a", "b", "c"])
+    assert pairs == ([("a", "c", right, total)] if is_named else [])
+
+
+def test_the_pair_that_is_hardest_to_tell_apart_comes_first_and_clips_without_a_chance_do_not_count():
+    labels = torch.tensor([0] * 2 + [1] * 2 + [2] * 7)
+    logits = torch.full((11, 3), -9.0)
+    logits[torch.arange(11), labels] = 1.0
+    logits[0, 1] = logits[4:8, 1] = 2.0  # 3 of 4 are right between 0 and 1, and 5 of 9 between 1 and 2
+    answers = answers_of(logits.tolist(), labels.tolist())
+    inseparable = review_clipfsar._inseparable
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == [("b", "c", 5, 9), ("a", "b", 3, 4)]
+    answers.distances[10, 2] = torch.inf
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"])[0] == ("b", "c", 4, 8)
+    answers.distances[4:, 2] = torch.inf  # no clip of c is left
+    answers.text_logits[2:4, 2] = 2.0
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == [("a", "b", 3, 4)]
+    answers.distances[:2, 0] = torch.inf
+    answers.text_logits[2:4, 0] = 2.0
+    assert inseparable(ByNames(), answers, "few_shot", ["a", "b", "c"]) == []
+
+
+def test_clips_of_one_known_video_are_listed_with_it():
+    clips = [("b", "1"), ("a", "1"), ("a", "2"), ("b", "2"), ("a", "3")]
+    sources = [("tape",), ("film",), ("a", "2"), ("tape",), ("a", "3")]
+    assert review_clipfsar._shared_sources(clips, sources) == {"tape": [("b", "1"), ("b", "2")]}
+    assert review_clipfsar._of_one_source(["b", "a"], clips, sources) == ["b"]
+
+
+def test_the_review_tells_what_it_was_asked_and_how_many_clips_there_are(model):
+    classes = random_classes({"walking": 3, "boxing": 1})
+    few_shot, by_names = (review_classes(model, classes, mode) for mode in ("few_shot", "zero_shot"))
+    assert few_shot.num_clips == {"walking": 3, "boxing": 1}
+    assert (few_shot.inference_mode, by_names.inference_mode) == ("few_shot", "zero_shot")
+    assert (few_shot.too_few, by_names.too_few) == (["boxing"], [])  # names need no clips
+    assert few_shot.per_class["boxing"] is None
+    assert few_shot.per_class["walking"] == pytest.approx(100 * few_shot.confusion[0][0], abs=0.01)
+    again = [review_classes(model, random_classes({"a": 4, "b": 3, "c": 3}), "few_shot", seed=s) for s in (0, 0, 1)]
+    assert again[0].confusion == again[1].confusion != again[2].confusion
+    shares = [share for row in again[0].confusion for share in row]
+    assert [round(share, 4) for share in shares] == shares != [round(share, 3) for share in shares]
+
+
+# --- what the review says ---------------------------------------------------------------------------------------------
+
+
+def a_review(**changed) -> SupportSetReview:
+    """Three classes, with something to say of each kind."""
+    values = {
+        "class_names": ["run", "jumping", "sit"],
+        "num_clips": {"run": 4, "jumping": 12, "sit": 1},
+        "inference_mode": "ensemble",
+        "accuracy": 71.6,
+        "interval": (40.4, 90.6),
+        "shots_fewer": 0,
+        "per_class": {"run": 75.0, "jumping": 66.6667, "sit": None},
+        "confusion": [[0.75, 0.05, 0.2], [0.3333, 0.6667, 0.0], [0.0, 0.0, 0.0]],
+        "suspects": [SuspectClip("run", "2.mp4", "sit", 1.5, 4.0)],
+        "duplicates": [("run", "0.mp4", "run", "1.mp4"), ("run", "3.mp4", "sit", "0.mp4")],
+        "shared_sources": {"tape": [("run", "0.mp4"), ("run", "1.mp4"), ("jumping", "5.mp4")]},
+        "inseparable": [("run", "sit", 3, 5)],
+        "too_few": ["sit", "it's"],
+    }
+    return SupportSetReview(**values | changed)
+
+
+def test_a_printed_review_says_everything_and_ends_with_a_table():
+    assert str(a_review()).splitlines() == [
+        "Expected accuracy on new clips (ensemble): 72%, 95% interval 40 to 91%. Guessing gives 33%.",
+        """Too few clips: 'sit', "it's" cannot be left out. Add clips from another video.""",
+        "Mislabelled? run/2.mp4 looks like 'sit'. Watch it; remove or move it.",
+        "Almost the same: run/0.mp4 and run/1.mp4. One of them is enough.",
+        "Almost the same: run/3.mp4 and sit/0.mp4. Is one label wrong? If both are right, keep both.",
+        "From one video: 3 clips of 'tape' are left out together.",
+        "Hard to tell apart: 'run' and 'sit', 3 of 5 left-out clips are right.",
+        "",
+        "class    clips  accuracy  most often taken for",
+        "run          4       75%  sit (20%)",
+        "jumping     12       67%  run (33%)",
+        "sit          1         -  -",
+    ]
+
+
+def test_a_review_without_findings_says_so():
+    nothing = {"suspects": [], "duplicates": [], "shared_sources": {}, "inseparable": [], "too_few": []}
+    found = a_review(**nothing, shots_fewer=1, class_names=["run", "sit"], confusion=[[1.0, 0.0], [0.0, 1.0]])
+    assert str(found).splitlines() == [
+        "Expected accuracy on new clips (ensemble, with one clip fewer per class): 72%, 95% interval 40 to 91%. "
+        "Guessing gives 50%.",
+        "No clip or class stands out.",
+        "",
+        "class  clips  accuracy  most often taken for",
+        "run        4       75%  -",
+        "sit        1         -  -",
+    ]
+    unknown = "Expected accuracy (ensemble): unknown. No class has clips of two videos."
+    for missing in ({"accuracy": None}, {"interval": None}):
+        assert a_review(**nothing | missing).summary() == [unknown, "No clip or class stands out."]
+
+
+def test_a_review_of_pictures_goes_to_json_without_them():
+    review = a_review(_thumbnails={("run", "0.mp4"): b"picture"})
+    assert "picture" not in repr(review)
+    assert not any("thumbnails" in name for name in review.to_dict())
+
+
+def test_a_clip_given_twice_is_told_by_its_picture_or_else_by_its_features():
+    one, other = torch.zeros(4, SIZE), torch.ones(4, SIZE)
+    known = {
+        "boxing": EnrolledClass(one[0], ["0.mp4", "1.mp4"], torch.stack([one, one]), [b"", b"same"]),
+        "by hand": EnrolledClass(one[0], ["0.mp4"], one[None]),  # without pictures
+        "diving": EnrolledClass(one[0], ["0.mp4"], one[None], [b"same"]),
+    }
+    new = {"diving": [(None, one, b"first"), (None, other, b"same")], "boxing": [("2.mp4", one, b""), ("a", one, b"")]}
+    assert repeated_clips(known, new) == [
+        "'clip 2' of class 'diving' has the same frames as '1.mp4' of class 'boxing': one of the labels is wrong. "
+        "Remove that clip.",
+        "'a' of class 'boxing' has the same frames as '2.mp4' of class 'boxing': an example that is given twice counts "
+        "twice. Remove one of them.",
+    ]
+    assert repeated_clips({}, {"boxing": [("0.mp4", one, None), ("1.mp4", other, None)]}) == []
+
+
+# --- the picture of a review ------------------------------------------------------------------------------------------
+
+
+def strip_of(colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 16), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_the_picture_shows_shares_and_the_clips_that_stand_out():
+    shares = [[0.606, 0.012, 0.382], [0.3333, 0.59, 0.0767], [0.004, 0.0, 0.0]]
+    review = a_review(confusion=shares, _thumbnails={("run", "2.mp4"): strip_of((200, 0, 0))})
+    figure = review.plot()
+    title = "Expected accuracy on new clips (ensemble): 72%, 95% interval 40 to 91%. Guessing gives 33%."
+    assert figure._suptitle.get_text() == title
+    confusion, *strips = figure.get_axes()
+    shown = {text.get_position(): (text.get_text(), text.get_color()) for text in confusion.texts}
+    assert shown == {  # (class it is taken for, class); dark cells have light numbers, and 0 is left out
+        (0, 0): ("61", "white"),
+        (1, 0): ("1", "black"),
+        (2, 0): ("38", "black"),
+        (0, 1): ("33", "black"),
+        (1, 1): ("59", "black"),
+        (2, 1): ("8", "black"),
+    }
+    (image,) = confusion.get_images()
+    assert image.get_clim() == (0, 100)
+    assert image.get_array().tolist() == [pytest.approx([100 * share for share in row]) for row in shares]
+    assert [label.get_text() for label in confusion.get_yticklabels()] == ["run (4)", "jumping (12)", "sit (1)"]
+    assert [label.get_text() for label in confusion.get_xticklabels()] == ["run", "jumping", "sit"]
+    assert (confusion.get_xlabel(), confusion.get_ylabel()) == ("taken for", "class (clips)")
+    assert [axes.get_title(loc="left") for axes in strips] == [
+        "2.mp4 of 'run': looks like 'sit'",
+        *("0.mp4 of 'run': almost the same as the next", "1.mp4 of 'run'"),
+        *("3.mp4 of 'run': almost the same as the next", "0.mp4 of 'sit'"),
+    ]
+    assert not any(axes.axison for axes in strips)
+    assert [len(axes.get_images()) for axes in strips] == [1, 0, 0, 0, 0]
+    pixels = strips[0].get_images()[0].get_array()
+    assert pixels.shape == (16, 32, 3)
+    assert abs(pixels.mean((0, 1)) - (200, 0, 0)).max() < 3
+    assert [text.get_text() for axes in strips[1:] for text in axes.texts] == ["no picture kept"] * 4
+
+
+def test_at_most_eight_clips_are_drawn_suspects_first():
+    suspects = [SuspectClip("run", f"{number}.mp4", "sit", 1.5, 4.0) for number in range(6)]
+    titles = [axes.get_title(loc="left") for axes in a_review(suspects=suspects).plot().get_axes()[1:]]
+    assert titles[:6] == [f"{number}.mp4 of 'run': looks like 'sit'" for number in range(6)]
+    assert titles[6:] == ["0.mp4 of 'run': almost the same as the next", "1.mp4 of 'run'"]
+
+
+def test_a_few_clips_have_the_room_of_four():
+    strips = a_review(duplicates=[]).plot().get_axes()[1:]
+    assert [axes.get_title(loc="left") for axes in strips] == ["2.mp4 of 'run': looks like 'sit'", "", "", ""]
+    assert not any(axes.axison for axes in strips)
+
+
+def test_dollars_in_names_are_no_formulas_in_the_picture():
+    names = ["run", r"$\x$"]
+    review = a_review(class_names=names, num_clips=dict.fromkeys(names, 4), confusion=[[1.0, 0.0], [0.0, 1.0]])
+    review.suspects = [SuspectClip("run", r"$\y$.mp4", r"$\x$", 1.5, 4.0)]
+    figure = review.plot()
+    figure.canvas.draw()  # a formula that is none would fail here
+    assert figure.get_axes()[1].get_title(loc="left") == r"$\y$.mp4 of 'run': looks like '$\\x$'"
+
+
+@pytest.mark.parametrize(("number", "shown"), [(20, 20), (21, 0)])
+def test_a_picture_of_many_classes_is_larger_and_has_no_numbers(number, shown):
+    names = [f"class {row}" for row in range(number)]
+    counts, confusion = dict.fromkeys(names, 2), torch.eye(number).tolist()
+    review = a_review(class_names=names, num_clips=counts, confusion=confusion, suspects=[], duplicates=[])
+    figure = review.plot()
+    assert len(figure.get_axes()) == 1  # no strips
+    assert len(figure.get_axes()[0].texts) == shown
+    width, height = figure.get_size_inches()
+    assert (width, height) == (8, pytest.approx(0.42 * number + 2.2 + 0.05 * 8))
+
+
+def test_long_names_are_wrapped_in_the_picture_of_a_review():
+    name = "opening a wooden box with a hammer and a saw"
+    review = a_review(class_names=["run", name], num_clips={"run": 4, name: 2}, confusion=[[1.0, 0.0], [0.0, 1.0]])
+    axes = review.plot().get_axes()[0]
+    assert axes.get_xticklabels()[1].get_text().replace("\n", " ") == name
+    assert max(map(len, axes.get_xticklabels()[1].get_text().split("\n"))) <= 28
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------------
@@ -588,6 +950,8 @@ def test_representatives_stand_for_many_clips_that_no_enrolled_one_resembles():
     sure = torch.zeros(len(pool), 2)
     sure[11:17, 0] = 9.0
     assert suggested("representative", pool, 1, sure) == [17]  # clips whose class is sure count little
+    sure[17:, 1] = 9.0
+    assert suggested("representative", pool, 1, sure)[0] in (9, 10)  # however many they are
 
 
 def test_a_large_pool_is_represented_by_some_of_its_clips(monkeypatch):
@@ -601,11 +965,62 @@ def test_typicality_suggests_the_middle_of_each_cluster():
     assert sorted(suggested("typicality", around([4, 5, 6], [6, 8, 7]), 3)) == [0, 6, 14]
 
 
+@pytest.mark.parametrize(("alike", "is_typical"), [(6, True), (5, False)])
+def test_a_typical_clip_is_most_like_its_five_neighbours(alike, is_typical):
+    pool = around([4, 5], [alike, 8])
+    pool[:alike] = pool[0].clone()
+    (row,) = suggested("typicality", pool, 1)
+    assert (row < alike) == is_typical
+
+
+def test_clusters_end_where_each_clip_is_nearest_to_the_mean_of_its_own():
+    def clusters(*degrees: float, **options) -> list[int]:
+        radians = torch.deg2rad(torch.tensor(degrees))
+        return suggestion_clipfsar._clusters(torch.stack([radians.cos(), radians.sin()], dim=1), 2, **options).tolist()
+
+    assert clusters(0, 5, 10, 15, 20, 25, 30, 60, 90) == [0] * 7 + [1] * 2  # whether large or small
+    assert clusters(0, 90, 40) == [0, 1, 0]  # they start from the first clip and the one that is least like it
+    assert clusters(0, 42, 44, 46, 90, rounds=0) == [0, 0, 0, 1, 1]
+    assert clusters(0, 42, 44, 46, 90) == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_clip_is_suggested_once_even_if_all_are_alike(strategy):
+    pool = torch.ones(5, 4, SIZE)
+    for k in (1, 3, 5):
+        assert len(set(suggested(strategy, pool, k))) == k
+
+
+def test_a_suggestion_tells_the_class_that_the_clip_is_taken_for_and_how_surely():
+    logits = torch.tensor([[1.0, 2.0, 0.0], [math.log(6), math.log(3), 0.0], [0.0, 9.0, 0.0], [9.0, 0.0, 0.0]])
+    classes = random_classes({"walking": 1, "boxing": 2, "diving": 1})
+    first, second = suggest_clips(lambda _: logits, classes, torch.ones(4, 4, SIZE), 2, "margin")
+    assert (first.index, first.label) == (1, "walking")
+    assert first.probability == pytest.approx(0.6)
+    assert (second.index, second.label) == (0, "boxing")
+
+
+def test_a_pool_that_is_no_tensor_of_frame_features_is_refused():
+    classes = random_classes({"walking": 1, "boxing": 2})
+    for pool, reason in (
+        (torch.ones(4, SIZE), rf"shape \(4, {SIZE}\); frame features \(P, T, D\) of at least k=1 clips"),
+        ([torch.ones(4, SIZE)], r"is a list, but must be a tensor \(P, T, D\)"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            suggest_clips(lambda _: None, classes, pool, 1, "margin")
+    for k, seed, reason in ((0, 0, "k=0 must be"), (2.5, 0, r"k=2\.5 must be"), (1, 0.5, r"seed=0\.5 must be")):
+        with pytest.raises(ValueError, match=reason):
+            suggest_clips(lambda _: torch.zeros(4, 2), classes, torch.ones(4, 4, SIZE), k, "random", seed)
+
+
 def test_ties_are_broken_by_the_seed():
     pool = around([0], [30])
     for strategy in ("margin", "random"):
         draws = [tuple(suggested(strategy, pool, 3, seed=seed)) for seed in (0, 0, 1)]
         assert draws[0] == draws[1] != draws[2]
+    classes = clear_classes(num_clips=1, num_classes=2)
+    unasked = suggest_clips(lambda _: torch.zeros(30, 2), classes, pool, 3, "random")
+    assert tuple(one.index for one in unasked) == draws[0]
 
 
 def test_a_set_suggests_with_its_own_answers_and_refuses_a_small_pool():

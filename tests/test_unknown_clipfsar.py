@@ -9,7 +9,7 @@ from tiny_data import random_clip, tiny_model_and_processor
 
 from support_set_clipfsar import EnrolledClass, SupportSet
 from support_set_files_clipfsar import Unknowns
-from unknown_clipfsar import UnknownScorer, _linear_discriminant, _Usual
+from unknown_clipfsar import UnknownScorer, _linear_discriminant, _spread, _Usual
 
 EMPTY = [random_clip(20), random_clip(21)]
 
@@ -118,6 +118,7 @@ def test_the_discriminant_is_fishers_and_claims_no_more_than_its_clips_can_tell(
 
 def test_a_query_with_more_frames_is_compared_at_the_same_times(support_set, query_embeds):
     scorer = UnknownScorer(PlainModel(), support_set.classes, Unknowns())
+    query_embeds = query_embeds.repeat(2, 1, 1)  # as many clips as frames
     slow = torch.rand(len(query_embeds), 1 + 2 * (query_embeds.shape[1] - 1), query_embeds.shape[2])
     slow[:, ::2] = query_embeds  # other frames between them
     torch.testing.assert_close(*(scorer.score(PlainModel(), one, "few_shot") for one in (query_embeds, slow)))
@@ -131,11 +132,172 @@ def test_in_pieces_the_scores_are_those_of_the_whole(support_set, parts, query_e
     for at_once in (2**22, 1):
         monkeypatch.setattr("unknown_clipfsar.ENTRIES_AT_ONCE", at_once)
         monkeypatch.setattr("unknown_clipfsar.CLIPS_AT_ONCE", at_once)
+        monkeypatch.setattr("unknown_clipfsar.CLASSES_AT_ONCE", at_once)
         for rate in (None, 0.2):
             anew = SupportSet(support_set.fingerprint, support_set.classes, unknowns=support_set.unknowns)
             anew.unknown_error_rate = rate
             scores = anew.score_unknown(model, query_embeds, mode)
             torch.testing.assert_close(scores, expected.setdefault(rate, scores))
+
+
+# --- the whole score, by plain loops ----------------------------------------------------------------------------------
+
+# Class of each clip by its angle: unequal classes, one of a single clip, not in the order of their names.
+ANGLES = {"wide": [0.0, 35.0, 97.0], "single": [150.0], "close": [200.0, 221.0, 229.0, 251.0], "apart": [301.0, 333.0]}
+QUERIES = [17.0, 62.0, 121.0, 149.0, 178.0, 224.0, 270.0, 352.0]
+BACKGROUND = [126.0, 160.0, 275.0]
+
+
+def distance(one: float, other: float) -> float:
+    return 1 - math.cos(math.radians(one - other))
+
+
+class Plain:
+    """Misfits of clips, given as (angle, class), when each is compared with the others."""
+
+    def __init__(self, clips: list[tuple[float, str]], background: list[float], mode: str):
+        self.clips, self.background, self.mode = clips, background, mode
+        self.nearest = [self.distance_to(own, angle, row) for row, (angle, own) in enumerate(clips)]
+        finite = [one for one in self.nearest if one < math.inf]
+        self.mean = sum(finite) / len(finite)
+        variance = sum((one - self.mean) ** 2 for one in finite) / len(finite)
+        self.spread = max(variance**0.5, self.mean / 10)
+        texts = [self.text(angle, own) for angle, own in clips]
+        self.text_spread = (sum((one - sum(texts) / len(texts)) ** 2 for one in texts) / len(texts)) ** 0.5
+
+    def distance_to(self, name: str, angle: float, left_out: int | None = None) -> float:
+        others = [other for row, (other, label) in enumerate(self.clips) if label == name and row != left_out]
+        return min((distance(angle, other) for other in others), default=math.inf)
+
+    def text(self, angle: float, name: str) -> float:
+        """Minus the product with the mean of the enrolled clips of the class."""
+        return -sum(math.cos(math.radians(angle - other)) for other in ANGLES[name]) / len(ANGLES[name])
+
+    def usual(self, distances: list[float]) -> float:
+        finite = [one for one in distances if one < math.inf]
+        return (sum(finite) + 2 * self.mean) / (len(finite) + 2)
+
+    def by_clips(self, angle: float, left_out: int | None = None) -> dict[str, float]:
+        misfits = {}
+        for name in ANGLES:
+            rows = [row for row, (_, label) in enumerate(self.clips) if label == name and row != left_out]
+            usual = self.usual([self.nearest[row] for row in rows])
+            misfits[name] = (self.distance_to(name, angle, left_out) - usual) / self.spread
+        return misfits
+
+    def misfits(self, angle: float, left_out: int | None = None) -> dict[str, float]:
+        clips = self.by_clips(angle, left_out)
+        texts = {name: self.text(angle, name) / self.text_spread for name in ANGLES}
+        return {
+            name: {"few_shot": clips[name], "zero_shot": texts[name], "ensemble": clips[name] + texts[name]}[self.mode]
+            for name in ANGLES
+        }
+
+    def beyond_background(self, angle: float, left_out: int | None = None) -> float | None:
+        """How much less the clip resembles the nearest class than the background; None where that does not count."""
+        if not self.background or self.mode == "zero_shot":
+            return None
+        own = [
+            min((distance(one, other) for place, other in enumerate(self.background) if place != row), default=math.inf)
+            for row, one in enumerate(self.background)
+        ]
+        to_background = min(distance(angle, other) for other in self.background)
+        return min(self.by_clips(angle, left_out).values()) - (to_background - self.usual(own)) / self.spread
+
+    def can_be_known(self, row: int) -> bool:
+        return self.mode == "zero_shot" or self.nearest[row] < math.inf
+
+
+def plain_score(query: float, background: list[float], mode: str) -> float:
+    plain = Plain([(angle, name) for name, angles in ANGLES.items() for angle in angles], background, mode)
+    known, unknown = [], []
+    for row, (angle, own) in enumerate(plain.clips):
+        if plain.can_be_known(row):
+            misfits = plain.misfits(angle, row)
+            known.append(min(misfits.values()))
+            unknown.append(min(misfits[name] for name in ANGLES if name != own))
+    slope, offset = _linear_discriminant(torch.tensor(known), torch.tensor(unknown))
+    log_odds, excess = slope * min(plain.misfits(query).values()) + offset, plain.beyond_background(query)
+    log_odds = log_odds if excess is None else max(log_odds, slope * excess)
+    return 1 / (1 + math.exp(-log_odds))
+
+
+def plain_chance(query: float, background: list[float], mode: str) -> float:
+    """The largest p-value among the classes that the query may belong to."""
+    chances = []
+    for joined in ANGLES:
+        clips = [(angle, name) for name, angles in ANGLES.items() for angle in angles] + [(query, joined)]
+        plain, misfits = Plain(clips, background, mode), []
+        for row, (angle, _) in enumerate(clips):
+            beyond = plain.beyond_background(angle, row)
+            misfits.append(min(plain.misfits(angle, row).values()) + max(0, beyond or 0))
+        counted = [misfit for row, misfit in enumerate(misfits) if plain.can_be_known(row)]
+        chances.append(sum(misfit >= misfits[-1] for misfit in counted) / len(counted))
+    return max(chances)
+
+
+@pytest.mark.parametrize("background", [[], BACKGROUND, BACKGROUND[:1]])
+@pytest.mark.parametrize("mode", ["few_shot", "zero_shot", "ensemble"])
+def test_the_score_is_that_of_plain_loops(mode, background):
+    classes = {name: enrolled(at_angles(*angles)) for name, angles in ANGLES.items()}
+    clips = enrolled(at_angles(*background)) if background else None
+    scores = UnknownScorer(PlainModel(), classes, Unknowns(clips)).score(PlainModel(), at_angles(*QUERIES), mode)
+    torch.testing.assert_close(
+        scores, torch.tensor([plain_score(one, background, mode) for one in QUERIES]), atol=1e-5, rtol=0
+    )
+    assert scores.max() - scores.min() > 0.1
+    rate = 0.15
+    scores = UnknownScorer(PlainModel(), classes, Unknowns(clips, rate)).score(PlainModel(), at_angles(*QUERIES), mode)
+    chances = [plain_chance(one, background, mode) for one in QUERIES]
+    torch.testing.assert_close(rate / scores - rate, torch.tensor(chances), atol=1e-4, rtol=0)
+    assert max(chances) - min(chances) > 0.3
+
+
+def test_texts_that_are_all_alike_have_a_spread_all_the_same():
+    assert _spread(torch.tensor([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]])).tolist() == [
+        [pytest.approx((8 / 3) ** 0.5)],
+        [pytest.approx(1e-6)],
+    ]
+
+
+def test_one_clip_of_each_kind_gives_odds_of_two():
+    slope, offset = _linear_discriminant(torch.tensor([1.0]), torch.tensor([2.0]))
+    assert (2 * slope + offset, slope + offset) == pytest.approx((math.log(2), -math.log(2)))
+
+
+@pytest.mark.parametrize("unknown", [[1.0, 3.0], [0.0, 1.0]])
+def test_clips_as_near_to_other_classes_as_to_their_own_tell_nothing(unknown):
+    with pytest.raises(ValueError, match=r"as near to other classes as to their own\. More or clearer clips may help"):
+        _linear_discriminant(torch.tensor([1.0, 3.0]), torch.tensor(unknown))
+
+
+def test_single_clips_cannot_show_what_is_known_except_by_names():
+    classes = {"one": enrolled(at_angles(10)), "other": enrolled(at_angles(80))}
+    scorer = UnknownScorer(PlainModel(), classes, Unknowns())
+    with pytest.raises(ValueError, match="no class has two clips: enroll more, or use inference_mode='zero_shot'"):
+        scorer.score(PlainModel(), at_angles(10), "few_shot")
+    assert scorer.score(PlainModel(), at_angles(10, 170), "zero_shot").diff() > 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "number", "needed", "least"),
+    [(0.16, 5, 6, "0.167"), (0.1, 4, 9, "0.2"), (1 / 49, 47, 48, "0.021"), (0.3, 2, 3, "0.334")],
+)
+def test_a_rate_says_how_many_clips_it_needs(rate, number, needed, least):
+    generator = torch.Generator().manual_seed(0)
+    for clips, is_enough in ((number, False), (needed, True)):
+        classes = {
+            "single": enrolled(torch.randn(1, 1, 6, generator=generator)),
+            "others": enrolled(torch.randn(clips, 1, 6, generator=generator)),
+        }
+        scorer = UnknownScorer(PlainModel(), classes, Unknowns(error_rate=rate))
+        query = torch.randn(1, 1, 6, generator=generator)
+        if is_enough:
+            assert scorer.score(PlainModel(), query, "few_shot") <= 0.5 + 1e-6
+        else:
+            reason = f"={rate:g} needs {needed} clips, but {number} can be .* choose at least {least}. The only clip"
+            with pytest.raises(ValueError, match=reason):
+                scorer.score(PlainModel(), query, "few_shot")
 
 
 # --- a threshold with a known error rate ------------------------------------------------------------------------------

@@ -391,6 +391,17 @@ def test_frames_that_are_no_squares_are_exported_as_they_are(parts):
     assert shapes == {"pixel_values": ["num_queries", 4, 3, 16, 8], "class_embeds": ["num_classes", 16]}
 
 
+@pytest.mark.parametrize("mode", ["few_shot", "zero_shot", "ensemble"])
+def test_a_head_that_compares_with_each_clip_takes_the_clips_except_by_names(mode):
+    model, processor = tiny_model_and_processor(alignment="trx", trx_size=8, trx_cardinalities=[2])
+    shapes = exporting.input_shapes(model, processor, mode)
+    of_clip = [12, 8]  # a key and a value for each of the 6 pairs of frames
+    clips = {"shots": ["num_classes", "num_shots", *of_clip], "is_shot": ["num_classes", "num_shots"]}
+    names = {"class_embeds": ["num_classes", 16]}
+    expected = {"few_shot": clips, "zero_shot": names, "ensemble": clips | names}[mode]
+    assert shapes == {"pixel_values": ["num_queries", 4, 3, 16, 16]} | expected
+
+
 @pytest.fixture
 def exported_with(monkeypatch, tmp_path):
     """Runs an export whose file deviates as given, without one being made."""
@@ -481,6 +492,16 @@ def test_an_export_may_be_made_again_in_its_folder_and_names_classes_in_their_or
         exporting.main(ExportArguments(**arguments, output_dir=str(tmp_path / "out"), formats=["torch"]))
     described = json.loads((tmp_path / "out" / exporting.DESCRIPTION).read_text())
     assert described["class_names"] == list(CLIPS)
+
+
+def test_a_description_is_written_for_readers_in_any_script(saved_model, tmp_path):
+    SupportSet.from_videos(*tiny_model_and_processor(), {"öffnen": CLIPS["boxing"]}).save_pretrained(tmp_path / "set")
+    present = {"weights": model_digest(tiny_model_and_processor()[0]), "inference_mode": "zero_shot"}
+    (tmp_path / exporting.DESCRIPTION).write_text(json.dumps(present))
+    arguments = {"model": str(saved_model / "model"), "support_set": str(tmp_path / "set")}
+    exporting.main(ExportArguments(**arguments, output_dir=str(tmp_path), only_classes=True))
+    lines = (tmp_path / exporting.DESCRIPTION).read_text(encoding="utf-8").splitlines()
+    assert lines[-4:] == ['  "class_names": [', '    "öffnen"', "  ]", "}"]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

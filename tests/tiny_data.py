@@ -1,12 +1,17 @@
 """Tiny videos, a tiny CLIP and training runs in child processes, for the tests of episodes, evaluation and training."""
 
 import gc
+import io
 import json
+import logging
 import multiprocessing
 import os
 import socket
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +20,9 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from golden.formula_model import tiny_clip_config, tiny_config, tiny_model
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from configuration_clipfsar import CLIPResNetConfig
 from modeling_clipfsar import CLIPFSARModel
@@ -133,6 +140,31 @@ def similar_clips(seed: int, number: int) -> list[np.ndarray]:
     colour = np.random.default_rng(seed).integers(0, 200, 3)
     rngs = [np.random.default_rng([seed, row]) for row in range(number)]
     return [(colour + rng.integers(0, 56, (8, 20, 24, 3))).astype(np.uint8) for rng in rngs]
+
+
+def add_foreign_tensor(folder: Path) -> None:
+    """Adds a tensor to a saved model that is none of its own: transformers reports it when it loads the model."""
+    weights = load_file(folder / "model.safetensors") | {"of.another": torch.zeros(2)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def said_by(function: Callable[[], object]) -> str:
+    """All that a call prints, warns of and logs."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    loggers = [logging.getLogger(name) for name in ("transformers", "torch.onnx", "onnxscript")]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)  # an earlier export may have changed it
+        logger.addHandler(handler)
+    transformers_logging.enable_progress_bar()
+    transformers_logging.warning_once.cache_clear()
+    with redirect_stdout(text), redirect_stderr(text), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        warnings.simplefilter("ignore", DeprecationWarning)
+        function()
+    for logger in loggers:
+        logger.removeHandler(handler)
+    return "\n".join([text.getvalue(), *(str(one.message) for one in warned)])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
