@@ -131,6 +131,51 @@ def test_a_run_of_an_earlier_version_goes_on_with_one_notice_and_is_recorded_the
     assert "did not record its data" in notes[1]
     trainer.train(resume_from_checkpoint=True)
     assert trainer_of(video_splits(folder), tiny_clip, run)._checked_state(True)[1] == []
+    for name in ("state", "best", "last"):
+        (run / name / CHECKSUMS).unlink()
+    trainer._checked_state(True)
+    (run / "best" / "README.md").write_text("A card of one's own.")
+    assert trainer._checked_state(True)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("state", "optimizer.bin"), ("state", "progress.json"), ("best", "model.safetensors")]
+)
+def test_a_list_of_checksums_that_has_lost_a_line_is_found_on_resume(folder, tiny_clip, run, name, file):
+    path = run / name / CHECKSUMS
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.endswith(f"  {file}\n")))
+    with pytest.raises(
+        DamagedFileError, match=f"{CHECKSUMS} has no checksum of {file}: put back a copy .* {run / name}"
+    ):
+        trainer_of(video_splits(folder), tiny_clip, run)._checked_state(True)
+
+
+def test_files_that_people_put_beside_the_best_model_are_no_damage(folder, tiny_clip, run):
+    (run / "best" / "README.md").write_text("A card of one's own.")
+    (run / "best" / "support_set.safetensors").write_bytes(b"classes")
+    (run / "state" / ".nfs0001").write_bytes(b"of a network disk")
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    assert trainer._checked_state(True) == (run / "state", [])
+
+
+def test_a_best_folder_without_weights_is_found_on_resume(folder, tiny_clip, run):
+    shutil.rmtree(run / "best")
+    (run / "best").mkdir()
+    with pytest.raises(DamagedFileError, match=r"best holds no model\*\.safetensors: put back .*, or delete .*best: "):
+        trainer_of(video_splits(folder), tiny_clip, run)._checked_state(True)
+
+
+def test_a_new_run_has_nothing_to_say_about_its_folder_and_a_resumed_one_has(folder, tiny_clip, run, tmp_path):
+    trainer = trainer_of(video_splits(folder), tiny_clip, tmp_path / "new")
+    assert trainer._checked_state(False) == (None, [])
+    (note,) = trainer._checked_state(True)[1]
+    assert note == f"--resume: there is no checkpoint in {tmp_path / 'new'} yet; starting from the beginning."
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    for resume in (True, run, str(run / "state")):
+        assert trainer._find_saved_state(resume) == run / "state"
+    (run / "state").rename(run / "state.old")  # the process died between two renames
+    assert trainer._find_saved_state(True) == run / "state"
 
 
 # --- other data -------------------------------------------------------------------------------------------------------
@@ -226,8 +271,11 @@ def test_a_second_run_in_one_folder_is_refused_and_the_first_goes_on(folder, tin
     assert trainer.episodes_done == 8
     assert second.second.episodes_done == 0
     assert not (tmp_path / "run" / LOCK_NAME).exists()
-    with trainer.writing(), pytest.raises(FolderInUseError, match="name another --output_dir"):
-        second.second.save_model()
+    with trainer.writing():
+        with pytest.raises(FolderInUseError, match="name another --output_dir"):
+            second.second.save_model()
+        second.second.save_model(tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "model.safetensors").is_file()
 
 
 def test_the_program_is_refused_before_it_loads_a_model(folder, tiny_clip, run, monkeypatch):

@@ -32,6 +32,8 @@ from processing_clipfsar import CLIPFSARProcessor
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
+QUICK = {"episodes": 8, "eval_every": 8, "eval_episodes": 2}
+
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
@@ -106,6 +108,41 @@ def test_after_training_the_model_has_the_best_weights_and_saves_them_with_the_r
         assert CLIPFSARModel.from_pretrained(folder).config.num_frames == 4
 
 
+def test_a_kept_adapter_stays_beside_the_best_model_however_often_it_is_saved(make, splits, tmp_path):
+    pytest.importorskip("peft")
+    trainer = make(**QUICK, lora_rank=2, keep_adapter=True)
+    trainer.train()
+    names = ("run/best", "elsewhere", "run/last")
+    adapters = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in names]
+    trained = adapters[0].read_bytes()
+    trainer.save_model()  # without results
+    trainer.evaluate(splits["test"], n_shot=1, n_episodes=4)
+    trainer.save_model()
+    trainer.save_model(tmp_path / "elsewhere")
+    assert [path.read_bytes() == trained for path in adapters] == [True, True, True]  # the first validation is the last
+    trainer.args.keep_adapter = False
+    trainer.save_model()
+    assert not adapters[0].exists()
+
+
+def test_a_run_is_of_the_model_that_it_was_given(make, tiny_clip, tmp_path):
+    trainer = make()
+    assert trainer.args.model == str(tiny_clip)
+    trainer.model.name_or_path = ""
+    settings = {"model": "me/own", "output_dir": str(tmp_path)}
+    unnamed = EpisodicTrainer(
+        trainer.model, EpisodicTrainingArguments(**settings), processing_class=trainer.processing_class
+    )
+    assert unnamed.args.model == "me/own"
+
+
+def test_a_loss_comes_alone_or_with_the_output(make):
+    trainer = make()
+    outputs = SimpleNamespace(loss=torch.tensor(2.5))
+    assert trainer.compute_loss(lambda **inputs: outputs, {}) is outputs.loss
+    assert trainer.compute_loss(lambda **inputs: outputs, {}, return_outputs=True) == (outputs.loss, outputs)
+
+
 def test_the_log_history_is_transformers_with_steps_and_eval_names(make):
     trainer = make()
     trainer.train()
@@ -127,12 +164,17 @@ def test_the_training_loss_is_the_mean_of_the_log(make):
     assert output.training_loss == pytest.approx(sum(losses) / 3)
 
 
-def test_results_on_validation_classes_do_not_become_those_of_the_card(make, splits):
+def test_results_on_validation_classes_do_not_become_those_of_the_card(make, splits, caplog):
     trainer = make()
     quick = {"n_shot": [1], "inference_modes": "few_shot", "n_episodes": 4}
+    caplog.clear()
     trainer.evaluate(**quick)
+    assert not caplog.messages
     trainer.evaluate(splits["validation"], **quick)  # the same classes as an object
     trainer.evaluate(splits["train"], **quick)
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "Classes of this data set trained or selected the model"
+    ] * 2
     assert not trainer.results
     assert list(trainer.results) == []
     tested = trainer.evaluate(splits["test"], **quick)
@@ -335,7 +377,8 @@ class DieAfterSaving(TrainerCallback):
 
 def test_a_line_of_the_log_is_the_mean_of_all_its_episodes_also_after_a_resume(make, tmp_path):
     settings = {"episodes": 20, "eval_every": 20, "log_every": 20, "eval_episodes": 2}
-    make(name="whole", **settings).train()
+    whole = make(name="whole", **settings)
+    assert [whole.train().training_loss] == train_losses(whole)
     with pytest.raises(KeyboardInterrupt):
         make(callbacks=[DieAfterSaving()], **settings).train()
     make(**settings).train(resume_from_checkpoint=True)
@@ -353,9 +396,6 @@ def test_weights_after_a_nan_loss_are_not_saved_before_the_log_has_it(make, tmp_
     with pytest.raises(FloatingPointError, match=r"The loss is nan at episode 8\. The last checkpoint"):
         trainer.train()
     assert all(bool(value.isfinite().all()) for value in load_file(tmp_path / "run/last/model.safetensors").values())
-
-
-QUICK = {"episodes": 8, "eval_every": 8, "eval_episodes": 2}
 
 
 def test_an_optimizer_that_does_not_hold_what_trains_is_said(make, tiny_clip, caplog):
@@ -382,6 +422,8 @@ def test_training_classes_are_evaluated_beside_the_features_that_they_trained_on
     trainer.train_split.name = "other"  # the same videos, encoded anew
     (again,) = trainer.evaluate(trainer.train_split, n_shot=[1], inference_modes="few_shot", n_episodes=4)
     assert again.accuracy == result.accuracy
+    features = trainer.output_dir / "features"
+    assert {path.name for path in features.iterdir()} == {"train", "train_evaluated", "validation", "other"}
 
 
 def test_an_optimizer_that_is_set_after_a_training_is_the_next_ones(make):
