@@ -28,12 +28,19 @@ from clipfsar.training import checks
 from clipfsar.training.accelerator import make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
 from clipfsar.training.callbacks import EpisodicProgressCallback
-from clipfsar.training.optimization import check_optimizer_state, optimizer_groups
+from clipfsar.training.optimization import check_optimizer, check_optimizer_state, optimizer_groups
 from clipfsar.training.preemption import PREEMPTED, PreemptionCallback, PreemptionNotice, noting_sigterm
 from clipfsar.training.program import make_trainer
 from clipfsar.training.run_folder import TrainingLog, keep_foreign_files, put_in_place
-from clipfsar.training.step import mix_seeds
-from clipfsar.training.trainable import choose_trainable, save_trained_model, trainable_report
+from clipfsar.training.step import StepValues, mix_seeds, recorded_values
+from clipfsar.training.trainable import (
+    choose_trainable,
+    has_adapters,
+    merged_state_dict,
+    remove_adapters,
+    save_trained_model,
+    trainable_report,
+)
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -99,6 +106,33 @@ def test_tensorboard_is_the_tracker_where_it_is_installed(monkeypatch, tmp_path,
     accelerator = make_accelerator(EpisodicTrainingArguments(output_dir=str(tmp_path), report_to=report_to))
     assert [str(tracker) for tracker in accelerator.log_with] == trackers
     assert accelerator.state.dynamo_plugin.backend.value == "NO"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "per_update", "message"),
+    [
+        ("cuda", "fp16", 12, None),
+        ("cpu", "bf16", 12, None),
+        ("cpu", "fp16", 12, "fp16 needs a GPU: on a CPU it would silently compute in float32"),
+        (
+            "cuda",
+            "no",
+            10,
+            r"--episodes_per_update 10 cannot be shared among 2 process\(es\) running 3 episode\(s\) at once: make it "
+            r"a multiple of 6\.",
+        ),
+    ],
+)
+def test_what_two_processes_can_share_and_compute_in(monkeypatch, tmp_path, device, precision, per_update, message):
+    made = SimpleNamespace(num_processes=2, mixed_precision=precision, device=torch.device(device))
+    monkeypatch.setattr(accelerators, "Accelerator", lambda **settings: made)
+    settings = {"episodes": per_update, "episodes_per_update": per_update, "eval_every": per_update}
+    args = EpisodicTrainingArguments(output_dir=str(tmp_path), **settings, episodes_per_forward=3)
+    if message is None:
+        assert make_accelerator(args).gradient_accumulation_steps == 2
+    else:
+        with pytest.raises(ValueError, match=message):
+            make_accelerator(args)
 
 
 class Other(Accelerator):
@@ -288,6 +322,82 @@ def test_a_state_that_is_a_program_is_not_run(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+def test_an_optimizer_that_does_not_hold_what_trains_is_described(caplog):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[2].requires_grad_(False)
+    check_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    assert not caplog.messages
+    check_optimizer(torch.optim.SGD([model[0].weight, model[1].bias], lr=0.1), model)
+    (message,) = caplog.messages
+    assert message.startswith("The optimizer leaves out 2 of 4 weights that train, such as 0.bias: they stay as they ")
+    with pytest.raises(ValueError, match=r"^The optimizer holds none of the 4 weights that train: make it after"):
+        check_optimizer(torch.optim.SGD(model[2].parameters(), lr=0.1), model)
+    with pytest.raises(ValueError, match=r"holds parameters of another model: make it with this model's"):
+        check_optimizer(torch.optim.SGD([*model.parameters(), torch.nn.Parameter(torch.ones(1))], lr=0.1), model)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            lambda one, two: torch.optim.Adam([{"params": [one]}, {"params": [two]}]),
+            r"has \[2\] weights .*, not \[1, 1\]",
+        ),
+        (
+            lambda one, two: torch.optim.Adam([two, one]),
+            r"has a state of shape \(2, 3\) for weight 0, not \(4,\): resume",
+        ),
+        (
+            lambda one, two: torch.optim.SGD([one, two]),
+            r"has the settings amsgrad, betas, .*, not dampening, .*: resume",
+        ),
+    ],
+    ids=["groups", "order", "kind"],
+)
+def test_another_optimizer_than_a_runs_is_described(tmp_path, other, message):
+    weights = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.Adam(weights)
+    sum(weight.sum() for weight in weights).backward()
+    optimizer.step()
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    torch.save(optimizer.state_dict(), tmp_path / "run" / "state" / "optimizer.bin")
+    check_optimizer_state(torch.optim.Adam(weights), tmp_path / "run" / "state")
+    with pytest.raises(ValueError, match=rf"^The optimizer is not that of the run in \S*/run, which {message}"):
+        check_optimizer_state(other(*weights), tmp_path / "run" / "state")
+
+
+# --- values for the log -----------------------------------------------------------------------------------------------
+
+
+def test_means_are_over_all_forwards_since_the_last_line_of_the_log():
+    accelerator = Accelerator(cpu=True)
+    values = StepValues([{"loss": 1.0, "accuracy": 0.5}])
+    for loss in (2.0, 6.0):
+        values.append({"loss": torch.tensor(loss), "accuracy": torch.tensor(1.0)})
+    rows = [{"loss": 1.0, "accuracy": 0.5}, {"loss": 2.0, "accuracy": 1.0}, {"loss": 6.0, "accuracy": 1.0}]
+    assert values.rows(accelerator, 3) == rows
+    assert values.rows(accelerator, 3) == rows  # looking takes nothing away
+    assert values.pop_means(accelerator, 3) == {"loss": 3.0, "accuracy": pytest.approx(2.5 / 3)}
+    values.append({"loss": torch.tensor(4.0), "accuracy": torch.tensor(0.0)})
+    assert values.pop_means(accelerator, 4) == {"loss": 4.0, "accuracy": 0.0}
+    values.append({"loss": torch.tensor(float("inf")), "accuracy": torch.tensor(0.0)})
+    with pytest.raises(FloatingPointError, match=r"^The loss is inf at episode 7\. The last checkpoint is older"):
+        values.rows(accelerator, 7)
+
+
+def test_losses_that_a_model_has_are_recorded_without_their_gradients():
+    logits, labels = torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([1, 1])
+    weight = torch.ones((), dtype=torch.bfloat16, requires_grad=True)
+    outputs = SimpleNamespace(logits=logits, few_shot_loss=weight * 2, video_text_loss=None)
+    values = recorded_values(weight * 3, outputs, labels)
+    assert {name: (value.item(), value.dtype) for name, value in values.items()} == {
+        "loss": (3.0, torch.float32),
+        "few_shot_loss": (2.0, torch.float32),
+        "accuracy": (0.5, torch.float32),
+    }
+    assert not any(value.requires_grad for value in values.values())
+
+
 def test_seeds_of_dropout_stay_what_they_were():
     assert [mix_seeds(0, 0), mix_seeds(3, 41)] == [1, 9208134618682244833]
 
@@ -411,6 +521,22 @@ def test_an_adapter_holds_its_own_weights_alone_and_the_name_of_its_start(tmp_pa
         assert {name.split(".")[-3] for name in file.keys()} == {"fc1", "out_proj"}  # noqa: SIM118
 
 
+def test_adapters_that_are_removed_leave_the_model_as_it_was_and_ready_for_others(recwarn):
+    pytest.importorskip("peft")
+    model = tiny_model()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for rank in (2, 3):
+        choose_trainable(model, EpisodicTrainingArguments(lora_rank=rank, lora_targets=["fc1"]))
+        assert has_adapters(model)
+        merged = merged_state_dict(model)
+        assert not any(weight.requires_grad for weight in merged.values())
+        assert all(torch.equal(merged[name], weight) for name, weight in before.items())  # they begin as nothing
+        remove_adapters(model)
+        assert not has_adapters(model)
+        assert model.state_dict().keys() == before.keys() == merged.keys()
+    assert not [str(warning.message) for warning in recwarn if "adapter" in str(warning.message)]
+
+
 def test_a_model_without_training_data_is_saved_without_base_classes(make, tmp_path):
     trainer = make(trained_on=False, features_dir=str(tmp_path / "x" / "features"))
     trainer.save_model(tmp_path / "a" / "b" / "model")
@@ -462,6 +588,12 @@ def test_the_program_reads_the_class_texts(options, tmp_path):
     assert trainer.test_split is test
     assert [split.name for split in (trainer.train_split, trainer.eval_split, test)] == ["train", "validation", "test"]
     assert [split.class_names for split in (trainer.eval_split, test)] == [["x", "y"], ["u", "v"]]
+
+
+def test_the_program_and_its_trainer_share_one_accelerator(options, monkeypatch):
+    monkeypatch.setattr(training, "make_accelerator", None)
+    trainer, _ = make_trainer(options())
+    assert trainer.accelerator.num_processes == 1
 
 
 def test_a_missing_file_of_class_texts_is_named(options, tmp_path):
