@@ -17,7 +17,7 @@ from clipfsar.inference.load_model import load_model
 from clipfsar.locks import LOCK_NAME, FolderInUseError
 from clipfsar.training import checks, program
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
-from clipfsar.training.run_folder import TrainingLog
+from clipfsar.training.run_folder import TrainingLog, find_saved_state
 from clipfsar.training.trainer import EpisodicTrainer
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -331,6 +331,11 @@ def test_saving_a_model_deletes_nothing_of_anybody_else(folder, tiny_clip, run, 
         assert (run / "best" / "support_set.json").read_text() == "{}"
         assert (run / "best" / "notes" / "2024" / "why.txt").read_text() == "because"
     assert sorted(path.name for path in tmp_path.iterdir() if "home" in path.name) == ["home", "home.new", "home.old"]
+    for other in (tmp_path / "elsewhere" / "best", run / "mine"):  # named like a run's folder, or in a run
+        other.mkdir(parents=True)
+        (other / "thesis.tex").write_text("years of work")
+        trainer.save_model(other)
+        assert (other / "thesis.tex").read_text() == "years of work"
     assert torch.equal(
         CLIPFSARProcessor.from_pretrained(home).process_videos([np.zeros((4, 16, 16, 3), np.uint8)]),
         trainer.processing_class.process_videos([np.zeros((4, 16, 16, 3), np.uint8)]),
@@ -350,6 +355,39 @@ def test_models_of_a_run_whose_state_is_gone_are_not_replaced(folder, tiny_clip,
     with pytest.raises(ValueError, match="whose state is gone"):
         trainer.train(resume_from_checkpoint=True)
     assert (run / "best" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("there", "resumes", "answer"),
+    [
+        ((), True, None),
+        (("state/progress.json", "best/config.json"), True, "state"),
+        (("state.old/progress.json",), True, "state.old"),
+        (("state.old/progress.json",), False, "holds a run already"),
+        (("best/config.json",), True, None),  # died before its first checkpoint
+        (("best/config.json",), False, r"whose state is gone \(best\)"),
+        (("last/config.json",), False, r"whose state is gone \(last\)"),
+        (("last/config.json", "results.json"), True, r"whose state is gone \(last\)"),
+        (("results.json",), False, None),
+    ],
+)
+def test_a_state_is_found_or_what_keeps_a_run_from_beginning(tmp_path, there, resumes, answer):
+    for name in there:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    if answer in (None, "state", "state.old"):
+        assert find_saved_state(tmp_path, resumes) == (tmp_path / answer if answer else None)
+    else:
+        with pytest.raises(ValueError, match=answer):
+            find_saved_state(tmp_path, resumes)
+
+
+def test_a_state_of_fsdp_is_not_resumed_without_it(folder, tiny_clip, run):
+    path = run / "state" / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fsdp": "SHARDED_STATE_DICT"}))
+    (run / "state" / CHECKSUMS).unlink()
+    with pytest.raises(ValueError, match=r"was saved with FSDP 2 \(SHARDED_STATE_DICT\) and cannot continue without"):
+        trainer_of(video_splits(folder), tiny_clip, run)._checked_state(True)
 
 
 @pytest.mark.parametrize("damage", ["a bit", "a byte that is no text", "a line less"])
@@ -384,7 +422,10 @@ def test_damage_to_any_line_of_a_long_log_is_found(tmp_path, line):
 def test_lines_that_are_no_records_are_left_out_and_a_deleted_log_begins_anew(folder, tiny_clip, run):
     log = run / "training_log.jsonl"
     kept = log.read_text()
-    log.write_bytes(log.read_bytes() + b'[1]\n{"kind": "train"}\n\xff\xfe\n{"episode": 8, "kind')
+    log.write_bytes(
+        log.read_bytes()
+        + b'[1]\n{"kind": "train"}\n{"episode": 2}\n{"episode": "4", "kind": "train"}\n\xff\xfe\n{"episode": 8, "kind'
+    )
     trainer_of(video_splits(folder), tiny_clip, run).train(resume_from_checkpoint=True)
     assert log.read_text().startswith(kept)
     log.unlink()

@@ -193,6 +193,15 @@ def test_a_copy_trains_that_shares_the_frozen_weights_alone():
     assert trained(torch.ones(2, 3)).dtype == torch.bfloat16  # as a whole it computes as the accelerator says
 
 
+def test_the_copy_begins_with_the_weights_of_the_first_process(monkeypatch):
+    monkeypatch.setattr(sharding, "broadcast", lambda tensor: torch.full_like(tensor, 3))
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    model[0].weight.data = model[0].weight.data.t().contiguous().t()  # not contiguous
+    trained, *_ = prepare(Sharding(), model, torch.optim.SGD(model.parameters(), lr=0.5), [])
+    for one in (model, trained):
+        assert all(tensor.eq(3).all() for tensor in one.state_dict().values())
+
+
 @pytest.fixture
 def process_group():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

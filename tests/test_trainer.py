@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from tiny_data import (
     read_log,
     run_in_children,
     save_tiny_clip,
+    save_tiny_resnet_clip,
     training_arguments,
     video_splits,
     write_video_folder,
@@ -128,12 +130,11 @@ def test_a_kept_adapter_stays_beside_the_best_model_however_often_it_is_saved(ma
 def test_a_run_is_of_the_model_that_it_was_given(make, tiny_clip, tmp_path):
     trainer = make()
     assert trainer.args.model == str(tiny_clip)
-    trainer.model.name_or_path = ""
-    settings = {"model": "me/own", "output_dir": str(tmp_path)}
-    unnamed = EpisodicTrainer(
-        trainer.model, EpisodicTrainingArguments(**settings), processing_class=trainer.processing_class
-    )
-    assert unnamed.args.model == "me/own"
+    args = EpisodicTrainingArguments(model="me/own", output_dir=str(tmp_path))
+    for name in ("", None):
+        trainer.model.name_or_path = name
+        unnamed = EpisodicTrainer(trainer.model, args, processing_class=trainer.processing_class)
+        assert unnamed.args.model == "me/own"
 
 
 def test_a_loss_comes_alone_or_with_the_output(make):
@@ -153,7 +154,11 @@ def test_the_log_history_is_transformers_with_steps_and_eval_names(make):
     }
     assert (first["episode"], first["step"], first["epoch"]) == (4, 1, 0.25)
     assert set(last) == {"eval_accuracy", "eval_interval", "episode", "step", "epoch"}
-    assert trainer.state.best_metric == max(line.get("eval_accuracy", 0) for line in trainer.log_history)
+    best = max(
+        (line for line in trainer.log_history if "eval_accuracy" in line), key=lambda line: line["eval_accuracy"]
+    )
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (best["eval_accuracy"], best["step"])
+    assert trainer.state.best_model_checkpoint == str(trainer.output_dir / "best")
 
 
 def test_the_training_loss_is_the_mean_of_the_log(make):
@@ -251,12 +256,19 @@ class StopAt(TrainerCallback):
 def test_a_callback_stops_a_run_that_then_goes_on_exactly(make, tmp_path):
     make(name="whole").train()
     stopped = make(callbacks=[StopAt(3)])
+    for name in ("state", "best", "last"):  # of a run that died while it saved
+        (tmp_path / "run" / f"{name}.new").mkdir(parents=True)
+        (tmp_path / "run" / f"{name}.new" / "half.bin").write_bytes(b"half")
     stopped.train()
     assert stopped.episodes_done == 12
     assert (tmp_path / "run" / "state" / "progress.json").is_file()
+    assert (tmp_path / "run" / "training.png").is_file()
+    assert not list((tmp_path / "run").rglob("half.bin"))
     with pytest.raises(ValueError, match=r"holds a run already: --resume \(resume_from_checkpoint=True\)"):
         make().train()
-    make().train(resume_from_checkpoint=True)
+    recorder = Recorder()
+    make(callbacks=[recorder]).train(resume_from_checkpoint=True)
+    assert (recorder.events[1], recorder.epochs[1]) == (("on_train_begin", 3), 0.75)
     whole, resumed = (read_log(tmp_path / name) for name in ("whole", "run"))
     stopped_at = {"episode": 12, "kind": "validation"}
     assert [line for line in resumed if not stopped_at.items() <= line.items()] == whole
@@ -323,7 +335,7 @@ class Recorder(TrainerCallback):
     """Every event, with what transformers hands to callbacks."""
 
     def __init__(self):
-        self.events, self.logs = [], []
+        self.events, self.logs, self.epochs = [], [], []
 
     def __getattribute__(self, name):
         if not name.startswith("on_"):
@@ -332,6 +344,7 @@ class Recorder(TrainerCallback):
         def record(args, state, control, **details):
             assert {"model", "processing_class", "optimizer", "train_dataloader"} <= set(details)
             self.events.append((name, state.global_step))
+            self.epochs.append(state.epoch)
             if name == "on_log":
                 self.logs.append(details["logs"])
             if name == "on_evaluate":
@@ -349,7 +362,9 @@ def test_callbacks_hear_of_every_event_in_transformers_order(make):
     names = [name for name, _ in recorder.events]
     checked = [*update, "on_log", "on_evaluate", "on_save"]
     assert names == ["on_init_end", "on_train_begin", *update, *logged, *update, *checked, "on_train_end"]
-    assert [step for name, step in recorder.events if name == "on_step_end"] == [1, 2, 3, 4]
+    of_updates = [place for place, (name, _) in enumerate(recorder.events) if name == "on_step_end"]
+    assert [recorder.events[place][1] for place in of_updates] == [1, 2, 3, 4]
+    assert [recorder.epochs[place] for place in of_updates] == [0.25, 0.5, 0.75, 1.0]
     assert [logs["loss"] for logs in recorder.logs] == train_losses(trainer)
 
 
@@ -424,6 +439,9 @@ def test_training_classes_are_evaluated_beside_the_features_that_they_trained_on
     assert again.accuracy == result.accuracy
     features = trainer.output_dir / "features"
     assert {path.name for path in features.iterdir()} == {"train", "train_evaluated", "validation", "other"}
+    shutil.rmtree(features)
+    make(freeze_vision=True, **QUICK).train(resume_from_checkpoint=True)
+    assert not features.exists()  # a finished run needs no features
 
 
 def test_an_optimizer_that_is_set_after_a_training_is_the_next_ones(make):
@@ -436,6 +454,39 @@ def test_an_optimizer_that_is_set_after_a_training_is_the_next_ones(make):
     trainer.output_dir = trainer.output_dir.with_name("other")
     trainer.train()
     assert trainer.optimizer is ours is not made
+
+
+def test_a_resumed_update_has_all_its_forwards_if_their_size_has_changed(make):
+    make(callbacks=[StopAt(1)], episodes_per_forward=2, **QUICK).train()
+    recorder = Recorder()
+    make(callbacks=[recorder], **QUICK).train(resume_from_checkpoint=True)
+    assert [name for name, _ in recorder.events].count("on_substep_end") == 3
+
+
+def test_layers_are_computed_again_in_the_backward_pass_when_asked(make):
+    calls = {}
+    for asked in (False, True):
+        trainer = make(gradient_checkpointing=asked)
+        loader, layers = trainer._prepare(None), []
+        trainer.wrapped_model.train()
+        tower = trainer.model.clip.vision_model
+        tower.encoder.layers[0].layer_norm1.register_forward_hook(lambda *_, layers=layers: layers.append(1))
+        trainer._forward_and_backward(next(iter(loader)), 0)
+        calls[asked] = len(layers)
+        kernel = tower.embeddings.patch_embedding.weight
+        assert not kernel.is_contiguous(memory_format=torch.channels_last)
+    assert calls[True] == 2 * calls[False] > 0
+
+
+def test_kernels_of_a_resnet_are_laid_out_as_they_compute_fastest(splits, tmp_path):
+    save_tiny_resnet_clip(tmp_path / "resnet")
+    settings = {"n_way": 3, "train_n_query": 1, "n_shot": [1], "report_to": "none"}
+    args = EpisodicTrainingArguments(output_dir=str(tmp_path / "run"), **settings)
+    model = model_of_tiny_clip(tmp_path / "resnet")
+    processor = CLIPFSARProcessor.from_pretrained(tmp_path / "resnet", num_frames=4)
+    trainer = EpisodicTrainer(model, args, splits["train"], processing_class=processor)
+    trainer._prepare(None)
+    assert trainer.model.clip.vision_model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("trained", [{}, {"lora_rank": 2}], ids=["all weights", "LoRA"])
@@ -675,15 +726,23 @@ def test_a_validation_of_ones_own_chooses_the_best_model(make, tmp_path):
     assert "the model of episode 8" in (tmp_path / "run" / "best" / "README.md").read_text()
 
 
-def test_uploading_saves_first_and_needs_a_name(make, monkeypatch, tmp_path):
+def test_uploading_saves_first_and_needs_a_name(make, splits, monkeypatch, tmp_path):
     uploads = []
     monkeypatch.setattr(
         "clipfsar.training.trainer.push_folder",
         lambda folder, *details: uploads.append((Path(folder), details)) or "url",
     )
-    trainer = make(episodes=4, eval_every=4, hub_private=False, hub_revision="v2")
+    recorder = Recorder()
+    settings = {"episodes": 4, "eval_every": 4, "eval_episodes": 2, "hub_private": False, "hub_revision": "v2"}
+    trainer = make(callbacks=[recorder], **settings)
     trainer.train()
+    trainer.evaluate(splits["test"], n_shot=2, n_episodes=31, inference_modes="zero_shot")
     with pytest.raises(ValueError, match="no repository to upload to: pass repo_id='USER/NAME'"):
         trainer.push_to_hub()
     assert trainer.push_to_hub("me/actions") == "url"
     assert uploads == [(tmp_path / "run" / "best", ("me/actions", False, "v2", "Upload CLIP-FSAR model"))]
+    assert recorder.events[-1] == ("on_push_begin", 1)
+    assert "| 3 | 2 | zero_shot |" in (tmp_path / "run" / "best" / "README.md").read_text()
+    trainer.args.push_to_hub = "me/default"
+    trainer.push_to_hub(commit_message="Again")
+    assert uploads[-1][1] == ("me/default", False, "v2", "Again")

@@ -1,6 +1,7 @@
 """The parts of a training run, one by one: what reaches the accelerator, the loader, the trackers and the messages."""
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from golden.formula_model import tiny_model
 from safetensors import safe_open
 from tiny_data import random_clip, tiny_model_and_processor
-from transformers import CLIPModel
+from transformers import CLIPModel, EarlyStoppingCallback
 
 import clipfsar.training.accelerator as accelerators
 import clipfsar.training.trainer as training
@@ -222,6 +223,44 @@ def test_the_bar_is_shown_by_the_first_process_alone_and_needs_no_loss():
         assert bar._bar.disable == (not is_first)
     bar.on_log(args, None, None)
     bar.on_log(args, None, None, logs={"of_a_callback": 1.0})
+
+
+def test_callbacks_come_and_go(make):
+    trainer = make()
+    one, other = EarlyStoppingCallback(), EarlyStoppingCallback()
+    trainer.add_callback(one)
+    trainer.add_callback(other)
+    assert trainer.callback_handler.callbacks[-2:] == [one, other]
+    trainer.remove_callback(one)
+    assert trainer.pop_callback(other) is other
+    assert EarlyStoppingCallback not in {type(callback) for callback in trainer.callback_handler.callbacks}
+
+
+def test_a_test_split_that_selects_is_the_validation_split(make):
+    trainer = make(select_on="test")
+    assert trainer._splits() == {"train": trainer.train_split, "test": trainer.eval_split}
+    assert (trainer.train_split.name, trainer.eval_split.name) == ("train", "test")
+    trainer = make()
+    trainer.test_split = "the test"
+    assert list(trainer._splits()) == ["train", "validation", "test"]
+
+
+def test_python_closes_a_trainer_that_is_left_open_once_and_for_all(make, monkeypatch):
+    registered, calls = [], []
+    monkeypatch.setattr(training.atexit, "register", lambda *what: registered.append(what))
+    trainer = make()
+    trainer.accelerator = SimpleNamespace(
+        free_memory=lambda: calls.append("free"), end_training=lambda: calls.append("end")
+    )
+    trainer.wrapped_model, trainer.wrapped_optimizer = object(), object()
+    ((at_exit, *what),) = registered
+    at_exit(*what)
+    trainer.close()
+    assert calls == ["free", "end"]
+    assert (trainer.accelerator, trainer.wrapped_model, trainer.wrapped_optimizer) == (None, None, None)
+    del trainer
+    gc.collect()
+    at_exit(*what)  # nothing is left to close
 
 
 # --- checks of the data -----------------------------------------------------------------------------------------------

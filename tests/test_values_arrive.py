@@ -618,7 +618,7 @@ def test_pictures_of_a_run_are_drawn_at_the_end_and_seldom_before(tmp_path, monk
     monkeypatch.setattr(run_folder, "plot_training", lambda records, path: drawn.append((now[0], path.name)))
     monkeypatch.setattr(run_folder.time, "monotonic", lambda: now[0])
     log = TrainingLog(tmp_path / "training_log.jsonl", 0, is_main_process=True)
-    for now[0] in (101.0, 109.0, 111.0, 115.0, 122.0):
+    for now[0] in (101.0, 110.0, 111.0, 115.0, 122.0):
         log.draw(is_final=False)
     now[0] = 123.0
     log.draw(is_final=True)
