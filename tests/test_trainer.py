@@ -292,8 +292,12 @@ def test_results_of_an_earlier_end_are_removed_when_training_goes_on_and_only_th
         state = TrainerState(global_step=done, max_steps=4, is_world_process_zero=is_main)
         RemoveOldResults().on_train_begin(args, state, None)
     assert old.exists()
-    _train_and_test(make(episodes=4, eval_every=4, eval_episodes=2, test_episodes=0), None)
+    settings = {"episodes": 4, "eval_every": 4, "eval_episodes": 2, "test_episodes": 0}
+    _train_and_test(make(**settings), None)
     assert not old.exists()
+    finished = make(**settings, resume=True)
+    assert list(_train_and_test(finished, None)) == []
+    assert finished.episodes_done == 4
 
 
 def test_zero_episodes_and_zero_shots_are_refused_instead_of_replaced(make, splits):

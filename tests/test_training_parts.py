@@ -154,10 +154,10 @@ def test_a_trainer_is_on_the_device_and_in_the_process_of_its_accelerator(make):
 
 
 def test_a_loader_has_the_settings_of_the_run(make):
-    trainer = make(num_workers=1, episodes_per_forward=2, preprocess_on_device=True)
+    trainer = make(episodes=40, num_workers=1, episodes_per_forward=2, preprocess_on_device=True)
     split = trainer.train_split
     trainer.episodes = trainer._training_episodes(split)
-    trainer.episodes_done = 1996
+    trainer.episodes_done = 36
     trainer.accelerator = SimpleNamespace(device=torch.device("cuda"))
     loader = trainer._make_loader(split)
     assert (loader.num_workers, loader.batch_size, len(loader)) == (1, 2, 2)  # four episodes are left
