@@ -24,8 +24,9 @@ import clipfsar.training.accelerator as accelerators
 import clipfsar.training.trainer as training
 from clipfsar.checked_files import write_checksums
 from clipfsar.data.video_split import VideoSplit
+from clipfsar.locks import LOCK_NAME
 from clipfsar.processes import ignore_sigterm
-from clipfsar.training import checks
+from clipfsar.training import checks, program
 from clipfsar.training.accelerator import make_accelerator
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
 from clipfsar.training.callbacks import EpisodicProgressCallback
@@ -42,6 +43,7 @@ from clipfsar.training.trainable import (
     save_trained_model,
     trainable_report,
 )
+from modeling_clipfsar import CLIPFSARModel
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -65,10 +67,12 @@ COLUMNS = {"video_column": "clip", "label_column": "action"}
 def make(tmp_path):
     """A trainer that has not read anything; keywords are arguments."""
 
-    def make_trainer(trained_on=True, validates=True, accelerator=None, **overrides) -> training.EpisodicTrainer:
+    def make_trainer(
+        trained_on=True, validates=True, accelerator=None, trainer_class=training.EpisodicTrainer, **overrides
+    ):
         model, processor = tiny_model_and_processor()
         settings = {"output_dir": str(tmp_path / "run"), "report_to": "none", "n_way": 2, "test_episodes": 9, **COLUMNS}
-        return training.EpisodicTrainer(
+        return trainer_class(
             model,
             EpisodicTrainingArguments(**settings | overrides),
             labelled(b=9, c=8, a=7) if trained_on else None,
@@ -161,6 +165,7 @@ def test_a_loader_has_the_settings_of_the_run(make):
     trainer.accelerator = SimpleNamespace(device=torch.device("cuda"))
     loader = trainer._make_loader(split)
     assert (loader.num_workers, loader.batch_size, len(loader)) == (1, 2, 2)  # four episodes are left
+    assert (len(trainer.episodes), trainer.episodes.class_names) == (40, ["a", "b", "c"])
     assert loader.worker_init_fn is ignore_sigterm
     assert loader.pin_memory
     assert (loader.collate_fn.training, loader.collate_fn.only_read) == (True, True)
@@ -301,6 +306,26 @@ def test_results_are_a_tests_only_for_classes_that_shaped_nothing():
     assert counts(of_validation, select_on="test")
     assert not counts(of_training, select_on="test")
     assert checks.is_of_test_classes(test, None, None, EpisodicTrainingArguments())
+
+
+def test_a_split_that_is_too_small_to_train_is_named_with_the_options():
+    args = EpisodicTrainingArguments(n_way=2, train_n_shot=2, train_n_query=3, seed=7)
+    sampler = checks.training_sampler(split_of("train", a=5, b=6), args)
+    assert (sampler.n_way, sampler.n_shot, sampler.n_query, sampler.seed) == (2, 2, 3, 7)
+    message = (
+        "^Split 'train' cannot be used for training with --n_way 2, --train_n_shot 2 and --train_n_query 3: Class 'b' "
+        "has 4 videos"
+    )
+    with pytest.raises(ValueError, match=message):
+        checks.training_sampler(split_of("train", a=5, b=4), args)
+
+
+def test_splits_may_share_classes_only_if_that_is_allowed():
+    splits = {"train": split_of("train", red=9, blue=9), "validation": split_of("validation", red=9, pink=9)}
+    settings = {"n_way": 2, "label_column": "action"}
+    checks.check_classes(splits, EpisodicTrainingArguments(**settings, allow_shared_classes=True), tests=True)
+    with pytest.raises(ValueError, match="'train' and 'validation' share 1 classes: red"):
+        checks.check_classes(splits, EpisodicTrainingArguments(**settings))
 
 
 def test_all_numbers_of_a_sampler_that_differ_are_named():
@@ -613,6 +638,16 @@ def test_new_layers_of_a_plain_clip_are_those_of_the_seed(options):
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
+def test_new_layers_of_the_program_are_those_of_from_pretrained(options, tiny_clip):
+    layers = {"alignment": "trx", "temporal_num_layers": 2}
+    torch.manual_seed(5)
+    expected = CLIPFSARModel.from_pretrained(tiny_clip, for_training=True, num_frames=4, **layers).state_dict()
+    trainer, _ = make_trainer(options(seed=5, **layers))
+    found = trainer.model.state_dict()
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
 def test_a_model_in_half_precision_trains_in_float32(options, tiny_clip, tmp_path):
     half = shutil.copytree(tiny_clip, tmp_path / "half")
     CLIPModel.from_pretrained(tiny_clip, dtype=torch.bfloat16).save_pretrained(half)
@@ -641,6 +676,20 @@ def test_a_missing_file_of_class_texts_is_named(options, tmp_path):
         make_trainer(options(class_texts="owner/texts"))
 
 
+def test_data_without_a_training_split_are_refused(options, tmp_path):
+    args = options()
+    DatasetDict({"validation": labelled(y=9, x=9), "test": labelled(v=9, u=5)}).save_to_disk(tmp_path / "other")
+    args.dataset = str(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other has no split 'train'; it has validation, test\.$"):
+        make_trainer(args)
+
+
+def test_a_test_split_that_is_too_small_is_refused_before_a_model_is_loaded(options, monkeypatch):
+    monkeypatch.setattr(program, "CLIPFSARModel", None)
+    with pytest.raises(ValueError, match="'test' cannot be used 2-way 5-shot: Class 'u' has 5 videos"):
+        make_trainer(options(n_shot=5))
+
+
 def test_a_run_that_is_there_already_is_refused_before_the_data_are_read(options, tmp_path):
     args = options()
     shutil.rmtree(tmp_path / "data")
@@ -649,3 +698,26 @@ def test_a_run_that_is_there_already_is_refused_before_the_data_are_read(options
     (tmp_path / "run" / "state" / "progress.json").write_text("{}")
     with pytest.raises(ValueError, match="run holds a run already"):
         make_trainer(args)
+
+
+class Noting(training.EpisodicTrainer):
+    """Trains nothing and notes what it is told to do, and whether its folder was locked then."""
+
+    def note(self, *what):
+        self.noted = [*getattr(self, "noted", ()), (*what, (self.output_dir / LOCK_NAME).exists())]
+
+    def train(self, resume_from_checkpoint=None):
+        self.note("train", resume_from_checkpoint)
+
+    def push_to_hub(self):
+        self.note("upload")
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_run_trains_uploads_without_a_test_and_closes(make, monkeypatch, resumes):
+    trainer = make(trainer_class=Noting, resume=resumes, push_to_hub="me/model" if resumes else None)
+    monkeypatch.setattr(program, "make_trainer", lambda args: (trainer, None))
+    assert list(program.run(trainer.args)) == []
+    assert trainer.noted == [("train", resumes, True), ("upload", True)][: 1 + resumes]
+    assert trainer.accelerator is None
+    assert not (trainer.output_dir / "results.json").exists()
