@@ -627,12 +627,13 @@ def options(tiny_clip, tmp_path):
     return make_options
 
 
-def test_new_layers_of_a_plain_clip_are_those_of_the_seed(options):
+def test_new_layers_of_a_plain_clip_are_those_of_the_seed(options, caplog):
     layers = []
     for outer, seed in ((1, 5), (2, 5), (3, 6)):
         torch.manual_seed(outer)
         trainer, _ = make_trainer(options(seed=seed))
         layers.append(trainer.model.temporal_transformer.state_dict())
+    assert caplog.text.count("is a plain CLIP: the layers of CLIP-FSAR are new and need training.") == 3
     first, second, third = layers
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], third[name]) for name in first)

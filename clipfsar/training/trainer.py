@@ -504,7 +504,7 @@ class EpisodicTrainer:
             collator = EpisodeCollator(self.processing_class, training=True, only_read=args.preprocess_on_device)
             self._finish_batch = collator.finish
         return DataLoader(
-            Subset(self.episodes, to_come) if len(to_come) else self.episodes,
+            Subset(self.episodes, to_come),
             batch_size=args.episodes_per_forward,
             collate_fn=collator,
             num_workers=0 if args.trains_on_features else args.num_workers,
