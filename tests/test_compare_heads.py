@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.references import REFERENCES, GaussianDiscriminant, LinearProbe, NearestMean, TipAdapter
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.training import train_heads
+from clipfsar.training.arguments import EpisodicTrainingArguments
 from heads_clipfsar import HEADS, own_alignments
 
 OWN_HEAD = '''
@@ -206,6 +208,37 @@ def test_every_head_is_trained_with_the_same_seeds_on_the_same_features(tmp_path
         (str(tmp_path / "trained" / "features"), True, True)
     }
     assert folders["trx, trained"] == [str(tmp_path / "trained" / "trx" / f"seed_{n}" / "best") for n in range(2)]
+    compared = []
+    monkeypatch.setattr(train_heads, "compare", lambda *given: compared.append(given))
+    arguments = CompareArguments(**given, train_seeds=2)
+    train_heads.main(arguments)
+    assert compared == [(arguments, folders)]
+
+
+def test_a_head_trains_with_the_settings_of_the_comparison_and_without_a_test_of_its_own():
+    numbers = {"n_way": 4, "n_shot": [2, 3], "num_workers": 1}
+    given = {"models": ["me/clip", "me/other"], "dataset": "me/videos", "output_dir": "out", "train_heads": ["trx"]}
+    arguments = CompareArguments(**given, **numbers, train_seeds=4, train_episodes=1640)
+    made = asdict(train_heads.training_of(arguments, "trx", 3))
+    defaults = asdict(EpisodicTrainingArguments())
+    assert {name: value for name, value in made.items() if value != defaults[name]} == numbers | {
+        "model": "me/clip",
+        "dataset": "me/videos",
+        "output_dir": "out/trained/trx/seed_3",
+        "features_dir": "out/trained/features",
+        "freeze_vision": True,
+        "alignment": "trx",
+        "seed": 3,
+        "episodes": 1640,
+        "eval_every": 164,
+        "test_episodes": 0,
+        "learning_rate": 1e-4,
+        "report_to": "none",
+        "resume": True,
+    }
+    few = CompareArguments(**given, train_episodes=100)
+    assert train_heads.training_of(few, "trx", 0).eval_every == 8
+    assert train_heads.training_of(replace(few, train_episodes=36), "trx", 0).eval_every == 4
 
 
 def test_trainings_need_a_folder_and_two_seeds():

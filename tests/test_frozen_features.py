@@ -58,8 +58,11 @@ def test_episodes_on_features_give_the_losses_of_the_same_episodes_on_pixels(spl
     torch.testing.assert_close(found.logits, model(**pixels, base_class_embeds=texts).logits, rtol=0, atol=1e-5)
 
 
-def test_draws_are_random_frames_that_depend_on_nothing_but_seed_draw_and_video(encode, tmp_path, split):
+def test_draws_are_random_frames_that_depend_on_nothing_but_seed_draw_and_video(encode, tmp_path, split, capsys):
     features = encode(2)
+    shown = capsys.readouterr().err
+    assert "encoding training videos (1 of 2)" in shown
+    assert "encoding training videos (2 of 2)" in shown
     assert features.shape == (len(split), 2, 3, 16)
     differs = (features[:, 0] - features[:, 1]).abs().amax((1, 2)) > 1e-4
     assert differs.float().mean() > 0.8  # of so few frames, the same may be drawn twice

@@ -17,7 +17,7 @@ from clipfsar.inference.load_model import load_model
 from clipfsar.locks import LOCK_NAME, FolderInUseError
 from clipfsar.training import checks, program
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
-from clipfsar.training.run_folder import TrainingLog
+from clipfsar.training.run_folder import TrainingLog, find_saved_state
 from clipfsar.training.trainer import EpisodicTrainer
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -131,6 +131,51 @@ def test_a_run_of_an_earlier_version_goes_on_with_one_notice_and_is_recorded_the
     assert "did not record its data" in notes[1]
     trainer.train(resume_from_checkpoint=True)
     assert trainer_of(video_splits(folder), tiny_clip, run)._checked_state(True)[1] == []
+    for name in ("state", "best", "last"):
+        (run / name / CHECKSUMS).unlink()
+    trainer._checked_state(True)
+    (run / "best" / "README.md").write_text("A card of one's own.")
+    assert trainer._checked_state(True)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("state", "optimizer.bin"), ("state", "progress.json"), ("best", "model.safetensors")]
+)
+def test_a_list_of_checksums_that_has_lost_a_line_is_found_on_resume(folder, tiny_clip, run, name, file):
+    path = run / name / CHECKSUMS
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.endswith(f"  {file}\n")))
+    with pytest.raises(
+        DamagedFileError, match=f"{CHECKSUMS} has no checksum of {file}: put back a copy .* {run / name}"
+    ):
+        trainer_of(video_splits(folder), tiny_clip, run)._checked_state(True)
+
+
+def test_files_that_people_put_beside_the_best_model_are_no_damage(folder, tiny_clip, run):
+    (run / "best" / "README.md").write_text("A card of one's own.")
+    (run / "best" / "support_set.safetensors").write_bytes(b"classes")
+    (run / "state" / ".nfs0001").write_bytes(b"of a network disk")
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    assert trainer._checked_state(True) == (run / "state", [])
+
+
+def test_a_best_folder_without_weights_is_found_on_resume(folder, tiny_clip, run):
+    shutil.rmtree(run / "best")
+    (run / "best").mkdir()
+    with pytest.raises(DamagedFileError, match=r"best holds no model\*\.safetensors: put back .*, or delete .*best: "):
+        trainer_of(video_splits(folder), tiny_clip, run)._checked_state(True)
+
+
+def test_a_new_run_has_nothing_to_say_about_its_folder_and_a_resumed_one_has(folder, tiny_clip, run, tmp_path):
+    trainer = trainer_of(video_splits(folder), tiny_clip, tmp_path / "new")
+    assert trainer._checked_state(False) == (None, [])
+    (note,) = trainer._checked_state(True)[1]
+    assert note == f"--resume: there is no checkpoint in {tmp_path / 'new'} yet; starting from the beginning."
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    for resume in (True, run, str(run / "state")):
+        assert trainer._find_saved_state(resume) == run / "state"
+    (run / "state").rename(run / "state.old")  # the process died between two renames
+    assert trainer._find_saved_state(True) == run / "state"
 
 
 # --- other data -------------------------------------------------------------------------------------------------------
@@ -226,8 +271,11 @@ def test_a_second_run_in_one_folder_is_refused_and_the_first_goes_on(folder, tin
     assert trainer.episodes_done == 8
     assert second.second.episodes_done == 0
     assert not (tmp_path / "run" / LOCK_NAME).exists()
-    with trainer.writing(), pytest.raises(FolderInUseError, match="name another --output_dir"):
-        second.second.save_model()
+    with trainer.writing():
+        with pytest.raises(FolderInUseError, match="name another --output_dir"):
+            second.second.save_model()
+        second.second.save_model(tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "model.safetensors").is_file()
 
 
 def test_the_program_is_refused_before_it_loads_a_model(folder, tiny_clip, run, monkeypatch):
@@ -283,6 +331,11 @@ def test_saving_a_model_deletes_nothing_of_anybody_else(folder, tiny_clip, run, 
         assert (run / "best" / "support_set.json").read_text() == "{}"
         assert (run / "best" / "notes" / "2024" / "why.txt").read_text() == "because"
     assert sorted(path.name for path in tmp_path.iterdir() if "home" in path.name) == ["home", "home.new", "home.old"]
+    for other in (tmp_path / "elsewhere" / "best", run / "mine"):  # named like a run's folder, or in a run
+        other.mkdir(parents=True)
+        (other / "thesis.tex").write_text("years of work")
+        trainer.save_model(other)
+        assert (other / "thesis.tex").read_text() == "years of work"
     assert torch.equal(
         CLIPFSARProcessor.from_pretrained(home).process_videos([np.zeros((4, 16, 16, 3), np.uint8)]),
         trainer.processing_class.process_videos([np.zeros((4, 16, 16, 3), np.uint8)]),
@@ -302,6 +355,39 @@ def test_models_of_a_run_whose_state_is_gone_are_not_replaced(folder, tiny_clip,
     with pytest.raises(ValueError, match="whose state is gone"):
         trainer.train(resume_from_checkpoint=True)
     assert (run / "best" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("there", "resumes", "answer"),
+    [
+        ((), True, None),
+        (("state/progress.json", "best/config.json"), True, "state"),
+        (("state.old/progress.json",), True, "state.old"),
+        (("state.old/progress.json",), False, "holds a run already"),
+        (("best/config.json",), True, None),  # died before its first checkpoint
+        (("best/config.json",), False, r"whose state is gone \(best\)"),
+        (("last/config.json",), False, r"whose state is gone \(last\)"),
+        (("last/config.json", "results.json"), True, r"whose state is gone \(last\)"),
+        (("results.json",), False, None),
+    ],
+)
+def test_a_state_is_found_or_what_keeps_a_run_from_beginning(tmp_path, there, resumes, answer):
+    for name in there:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    if answer in (None, "state", "state.old"):
+        assert find_saved_state(tmp_path, resumes) == (tmp_path / answer if answer else None)
+    else:
+        with pytest.raises(ValueError, match=answer):
+            find_saved_state(tmp_path, resumes)
+
+
+def test_a_state_of_fsdp_is_not_resumed_without_it(folder, tiny_clip, run):
+    path = run / "state" / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fsdp": "SHARDED_STATE_DICT"}))
+    (run / "state" / CHECKSUMS).unlink()
+    with pytest.raises(ValueError, match=r"was saved with FSDP 2 \(SHARDED_STATE_DICT\) and cannot continue without"):
+        trainer_of(video_splits(folder), tiny_clip, run)._checked_state(True)
 
 
 @pytest.mark.parametrize("damage", ["a bit", "a byte that is no text", "a line less"])
@@ -336,7 +422,10 @@ def test_damage_to_any_line_of_a_long_log_is_found(tmp_path, line):
 def test_lines_that_are_no_records_are_left_out_and_a_deleted_log_begins_anew(folder, tiny_clip, run):
     log = run / "training_log.jsonl"
     kept = log.read_text()
-    log.write_bytes(log.read_bytes() + b'[1]\n{"kind": "train"}\n\xff\xfe\n{"episode": 8, "kind')
+    log.write_bytes(
+        log.read_bytes()
+        + b'[1]\n{"kind": "train"}\n{"episode": 2}\n{"episode": "4", "kind": "train"}\n\xff\xfe\n{"episode": 8, "kind'
+    )
     trainer_of(video_splits(folder), tiny_clip, run).train(resume_from_checkpoint=True)
     assert log.read_text().startswith(kept)
     log.unlink()

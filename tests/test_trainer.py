@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from tiny_data import (
     read_log,
     run_in_children,
     save_tiny_clip,
+    save_tiny_resnet_clip,
     training_arguments,
     video_splits,
     write_video_folder,
@@ -31,6 +33,8 @@ from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+QUICK = {"episodes": 8, "eval_every": 8, "eval_episodes": 2}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +110,40 @@ def test_after_training_the_model_has_the_best_weights_and_saves_them_with_the_r
         assert CLIPFSARModel.from_pretrained(folder).config.num_frames == 4
 
 
+def test_a_kept_adapter_stays_beside_the_best_model_however_often_it_is_saved(make, splits, tmp_path):
+    pytest.importorskip("peft")
+    trainer = make(**QUICK, lora_rank=2, keep_adapter=True)
+    trainer.train()
+    names = ("run/best", "elsewhere", "run/last")
+    adapters = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in names]
+    trained = adapters[0].read_bytes()
+    trainer.save_model()  # without results
+    trainer.evaluate(splits["test"], n_shot=1, n_episodes=4)
+    trainer.save_model()
+    trainer.save_model(tmp_path / "elsewhere")
+    assert [path.read_bytes() == trained for path in adapters] == [True, True, True]  # the first validation is the last
+    trainer.args.keep_adapter = False
+    trainer.save_model()
+    assert not adapters[0].exists()
+
+
+def test_a_run_is_of_the_model_that_it_was_given(make, tiny_clip, tmp_path):
+    trainer = make()
+    assert trainer.args.model == str(tiny_clip)
+    args = EpisodicTrainingArguments(model="me/own", output_dir=str(tmp_path))
+    for name in ("", None):
+        trainer.model.name_or_path = name
+        unnamed = EpisodicTrainer(trainer.model, args, processing_class=trainer.processing_class)
+        assert unnamed.args.model == "me/own"
+
+
+def test_a_loss_comes_alone_or_with_the_output(make):
+    trainer = make()
+    outputs = SimpleNamespace(loss=torch.tensor(2.5))
+    assert trainer.compute_loss(lambda **inputs: outputs, {}) is outputs.loss
+    assert trainer.compute_loss(lambda **inputs: outputs, {}, return_outputs=True) == (outputs.loss, outputs)
+
+
 def test_the_log_history_is_transformers_with_steps_and_eval_names(make):
     trainer = make()
     trainer.train()
@@ -116,7 +154,11 @@ def test_the_log_history_is_transformers_with_steps_and_eval_names(make):
     }
     assert (first["episode"], first["step"], first["epoch"]) == (4, 1, 0.25)
     assert set(last) == {"eval_accuracy", "eval_interval", "episode", "step", "epoch"}
-    assert trainer.state.best_metric == max(line.get("eval_accuracy", 0) for line in trainer.log_history)
+    best = max(
+        (line for line in trainer.log_history if "eval_accuracy" in line), key=lambda line: line["eval_accuracy"]
+    )
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (best["eval_accuracy"], best["step"])
+    assert trainer.state.best_model_checkpoint == str(trainer.output_dir / "best")
 
 
 def test_the_training_loss_is_the_mean_of_the_log(make):
@@ -127,12 +169,17 @@ def test_the_training_loss_is_the_mean_of_the_log(make):
     assert output.training_loss == pytest.approx(sum(losses) / 3)
 
 
-def test_results_on_validation_classes_do_not_become_those_of_the_card(make, splits):
+def test_results_on_validation_classes_do_not_become_those_of_the_card(make, splits, caplog):
     trainer = make()
     quick = {"n_shot": [1], "inference_modes": "few_shot", "n_episodes": 4}
+    caplog.clear()
     trainer.evaluate(**quick)
+    assert not caplog.messages
     trainer.evaluate(splits["validation"], **quick)  # the same classes as an object
     trainer.evaluate(splits["train"], **quick)
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "Classes of this data set trained or selected the model"
+    ] * 2
     assert not trainer.results
     assert list(trainer.results) == []
     tested = trainer.evaluate(splits["test"], **quick)
@@ -209,12 +256,19 @@ class StopAt(TrainerCallback):
 def test_a_callback_stops_a_run_that_then_goes_on_exactly(make, tmp_path):
     make(name="whole").train()
     stopped = make(callbacks=[StopAt(3)])
+    for name in ("state", "best", "last"):  # of a run that died while it saved
+        (tmp_path / "run" / f"{name}.new").mkdir(parents=True)
+        (tmp_path / "run" / f"{name}.new" / "half.bin").write_bytes(b"half")
     stopped.train()
     assert stopped.episodes_done == 12
     assert (tmp_path / "run" / "state" / "progress.json").is_file()
+    assert (tmp_path / "run" / "training.png").is_file()
+    assert not list((tmp_path / "run").rglob("half.bin"))
     with pytest.raises(ValueError, match=r"holds a run already: --resume \(resume_from_checkpoint=True\)"):
         make().train()
-    make().train(resume_from_checkpoint=True)
+    recorder = Recorder()
+    make(callbacks=[recorder]).train(resume_from_checkpoint=True)
+    assert (recorder.events[1], recorder.epochs[1]) == (("on_train_begin", 3), 0.75)
     whole, resumed = (read_log(tmp_path / name) for name in ("whole", "run"))
     stopped_at = {"episode": 12, "kind": "validation"}
     assert [line for line in resumed if not stopped_at.items() <= line.items()] == whole
@@ -238,8 +292,12 @@ def test_results_of_an_earlier_end_are_removed_when_training_goes_on_and_only_th
         state = TrainerState(global_step=done, max_steps=4, is_world_process_zero=is_main)
         RemoveOldResults().on_train_begin(args, state, None)
     assert old.exists()
-    _train_and_test(make(episodes=4, eval_every=4, eval_episodes=2, test_episodes=0), None)
+    settings = {"episodes": 4, "eval_every": 4, "eval_episodes": 2, "test_episodes": 0}
+    _train_and_test(make(**settings), None)
     assert not old.exists()
+    finished = make(**settings, resume=True)
+    assert list(_train_and_test(finished, None)) == []
+    assert finished.episodes_done == 4
 
 
 def test_zero_episodes_and_zero_shots_are_refused_instead_of_replaced(make, splits):
@@ -281,7 +339,7 @@ class Recorder(TrainerCallback):
     """Every event, with what transformers hands to callbacks."""
 
     def __init__(self):
-        self.events, self.logs = [], []
+        self.events, self.logs, self.epochs = [], [], []
 
     def __getattribute__(self, name):
         if not name.startswith("on_"):
@@ -290,6 +348,7 @@ class Recorder(TrainerCallback):
         def record(args, state, control, **details):
             assert {"model", "processing_class", "optimizer", "train_dataloader"} <= set(details)
             self.events.append((name, state.global_step))
+            self.epochs.append(state.epoch)
             if name == "on_log":
                 self.logs.append(details["logs"])
             if name == "on_evaluate":
@@ -307,7 +366,9 @@ def test_callbacks_hear_of_every_event_in_transformers_order(make):
     names = [name for name, _ in recorder.events]
     checked = [*update, "on_log", "on_evaluate", "on_save"]
     assert names == ["on_init_end", "on_train_begin", *update, *logged, *update, *checked, "on_train_end"]
-    assert [step for name, step in recorder.events if name == "on_step_end"] == [1, 2, 3, 4]
+    of_updates = [place for place, (name, _) in enumerate(recorder.events) if name == "on_step_end"]
+    assert [recorder.events[place][1] for place in of_updates] == [1, 2, 3, 4]
+    assert [recorder.epochs[place] for place in of_updates] == [0.25, 0.5, 0.75, 1.0]
     assert [logs["loss"] for logs in recorder.logs] == train_losses(trainer)
 
 
@@ -335,7 +396,8 @@ class DieAfterSaving(TrainerCallback):
 
 def test_a_line_of_the_log_is_the_mean_of_all_its_episodes_also_after_a_resume(make, tmp_path):
     settings = {"episodes": 20, "eval_every": 20, "log_every": 20, "eval_episodes": 2}
-    make(name="whole", **settings).train()
+    whole = make(name="whole", **settings)
+    assert [whole.train().training_loss] == train_losses(whole)
     with pytest.raises(KeyboardInterrupt):
         make(callbacks=[DieAfterSaving()], **settings).train()
     make(**settings).train(resume_from_checkpoint=True)
@@ -353,9 +415,6 @@ def test_weights_after_a_nan_loss_are_not_saved_before_the_log_has_it(make, tmp_
     with pytest.raises(FloatingPointError, match=r"The loss is nan at episode 8\. The last checkpoint"):
         trainer.train()
     assert all(bool(value.isfinite().all()) for value in load_file(tmp_path / "run/last/model.safetensors").values())
-
-
-QUICK = {"episodes": 8, "eval_every": 8, "eval_episodes": 2}
 
 
 def test_an_optimizer_that_does_not_hold_what_trains_is_said(make, tiny_clip, caplog):
@@ -382,6 +441,11 @@ def test_training_classes_are_evaluated_beside_the_features_that_they_trained_on
     trainer.train_split.name = "other"  # the same videos, encoded anew
     (again,) = trainer.evaluate(trainer.train_split, n_shot=[1], inference_modes="few_shot", n_episodes=4)
     assert again.accuracy == result.accuracy
+    features = trainer.output_dir / "features"
+    assert {path.name for path in features.iterdir()} == {"train", "train_evaluated", "validation", "other"}
+    shutil.rmtree(features)
+    make(freeze_vision=True, **QUICK).train(resume_from_checkpoint=True)
+    assert not features.exists()  # a finished run needs no features
 
 
 def test_an_optimizer_that_is_set_after_a_training_is_the_next_ones(make):
@@ -394,6 +458,39 @@ def test_an_optimizer_that_is_set_after_a_training_is_the_next_ones(make):
     trainer.output_dir = trainer.output_dir.with_name("other")
     trainer.train()
     assert trainer.optimizer is ours is not made
+
+
+def test_a_resumed_update_has_all_its_forwards_if_their_size_has_changed(make):
+    make(callbacks=[StopAt(1)], episodes_per_forward=2, **QUICK).train()
+    recorder = Recorder()
+    make(callbacks=[recorder], **QUICK).train(resume_from_checkpoint=True)
+    assert [name for name, _ in recorder.events].count("on_substep_end") == 3
+
+
+def test_layers_are_computed_again_in_the_backward_pass_when_asked(make):
+    calls = {}
+    for asked in (False, True):
+        trainer = make(gradient_checkpointing=asked)
+        loader, layers = trainer._prepare(None), []
+        trainer.wrapped_model.train()
+        tower = trainer.model.clip.vision_model
+        tower.encoder.layers[0].layer_norm1.register_forward_hook(lambda *_, layers=layers: layers.append(1))
+        trainer._forward_and_backward(next(iter(loader)), 0)
+        calls[asked] = len(layers)
+        kernel = tower.embeddings.patch_embedding.weight
+        assert not kernel.is_contiguous(memory_format=torch.channels_last)
+    assert calls[True] == 2 * calls[False] > 0
+
+
+def test_kernels_of_a_resnet_are_laid_out_as_they_compute_fastest(splits, tmp_path):
+    save_tiny_resnet_clip(tmp_path / "resnet")
+    settings = {"n_way": 3, "train_n_query": 1, "n_shot": [1], "report_to": "none"}
+    args = EpisodicTrainingArguments(output_dir=str(tmp_path / "run"), **settings)
+    model = model_of_tiny_clip(tmp_path / "resnet")
+    processor = CLIPFSARProcessor.from_pretrained(tmp_path / "resnet", num_frames=4)
+    trainer = EpisodicTrainer(model, args, splits["train"], processing_class=processor)
+    trainer._prepare(None)
+    assert trainer.model.clip.vision_model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("trained", [{}, {"lora_rank": 2}], ids=["all weights", "LoRA"])
@@ -633,15 +730,23 @@ def test_a_validation_of_ones_own_chooses_the_best_model(make, tmp_path):
     assert "the model of episode 8" in (tmp_path / "run" / "best" / "README.md").read_text()
 
 
-def test_uploading_saves_first_and_needs_a_name(make, monkeypatch, tmp_path):
+def test_uploading_saves_first_and_needs_a_name(make, splits, monkeypatch, tmp_path):
     uploads = []
     monkeypatch.setattr(
         "clipfsar.training.trainer.push_folder",
         lambda folder, *details: uploads.append((Path(folder), details)) or "url",
     )
-    trainer = make(episodes=4, eval_every=4, hub_private=False, hub_revision="v2")
+    recorder = Recorder()
+    settings = {"episodes": 4, "eval_every": 4, "eval_episodes": 2, "hub_private": False, "hub_revision": "v2"}
+    trainer = make(callbacks=[recorder], **settings)
     trainer.train()
+    trainer.evaluate(splits["test"], n_shot=2, n_episodes=31, inference_modes="zero_shot")
     with pytest.raises(ValueError, match="no repository to upload to: pass repo_id='USER/NAME'"):
         trainer.push_to_hub()
     assert trainer.push_to_hub("me/actions") == "url"
     assert uploads == [(tmp_path / "run" / "best", ("me/actions", False, "v2", "Upload CLIP-FSAR model"))]
+    assert recorder.events[-1] == ("on_push_begin", 1)
+    assert "| 3 | 2 | zero_shot |" in (tmp_path / "run" / "best" / "README.md").read_text()
+    trainer.args.push_to_hub = "me/default"
+    trainer.push_to_hub(commit_message="Again")
+    assert uploads[-1][1] == ("me/default", False, "v2", "Again")

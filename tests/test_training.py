@@ -192,6 +192,22 @@ def test_a_run_leaves_models_results_plot_and_no_rubbish(reference):
         assert settings["learning_rate"] == 1e-3
 
 
+def test_a_run_prints_what_trains_each_validation_and_each_result(reference):
+    printed = (reference / "printed.txt").read_text()
+    lines = printed.replace("\r", "\n").splitlines()
+    starts = (
+        "16 episodes of 4 base classes, 1 process(es) on cpu, no mixed precision, updates of 4 x 1 episode(s) ",
+        "Trained parameters: ",
+        "episode 8: validation 3-way 1-shot few_shot: ",
+        "episode 16: validation ",
+        "test 3-way ",
+    )
+    assert [sum(line.startswith(start) for line in lines) for start in starts] == [1, 1, 1, 1, 6]
+    assert sum(line.startswith("  if classes and videos were drawn anew: ") for line in lines) == 6
+    assert "Loading weights" not in printed  # transformers' own bars
+    assert "Writing model shards" not in printed
+
+
 def test_saved_models_load_with_their_settings(reference):
     for name in ("best", "last"):
         model = CLIPFSARModel.from_pretrained(reference / name)
@@ -459,7 +475,8 @@ def test_a_run_is_continued_and_made_longer_by_its_folder_alone(train, reference
     train(episodes=8).check()
     command_line = ["--resume", str(tmp_path / "run"), "--episodes", "16"]
     assert parse_arguments(command_line).learning_rate == 1e-3
-    run_in_children(run_program, command_line, folder=tmp_path / "output").check()
+    outcome = run_in_children(run_program, command_line, folder=tmp_path / "output").check()
+    assert "Resuming after episode 8 of 16." in outcome.output
     assert_same_run(tmp_path / "run", reference)
 
 

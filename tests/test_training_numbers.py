@@ -61,6 +61,8 @@ def test_padding_is_neither_right_nor_wrong():
     outputs = SimpleNamespace(logits=logits, few_shot_loss=None, video_text_loss=None)
     labels = torch.tensor([[0, 0, 0], [0, -1, -1]])  # right, wrong, right; right, and two of padding
     assert recorded_values(torch.tensor(1.0), outputs, labels)["accuracy"].item() == 0.75
+    labels[0, 1] = 1
+    assert recorded_values(torch.tensor(1.0), outputs, labels)["accuracy"].item() == 1.0
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

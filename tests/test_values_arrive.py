@@ -555,6 +555,8 @@ def test_validation_and_test_have_protocols_of_their_own(trainer, monkeypatch):
     assert trainer.validate() == {"accuracy": 61.0, "interval": 2.0, "n_episodes": 8}
     trainer.evaluate()
     trainer.evaluate(labelled(u=9, v=9), n_shot=[5], inference_modes="few_shot", n_episodes=33)
+    trainer.args.test_episodes = 0  # no test at the end of the run, which says nothing about this one
+    trainer.evaluate(labelled(u=9, v=9), inference_modes="ensemble")
     given = [
         (split.class_names, p.n_way, list(p.n_shot), p.n_query, p.n_episodes, p.seed, list(p.inference_modes))
         for split, p in asked
@@ -563,6 +565,7 @@ def test_validation_and_test_have_protocols_of_their_own(trainer, monkeypatch):
         (["x", "y"], 2, [1], 7, 8, 10, ["few_shot"]),
         (["x", "y"], 2, [1, 6], 7, 9, 10, ["zero_shot"]),
         (["u", "v"], 2, [5], 7, 33, 10, ["few_shot"]),
+        (["u", "v"], 2, [1, 6], 7, 10_000, 10, ["ensemble"]),
     ]
 
 
@@ -645,7 +648,7 @@ def test_pictures_of_a_run_are_drawn_at_the_end_and_seldom_before(tmp_path, monk
     monkeypatch.setattr(run_folder, "plot_training", lambda records, path: drawn.append((now[0], path.name)))
     monkeypatch.setattr(run_folder.time, "monotonic", lambda: now[0])
     log = TrainingLog(tmp_path / "training_log.jsonl", 0, is_main_process=True)
-    for now[0] in (101.0, 109.0, 111.0, 115.0, 122.0):
+    for now[0] in (101.0, 110.0, 111.0, 115.0, 122.0):
         log.draw(is_final=False)
     now[0] = 123.0
     log.draw(is_final=True)

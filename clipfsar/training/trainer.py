@@ -64,6 +64,7 @@ from clipfsar.training.step import StepValues, mix_seeds, recorded_values
 from clipfsar.training.trainable import (
     ADAPTER_FOLDER,
     choose_trainable,
+    has_adapters,
     remove_adapters,
     save_trained_model,
     trainable_report,
@@ -503,7 +504,7 @@ class EpisodicTrainer:
             collator = EpisodeCollator(self.processing_class, training=True, only_read=args.preprocess_on_device)
             self._finish_batch = collator.finish
         return DataLoader(
-            Subset(self.episodes, to_come) if len(to_come) else self.episodes,
+            Subset(self.episodes, to_come),
             batch_size=args.episodes_per_forward,
             collate_fn=collator,
             num_workers=0 if args.trains_on_features else args.num_workers,
@@ -602,16 +603,16 @@ class EpisodicTrainer:
         shutil.rmtree(new, ignore_errors=True)
         save_trained_model(self.model, self.processing_class, new, self.args.keep_adapter)
         kept = self.output_dir / "best" / ADAPTER_FOLDER
-        if kept.is_dir() and results:  # the same model again, now with results
-            shutil.copytree(kept, new / ADAPTER_FOLDER, dirs_exist_ok=True)
+        if self.args.keep_adapter and kept.is_dir() and not has_adapters(self.model):  # the best model, now merged
+            shutil.copytree(kept, new / ADAPTER_FOLDER)
         settings = asdict(self.args)
         for option in ("dataset", "model", "output_dir", "features_dir"):
             # The folder is shared, so it must not hold paths of this machine.
             settings[option] = settings[option] and public_name(settings[option])
         settings["base_classes"] = self.train_split.class_names if self.train_split is not None else []
         (new / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
-        num_base_classes = len(self.train_split.class_names) if self.train_split is not None else 0
-        write_model_card(new, self.args, self.best, [result.summary() for result in results], num_base_classes)
+        summaries = [result.summary() for result in results]
+        write_model_card(new, self.args, self.best, summaries, len(settings["base_classes"]))
         write_checksums(new, leave_out=[CARD])
         put_in_place(new, folder, is_ours)
 
