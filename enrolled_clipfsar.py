@@ -265,7 +265,7 @@ class Snapshot:
         nearest = [_nearest_clip(one.support_embeds, query_embeds.float().cpu()) for one in self._enrolled]
         with evaluating(model):
             given = (model, query_embeds, self.prototypes, self.class_embeds, inference_mode)
-            shots = None if self.shots is None else (*self.shots, torch.tensor(nearest))
+            shots = None if self.shots is None else (*self.shots, torch.tensor(nearest, device=model.device))
             numbers = explain_classification(*given, shots)
         _checked("The probabilities", numbers["probabilities"][None], model)
         enrolled = list(zip(self._enrolled, nearest, strict=True))

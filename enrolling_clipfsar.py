@@ -119,8 +119,8 @@ def with_clips(enrolled: EnrolledClass, clips: list[tuple[str | None, torch.Tens
     names = list(enrolled.clip_names)
     for name, _, _ in clips:
         names.append(_unused_name(name, names))
-    new = torch.stack([embeds for _, embeds, _ in clips])
-    support_embeds = torch.cat([enrolled.support_embeds, new])  # torch skips the empty one of a class without clips
+    new, old = torch.stack([embeds for _, embeds, _ in clips]), enrolled.support_embeds
+    support_embeds = torch.cat([old, new]) if enrolled.clip_names else new
     thumbnails = [*enrolled.thumbnails, *(picture for _, _, picture in clips)]
     return EnrolledClass(enrolled.class_embeds, names, support_embeds, thumbnails)
 
