@@ -79,6 +79,7 @@ def processor(tiny_clip):
 
 @pytest.fixture
 def fresh_accelerate():
-    """Accelerate keeps its settings for the whole process."""
+    """Accelerate keeps its settings for the whole process, also those of tests without this fixture."""
+    AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
