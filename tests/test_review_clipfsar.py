@@ -411,6 +411,13 @@ def test_the_shares_are_those_of_rounds_without_one_video(model):
     assert answers.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
 
 
+def test_clips_that_no_round_or_one_round_leaves_out_have_whole_answers(model):
+    classes = random_classes({"walking": 25, "boxing": 2})  # of 20 rounds, each leaves out one of the 25
+    sources = sources_of_clips(classes)
+    answers = averaged_answers(model, classes, sources, "few_shot", leave_one_out(model, classes, sources))
+    assert sorted(answers.shares.sum(1).tolist()) == [0] * 5 + [1] * 22
+
+
 def test_by_names_no_clip_is_left_out_and_each_counts_once(model):
     classes = random_classes({"walking": 3, "boxing": 1})
     sources = ["tape", "tape", "b", "c"]

@@ -550,6 +550,15 @@ def test_of_files_of_the_same_name_the_new_one_stays_and_a_card_is_not_kept(tmp_
     assert not (new / "README.md").exists()
 
 
+def test_a_line_of_the_log_is_on_the_disk_before_training_goes_on(tmp_path, monkeypatch):
+    path, flushed = tmp_path / "log.jsonl", []
+    log = TrainingLog(path, 0, is_main_process=True)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append((os.fstat(descriptor).st_ino, path.read_text())))
+    log.write(4, "train", loss=0.5)
+    line = '{"episode": 4, "kind": "train", "loss": 0.5}\n'
+    assert flushed == [(path.stat().st_ino, line)]
+
+
 def test_a_log_is_begun_in_a_folder_that_is_not_there_yet(tmp_path):
     path = tmp_path / "runs" / "mine" / "training_log.jsonl"
     log = TrainingLog(path, 0, is_main_process=False)

@@ -56,7 +56,7 @@ def test_a_walked_tree_is_the_data_set_that_load_dataset_makes(tmp_path, validat
     folders = ["train/a b", "train/a", "train/a-b", "test/A", "test/zoom"] + ([f"{validation}/c"] if validation else [])
     for folder in folders:
         (tmp_path / "tree" / folder).mkdir(parents=True)
-        for name in ("10.mp4", "9.mp4", "x.MOV", ".hidden"):
+        for name in ("10.mp4", "9.mp4", "x.MOV", ".hidden", "poster.jpg"):
             (tmp_path / "tree" / folder / name).touch()
     (tmp_path / "tree" / "test" / "A" / "broken.mp4").symlink_to(tmp_path / "nowhere.mp4")
     expected = datasets.load_dataset(str(tmp_path / "tree")).cast_column("video", datasets.Video(decode=False))
@@ -68,6 +68,14 @@ def test_a_walked_tree_is_the_data_set_that_load_dataset_makes(tmp_path, validat
         assert walked[name].split == split.split
         assert walked[name].info.builder_name == split.info.builder_name == "videofolder"
         assert walked[name].to_dict() == split.to_dict()
+
+
+def test_posters_are_no_videos_however_many_there_are(tmp_path):
+    for name in ("train/run/a.mp4", "train/run/a.jpg", "train/run/b.jpg", "train/run/c.png", "test/dive/a.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (video,) = load_video_splits(str(tmp_path))["train"]["video"]
+    assert video["path"] == str(tmp_path / "train" / "run" / "a.mp4")
 
 
 def test_a_plain_tree_is_walked_once_and_others_are_left_to_load_dataset(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def _load_folder(folder: Path, label_column: str) -> DatasetDict:
             "of them once, and training and evaluation then read its frames several times faster.",
             stacklevel=3,
         )
-    if not left_out.suffixes and not left_out.num_images:
+    if not left_out.suffixes:  # with more posters than videos, load_dataset would take the posters
         splits = _splits_of_tree(folder.expanduser().resolve(), clips)
         if splits is not None:
             return splits
