@@ -957,6 +957,18 @@ def test_a_name_of_the_same_text_as_another_is_refused():
     assert support_set.class_names == ["jump", "run"]
 
 
+def test_sets_and_models_made_in_inference_mode_answer_outside_of_it():
+    clips = {"diving": [random_clip(0)], "boxing": [random_clip(1), random_clip(2)]}
+    with torch.inference_mode():  # its tensors have no version counter
+        model, processor = tiny_model_and_processor()
+        support_set = SupportSet.from_videos(model, processor, clips)
+        support_set.classes["boxing"].support_embeds = support_set.classes["boxing"].support_embeds + 0
+        queries = support_set.classes["diving"].support_embeds.clone()
+        expected = support_set.classify(model, queries)
+    assert support_set.classes["boxing"].support_embeds.is_inference()
+    assert torch.equal(support_set.classify(model, queries), expected)
+
+
 def test_a_snapshot_stays_as_it_was_while_the_set_changes(parts, support_set, query_embeds):
     model, processor = parts
     snapshot = support_set.snapshot(model)
