@@ -1,6 +1,8 @@
 """`clipfsar export`: exports the query path, with frames and classes as inputs and logits as output."""
 
+import contextlib
 import copy
+import io
 import json
 import logging
 import os
@@ -136,9 +138,10 @@ def export(
             path = folder / FILES[name]
             if name == "onnx":
                 _onnxruntime()  # fails early with the remedy if it is not installed
-                program = torch.onnx.export(
-                    graph, dynamo=True, dynamic_shapes=names, output_names=["logits"], verbose=False
-                )
+                with contextlib.redirect_stdout(io.StringIO()):  # earlier onnxscript prints what it rewrites
+                    program = torch.onnx.export(
+                        graph, dynamo=True, dynamic_shapes=names, output_names=["logits"], verbose=False
+                    )
                 assert program is not None  # `dynamo` returns it
                 program.save(path)
             else:
