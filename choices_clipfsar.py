@@ -97,10 +97,15 @@ def check_positive_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
-def check_seed(name: str, value: Any) -> None:
-    """Raises `ValueError` for anything but a whole number of 64 bits, which `torch.Generator.manual_seed` needs."""
+def checked_seed(name: str, value: Any) -> int:
+    """A seed for `torch.Generator.manual_seed`, which takes no integers of NumPy.
+
+    Raises:
+        ValueError: For anything but a whole number of 64 bits.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not -(2**63) <= int(value) < 2**64:
         raise ValueError(f"{name}={value!r} must be a whole number from -2**63 to 2**64 - 1.")
+    return int(value)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

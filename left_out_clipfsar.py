@@ -229,7 +229,7 @@ def rounds(labels: torch.Tensor, sources: Sequence, lost: int, seed: int, number
 
     A class always keeps one source. No class has an advantage, as the others have in `leave_one_out`.
     """
-    generator = torch.Generator().manual_seed(int(seed) % 2**64)
+    generator = torch.Generator().manual_seed(seed % 2**64)  # `tune` adds 1 to seeds up to 2**64 - 1
     held_out = torch.zeros(number, len(labels), dtype=torch.bool)
     for label, of_class in enumerate(by_class(labels, sources, int(labels.max()) + 1)):
         own = list(dict.fromkeys(of_class))

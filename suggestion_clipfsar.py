@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 try:
-    from .choices_clipfsar import check_choice, check_positive_integer, check_seed
+    from .choices_clipfsar import check_choice, check_positive_integer, checked_seed
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import check_choice, check_positive_integer, check_seed
+    from choices_clipfsar import check_choice, check_positive_integer, checked_seed
 
 try:
     from .support_set_files_clipfsar import EnrolledClass, embeds_of_clips
@@ -59,7 +59,7 @@ def suggest_clips(
     """
     check_choice("strategy", strategy, STRATEGIES)
     check_positive_integer("k", k)
-    check_seed("seed", seed)
+    seed = checked_seed("seed", seed)
     if not isinstance(pool_embeds, torch.Tensor):
         raise ValueError(f"The pool is a {type(pool_embeds).__name__}, but must be a tensor (P, T, D).")
     if pool_embeds.dim() != 3 or k > len(pool_embeds):
@@ -68,7 +68,7 @@ def suggest_clips(
             "needed: give more clips, or a smaller k."
         )
     probabilities = classify(pool_embeds).float().softmax(-1).cpu()
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(pool_embeds), generator=generator)  # earlier in it wins a tie
     vectors = _vectors(pool_embeds)[order]
     best, second = probabilities[order].topk(2).values.unbind(-1)

@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 try:
-    from .choices_clipfsar import check_known, check_same_num_frames, check_seed, check_truth, is_number
+    from .choices_clipfsar import check_known, check_same_num_frames, check_truth, checked_seed, is_number
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import check_known, check_same_num_frames, check_seed, check_truth, is_number
+    from choices_clipfsar import check_known, check_same_num_frames, check_truth, checked_seed, is_number
 
 try:
     from .class_texts_clipfsar import check_class_prompts
@@ -533,7 +533,7 @@ class SupportSet:
         Raises:
             ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
         """
-        check_seed("seed", seed)
+        seed = checked_seed("seed", seed)
         snapshot = self._checked_snapshot(model, inference_mode)
         model = with_settings(model, snapshot.settings)
         return review_classes(model, snapshot.enrolled, checked_mode(model, inference_mode), sources, seed)
@@ -553,7 +553,7 @@ class SupportSet:
         Raises:
             ValueError: As `classify`, and for the name of a clip in `sources` that is not enrolled.
         """
-        check_seed("seed", seed)
+        seed = checked_seed("seed", seed)
         snapshot = self._checked_snapshot(model, None)
         tuning = tune_classes(model, snapshot.enrolled, sources, seed)
         with self._lock:
