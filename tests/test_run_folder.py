@@ -19,6 +19,7 @@ from clipfsar.training import checks, program
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
 from clipfsar.training.run_folder import TrainingLog, find_saved_state
 from clipfsar.training.trainer import EpisodicTrainer
+from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -315,6 +316,7 @@ def test_the_program_looks_at_classes_and_first_videos_once(folder, tiny_clip, t
 
 def test_saving_a_model_deletes_nothing_of_anybody_else(folder, tiny_clip, run, tmp_path):
     trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    trainer.model.load_state_dict(CLIPFSARModel.from_pretrained(run / "best").state_dict())
     home = tmp_path / "home"
     (home / "letters").mkdir(parents=True)
     (home / "letters" / "thesis.tex").write_text("years of work")

@@ -127,6 +127,25 @@ def test_a_kept_adapter_stays_beside_the_best_model_however_often_it_is_saved(ma
     assert not adapters[0].exists()
 
 
+def test_a_trainer_without_training_does_not_replace_the_best_model_of_a_run(make, tmp_path):
+    pytest.importorskip("peft")
+    settings = QUICK | {"lora_rank": 2, "keep_adapter": True}
+    make(**settings).train()
+    best = tmp_path / "run" / "best"
+    before = {path.name: path.read_bytes() for path in best.rglob("*.safetensors")}
+    untrained = make(**settings)
+    message = r"best holds the best model of a run, and this trainer has not trained: continue .*save_model\(FOLDER\)"
+    with pytest.raises(ValueError, match=message):
+        untrained.save_model()
+    assert not (tmp_path / "run" / "best.new").exists()
+    untrained.save_model(tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere" / "adapter").exists()  # it is the adapter of another model
+    untrained.model.load_state_dict(CLIPFSARModel.from_pretrained(best).state_dict())
+    untrained.save_model()  # the same model again
+    assert {path.name: path.read_bytes() for path in best.rglob("*.safetensors")} == before
+    assert {"model.safetensors", "adapter_model.safetensors"} <= before.keys()
+
+
 def test_a_run_is_of_the_model_that_it_was_given(make, tiny_clip, tmp_path):
     trainer = make()
     assert trainer.args.model == str(tiny_clip)

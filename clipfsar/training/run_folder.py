@@ -1,5 +1,6 @@
 """The folder of a run, complete at every moment: models, log, and the state that `--resume` reads."""
 
+import filecmp
 import hashlib
 import json
 import os
@@ -191,6 +192,24 @@ def keep_foreign_files(folder: Path, new: Path):
             shutil.copy2(path, new / name)
 
 
+def has_same_weights(folder: Path, other: Path) -> bool:
+    """Whether two folders hold the same model, by the bytes of their `model*.safetensors`."""
+    names = {path.name for path in folder.glob("model*.safetensors")}
+    if names != {path.name for path in other.glob("model*.safetensors")}:
+        return False
+    return all(filecmp.cmp(folder / name, other / name, shallow=False) for name in names)
+
+
+def check_same_model(best: Path, new: Path):
+    """Raises `ValueError`, and removes `new`, if a model without training would replace the best model of a run."""
+    if any(best.glob("model*.safetensors")) and not has_same_weights(best, new):
+        shutil.rmtree(new)
+        raise ValueError(
+            f"{best} holds the best model of a run, and this trainer has not trained: continue that run with "
+            "train(resume_from_checkpoint=True), or save to another folder with save_model(FOLDER)."
+        )
+
+
 def put_in_place(new: Path, folder: Path, is_ours: bool):
     """Moves a model's folder `new` to `folder`; the user's files there stay.
 
@@ -225,9 +244,11 @@ __all__ = [
     "CARD",
     "RESULTS",
     "TrainingLog",
+    "check_same_model",
     "check_saved_state",
     "complete_folder",
     "find_saved_state",
+    "has_same_weights",
     "keep_foreign_files",
     "put_in_place",
     "read_progress",

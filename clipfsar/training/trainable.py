@@ -3,6 +3,7 @@
 The text tower never trains. The temporal transformer, the video-text scale and a head always train.
 """
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from clipfsar.training.run_folder import has_same_weights
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from pipeline_clipfsar import save_with_pipeline
 
@@ -145,6 +147,12 @@ def save_trained_model(model: CLIPFSARModel, processor, folder: Path, keep_adapt
         save_file(weights, folder / ADAPTER_FOLDER / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
+def copy_adapter(best: Path, new: Path):
+    """Copies the adapter in `best` to `new` if both hold the same model: the best model again, its adapter merged."""
+    if (best / ADAPTER_FOLDER).is_dir() and not (new / ADAPTER_FOLDER).exists() and has_same_weights(best, new):
+        shutil.copytree(best / ADAPTER_FOLDER, new / ADAPTER_FOLDER)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Report
 # ----------------------------------------------------------------------------------------------------------------------
@@ -173,6 +181,7 @@ def trainable_report(model: CLIPFSARModel) -> str:
 
 __all__ = [
     "choose_trainable",
+    "copy_adapter",
     "has_adapters",
     "merged_state_dict",
     "remove_adapters",

@@ -52,6 +52,7 @@ from clipfsar.training.optimization import check_optimizer, check_optimizer_stat
 from clipfsar.training.run_folder import (
     CARD,
     TrainingLog,
+    check_same_model,
     check_saved_state,
     find_saved_state,
     put_in_place,
@@ -62,9 +63,8 @@ from clipfsar.training.run_folder import (
 )
 from clipfsar.training.step import StepValues, mix_seeds, recorded_values
 from clipfsar.training.trainable import (
-    ADAPTER_FOLDER,
     choose_trainable,
-    has_adapters,
+    copy_adapter,
     remove_adapters,
     save_trained_model,
     trainable_report,
@@ -602,9 +602,10 @@ class EpisodicTrainer:
         new = folder.with_name(f"{folder.name}.new" if is_ours else f".{folder.name}.new-{os.getpid()}")
         shutil.rmtree(new, ignore_errors=True)
         save_trained_model(self.model, self.processing_class, new, self.args.keep_adapter)
-        kept = self.output_dir / "best" / ADAPTER_FOLDER
-        if self.args.keep_adapter and kept.is_dir() and not has_adapters(self.model):  # the best model, now merged
-            shutil.copytree(kept, new / ADAPTER_FOLDER)
+        if folder == (best := self.output_dir / "best") and not self.episodes_done:
+            check_same_model(best, new)
+        if self.args.keep_adapter:
+            copy_adapter(best, new)
         settings = asdict(self.args)
         for option in ("dataset", "model", "output_dir", "features_dir"):
             # The folder is shared, so it must not hold paths of this machine.
