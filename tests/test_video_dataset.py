@@ -74,8 +74,11 @@ def test_posters_are_no_videos_however_many_there_are(tmp_path):
     for name in ("train/run/a.mp4", "train/run/a.jpg", "train/run/b.jpg", "train/run/c.png", "test/dive/a.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (video,) = load_video_splits(str(tmp_path))["train"]["video"]
-    assert video["path"] == str(tmp_path / "train" / "run" / "a.mp4")
+    with pytest.warns(
+        UserWarning, match=r"holds 3 image files next to videos, which are left out\. If they are frames"
+    ):
+        splits = load_video_splits(str(tmp_path))
+    assert [video["path"] for video in splits["train"]["video"]] == [str(tmp_path / "train" / "run" / "a.mp4")]
 
 
 def test_a_plain_tree_is_walked_once_and_others_are_left_to_load_dataset(tmp_path, monkeypatch):
@@ -150,6 +153,9 @@ def test_a_file_and_a_split_without_rows_are_no_data_sets(tmp_path):
     DatasetDict(train=with_classes(["run"]), test=nothing).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"saved, split 'test' holds no videos: leave it out or fill it\.$"):
         load_video_splits(str(tmp_path / "saved"))
+    nothing.save_to_disk(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"one, split 'train' holds no videos: leave it out or fill it\.$"):
+        load_video_splits(str(tmp_path / "one"))
     for name in ("train/run/a.mp4", "train/dive/b.mp4", "test/swim/c.mp4"):
         (tmp_path / "tree" / name).parent.mkdir(parents=True)
         (tmp_path / "tree" / name).touch()
@@ -157,6 +163,13 @@ def test_a_file_and_a_split_without_rows_are_no_data_sets(tmp_path):
     (tmp_path / "tree" / "test/swim/c.mp4").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"tree, split 'test' holds no videos: leave it out or fill it\.$"):
         load_video_splits(str(tmp_path / "tree"))
+
+
+def test_folders_that_are_no_split_of_a_saved_data_set_do_not_matter(splits, tmp_path):
+    splits.save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "notes").mkdir()
+    (tmp_path / "saved" / "notes" / "state.json").write_text("{}")
+    assert list(load_video_splits(str(tmp_path / "saved"))) == list(splits)
 
 
 def test_a_data_set_in_preparation_is_refused_until_its_report_is_there(splits, tmp_path):

@@ -82,7 +82,7 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
         splits = DatasetDict(train=splits)
     for name, split in splits.items():
         if not len(split):
-            raise ValueError(f"{source}, split {name!r} holds no videos: leave it out or fill it.")
+            raise _without_videos(source, name)
         try:
             read_labels(split.select([0]), label_column)
             splits[name] = _with_class_names_in_words(undecoded_videos(split, video_column), label_column)
@@ -91,11 +91,19 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
     return splits
 
 
+def _without_videos(source: str, split: str) -> ValueError:
+    return ValueError(f"{source}, split {split!r} holds no videos: leave it out or fill it.")
+
+
 def _check_saved_rows(folder: Path):
     """Refuses a saved split without rows, which has no files: `load_from_disk` ends with an `IndexError`."""
-    for path in sorted(folder.glob("*/state.json")):
-        if not read_json(path, "save the data set again").get("_data_files"):
-            raise ValueError(f"{folder}, split {path.parent.name!r} holds no videos: leave it out or fill it.")
+    remedy = "save the data set again"
+    listed = folder / "dataset_dict.json"
+    names = read_json(listed, remedy).get("splits", []) if listed.is_file() else [""]
+    for name in names:
+        state = folder / name / "state.json"
+        if state.is_file() and not read_json(state, remedy).get("_data_files"):
+            raise _without_videos(str(folder), name or "train")
 
 
 def _load_folder(folder: Path, label_column: str) -> DatasetDict:
@@ -111,6 +119,7 @@ def _load_folder(folder: Path, label_column: str) -> DatasetDict:
     if not left_out.suffixes:  # with more posters than videos, load_dataset would take the posters
         splits = _splits_of_tree(folder.expanduser().resolve(), clips)
         if splits is not None:
+            _warn_of_images(folder, left_out.num_images)
             return splits
     splits = load_dataset(str(folder))
     _warn_of_files_left_out(folder, splits, clips)
@@ -141,6 +150,16 @@ def _splits_of_tree(root: Path, clips: list[Path]) -> DatasetDict | None:
         split, info = NamedSplit(SPLIT_FOLDERS[name]), DatasetInfo(builder_name="videofolder", features=features)
         splits[str(split)] = Dataset.from_dict(columns, features, info, split)
     return splits
+
+
+def _warn_of_images(folder: Path, number: int):
+    """Warns of images next to videos. They may be posters, or the frames of clips."""
+    if number:
+        warnings.warn(
+            f"{folder} holds {number:,} image {'file' if number == 1 else 'files'} next to videos, which are left out. "
+            "If they are frames of clips, move the videos out of these folders.",
+            stacklevel=4,
+        )
 
 
 def _has_file(clip: Path) -> bool:
