@@ -409,7 +409,7 @@ def repeated_clips(classes: Mapping[str, EnrolledClass], new: Mapping[str, list]
     known: dict[bytes, tuple[str, str]] = {}
     for class_name, enrolled in classes.items():
         for clip, picture in zip(enrolled.clip_names, enrolled.thumbnails, strict=False):
-            known.setdefault(picture, (class_name, clip))  # nothing asks for the empty picture
+            known.setdefault(picture, (class_name, clip))  # new clips without a picture go by their features
     sentences = []
     for class_name, clips in new.items():
         for number, (name, embeds, picture) in enumerate(clips, start=1):

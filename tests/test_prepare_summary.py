@@ -67,10 +67,8 @@ def test_other_numbers_than_the_published_ones_are_noted(listed, note):
     one = preparation({"train": FIVE, "validation": FIVE, "test": FIVE}, listed={"train": listed, "extra": (1, 1)})
     one.arguments.benchmark = "hmdb51"
     assert one.summary()[4:] == note
-    one.arguments.benchmark, one.listed = (
-        "epic_kitchens",
-        {"train": (60, 5)},
-    )  # the number of its videos is not published
+    # The number of videos of EPIC-Kitchens is not published.
+    one.arguments.benchmark, one.listed = "epic_kitchens", {"train": (60, 5)}
     assert one.summary()[4:] == []
 
 

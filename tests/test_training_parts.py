@@ -281,7 +281,7 @@ def test_a_look_at_the_first_video_leaves_the_random_numbers_as_they_were(is_tra
 
 
 @pytest.mark.parametrize(("number", "end"), [(10, "10 is gone. Resume"), (12, "10 is gone; and 2 more differences. ")])
-def test_of_many_differences_of_the_data_ten_are_told(number, end):
+def test_ten_of_many_differences_of_the_data_are_told(number, end):
     split = SimpleNamespace(changes_since=lambda record: [f"{n} is gone" for n in range(1, number + 1)])
     with pytest.raises(ValueError, match=rf"^The run in out was started on other data: 1 is gone; .*; {end}"):
         checks.check_same_data({"train": {}}, {"train": split}, "out")
@@ -529,14 +529,14 @@ def test_a_model_in_a_folder_of_the_users_replaces_files_at_any_depth(tmp_path):
     assert not (folder / "deep" / "er" / "old.py").exists()
 
 
-def test_of_a_folder_without_checksums_nothing_is_kept(tmp_path):
+def test_nothing_is_kept_of_a_folder_without_checksums(tmp_path):
     folder = files_below(tmp_path / "folder", "weights.bin", listed=False)
     new = files_below(tmp_path / "new", "model.bin")
     keep_foreign_files(folder, new)
     assert sorted(path.name for path in new.iterdir()) == ["SHA256SUMS", "model.bin"]
 
 
-def test_of_files_of_the_same_name_the_new_one_stays_and_a_card_is_not_kept(tmp_path):
+def test_the_new_one_of_two_files_with_the_same_name_stays_and_a_card_is_not_kept(tmp_path):
     folder = files_below(tmp_path / "folder", "ours.py")
     files_below(folder, "README.md", "mine/a.txt", "mine/b.txt", "both.txt", listed=False)
     new = files_below(tmp_path / "new", "both.txt")
