@@ -743,7 +743,7 @@ def test_the_adapter_beside_a_model_is_its_own(trainer, tmp_path):
     trainer.args.lora_rank, trainer.args.keep_adapter = 2, True
     choose_trainable(trainer.model, trainer.args)
     adapters = {name: value for name, value in trainer.model.named_parameters() if ".lora_B." in name}
-    for value in (0.25, 0.5):
+    for trainer.episodes_done, value in enumerate((0.25, 0.5), start=1):
         for parameter in adapters.values():
             parameter.data.fill_(value)
         trainer._save_run_model("best")
