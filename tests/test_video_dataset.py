@@ -165,6 +165,56 @@ def test_a_file_and_a_split_without_rows_are_no_data_sets(tmp_path):
         load_video_splits(str(tmp_path / "tree"))
 
 
+ROWS = {"video": ["a.mp4", "b.mp4"], "label": ["run", "dive"]}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("test/data-00000-of-00001.arrow", b"", r"damaged cannot be read as a data set: .*\. Write the file again"),
+        ("test/data-00000-of-00001.arrow", b"\0" * 300, r"damaged cannot be read as a data set: .*\. Write the file"),
+        ("test/dataset_info.json", b"{", r"dataset_info\.json is damaged \(.*\): save the data set again\.$"),
+        ("test/dataset_info.json", b"[]", r"dataset_info\.json is damaged \(it holds list, not dict\): save the data"),
+        ("test/state.json", b"[]", r"state\.json is damaged \(it holds list, not dict\): save the data set again\.$"),
+        ("test/dataset_info.json", b'{"features": {"video": {"_type": "Nope"}}}', r"damaged cannot be read .*'Nope'"),
+    ],
+)
+def test_a_damaged_file_of_a_saved_data_set_is_said(file, content, message, tmp_path):
+    DatasetDict(train=Dataset.from_dict(ROWS), test=Dataset.from_dict(ROWS)).save_to_disk(tmp_path / "damaged")
+    assert [len(split) for split in load_video_splits(str(tmp_path / "damaged")).values()] == [2, 2]
+    (tmp_path / "damaged" / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_video_splits(str(tmp_path / "damaged"))
+
+
+def without_rows(path: Path) -> None:
+    Dataset.from_dict({"video": [], "label": []}).cast(Dataset.from_dict(ROWS).features).to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_rows, r"tables cannot be read as a data set: .*test\.parquet has no rows\. Write the file again"),
+        (lambda path: path.write_bytes(b""), r"test\.parquet: Parquet file size is 0 bytes\. Write the file again"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), r"test\.parquet: Parquet magic bytes not found in"),
+        (Dataset.from_dict({"clip": ["a.mp4"]}).to_parquet, r"(?s)tables cannot be read .*names don't match"),
+    ],
+)
+def test_the_damaged_file_of_a_folder_of_parquet_files_is_named(damage, message, tmp_path, capfd):
+    for split in ("train", "test"):
+        Dataset.from_dict(ROWS).to_parquet(tmp_path / "tables" / f"{split}.parquet")
+    damage(tmp_path / "tables" / "test.parquet")
+    with pytest.raises(ValueError, match=message):
+        load_video_splits(str(tmp_path / "tables"))
+
+
+def test_what_load_dataset_cannot_read_is_said_with_its_reason(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "train.csv").write_text("video,label\na.mp4,run\nb.mp4,dive,3,4\n")
+    with pytest.raises(ValueError, match=r"tables cannot be read as a data set: .*Expected 2 fields in line 3, saw 4"):
+        load_video_splits(str(tmp_path / "tables"))
+
+
 def test_folders_that_are_no_split_of_a_saved_data_set_do_not_matter(splits, tmp_path):
     splits.save_to_disk(tmp_path / "saved")
     (tmp_path / "saved" / "notes").mkdir()

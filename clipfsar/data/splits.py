@@ -1,6 +1,7 @@
 """Reads a video data set with class-disjoint splits from a folder or the Hub."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets import (
@@ -14,8 +15,10 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetBuildError
 from datasets.packaged_modules.videofolder.videofolder import VideoFolder
-from pyarrow.parquet import read_schema
+from pyarrow import ArrowInvalid
+from pyarrow.parquet import read_metadata, read_schema
 
 from clipfsar.data.addresses import local_copy
 from clipfsar.data.clips import LeftOut, find_clips
@@ -52,8 +55,8 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
 
     Raises:
         FileNotFoundError: If the path does not exist.
-        ValueError: If a column is missing (the message lists the columns), two folders have one class name, or the
-            preparation of the data set is unfinished.
+        ValueError: If a column is missing (the message lists the columns), two folders have one class name, the
+            preparation of the data set is unfinished, or its files are damaged.
     """
     if has_protocol(source):
         source = local_copy(source)
@@ -70,9 +73,9 @@ def load_video_splits(source: str, video_column: str = "video", label_column: st
     check_kept_frames(path)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         _check_saved_rows(path)
-        splits = load_from_disk(source)
+        splits = _read_files(load_from_disk, source)
     elif path.is_dir() or ("/" in source and not looks_like_path(source)):  # data sets on the Hub have an owner
-        splits = _load_folder(path, label_column) if path.is_dir() else load_dataset(source)
+        splits = _load_folder(path, label_column) if path.is_dir() else _read_files(load_dataset, source)
     else:
         raise FileNotFoundError(
             f"{source} does not exist. Give a folder with videos or the Hub id of a data set (OWNER/NAME); "
@@ -96,14 +99,41 @@ def _without_videos(source: str, split: str) -> ValueError:
 
 
 def _check_saved_rows(folder: Path):
-    """Refuses a saved split without rows, which has no files: `load_from_disk` ends with an `IndexError`."""
+    """Refuses damaged JSON files, and a split without rows, which has no files: `load_from_disk` has no words for them.
+
+    It ends with an `AttributeError` or an `IndexError`.
+    """
     remedy = "save the data set again"
     listed = folder / "dataset_dict.json"
     names = read_json(listed, remedy).get("splits", []) if listed.is_file() else [""]
     for name in names:
-        state = folder / name / "state.json"
+        info, state = folder / name / "dataset_info.json", folder / name / "state.json"
+        if info.is_file():
+            read_json(info, remedy)
         if state.is_file() and not read_json(state, remedy).get("_data_files"):
             raise _without_videos(str(folder), name or "train")
+
+
+def _read_files(read: Callable[[str], Dataset | DatasetDict], source: str) -> Dataset | DatasetDict:
+    """Calls `load_from_disk` or `load_dataset`. Their errors do not say which data set, or which file, is damaged."""
+    try:
+        return read(source)
+    except (DatasetBuildError, ValueError) as error:
+        cause = _unusable_parquet_file(Path(source)) or str(error.__cause__ or error)
+        remedy = " Write the file again, or remove it." if Path(source).is_dir() else ""
+        raise ValueError(f"{source} cannot be read as a data set: {cause.rstrip().rstrip('.')}.{remedy}") from error
+
+
+def _unusable_parquet_file(folder: Path) -> str | None:
+    """What is wrong with the first file that Arrow cannot open or that has no rows; None if there is none."""
+    for file in sorted(folder.rglob("*.parquet")):
+        try:
+            num_rows = read_metadata(file).num_rows
+        except ArrowInvalid as error:
+            return f"{file}: {error}"
+        if not num_rows:
+            return f"{file} has no rows"
+    return None
 
 
 def _load_folder(folder: Path, label_column: str) -> DatasetDict:
@@ -121,7 +151,7 @@ def _load_folder(folder: Path, label_column: str) -> DatasetDict:
         if splits is not None:
             _warn_of_images(folder, left_out.num_images)
             return splits
-    splits = load_dataset(str(folder))
+    splits = _read_files(load_dataset, str(folder))
     _warn_of_files_left_out(folder, splits, clips)
     _check_class_names_of_files(folder, label_column)
     return splits
