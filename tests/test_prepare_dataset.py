@@ -130,7 +130,7 @@ def bad_videos(folder: Path) -> list[dict]:
 
 def counts_in(printed: str) -> dict[str, list[int]]:
     """Classes, videos, missing, unreadable and videos of the smallest class, by split, out of the printed table."""
-    rows = re.findall(r"^(train|validation|test) +(\d+) +([\d,]+) +([\d,]+) +([\d,]+) +(\d+) videos$", printed, re.M)
+    rows = re.findall(r"^(train|validation|test) +(\d+) +([\d,]+) +([\d,]+) +([\d,]+) +(\d+) videos?$", printed, re.M)
     return {split: [int(number.replace(",", "")) for number in numbers] for split, *numbers in rows}
 
 

@@ -43,6 +43,12 @@ def test_splits_of_enough_classes_and_videos_are_a_table_alone():
     assert one.summary()[4:] == ["note: what to know: 1,200.", "left out: 2 hidden"]
 
 
+@pytest.mark.parametrize(("number", "words"), [(1, " 1 video"), (2, " 2 videos"), (1200, " 1,200 videos")])
+def test_the_size_of_the_smallest_class_is_a_plain_number(number, words):
+    lines = preparation({"train": {"a": number, "b": number}}).summary()
+    assert lines[1].endswith(words)
+
+
 def test_the_five_classes_with_the_most_bad_videos_are_named():
     numbers = {"a": 1, "b": 5, "c": 3, "d": 2, "e": 7, "f": 4}
     bad = [

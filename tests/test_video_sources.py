@@ -842,6 +842,11 @@ def test_the_seed_and_nothing_else_decides_which_classes_go_where():
     ("shares", "message"),
     [
         ((0.5, 0.2, 0.2), r"--class_split 0.5 0.2 0.2: fractions must add up to 1, but give 0.9"),
+        ((0.7, 0.3, 0.3), "--class_split 0.7 0.3 0.3: fractions must add up to 1, but give 1.3"),
+        ((1, 0.5, 0), "--class_split 1 0.5 0: fractions must add up to 1, but give 1.5"),
+        ((1, 1, 1), "--class_split 1 1 1: whole numbers must add up to 25 classes"),
+        ((float("nan"), 0.5, 0.5), "--class_split nan 0.5 0.5: three numbers are needed"),
+        ((float("inf"), 0, 0), "--class_split inf 0 0: three numbers are needed"),
         ((10, 5, 5), "--class_split 10 5 5: whole numbers must add up to 25 classes"),
         ((14.5, 4.5, 6), "--class_split 14.5 4.5 6: whole numbers must add up to 25"),
         ((15.5, 4.25, 6.25), "--class_split 15.5 4.25 6.25: whole numbers must add up to 25"),

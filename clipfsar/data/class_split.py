@@ -1,5 +1,6 @@
 """Divides the classes of a data set among train, validation and test."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,9 +20,9 @@ def split_classes(class_names: Sequence[str], shares: Sequence[float], seed: int
         ValueError: If the shares do not fit the number of classes.
     """
     names = sorted(set(class_names))
-    if len(shares) != 3 or min(shares) < 0:
+    if len(shares) != 3 or not all(0 <= share < math.inf for share in shares):
         raise ValueError(f"--class_split {_joined(shares)}: three numbers are needed, for train, validation and test.")
-    if sum(shares) <= 1 + 1e-6:
+    if sum(shares) <= 1 + 1e-6 or (max(shares) <= 1 and any(share % 1 for share in shares)):
         if abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"--class_split {_joined(shares)}: fractions must add up to 1, but give {sum(shares):g}.")
         num_test, num_validation = (round(share * len(names)) for share in (shares[2], shares[1]))

@@ -265,7 +265,7 @@ class Preparation:
             problems = Counter(
                 MISSING if bad["problem"] == MISSING else "unreadable" for bad in self.bad if bad["split"] == split
             )
-            smallest = f"{min(sizes.values())} videos" if sizes else "-"
+            smallest = _number_of_videos(min(sizes.values())) if sizes else "-"
             lines.append(
                 f"{split:<12}{len(sizes):>8}{len(dataset):>9,}{problems[MISSING]:>9,}{problems['unreadable']:>12,}"
                 f"{smallest:>20}"
