@@ -1213,7 +1213,7 @@ def test_a_benchmark_sets_preprocessing_and_folder_and_the_command_line_both():
 
 def test_a_class_in_two_splits_is_named(table, tmp_path):
     table.write_text(table.read_text() + "videos/red0.mp4,red,test\n")
-    message = "The splits 'train' and 'test' share 1 classes: red. .*; --class_split splits all classes anew"
+    message = "The splits 'train' and 'test' share 1 class: red. .*; --class_split splits all classes anew"
     with pytest.raises(ValueError, match=message) as error:
         prepare(tmp_path / "data", source=table)
     assert "--allow_shared_classes" not in str(error.value)  # which this program does not have
@@ -1224,7 +1224,7 @@ def test_a_class_in_two_splits_is_named_whatever_the_spelling_and_class_split_he
     source = tmp_path / "videos"
     for name in ("train/brush_hair", "test/BrushHair", "test/dive"):
         shutil.copytree(video_folder / "train" / "red", source / name)
-    message = "The splits 'train' and 'test' share 1 classes: brush hair. .*; --class_split splits all classes"
+    message = "The splits 'train' and 'test' share 1 class: brush hair. .*; --class_split splits all classes"
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "data", source=source)
     folder = prepare(tmp_path / "data", source=source, class_split=[1, 0, 1], skip_reading=True)

@@ -324,7 +324,7 @@ def test_splits_may_share_classes_only_if_that_is_allowed():
     splits = {"train": split_of("train", red=9, blue=9), "validation": split_of("validation", red=9, pink=9)}
     settings = {"n_way": 2, "label_column": "action"}
     checks.check_classes(splits, EpisodicTrainingArguments(**settings, allow_shared_classes=True), tests=True)
-    with pytest.raises(ValueError, match="'train' and 'validation' share 1 classes: red"):
+    with pytest.raises(ValueError, match="'train' and 'validation' share 1 class: red"):
         checks.check_classes(splits, EpisodicTrainingArguments(**settings))
 
 

@@ -817,7 +817,7 @@ def test_no_two_splits_may_share_a_class(pair):
     check_disjoint_classes({split: labelled(**names) for split, names in counts.items()})
     for split in pair:
         counts[split]["both"] = 1
-    with pytest.raises(ValueError, match=f"{pair[0]!r} and {pair[1]!r} share 1 classes: both"):
+    with pytest.raises(ValueError, match=f"{pair[0]!r} and {pair[1]!r} share 1 class: both"):
         check_disjoint_classes({split: labelled(**names) for split, names in counts.items()})
 
 

@@ -364,7 +364,7 @@ def test_every_pair_of_splits_is_compared(pair):
     check_disjoint_classes(splits)
     for split in pair:
         splits[split] = with_classes([split, "run"])
-    with pytest.raises(ValueError, match=f"The splits '{pair[0]}' and '{pair[1]}' share 1 classes: run"):
+    with pytest.raises(ValueError, match=f"The splits '{pair[0]}' and '{pair[1]}' share 1 class: run"):
         check_disjoint_classes(splits)
 
 

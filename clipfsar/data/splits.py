@@ -257,7 +257,8 @@ def check_disjoint_classes(
         shared = sorted(names[first][name] for name in names.get(first, {}).keys() & names.get(second, {}).keys())
         if shared:
             raise ValueError(
-                f"The splits {first!r} and {second!r} share {len(shared)} classes: {', '.join(shared[:10])}"
+                f"The splits {first!r} and {second!r} share {len(shared)} "
+                f"{'class' if len(shared) == 1 else 'classes'}: {', '.join(shared[:10])}"
                 f"{', ...' if len(shared) > 10 else ''}. Few-shot splits have disjoint classes; {remedy}."
             )
 
