@@ -40,3 +40,28 @@ def test_a_thread_that_still_computes_does_not_keep_the_process_alive():
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=30).returncode == -signal.SIGALRM
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="only POSIX has this timer")
+def test_an_exit_that_python_ignores_is_an_end_all_the_same():
+    program = (
+        "import os, signal, time; from clipfsar.page import signals\n"
+        "signals.end_soon.__defaults__ = (0.5,); signals.exit_on_signals()\n"
+        "class Deleted:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "one = Deleted(); del one\n"
+        "print('still here', flush=True); time.sleep(30)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, timeout=20, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGALRM, "still here\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="only POSIX has this timer")
+def test_being_told_again_does_not_put_off_the_end():
+    program = (
+        "import signal; from clipfsar.page.signals import end_soon\n"
+        "end_soon(5); end_soon(60); print(signal.getitimer(signal.ITIMER_REAL)[0] <= 5)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.check_output([sys.executable, "-c", program], env=environment, text=True) == "True\n"

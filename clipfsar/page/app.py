@@ -641,7 +641,7 @@ def main(arguments: PageArguments, note: str | None = None):
             while True:  # gradio's own loop would treat Ctrl-C as a regular end
                 time.sleep(1)  # another thread may get the signal: this one acts on it when it wakes
         finally:
-            end_soon()
+            end_soon()  # after Ctrl-C as well
             page.close(verbose=False)
 
 
