@@ -16,6 +16,13 @@ except ImportError:
     from backbones_clipfsar import tower_configs
 
 try:
+    from .offloading_clipfsar import loaded_state
+except ImportError:
+    if __package__:
+        raise
+    from offloading_clipfsar import loaded_state
+
+try:
     from .paths_clipfsar import public_name
 except ImportError:
     if __package__:
@@ -31,14 +38,30 @@ COMPARISON_SETTINGS = (
 
 
 def weights_digest(modules: Iterable[torch.nn.Module], settings: Any = None) -> str:
-    """SHA-256 of the weights of modules, by name, and of `settings` (any JSON value)."""
+    """SHA-256 of the weights of modules, by name, of the adapters in use, and of `settings` (any JSON value)."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     for module in modules:
-        for name, value in sorted(module.state_dict().items()):
+        for name, value in sorted(loaded_state(module).items()):
             for tensor in _plain_tensors(value):
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if adapters := adapters_in_use(module):
+            digest.update(json.dumps(adapters).encode())
     return digest.hexdigest()
+
+
+def adapters_in_use(model: torch.nn.Module) -> tuple:
+    """What peft's adapters in a model compute, by layer: the weights are the same when they are switched off."""
+    return tuple(
+        (
+            name,
+            layer.disable_adapters,
+            tuple(layer.active_adapters),
+            tuple(sorted(getattr(layer, "scaling", {}).items())),
+        )
+        for name, layer in model.named_modules()
+        if isinstance(getattr(type(layer), "disable_adapters", None), property)  # a transformers model has a method
+    )
 
 
 def _plain_tensors(value: Any) -> list[torch.Tensor]:
@@ -90,7 +113,7 @@ def weights_state(model) -> tuple:
     """
     tensors = [*model.parameters(), *model.buffers()]
     known = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
-    return known, _middle_elements(tensors)
+    return known, _middle_elements(tensors), adapters_in_use(model)
 
 
 @torch.no_grad()

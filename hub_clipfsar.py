@@ -4,7 +4,15 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PretrainedConfig
+
+try:
+    from .offloading_clipfsar import computing_device
+except ImportError:
+    if __package__:
+        raise
+    from offloading_clipfsar import computing_device
 
 try:
     from .paths_clipfsar import check_folder
@@ -49,6 +57,11 @@ class HubFolder(_PartOfModel):
 
     # Hub options that the model was loaded with; its processor and support set are loaded with the same ones.
     hub_options: dict = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the weights, or, if accelerate has offloaded them, the one that computes."""
+        return computing_device(self)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):

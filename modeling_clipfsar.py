@@ -106,6 +106,13 @@ except ImportError:
     )
 
 try:
+    from .offloading_clipfsar import loaded_weight
+except ImportError:
+    if __package__:
+        raise
+    from offloading_clipfsar import loaded_weight
+
+try:
     from .plain_clipfsar import StartsFromPlainCLIP
 except ImportError:
     if __package__:
@@ -344,14 +351,14 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         with torch.autocast(query_embeds.device.type, enabled=False):
             video, text = comparable(query_embeds, class_embeds)
             video, text = F.normalize(video.mean(-2), dim=-1), F.normalize(text, dim=-1)
-            return self.video_text_scale.to(video) * (video @ text.transpose(-2, -1))
+            return loaded_weight(self, "video_text_scale").to(video) * (video @ text.transpose(-2, -1))
 
     def get_video_text_logits(self, video_embeds: torch.Tensor, base_class_embeds: torch.Tensor) -> torch.Tensor:
         """Scaled cosine of mean frame features (B, V, T, D) and all base class texts (K, D), as (B, V, K)."""
         with torch.autocast(video_embeds.device.type, enabled=False):
             video, text = comparable(video_embeds, base_class_embeds)
             similarity = frame_cosine_similarity(video.mean(-2), text, self.config.cosine_epsilon)
-            return self.video_text_scale.to(similarity) * similarity
+            return loaded_weight(self, "video_text_scale").to(similarity) * similarity
 
     def get_logits(
         self,

@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "paths_clipfsar": {"choices_clipfsar"},
     "alignment_clipfsar": set(),
     # The pipeline in a function: the model names the pipeline that opens its folder.
-    "hub_clipfsar": {"paths_clipfsar", "pipeline_clipfsar"},
+    "hub_clipfsar": {"offloading_clipfsar", "paths_clipfsar", "pipeline_clipfsar"},
+    "offloading_clipfsar": set(),
     "labels_clipfsar": {"choices_clipfsar"},
     "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
     "temporal_clipfsar": {"configuration_clipfsar"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {
     "modeling_clipfsar": {
         *("alignment_clipfsar", "backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar", "resnet_clipfsar"),
         *("comparing_clipfsar", "heads_clipfsar", "hub_clipfsar", "labels_clipfsar", "plain_clipfsar"),
-        "temporal_clipfsar",
+        *("offloading_clipfsar", "temporal_clipfsar"),
     },
     "limits_clipfsar": set(),
     "spans_clipfsar": set(),
@@ -56,7 +57,7 @@ MAY_IMPORT = {
     "class_texts_clipfsar": {"paths_clipfsar"},
     "episodes_clipfsar": {"choices_clipfsar", "class_texts_clipfsar"},
     "explanation_clipfsar": {"choices_clipfsar", "paths_clipfsar"},
-    "fingerprint_clipfsar": {"backbones_clipfsar", "paths_clipfsar"},
+    "fingerprint_clipfsar": {"backbones_clipfsar", "offloading_clipfsar", "paths_clipfsar"},
     "support_set_files_clipfsar": {"choices_clipfsar", "download_clipfsar", "limits_clipfsar", "paths_clipfsar"},
     "enrolled_clipfsar": {
         *("choices_clipfsar", "explanation_clipfsar", "fingerprint_clipfsar", "limits_clipfsar", "modeling_clipfsar"),

@@ -1067,6 +1067,31 @@ def test_weights_written_through_data_are_noticed_by_every_cache(write):
     assert not torch.equal(classify._embeds_of(("a", "b")), by_name)
 
 
+def test_an_adapter_that_is_switched_off_or_exchanged_is_another_model():
+    peft = pytest.importorskip("peft")
+    model, processor = tiny_model_and_processor()
+    digests = [model_digest(model)]
+    for name in ("one", "two"):
+        settings = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        model.add_adapter(settings, adapter_name=name)
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        digests.append(model_digest(model))
+    support_set = SupportSet.from_videos(model, processor, {"a": random_clip(0), "b": random_clip(1)})
+    model.disable_adapters()
+    digests.append(model_digest(model))
+    assert len(set(digests)) == 4
+    with pytest.raises(ValueError, match="enrolled with"):
+        support_set.check(model, processor)
+    model.enable_adapters()
+    support_set.check(model, processor)
+    for layer in model.modules():
+        if hasattr(layer, "scale_layer"):
+            layer.scale_layer(3.0)
+    with pytest.raises(ValueError, match="enrolled with"):
+        support_set.check(model, processor)
+
+
 def test_the_state_of_weights_can_be_taken_of_tensors_of_all_kinds():
     module = torch.nn.Module()
     module.register_buffer("empty", torch.zeros(0))

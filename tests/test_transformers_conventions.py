@@ -6,11 +6,14 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, infer_auto_device_map
 from golden.formula_model import formula_tensor, tiny_clip_config, tiny_config, tiny_episode, tiny_resnet_clip_config
+from tiny_data import random_clip, tiny_model_and_processor
 from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
 
 from configuration_clipfsar import CLIPResNetConfig, CLIPResNetVisionConfig
 from modeling_clipfsar import CLIPFSARModel
+from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from resnet_clipfsar import CLIPResNetModel, CLIPResNetVisionModel
+from support_set_clipfsar import SupportSet
 
 
 def with_base_classes(episode):
@@ -91,6 +94,27 @@ def test_offloaded_weights_give_the_same_logits(tiny_model, clip_config, tmp_pat
         output = model(**episode, inference_mode="ensemble")
         assert torch.equal(output.logits, expected.logits)
         assert torch.equal(output.loss, expected.loss)
+
+
+@pytest.mark.parametrize("mode", ["few_shot", "zero_shot", "ensemble"])
+def test_a_pipeline_of_an_offloaded_model_answers_alike_and_takes_the_same_support_set(mode, tmp_path):
+    model, processor = tiny_model_and_processor()
+    clips = {"waving": random_clip(0), "boxing": random_clip(1)}
+    support_set = SupportSet.from_videos(model, processor, clips)
+    whole = FewShotVideoClassificationPipeline(model=model, processor=processor, support_set=support_set)
+    offloaded, _ = tiny_model_and_processor()
+    disk_offload(offloaded, tmp_path, execution_device=torch.device("cpu"))
+    assert offloaded.video_text_scale.is_meta
+    assert offloaded.device == torch.device("cpu")
+    own_set = SupportSet.from_videos(offloaded, processor, clips)
+    expected = whole(random_clip(2), inference_mode=mode)
+    for enrolled in (support_set, own_set):
+        split = FewShotVideoClassificationPipeline(model=offloaded, processor=processor, support_set=enrolled)
+        assert split(random_clip(2), inference_mode=mode) == expected
+    episode = tiny_episode()
+    base = formula_tensor((5, 16))
+    features = model.get_video_features(episode["query_pixel_values"])
+    assert torch.equal(offloaded.get_video_text_logits(features, base), model.get_video_text_logits(features, base))
 
 
 @torch.no_grad()
