@@ -147,7 +147,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
     The classes come from one of these, at construction or with a call:
 
     - `support_set`: a `SupportSet`, the folder or Hub id of a saved one, or `{class name: videos}` to enroll. `enroll`
-      adds clips to the pipeline's own set. A set saved next to the model is loaded automatically.
+      adds clips to the pipeline's own set. A set saved next to the model is loaded automatically, except with
+      `support_set=False`, which takes none.
     - `candidate_labels`: class names alone, for zero-shot use.
     - an episode as the input itself, `{"support_videos": {class name: videos}, "query_videos": [...]}`.
 
@@ -177,7 +178,7 @@ class FewShotVideoClassificationPipeline(Pipeline):
         self.video_column = video_column
         if kwargs.get("batch_size") is not None:
             check_positive_integer("batch_size", kwargs["batch_size"])
-        if support_set is not None and kwargs.get("candidate_labels") is not None:
+        if support_set is not None and support_set is not False and kwargs.get("candidate_labels") is not None:
             raise ValueError(_NOT_BOTH)
         super().__init__(model, *args, processor=processor, **kwargs)
         self.model.eval()
@@ -185,8 +186,18 @@ class FewShotVideoClassificationPipeline(Pipeline):
         self._candidate_embeds: tuple = (None, None)  # what the last text features were made with, and they
         self._forward_params.setdefault("support_set", None)
         if support_set is None and not self._forward_params.get("candidate_labels"):
-            support_set = _support_set_beside(model)
-        self.support_set = support_set
+            self._take_support_set_beside_model()
+        else:
+            self.support_set = None if support_set is False else support_set
+
+    def _take_support_set_beside_model(self):
+        try:
+            self.support_set = _support_set_beside(self.model)
+        except ValueError as error:
+            raise ValueError(
+                f"The support set saved next to the model, in {self.model.name_or_path}, cannot be used: {error} Or give "
+                "classes of your own, by clips or by names."
+            ) from None
 
     @property
     def support_set(self) -> SupportSet | None:

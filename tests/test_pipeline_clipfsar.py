@@ -25,6 +25,7 @@ from transformers import CLIPProcessor, ViTConfig, ViTModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import pipeline_clipfsar
+from modeling_clipfsar import CLIPFSARModel
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import CLIPFSARProcessor, VideoReadError
 from support_set_clipfsar import SupportSet
@@ -549,6 +550,20 @@ def test_a_revision_of_a_plain_clip_is_that_of_its_processor_too(tiny_clip, comm
         CLIPProcessor(processor.image_processor, processor.tokenizer).save_pretrained(folder)
     opened = pipeline(TASK, model="me/clip", revision=revision, device="cpu")
     assert list(opened.processor.image_processor.image_mean) == means[revision]
+
+
+def test_a_set_beside_the_model_that_does_not_fit_hinders_nobody_with_own_classes(parts, saved_apart):
+    SupportSet.from_videos(*parts, CLIPS).save_pretrained(saved_apart)
+    half = CLIPFSARModel.from_pretrained(saved_apart, dtype=torch.bfloat16)
+    message = f"^The support set saved next to the model, in {saved_apart}, cannot be used: The support set was enrolled"
+    with pytest.raises(ValueError, match=message + r".*\. Or give classes of your own, by clips or by names\.$"):
+        FewShotVideoClassificationPipeline(half, parts[1])
+    model, processor = CLIPFSARModel.from_pretrained(saved_apart), parts[1]
+    assert FewShotVideoClassificationPipeline(model, processor).support_set.class_names == list(CLIPS)
+    assert FewShotVideoClassificationPipeline(model, processor, support_set=False).support_set is None
+    assert FewShotVideoClassificationPipeline(half, processor, candidate_labels="a, b")(QUERIES[0])
+    empty = FewShotVideoClassificationPipeline(half, processor, support_set=False)
+    assert empty.enroll(CLIPS).class_names == list(CLIPS)
 
 
 def test_a_pipeline_saved_without_classes_leaves_none_of_an_earlier_save(parts, classify, tmp_path):

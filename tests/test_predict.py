@@ -56,6 +56,19 @@ def expected(folders):
     return {name: classify(str(folders / "queries" / f"{name}.mp4")) for name in ("a", "b")}
 
 
+@pytest.mark.parametrize("classes", [["--labels", "red, blue"], ["--support_set", "EXAMPLES"]])
+def test_own_classes_go_before_a_set_beside_the_model_of_another_precision(classes, folders, tmp_path, capsys):
+    model = shutil.copytree(folders / "model", tmp_path / "model")
+    SupportSet.from_videos(*load_model(str(model)), {"a": random_clip(0), "b": random_clip(1)}).save_pretrained(model)
+    classes = [str(folders / "examples") if part == "EXAMPLES" else part for part in classes]
+    command = ["predict", "--model", str(model), "--device", "cpu", "--dtype", "bfloat16", "--format", "json"]
+    query = ["--query", str(folders / "queries" / "a.mp4")]
+    assert clipfsar([*command, *query, *classes]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["query"].endswith("a.mp4")
+    assert clipfsar([*command, *query]) == 1
+    assert f"error: The support set saved next to the model, in {model}, cannot be used" in capsys.readouterr().err
+
+
 def test_json_holds_the_answers_of_the_pipeline(folders, expected, capsys):
     assert predict(folders, "--format", "json") == 0
     assert json.loads(capsys.readouterr().out) == [
