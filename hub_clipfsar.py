@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 else:
     _PartOfModel = object
 logger = logging.getLogger(__name__)
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Settings that must stay as our own layers were trained with them. In the backbone, all whole numbers must stay.
 _STRUCTURE = ("temporal_num_layers", "temporal_num_heads", "temporal_intermediate_size")
 _OUR_WEIGHTS = ("temporal_transformer.", "video_text_scale")
@@ -67,7 +67,7 @@ class HubFolder(_PartOfModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         if pretrained_model_name_or_path is not None:  # transformers takes None and a state_dict
             check_folder(pretrained_model_name_or_path)
-        options = HubOptions({name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None})
+        options = HubOptions({name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None})
         wants_info = kwargs.pop("output_loading_info", False)
         is_checked = pretrained_model_name_or_path is not None and not kwargs.get("ignore_mismatched_sizes", False)
         refusal = cls._mismatch(pretrained_model_name_or_path, options, kwargs) if is_checked else None
@@ -206,4 +206,4 @@ def check_is_episode(names) -> None:
         raise TypeError(_VIDEO_WITHOUT_CLASSES)
 
 
-__all__ = ["HubFolder", "HubOptions", "check_is_episode"]
+__all__ = ["HUB_OPTIONS", "HubFolder", "HubOptions", "check_is_episode"]

@@ -195,8 +195,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
             self.support_set = _support_set_beside(self.model)
         except ValueError as error:
             raise ValueError(
-                f"The support set saved next to the model, in {self.model.name_or_path}, cannot be used: {error} Or give "
-                "classes of your own, by clips or by names."
+                f"The support set saved next to the model, in {self.model.name_or_path}, cannot be used: {error} Or "
+                "give classes of your own, by clips or by names."
             ) from None
 
     @property

@@ -555,7 +555,7 @@ def test_a_revision_of_a_plain_clip_is_that_of_its_processor_too(tiny_clip, comm
 def test_a_set_beside_the_model_that_does_not_fit_hinders_nobody_with_own_classes(parts, saved_apart):
     SupportSet.from_videos(*parts, CLIPS).save_pretrained(saved_apart)
     half = CLIPFSARModel.from_pretrained(saved_apart, dtype=torch.bfloat16)
-    message = f"^The support set saved next to the model, in {saved_apart}, cannot be used: The support set was enrolled"
+    message = f"^The support set saved next to the model, in {saved_apart}, cannot be used: The support set was"
     with pytest.raises(ValueError, match=message + r".*\. Or give classes of your own, by clips or by names\.$"):
         FewShotVideoClassificationPipeline(half, parts[1])
     model, processor = CLIPFSARModel.from_pretrained(saved_apart), parts[1]

@@ -4,28 +4,41 @@ from pathlib import Path
 
 import torch
 
+from choices_clipfsar import DTYPES, check_choice
 from clipfsar.checked_files import CHECKSUMS, check_files
 from clipfsar.inference.quantized import quantize_int8
+from hub_clipfsar import HUB_OPTIONS
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
 
-def load_model(name: str, dtype: str = "float32", **settings) -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
+def load_model(name: str, dtype: str | torch.dtype = "float32", **settings) -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
     """A CLIP-FSAR model and its processor for inference, or a plain CLIP: see `CLIPFSARModel.from_pretrained`.
 
-    `dtype` is one of `DTYPES`, or `"auto"` for the saved precision. `settings` override the model's configuration.
+    Args:
+        dtype: One of `DTYPES`, a floating-point dtype of torch, or `"auto"` for the saved precision.
+        settings: Override the model's configuration; `num_frames` that of the processor as well. Options of the Hub and
+            of folders (`revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`) are for both.
 
     Raises:
-        ValueError: For a model of another kind, and for weights that differ from their checksums (`SHA256SUMS`).
+        ValueError: For a model of another kind, an unknown dtype, and for weights that differ from their checksums
+            (`SHA256SUMS`).
+        TypeError: For an unknown setting.
         OSError: When the model does not exist.
     """
-    remedy = f"put back a copy of it, or, if it was changed on purpose, delete {Path(name) / CHECKSUMS}"
-    check_files(Path(name), remedy, only="model*.safetensors", must_be_listed="model*.safetensors")
-    dtype_of_weights = {"auto": "auto", "int8": torch.float32}.get(dtype) or getattr(torch, dtype)
-    model = CLIPFSARModel.from_pretrained(name, dtype=dtype_of_weights, **settings).eval()
-    if dtype == "int8":
+    if "torch_dtype" in settings:
+        raise TypeError("load_model does not know 'torch_dtype': its name is dtype.")
+    name_of_dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    check_choice("dtype", name_of_dtype, ("auto", *DTYPES))
+    folder = Path(name, settings.get("subfolder") or "")
+    remedy = f"put back a copy of it, or, if it was changed on purpose, delete {folder / CHECKSUMS}"
+    check_files(folder, remedy, only="model*.safetensors", must_be_listed="model*.safetensors")
+    of_weights = {"auto": "auto", "int8": torch.float32}.get(name_of_dtype) or getattr(torch, name_of_dtype)
+    model = CLIPFSARModel.from_pretrained(name, dtype=of_weights, **settings).eval()
+    if name_of_dtype == "int8":
         quantize_int8(model)
-    return model, CLIPFSARProcessor.from_pretrained(name)
+    of_both = {option: settings[option] for option in (*HUB_OPTIONS, "num_frames") if option in settings}
+    return model, CLIPFSARProcessor.from_pretrained(name, **of_both)
 
 
 def usable_device(name: str | None) -> str | None:
