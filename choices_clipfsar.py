@@ -132,6 +132,16 @@ def check_slip(where: str, name: str, settings: Iterable[str], error: type[Excep
         raise error(f"{where} does not know {name!r}: did you mean {meant[0]!r}?")
 
 
+class NamesChecked:
+    """Refuses to set an attribute whose name resembles a public one: it would have no effect."""
+
+    def __setattr__(self, name, value):
+        known = [one for one in dir(self) if not one.startswith("_")]
+        if not name.startswith("_") and name not in known:
+            check_slip(type(self).__name__, name, known, AttributeError)
+        super().__setattr__(name, value)
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number; `True` and `False` are not numbers here."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -155,9 +165,15 @@ def _check_template(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} has no place for the class name: write {{}} where the name belongs.")
 
 
+def spoken_name(class_name: str) -> str:
+    """A class name as it is read: texts are found by it, whatever its case, underscores and spaces."""
+    return " ".join(class_name.replace("_", " ").casefold().split())
+
+
 def _check_class_texts(name: str, value: Any) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{name}={value!r} must be {{class name: text or list of texts}}.")
+    classes: dict[str, str] = {}
     for class_name, texts in value.items():
         listed = [texts] if isinstance(texts, str) else texts
         if not isinstance(listed, (list, tuple)) or not listed:
@@ -165,6 +181,10 @@ def _check_class_texts(name: str, value: Any) -> None:
         if not all(isinstance(text, str) and text.strip() for text in (class_name, *listed)):
             raise ValueError(
                 f"{name} of {class_name!r} is {texts!r}: names and texts must be strings that are not blank."
+            )
+        if (other := classes.setdefault(spoken_name(class_name), class_name)) != class_name:
+            raise ValueError(
+                f"{name} has entries for {other!r} and {class_name!r}, which are one class: keep one of them."
             )
         if class_name == "*" and not all("{}" in text for text in listed):
             raise ValueError(f"{name} of '*' is {texts!r}: write {{}} where the name belongs, in each text.")

@@ -12,6 +12,13 @@ import torch
 import torch.nn.functional as F
 
 try:
+    from .choices_clipfsar import spoken_name
+except ImportError:
+    if __package__:
+        raise
+    from choices_clipfsar import spoken_name
+
+try:
     from .paths_clipfsar import check_class_texts
 except ImportError:
     if __package__:
@@ -24,8 +31,8 @@ FOR_ALL_CLASSES = "*"  # the entry of `class_texts` for classes without one
 def class_prompts(processor, class_name: str) -> list[str]:
     """The prompts of a class; underscores in its name are spaces."""
     words = class_name.replace("_", " ")
-    texts = {name.replace("_", " "): value for name, value in (getattr(processor, "class_texts", None) or {}).items()}
-    own = texts.get(words, texts.get(FOR_ALL_CLASSES, processor.prompt_template))
+    texts = {spoken_name(name): value for name, value in (getattr(processor, "class_texts", None) or {}).items()}
+    own = texts.get(spoken_name(class_name), texts.get(FOR_ALL_CLASSES, processor.prompt_template))
     return [text.replace("{}", words) for text in ([own] if isinstance(own, str) else own)]
 
 
@@ -77,24 +84,34 @@ def check_single_prompts(processor, class_names: Sequence[str]) -> None:
 
 
 def check_class_prompts(processor, class_names: Sequence[str]) -> None:
-    """Raises `ValueError` if two classes have the same tokens. Warns of texts for a name that is probably misspelt."""
+    """Raises `ValueError` if two classes have the same tokens. Warns of texts for a name that is probably misspelt, and
+    if no class has a text."""
     if hasattr(processor, "class_texts"):
-        _warn_of_misspelt_names(processor, class_names)
+        _warn_of_unused_texts(processor, class_names)
         tokenize_prompts(processor, list(class_names))
     else:  # code that an earlier version saved next to a model
         processor.tokenize_classes(list(class_names))
 
 
-def _warn_of_misspelt_names(processor, class_names: Sequence[str]) -> None:
-    """Only very similar names: the texts may be for the classes of other splits as well."""
-    with_text = {name.replace("_", " ") for name in processor.class_texts or {}}
-    classes = {name.replace("_", " ") for name in class_names}
-    for name in sorted(with_text - classes):
-        for meant in difflib.get_close_matches(name, sorted(classes - with_text), n=1, cutoff=0.9):
+def _warn_of_unused_texts(processor, class_names: Sequence[str]) -> None:
+    """Names one by one only if they are very similar: the texts may be for the classes of other splits as well."""
+    with_text = {spoken_name(name): name for name in processor.class_texts or {} if name != FOR_ALL_CLASSES}
+    classes = {spoken_name(name): name for name in class_names}
+    unused = sorted(with_text.keys() - classes.keys())
+    for name in unused:
+        for meant in difflib.get_close_matches(name, sorted(classes.keys() - with_text.keys()), n=1, cutoff=0.9):
             warnings.warn(
-                f"class_texts has a text for {name!r}, but the class is called {meant!r} and gets the usual prompt.",
+                f"class_texts has a text for {with_text[name]!r}, but the class is called {classes[meant]!r} and gets "
+                "the usual prompt.",
                 stacklevel=3,
             )
+    if unused and len(unused) == len(with_text):
+        warnings.warn(
+            f"class_texts has texts for {with_text[unused[0]]!r}"
+            f"{f' and {len(unused) - 1} more' if len(unused) > 1 else ''}, but none for a class here, such as "
+            f"{class_names[0]!r}: they have no effect.",
+            stacklevel=3,
+        )
 
 
 def average_prompts(embeds: torch.Tensor) -> torch.Tensor:

@@ -446,10 +446,20 @@ class CLIPFSARConfig(PretrainedConfig):
                 f"CLIP's projection size {self.hidden_size} is not a multiple of "
                 f"temporal_num_heads={self.temporal_num_heads}."
             )
+        sizes = {"chamfer": "chamfer_tuple_size", "trx": "trx_cardinalities"}
+        if self.alignment in sizes:
+            name = sizes[self.alignment]
+            value = getattr(self, name)
+            least = max(value) if isinstance(value, list) else value
+            if least > self.num_frames:
+                raise ValueError(f"{name}={value!r} needs at least {least} frames, but num_frames={self.num_frames}.")
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers; keyword arguments are checked like any other value."""
+        if not kwargs.get("return_unused_kwargs"):  # otherwise the caller uses the names that are not ours
+            for name in kwargs:
+                check_slip(cls.__name__, name, _CHECKS, TypeError)
         made = super().from_dict(config_dict, **kwargs)
         (made[0] if isinstance(made, tuple) else made)._check_values()
         return made
@@ -458,6 +468,10 @@ class CLIPFSARConfig(PretrainedConfig):
     def hidden_size(self):
         """D, the size of a frame feature and of a class text: CLIP's projection size, the width of SigLIP's tower."""
         return feature_size(self.clip_config)
+
+    def get_text_config(self, decoder=None, encoder=None):
+        """The text tower's, in which transformers changes the size of the vocabulary."""
+        return self.clip_config.get_text_config(decoder=decoder, encoder=encoder)
 
     def to_dict(self):
         """As in transformers, without the mark of a plain checkpoint: it is for loading only."""

@@ -162,7 +162,7 @@ class Head(nn.Module):
             return self.compare(query, shots, present)
         n_query = query.shape[1]
         numbers = _NUMBERS_PER_CHUNK.get(query.device.type, _NUMBERS_PER_CHUNK_ELSEWHERE)
-        queries = max(1, numbers // (self.numbers_per_pair(query) * shots.shape[1:3].numel()))
+        queries = max(1, numbers // max(1, self.numbers_per_pair(query) * shots.shape[1:3].numel()))
         episodes = max(1, queries // max(1, n_query))
         distances = []
         for start in range(0, len(query), episodes):

@@ -33,6 +33,7 @@ try:
         check_known,
         check_positive_integer,
         check_same_num_frames,
+        check_slip,
         check_truth,
     )
 except ImportError:
@@ -45,6 +46,7 @@ except ImportError:
         check_known,
         check_positive_integer,
         check_same_num_frames,
+        check_slip,
         check_truth,
     )
 
@@ -533,6 +535,8 @@ class FewShotVideoClassificationPipeline(Pipeline):
         earlier save left in the folder is removed: the next pipeline would load it.
         """
         check_truth("thumbnails", thumbnails)
+        for name in kwargs:
+            check_slip("save_pretrained", name, ["thumbnails"], TypeError)
         save_with_pipeline(self.model, self.processor, save_directory, **kwargs)
         if self.support_set is not None:
             self.support_set.save_pretrained(save_directory, thumbnails=thumbnails)

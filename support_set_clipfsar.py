@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 try:
-    from .choices_clipfsar import check_known, check_same_num_frames, check_truth, checked_seed, is_number
+    from .choices_clipfsar import NamesChecked, check_known, check_same_num_frames, check_truth, checked_seed, is_number
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import check_known, check_same_num_frames, check_truth, checked_seed, is_number
+    from choices_clipfsar import NamesChecked, check_known, check_same_num_frames, check_truth, checked_seed, is_number
 
 try:
     from .class_texts_clipfsar import check_class_prompts
@@ -149,7 +149,7 @@ _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder
 # --- the support set --------------------------------------------------------------------------------------------------
 
 
-class SupportSet:
+class SupportSet(NamesChecked):
     """Classes enrolled from clips, any number per class, for one model and its preprocessing.
 
         support_set = SupportSet.from_videos(model, processor, {"boxing": ["a.mp4", "b.mp4"], "diving": ["c.mp4"]})

@@ -44,6 +44,32 @@ def test_a_text_for_a_misspelt_class_gets_a_warning(parts, recwarn):
     assert not recwarn
 
 
+@pytest.mark.parametrize("class_name", ["Brush Hair", "BRUSH_HAIR", "brush  hair"])
+def test_texts_are_found_whatever_the_case_and_spaces_of_the_name(class_name, parts):
+    words = class_name.replace("_", " ")
+    assert class_prompts(parts[1], class_name) == [f"someone brushes {words}", "a comb"]
+
+
+def test_two_entries_for_one_class_are_refused(parts):
+    with pytest.raises(ValueError, match="class_texts has entries for 'red star' and 'Red_Star', which are one class"):
+        parts[1].class_texts = {"red star": "a text", "Red_Star": "another"}
+
+
+def test_texts_of_which_none_is_for_a_class_get_a_warning(parts, recwarn):
+    message = "class_texts has texts for 'brush hair' and 1 more, but none for a class here, such as 'a': they have no"
+    with pytest.warns(UserWarning, match=message):
+        check_class_prompts(parts[1], ["a", "b"])
+    parts[1].class_texts = {"Climbing": "a wall"}
+    with pytest.warns(
+        UserWarning, match="class_texts has texts for 'Climbing', but none for a class here, such as 'a'"
+    ):
+        check_class_prompts(parts[1], ["a"])
+    recwarn.clear()
+    parts[1].class_texts = {"*": "a clip of {}"}
+    check_class_prompts(parts[1], ["a"])
+    assert not recwarn
+
+
 def test_several_texts_are_averaged_in_direction_and_length(parts):
     one, other = (feature_of(*parts, text) for text in ("someone brushes brush hair", "a comb"))
     direction = one / one.norm() + other / other.norm()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden.formula_model import formula_tensor, tiny_episode, tiny_model
+from golden.formula_model import formula_tensor, tiny_config, tiny_episode, tiny_model
 from tiny_data import random_clip, tiny_model_and_processor
 
 import heads_clipfsar
@@ -234,6 +234,37 @@ def test_too_few_frames_for_a_tuple_are_refused():
     model = head_model("trx")
     with pytest.raises(ValueError, match="A video of 2 frames has no tuple of 3"):
         model.get_distances(features(1, 1, 2, 16), features(1, 1, 2, 16))
+
+
+def test_too_few_frames_for_a_tuple_are_refused_without_gradients_too():
+    model = head_model("chamfer")
+    model.config.chamfer_tuple_size = 3
+    with torch.no_grad(), pytest.raises(ValueError, match="A video of 2 frames has no tuple of 3"):
+        model.get_distances(features(1, 1, 2, 16), features(1, 1, 2, 16))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"alignment": "chamfer", "chamfer_tuple_size": 3},
+            "chamfer_tuple_size=3 needs at least 3 frames, but num_fra",
+        ),
+        (
+            {"alignment": "trx", "trx_cardinalities": [2, 4]},
+            r"trx_cardinalities=\[2, 4\] needs at least 4 frames, but n",
+        ),
+    ],
+)
+def test_a_model_of_fewer_frames_than_a_tuple_is_not_made(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(num_frames=2, **settings)
+    tiny_config(num_frames=4, **settings)
+    tiny_config(num_frames=2, **settings | {"alignment": "otam"})
+    config = tiny_config(num_frames=4, **settings)
+    config.num_frames = 2
+    with pytest.raises(ValueError, match=message):
+        CLIPFSARModel(config)
 
 
 # --- where videos are compared ----------------------------------------------------------------------------------------

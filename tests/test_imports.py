@@ -54,7 +54,7 @@ MAY_IMPORT = {
         *("choices_clipfsar", "configuration_clipfsar", "frame_archive_clipfsar", "pixels_clipfsar", "video_clipfsar"),
         *("backbones_clipfsar", "class_texts_clipfsar", "limits_clipfsar", "paths_clipfsar"),
     },
-    "class_texts_clipfsar": {"paths_clipfsar"},
+    "class_texts_clipfsar": {"choices_clipfsar", "paths_clipfsar"},
     "episodes_clipfsar": {"choices_clipfsar", "class_texts_clipfsar"},
     "explanation_clipfsar": {"choices_clipfsar", "paths_clipfsar"},
     "fingerprint_clipfsar": {"backbones_clipfsar", "offloading_clipfsar", "paths_clipfsar"},

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_data import random_clip, tiny_model_and_processor, video_splits, write_video_folder
-from transformers import CONFIG_MAPPING, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from clipfsar.evaluation.evaluate_model import evaluate_episodes
 from configuration_clipfsar import CLIPFSARConfig
@@ -181,6 +181,35 @@ TYPOS = {
 def test_a_name_assigned_to_a_configuration_that_is_nearly_a_setting_is_refused(tiny_config, name):
     with pytest.raises(AttributeError, match=f"does not know '{name}': did you mean '{TYPOS[name]}'"):
         setattr(tiny_config(), name, 3)
+
+
+@pytest.mark.parametrize("load", [CLIPFSARConfig.from_pretrained, AutoConfig.from_pretrained])
+def test_a_name_given_to_a_saved_configuration_that_is_nearly_a_setting_is_refused(folder, load):
+    with pytest.raises(TypeError, match="CLIPFSARConfig does not know 'aligment': did you mean 'alignment'"):
+        load(folder, aligment="mean")
+    assert load(folder, alignment="mean").alignment == "mean"
+    assert load(folder, anything=1, return_unused_kwargs=True)[1] == {"anything": 1}
+
+
+def test_a_name_assigned_to_a_support_set_that_is_nearly_a_setting_is_refused():
+    with pytest.raises(AttributeError, match="SupportSet does not know 'unknown_errorrate': did you mean 'unknown_er"):
+        SupportSet().unknown_errorrate = 0.05
+
+
+def test_a_name_given_to_a_pipelines_save_that_is_nearly_its_option_is_refused(parts, tmp_path):
+    classify = FewShotVideoClassificationPipeline(*parts)
+    with pytest.raises(TypeError, match="save_pretrained does not know 'thumbnail': did you mean 'thumbnails'"):
+        classify.save_pretrained(tmp_path / "model", thumbnail=True)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_size_of_the_vocabulary_is_that_of_the_text_tower(tiny_model, tmp_path):
+    model = tiny_model()
+    model.resize_token_embeddings(60)
+    model.save_pretrained(tmp_path)
+    loaded = CLIPFSARModel.from_pretrained(tmp_path)
+    assert loaded.config.clip_config.text_config.vocab_size == 60
+    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
 def test_a_name_assigned_to_a_processor_that_is_nearly_a_setting_is_refused(parts):
