@@ -82,8 +82,9 @@ class HubFolder(_PartOfModel):
         if refusal and _has_trained_layers(model, info):
             raise ValueError(refusal)
         # With output_loading_info, the caller gets the list of missing weights and decides.
-        if is_checked and not wants_info and _has_trained_layers(model, info):
-            _check_all_loaded(pretrained_model_name_or_path, info)
+        if is_checked and not wants_info:
+            ours = _OUR_WEIGHTS if _has_trained_layers(model, info) else ()
+            _check_all_loaded(pretrained_model_name_or_path, info, ours)
         model.hub_options = options
         return (model, info) if wants_info else model
 
@@ -187,10 +188,14 @@ def _has_trained_layers(model, info: dict[str, Any]) -> bool:
     return not ours <= set(info["missing_keys"]) or any(key.startswith(_OUR_WEIGHTS) for key in info["unexpected_keys"])
 
 
-def _check_all_loaded(name, info: dict[str, Any]):
-    """Raises `ValueError` when weights of our own layers are missing or left over: they would be random or dropped."""
+def _check_all_loaded(name, info: dict[str, Any], of_trained_layers: tuple[str, ...]):
+    """Raises `ValueError` when weights are missing, or when some of our own layers are left over.
+
+    They would be random or dropped. A new head may lack weights, and the file of a backbone may hold more than we use.
+    """
+    known = {"lack": (*of_trained_layers, "clip."), "include the unexpected": of_trained_layers}
     for what, keys in (("lack", info["missing_keys"]), ("include the unexpected", info["unexpected_keys"])):
-        ours = sorted(key for key in keys if key.startswith(_OUR_WEIGHTS))
+        ours = sorted(key for key in keys if key.startswith(known[what]))
         if ours:
             more = f" and {len(ours) - 1} more" if len(ours) > 1 else ""
             raise ValueError(

@@ -69,13 +69,22 @@ def test_it_is_said_in_one_line_and_transformers_reports_nothing(tiny_clip, capl
     assert "MISSING" not in capfd.readouterr().err
 
 
-def test_another_missing_weight_is_still_reported(tmp_path):
+@pytest.mark.parametrize("key", ["visual_projection.weight", "text_model.encoder.layers.0.mlp.fc1.bias"])
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_file_without_a_weight_of_clip_is_refused(key, is_plain, tmp_path):
     save_tiny_clip(tmp_path)
+    if not is_plain:
+        CLIPFSARModel.from_pretrained(tmp_path, for_training=True).save_pretrained(tmp_path)
+        key = f"clip.{key}"
     weights = load_file(tmp_path / "model.safetensors")
-    del weights["visual_projection.weight"]
+    del weights[key]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    _, info = CLIPFSARModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert set(info["missing_keys"]) == {"clip.visual_projection.weight"}
+    missing = f"clip.{key.removeprefix('clip.')}"
+    with pytest.raises(ValueError, match=f"^The weights in '{tmp_path}' lack '{missing}': the file is damaged, or"):
+        CLIPFSARModel.from_pretrained(tmp_path)
+    CLIPFSARModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    _, info = CLIPFSARModel.from_pretrained(tmp_path, output_loading_info=True)  # the caller decides
+    assert set(info["missing_keys"]) == {missing}
 
 
 def test_given_settings_win(tiny_clip):
