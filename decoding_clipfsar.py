@@ -251,15 +251,17 @@ class PyAVReader:
         """The frames of the packets `wanted`, in the order shown. Decodes from packet `entry` to packet `last`."""
         pending, is_wanted, before = iter(wanted), set(wanted), float("-inf")
         expected: int | None = next(pending)
+        damage = _Damage()
         for frame in self._decode(entry, last, is_wanted):
+            is_damaged = damage.reaches(frame)
             rank = self.order.ranks[frame.pts]
             if rank is None or rank < before:
                 raise UnreadableError("frames come in another order")
             before = rank
             if frame.pts not in is_wanted:
                 continue
-            if frame.pts != expected or frame.is_corrupt:
-                raise UnreadableError("a frame is damaged" if frame.is_corrupt else "frames come in another order")
+            if frame.pts != expected or is_damaged:
+                raise UnreadableError("a frame is damaged" if is_damaged else "frames come in another order")
             yield frame
             expected = next(pending, None)
         if expected is not None:
@@ -336,11 +338,11 @@ class PyAVReader:
         """Decoded frames, counted from the beginning."""
         decoded = self._decode_all() if self._decoded is None or self._is_damaged else self._decoded
         wanted, number = iter(frames), 0
-        expected = next(wanted, None)
+        expected, damage = next(wanted, None), _Damage()
         for frame in decoded:
             if expected is None:
                 return
-            if frame is None or (number == expected and frame.is_corrupt):
+            if frame is None or (damage.reaches(frame) and number == expected):
                 raise UnreadableError(f"frame {number} cannot be decoded: its data are damaged")
             if number == expected:
                 yield frame
@@ -348,6 +350,27 @@ class PyAVReader:
             number += 1
         if expected is not None:
             raise UnreadableError(f"decoding ended after {number} frames")
+
+
+class _Damage:
+    """Follows damage from frame to frame. FFmpeg guesses what a damaged frame shows, and makes later frames from it.
+
+    It marks only the damaged frame itself. The damage ends at the next key frame. After a start in the middle of a
+    stream, frames are marked as well until the picture is whole: this ends by itself.
+    """
+
+    def __init__(self):
+        self._is_whole = self._spreads = False
+
+    def reaches(self, frame) -> bool:
+        """Whether a frame, given in the order of decoding, shows something guessed."""
+        if frame.key_frame:
+            self._is_whole, self._spreads = True, frame.is_corrupt
+        elif not frame.is_corrupt:
+            self._is_whole = True
+        elif self._is_whole:
+            self._spreads = True
+        return self._spreads or frame.is_corrupt
 
 
 class _Converter:

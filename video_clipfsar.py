@@ -372,9 +372,9 @@ def read_video_frames(
 
     Raises:
         VideoReadError: With the path, for anything unreadable: a file that is missing, empty, cut off or not a video,
-            one without a video stream or frames, a wanted frame that cannot be decoded (another never replaces it), or
-            the end of the time limit. A file shorter than its own header states is refused whole: its true number of
-            frames is unknown, so frames cannot be chosen correctly.
+            one without a video stream or frames, a wanted frame that cannot be decoded (another never replaces it) or
+            that is made from a damaged one, or the end of the time limit. A file shorter than its own header states is
+            refused whole: its true number of frames is unknown, so frames cannot be chosen correctly.
         ImportError: When the decoder is not installed.
     """
     check_choice("decoder", decoder, ("auto", *DECODERS))

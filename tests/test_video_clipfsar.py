@@ -4,6 +4,7 @@
 files with a `manifest.json` of what a player shows of each.
 """
 
+import io
 import json
 import os
 import pickle
@@ -579,6 +580,29 @@ def test_damaged_bytes_are_never_another_error(tmp_path):
         except VideoReadError:
             num_refused += 1
     assert 0 < num_refused < 100
+
+
+def test_a_damaged_frame_spoils_the_frames_made_from_it_and_no_other(tmp_path):
+    """FFmpeg marks the damaged frame alone, and guesses what it and the frames after it show."""
+    data = write(tmp_path / "a.mp4", 48, gop_size=24, options={"x264-params": "bframes=0"}).read_bytes()
+    (tmp_path / "b.mp4").write_bytes(data)
+    with av.open(io.BytesIO(data)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    truth, rng, num_marked = read_video_frames(data, range(48)), random.Random(0), 0
+    for _ in range(40):
+        damaged, number = bytearray(data), rng.randrange(2, 20)
+        position, size = packets[number]
+        damaged[position + rng.randrange(size // 2, size)] ^= 1 << rng.randrange(8)
+        (tmp_path / "b.mp4").write_bytes(damaged)
+        with av.open(str(tmp_path / "b.mp4")) as container:
+            marked = [place for place, frame in enumerate(container.decode(video=0)) if frame.is_corrupt]
+        others = [0, number - 1, 24, 47]
+        assert torch.equal(read_video_frames(bytes(damaged), others), truth[others])
+        if marked:
+            num_marked += 1
+            with pytest.raises(VideoReadError, match=r"cannot be decoded: its data are damaged|is damaged"):
+                read_video_frames(bytes(damaged), [0, 23])
+    assert num_marked > 5
 
 
 # --- what version 0.1 read otherwise ----------------------------------------------------------------------------------
