@@ -297,10 +297,19 @@ def _is_turned(image: Image.Image) -> bool:
 def _upright(image: Image.Image) -> np.ndarray:
     """RGB pixels of an image, turned as its EXIF data say. EXIF data that make no sense are ignored."""
     check_frame_size(*image.size)  # before it is decoded
+    is_png = image.format == "PNG"
     with contextlib.suppress(Exception):
         if _is_turned(image):
             image = ImageOps.exif_transpose(image)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(_in_8_bits(image, is_png).convert("RGB"))
+
+
+def _in_8_bits(image: Image.Image, is_png: bool) -> Image.Image:
+    """A grey image of 16 bits (thermal, depth) by its upper 8, as FFmpeg does. Pillow would make it all white."""
+    is_16_bit = image.mode.startswith("I;16") or (is_png and image.mode == "I")  # of earlier versions of Pillow
+    if not is_16_bit and image.mode in ("I", "F"):
+        raise UnreadableError(f"its pixels are numbers of 32 bits (mode {image.mode!r}), but 8 or 16 bits are needed")
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if is_16_bit else image
 
 
 class _ArchiveReader:

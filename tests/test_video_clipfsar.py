@@ -340,6 +340,29 @@ def test_images_are_turned_as_their_exif_data_ask_for(tmp_path, orientation):
         assert np.array_equal(read_video_frames(video, [1])[0].numpy(), expected)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_grey_images_of_16_bits_are_read_as_the_same_file_is_by_ffmpeg(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(20_000, 30_000, (16, 24)).astype(np.uint16)
+    (tmp_path / "clip").mkdir()
+    for number in range(2):
+        Image.fromarray(pixels).save(tmp_path / "clip" / f"{number}.{suffix}")
+    expected = torch.from_numpy(np.repeat((pixels >> 8).astype(np.uint8)[None, :, :, None], 3, axis=-1))
+    assert torch.equal(read_video_frames(tmp_path / "clip", [0]), expected)
+    assert torch.equal(read_video_frames([Image.fromarray(pixels)] * 2, [1]), expected)
+    if suffix == "png":
+        by_ffmpeg = read_video_frames(tmp_path / "clip" / "0.png", [0])
+        torch.testing.assert_close(by_ffmpeg.int(), expected.int(), atol=1, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_images_of_numbers_of_32_bits_are_refused(tmp_path, dtype):
+    image = Image.fromarray(np.full((16, 24), 700, dtype))
+    image.save(tmp_path / "0.tiff")
+    for video in ([image] * 2, tmp_path):
+        with pytest.raises(VideoReadError, match=r"its pixels are numbers of 32 bits .* 8 or 16 bits are needed"):
+            read_video_frames(video, [0])
+
+
 def test_a_film_beside_a_cover_picture_is_the_video(tmp_path):
     film, path = write(tmp_path / "film.mp4", 10), tmp_path / "both.mkv"
     with av.open(str(film)) as source, av.open(str(path), "w") as target:
