@@ -809,7 +809,9 @@ def test_a_preparation_that_is_told_to_stop_deletes_its_temporary_files_and_ends
     monkeypatch.setattr(Preparation, "run", read)
     command = ["prepare", *command_line(source=video_folder, output_dir=tmp_path / "data")]
     assert (clipfsar(command), closed) == (143, [True])
-    assert "Told to stop (SIGTERM). Run the same command again to continue where it stopped.\n" in capfd.readouterr().err
+    assert (
+        "Told to stop (SIGTERM). Run the same command again to continue where it stopped.\n" in capfd.readouterr().err
+    )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
