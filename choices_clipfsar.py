@@ -271,7 +271,7 @@ def _is_per_channel(value: Any, has_sign: bool) -> bool:
 
 
 def _check_size(image_processor, name: str, is_needed: Any) -> None:
-    value = getattr(image_processor, name, None)
+    value: Any = getattr(image_processor, name, None)
     edges = {key: edge for key, edge in (dict(value) if hasattr(value, "get") else {}).items() if edge is not None}
     is_whole = all(isinstance(edge, numbers.Integral) and int(edge) > 0 for edge in edges.values())
     has_form = is_whole and ("shortest_edge" in edges or {"height", "width"} <= edges.keys())

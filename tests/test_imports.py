@@ -25,7 +25,7 @@ MAY_IMPORT = {
     # The pipeline in a function: the model names the pipeline that opens its folder.
     "hub_clipfsar": {"paths_clipfsar", "pipeline_clipfsar"},
     "labels_clipfsar": {"choices_clipfsar"},
-    "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
+    "plain_clipfsar": {"backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar"},
     "temporal_clipfsar": {"configuration_clipfsar"},
     "heads_clipfsar": {"alignment_clipfsar", "choices_clipfsar"},
     "comparing_clipfsar": {"alignment_clipfsar", "choices_clipfsar", "heads_clipfsar", "labels_clipfsar"},
