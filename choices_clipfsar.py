@@ -37,7 +37,7 @@ PICTURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".
 UNKNOWN_LABEL = "none of these"  # the label of clips that belong to no class, with detect_unknown
 SECONDS_PER_VIDEO = 60  # time limit for reading a video
 
-# Keyword arguments of transformers' `from_pretrained` for processors and tokenizers.
+# Keyword arguments of transformers' `from_pretrained` for processors and tokenizers that have an effect here.
 LOADING_OPTIONS = (
     *(
         "cache_dir",
@@ -64,6 +64,8 @@ LOADING_OPTIONS = (
     *("clean_up_tokenization_spaces", "truncation_side", "padding_side", "bos_token", "eos_token", "unk_token"),
     *("pad_token", "sep_token", "cls_token", "mask_token", "extra_special_tokens", "additional_special_tokens"),
     *("image_processor", "tokenizer", "chat_template", "return_unused_kwargs", "kwargs"),
+    *("do_resize", "size", "default_to_square", "resample", "do_center_crop", "crop_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
 )
 
 
@@ -247,8 +249,18 @@ def check_saved_processor(saved: dict, image_settings: Iterable[str]) -> None:
             check_slip("'image_processor' of processor_config.json", name, image_settings, TypeError)
 
 
-def check_image_settings(image_processor) -> None:
-    """Raises `ValueError` for settings of an image processor that would silently change the pixel values."""
+def check_effect(where: str, names: Iterable[str], without_effect: Iterable[str]) -> None:
+    """Raises `TypeError` for a name of transformers that changes nothing here, although it looks as if it did."""
+    for name in names:
+        if name in without_effect:
+            is_length = name in ("max_length", "padding", "truncation")
+            remedy = "prompt_length is the number of tokens of each prompt" if is_length else "leave it out"
+            raise TypeError(f"{where}: {name!r} has no effect here: {remedy}.")
+
+
+def check_image_settings(image_processor, preprocessing: str) -> None:
+    """Raises `ValueError` for settings of an image processor that no pixel values can be made with, or wrong ones."""
+    is_official = preprocessing == "official"  # resizes in its own way, and always normalises
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         value = getattr(image_processor, name, None)
         if value is not None and not isinstance(value, bool):
@@ -258,10 +270,37 @@ def check_image_settings(image_processor) -> None:
         raise ValueError(f"rescale_factor={factor!r} of the image processor must be greater than 0.")
     for name in ("image_mean", "image_std"):
         value = getattr(image_processor, name, None)
-        numbers_of: list[Any] = [*value] if isinstance(value, (list, tuple)) else [value]
-        if value is not None and not all(is_number(one) and (one > 0 or name == "image_mean") for one in numbers_of):
+        is_needed = is_official or getattr(image_processor, "do_normalize", None)
+        if (value is not None or is_needed) and not _is_per_channel(value, has_sign=name == "image_mean"):
             sign = " greater than 0" if name == "image_std" else ""
-            raise ValueError(f"{name}={value!r} of the image processor must be numbers{sign}, one per channel.")
+            raise ValueError(f"{name}={value!r} of the image processor must be 3 numbers{sign}, one per channel.")
+    does_resize = getattr(image_processor, "do_resize", None) and not is_official
+    resample = getattr(image_processor, "resample", None)
+    if (resample is not None or does_resize) and not isinstance(resample, numbers.Integral):
+        raise ValueError(f"resample={resample!r} of the image processor must be 2 (bilinear) or 3 (bicubic).")
+    has_crop = getattr(image_processor, "crop_size", None) is not None
+    # SigLIP 2's image processor has no size until a processor fits it to its model.
+    takes_any_size = getattr(image_processor, "max_num_patches", None) is not None
+    _check_size(image_processor, "size", not takes_any_size and (not has_crop if is_official else does_resize))
+    _check_size(image_processor, "crop_size", not is_official and getattr(image_processor, "do_center_crop", None))
+
+
+def _is_per_channel(value: Any, has_sign: bool) -> bool:
+    is_list = isinstance(value, (list, tuple)) and len(value) == 3
+    return is_list and all(is_number(one) and (has_sign or one > 0) for one in value)
+
+
+def _check_size(image_processor, name: str, is_needed: Any) -> None:
+    value: Any = getattr(image_processor, name, None)
+    edges = {key: edge for key, edge in (dict(value) if hasattr(value, "get") else {}).items() if edge is not None}
+    is_whole = all(isinstance(edge, numbers.Integral) and int(edge) > 0 for edge in edges.values())
+    has_form = is_whole and ("shortest_edge" in edges or {"height", "width"} <= edges.keys())
+    # What is not needed may have another form.
+    if not is_whole or (is_needed and not has_form):
+        raise ValueError(
+            f"{name}={edges or value!r} of the image processor must be {{'shortest_edge': number}} or "
+            "{'height': number, 'width': number}, in pixels, at least 1."
+        )
 
 
 def check_same_num_frames(model, processor) -> None:

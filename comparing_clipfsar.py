@@ -38,8 +38,9 @@ except ImportError:
 
 
 def comparable(videos: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Both tensors on the device of the videos, in float32; a float64 tensor keeps its precision."""
-    return _at_least_float32(videos), _at_least_float32(others.to(videos.device))
+    """Both tensors on the device of the videos, in float32; in float64 if one of them is."""
+    dtype = torch.promote_types(torch.promote_types(videos.dtype, others.dtype), torch.float32)
+    return videos.to(dtype), others.to(videos.device, dtype)
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -486,6 +486,7 @@ class CLIPFSARConfig(PretrainedConfig):
         By default the new one is for inference and has no untrained layers. `for_training=True` or a
         `temporal_num_layers` among the keyword arguments adds the method's layers.
         """
+        check_truth("for_training", for_training)
         check_folder(pretrained_model_name_or_path)
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type")

@@ -5,6 +5,7 @@ for all queued work. Pipelines, support sets and evaluations wait anyway, so the
 (`choices_clipfsar.check_finite`).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -187,6 +188,46 @@ def check_answer(model, logits: torch.Tensor, *given: torch.Tensor | None) -> No
     )
 
 
+def check_pixel_values(*pixel_values: torch.Tensor) -> None:
+    """Raises `ValueError` for pixel values of other dimensions, and for frames of two sizes."""
+    for values in pixel_values:
+        if values.dim() != 6:
+            raise ValueError(
+                f"pixel values have shape {tuple(values.shape)}; (episodes, videos, frames, channels, height, width) "
+                "is needed. One episode has a leading dimension of 1."
+            )
+    sizes = [tuple(values.shape[3:]) for values in pixel_values]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"Frames of support and of query videos have the shapes {' and '.join(map(str, sizes))} (channels, height, "
+            "width): prepare both with one processor."
+        )
+
+
+def checked_tokens(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, vocabulary_size: int | None
+) -> torch.Tensor:
+    """Tokens of any integer type as int64.
+
+    Raises:
+        ValueError: For tokens that are no whole numbers or beyond the vocabulary, and for a mask of another shape.
+    """
+    _check_tensor("class_input_ids", input_ids)
+    _check_tensor("class_attention_mask", attention_mask)
+    if input_ids.dtype not in _WHOLE_NUMBERS:
+        raise ValueError(
+            f"class_input_ids has the type {input_ids.dtype}, but tokens are whole numbers: give the tokens that the "
+            "processor makes. Text features are class_embeds."
+        )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"class_attention_mask has shape {tuple(attention_mask.shape)}, but class_input_ids has "
+            f"{tuple(input_ids.shape)}: give one value per token."
+        )
+    check_rows("class_input_ids", input_ids, vocabulary_size, "tokens in the vocabulary")
+    return input_ids.long()
+
+
 def check_rows(name: str, rows: torch.Tensor | None, number: int | None, of_what: str) -> None:
     """Raises `ValueError` for row numbers that a table does not have, where they can be read."""
     values = _values(rows)
@@ -271,7 +312,8 @@ def check_support_labels(
     if n_way < 1:
         raise ValueError(_NO_CLASS)
     check_labels("support_labels", labels, n_way)
-    for episode, row in enumerate(values.reshape(-1, values.shape[-1]) if is_compared else ()):
+    episodes = values.reshape(math.prod(values.shape[:-1]), values.shape[-1])  # also of 0 videos
+    for episode, row in enumerate(episodes if is_compared else ()):
         missing = sorted(set(range(n_way)) - set(row.tolist()))
         if missing:
             raise ValueError(
@@ -289,7 +331,9 @@ __all__ = [
         "check_features",
         "check_given_once",
         "check_labels",
+        "check_pixel_values",
         "check_rows",
+        "checked_tokens",
     ),
     *("check_shape", "check_some_label", "check_support_labels", "checked_classes", "number_of_classes"),
     "whole_labels",

@@ -82,10 +82,12 @@ try:
         check_features,
         check_given_once,
         check_labels,
+        check_pixel_values,
         check_rows,
         check_shape,
         check_some_label,
         check_support_labels,
+        checked_tokens,
         whole_labels,
     )
 except ImportError:
@@ -98,10 +100,12 @@ except ImportError:
         check_features,
         check_given_once,
         check_labels,
+        check_pixel_values,
         check_rows,
         check_shape,
         check_some_label,
         check_support_labels,
+        checked_tokens,
         whole_labels,
     )
 
@@ -331,8 +335,8 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
         SigLIP's text towers take no mask. The processor pads their texts to one length, and `attention_mask` is
         ignored.
         """
+        input_ids = checked_tokens(input_ids, attention_mask, vocabulary_size(self.clip.config))
         num_tokens = input_ids.shape[-1]
-        check_rows("class_input_ids", input_ids, vocabulary_size(self.clip.config), "tokens in the vocabulary")
         if has_texts_of_one_length(self.clip.config):
             attention_mask = None
         outputs = self.clip.get_text_features(
@@ -483,7 +487,11 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
                 )
             check_rows("class_base_labels", base_labels, len(base_class_embeds), "rows of base_class_embeds")
             return base_class_embeds[base_labels.to(base_class_embeds.device)]
-        return None if input_ids is None else self.get_class_features(input_ids, attention_mask)
+        if input_ids is None:
+            return None
+        class_embeds = self.get_class_features(input_ids, attention_mask)
+        check_features(self.config.hidden_size, class_embeds=class_embeds)  # tokens of one episode, without that
+        return class_embeds
 
     def _compare(
         self,
@@ -579,12 +587,7 @@ class CLIPFSARModel(HubFolder, StartsFromPlainCLIP, ComparesVideos, CLIPFSARPreT
             if pixel_values is not None and embeds is None
         ]
         todo = [pixel_values for pixel_values, _ in labelled]
-        for pixel_values in todo:
-            if pixel_values.dim() != 6:
-                raise ValueError(
-                    f"pixel values have shape {tuple(pixel_values.shape)}; (episodes, videos, frames, channels, "
-                    "height, width) is needed. One episode has a leading dimension of 1."
-                )
+        check_pixel_values(*todo)
         if not todo:
             return {"support_embeds": support_embeds, "query_embeds": query_embeds}
         if self._uses_batch_statistics():

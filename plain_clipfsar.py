@@ -14,6 +14,13 @@ except ImportError:
     from backbones_clipfsar import cosine_scale
 
 try:
+    from .choices_clipfsar import check_truth
+except ImportError:
+    if __package__:
+        raise
+    from choices_clipfsar import check_truth
+
+try:
     from .configuration_clipfsar import ADDED_BY_TRAINING, CLIPFSARConfig
 except ImportError:
     if __package__:
@@ -42,6 +49,7 @@ class StartsFromPlainCLIP(_PartOfModel):
         classification. Settings that you pass override these. `EpisodicTrainer` adds the layers, drawn from its seed.
         `for_training=True` or a `temporal_num_layers` adds them here, drawn from torch's global generator.
         """
+        check_truth("for_training", for_training)
         if for_training and "config" not in kwargs:
             kwargs["for_training"] = True
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)

@@ -38,6 +38,7 @@ try:
         PROCESSOR_CHECKS,
         SECONDS_PER_VIDEO,
         check_choice,
+        check_effect,
         check_finite,
         check_image_settings,
         check_known,
@@ -55,6 +56,7 @@ except ImportError:
         PROCESSOR_CHECKS,
         SECONDS_PER_VIDEO,
         check_choice,
+        check_effect,
         check_finite,
         check_image_settings,
         check_known,
@@ -201,7 +203,6 @@ class CLIPFSARProcessor(ProcessorMixin):
         seconds_per_video=SECONDS_PER_VIDEO,
         class_texts=None,
     ):
-        check_image_settings(image_processor)
         self.num_frames = num_frames
         self.prompt_template = prompt_template
         self.frame_sampling = frame_sampling
@@ -220,6 +221,8 @@ class CLIPFSARProcessor(ProcessorMixin):
         """Checks every setting, however it is set. Raises `ValueError` with name, value and allowed values."""
         if name in PROCESSOR_CHECKS:
             PROCESSOR_CHECKS[name](name, value)
+        elif name == "image_processor":
+            check_image_settings(value, self.preprocessing)
         elif not hasattr(type(self), name):
             check_slip(type(self).__name__, name, PROCESSOR_CHECKS, AttributeError)
         super().__setattr__(name, value)
@@ -233,7 +236,8 @@ class CLIPFSARProcessor(ProcessorMixin):
         """
         if "_from_pipeline" not in kwargs:  # a pipeline also passes the model's settings to its processor
             names = [name for name in kwargs if not name.startswith("_")]
-            check_known("CLIPFSARProcessor.from_pretrained", names, {*_SETTINGS, *_LOADING})
+            check_effect("CLIPFSARProcessor.from_pretrained", names, _WITHOUT_EFFECT)
+            check_known("CLIPFSARProcessor.from_pretrained", names, {*_SETTINGS, *LOADING_OPTIONS})
         check_folder(pretrained_model_name_or_path)
         # Remove them first: the mixin also passes keyword arguments to the tokenizer, which would save them as its own.
         settings = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
@@ -484,6 +488,7 @@ class CLIPFSARProcessor(ProcessorMixin):
 
     def _resize_and_crop(self, frames: torch.Tensor, crop_generator: torch.Generator | None) -> torch.Tensor:
         """uint8 (T, H, W, 3) -> (T, 3, crop height, crop width), from 0 to 255, cropped at random with a generator."""
+        check_image_settings(self.image_processor, self.preprocessing)  # they may have changed since
         frames = frames.permute(0, 3, 1, 2)  # (T, 3, H, W), channels last in memory: twice as fast to resize on CPU
         try:
             frames = resize_and_crop(frames, self.image_processor, self.preprocessing, crop_generator)
@@ -544,12 +549,7 @@ _SETTINGS = (
     "class_texts",
 )
 _CALL = set(inspect.signature(CLIPFSARProcessor.__call__).parameters) - {"self", "unknown"}
-# Other keywords of `from_pretrained`: those of transformers, and settings of image processor and tokenizer.
-_LOADING = {
-    *LOADING_OPTIONS,
-    *ImagesKwargs.__annotations__,
-    *TextKwargs.__annotations__,
-}
+_WITHOUT_EFFECT = {*ImagesKwargs.__annotations__, *TextKwargs.__annotations__}.difference(LOADING_OPTIONS)
 
 
 def _in_words(settings: dict) -> str:

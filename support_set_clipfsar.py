@@ -646,15 +646,15 @@ class SupportSet(NamesChecked):
         check_known("SupportSet.from_pretrained", hub_options, _HUB_OPTIONS)
         name = os.fspath(pretrained_name_or_path)
         check_folder(name)
+        names = (SUPPORT_SET_NAME, SUPPORT_SET_WEIGHTS_NAME)
+        files = [os.path.join(name, hub_options.get("subfolder", ""), file) for file in names]
         if not os.path.exists(name):
             check_on_hub(name, **hub_options)
-        elif not os.path.isfile(os.path.join(name, hub_options.get("subfolder", ""), SUPPORT_SET_NAME)):
+            files = [cached_file(name, file, **hub_options) for file in names]
+        elif not os.path.isfile(files[0]):
             why = f"there is no {SUPPORT_SET_NAME} in it" if os.path.isdir(name) else "it is not a folder"
             raise ValueError(f"{name!r} holds no support set: {why}.")
-        description_file, tensor_file = (
-            cached_file(name, file, **hub_options) for file in (SUPPORT_SET_NAME, SUPPORT_SET_WEIGHTS_NAME)
-        )
-        return cls(*read_support_set(name, description_file, tensor_file))
+        return cls(*read_support_set(name, *files))
 
     def push_to_hub(
         self,

@@ -258,6 +258,8 @@ def read_support_set(
             return _read(name, description_file, tensor_file)
     except (_DamagedError, UnreadableError, SafetensorError) as error:
         reason = str(error)
+    except FileNotFoundError as error:
+        reason = f"there is no {os.path.basename(error.filename)}"
     except KeyError as error:
         reason = f"KeyError: {error}"
     raise ValueError(
@@ -306,7 +308,8 @@ def _enrolled_class(tensors: dict, number: str, clips: list[str], class_embeds: 
 def _tensor_bytes(tensor_file: Path, digest: str) -> bytes:
     """Content of the file that the description names: the usual one, or one whose writer has not finished."""
     next_file = tensor_file.with_name(_NEXT_WEIGHTS_NAME)
-    for file in (tensor_file, next_file) if next_file.exists() else (tensor_file,):
+    files = [file for file in (tensor_file, next_file) if file.exists()]
+    for file in files or [tensor_file]:
         num_bytes = check_regular_file(file)
         check_limit("file_bytes", num_bytes, f"{SUPPORT_SET_WEIGHTS_NAME} has {num_bytes} bytes")
         content = file.read_bytes()

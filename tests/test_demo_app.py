@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_data import COLOURS, REPOSITORY, tiny_model_and_processor, write_video
 
 from clipfsar.page import visitor as visitor_module
@@ -155,6 +156,29 @@ def test_frame_archives_of_visitors_are_refused(pipe, visitor, tmp_path):
         visitor.set_query(pipe, str(path))
     with pytest.raises(ValueError, match=r"^Cannot read video 'a\.mp4': it is an archive, but a video file is needed"):
         visitor.add(pipe, "blue", [str(path)])
+
+
+@pytest.mark.parametrize("name", ["frames", "frames#t=0,1", "a.mp4#t=0,1"])
+def test_folders_and_parts_of_videos_are_no_clips_of_a_visitor(pipe, clips, visitor, tmp_path, name):
+    # They would be read without a time limit: an archive, too, behind the name of its part.
+    (tmp_path / "frames").mkdir()
+    for number in range(4):
+        Image.new("RGB", (16, 16)).save(tmp_path / "frames" / f"{number}.png")
+    (tmp_path / "a.mp4").write_bytes(pack_frames(torch.zeros(4, 16, 16, 3, dtype=torch.uint8), range(4), 4, None, {}))
+    reason = "a video file is needed" if name == "frames" else "No such file or directory"
+    with pytest.raises(ValueError, match=rf"^Cannot read video '{name}': {reason}\.$"):
+        visitor.set_query(pipe, str(tmp_path / name))
+    with pytest.raises(ValueError, match=rf"^Cannot read video '{name}': {reason}\.$"):
+        visitor.add(pipe, "blue", [str(tmp_path / name)])
+    assert visitor.support_set.num_clips == {"red": 2, "green": 2}
+
+
+def test_an_example_may_be_a_folder_of_images(pipe, visitor, tmp_path):
+    (tmp_path / "fading" / "one").mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(tmp_path / "fading" / "one" / f"{number}.png")
+    assert Examples.from_folder(tmp_path).add_to(visitor, pipe) == "Added 1 example class."
+    assert visitor.support_set.num_clips == {"red": 2, "green": 2, "fading": 1}
 
 
 def test_without_two_classes_or_a_clip_the_page_says_what_is_missing(pipe, clips):

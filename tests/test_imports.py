@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "hub_clipfsar": {"offloading_clipfsar", "paths_clipfsar", "pipeline_clipfsar"},
     "offloading_clipfsar": set(),
     "labels_clipfsar": {"choices_clipfsar"},
-    "plain_clipfsar": {"backbones_clipfsar", "configuration_clipfsar"},
+    "plain_clipfsar": {"backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar"},
     "temporal_clipfsar": {"configuration_clipfsar"},
     "heads_clipfsar": {"alignment_clipfsar", "choices_clipfsar"},
     "comparing_clipfsar": {"alignment_clipfsar", "choices_clipfsar", "heads_clipfsar", "labels_clipfsar"},

@@ -121,12 +121,71 @@ def test_prototypes_take_labels_of_their_classes_only(tiny_model):
         model.average_shots(SUPPORT, torch.tensor([[0], [1]]), 2)
 
 
+def test_a_support_of_no_video_lacks_its_classes(tiny_model, given):
+    del given["support_pixel_values"], given["support_base_labels"], given["query_base_labels"]
+    support = {"support_embeds": torch.ones(1, 0, 4, 16), "support_labels": torch.empty(1, 0, dtype=torch.long)}
+    with pytest.raises(ValueError, match="Episode 0 of the batch has no support video of class 0, 1, 2, and there are"):
+        tiny_model()(**given | support)
+
+
 def test_a_loss_over_no_query_is_refused(tiny_model, given):
     given["query_pixel_values"], none = given["query_pixel_values"][:, :0], torch.empty(1, 0, dtype=torch.long)
     with pytest.raises(
         ValueError, match="There are labels of 0 videos, and a loss over no video is NaN: leave labels out"
     ):
         tiny_model()(**given | {"labels": none, "query_base_labels": none})
+
+
+# --- tokens and pixels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"class_input_ids": torch.ones(1, 3, 4)},
+            "class_input_ids has the type torch.float32, but tokens are whole numbers: give the tokens that",
+        ),
+        (
+            {"class_attention_mask": torch.ones(1, 3, 5, dtype=torch.long)},
+            "class_attention_mask has shape (1, 3, 5), but class_input_ids has (1, 3, 4): give one value per token",
+        ),
+        (
+            {"class_attention_mask": torch.ones(3, 4, dtype=torch.long)},
+            "class_attention_mask has shape (3, 4), but class_input_ids has (1, 3, 4): give one value per token",
+        ),
+        ({"class_attention_mask": [1]}, "class_attention_mask is a list, but must be a tensor"),
+        (
+            {"class_input_ids": torch.ones(3, 4, dtype=torch.long)},
+            "class_embeds has shape (3, 16), but (episodes, classes, 16) is needed",
+        ),
+        (
+            {"query_pixel_values": torch.ones(1, 6, 4, 3, 24, 24)},
+            "Frames of support and of query videos have the shapes (3, 16, 16) and (3, 24, 24) (channels, height",
+        ),
+    ],
+)
+def test_tokens_and_frames_that_do_not_fit_are_named(tiny_model, given, changes, message):
+    del given["class_base_labels"]
+    given["class_input_ids"] = torch.ones(1, 3, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny_model()(**given | changes)
+
+
+def test_tokens_of_any_integer_type_give_the_same(tiny_model, tiny_episode):
+    model, tokens = tiny_model(), tiny_episode()["class_input_ids"]
+    assert torch.equal(model.get_class_features(tokens.to(torch.uint8)), model.get_class_features(tokens))
+
+
+@pytest.mark.parametrize("alignment", ["otam", "mean"])
+@pytest.mark.parametrize("other", ["query_embeds", "class_embeds", "support_embeds"])
+def test_features_of_float32_and_float64_are_compared_in_float64(tiny_model, given, alignment, other):
+    model = tiny_model(alignment=alignment).double()
+    features = {"query_embeds": QUERIES, "class_embeds": torch.ones(1, 2, 16), "support_embeds": SUPPORT}
+    features |= {name: values.double() for name, values in features.items() if name != other}
+    logits = model(**features, support_labels=torch.tensor([[0, 1]]), inference_mode="ensemble").logits
+    assert logits.dtype == torch.float64
+    assert model.get_distances(QUERIES.double(), SUPPORT).dtype == torch.float64
 
 
 # --- features ---------------------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """Which visitor uses which upload. Needs neither gradio nor a browser."""
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 
+from clipfsar.page.guard import remove_unclaimed
 from clipfsar.page.uploads import Uploads
 
 
@@ -67,6 +70,32 @@ def test_a_missing_file_is_not_held(tmp_path):
     uploads = Uploads()
     uploads.keep("one", str(tmp_path / "clip.mp4"))
     assert uploads.paths == {}
+
+
+def test_a_folder_is_no_upload_and_what_cannot_be_deleted_does_not_keep_the_others(tmp_path, monkeypatch):
+    first, second = upload(tmp_path / "1.mp4"), upload(tmp_path / "2.mp4")
+    uploads = Uploads(seconds_to_claim=0)
+    uploads.keep("one", str(tmp_path), first, second)
+    assert list(uploads.paths["one"]) == [first, second]
+    unlink = Path.unlink
+
+    def fail_once(path, missing_ok=False):
+        monkeypatch.setattr(Path, "unlink", unlink)
+        raise PermissionError(13, "in use")
+
+    monkeypatch.setattr(Path, "unlink", fail_once)
+    uploads.forget("one")
+    assert [path.name for path in tmp_path.iterdir()] == ["1.mp4"]
+
+
+def test_a_file_that_cannot_be_deleted_now_does_not_end_the_watch(tmp_path, monkeypatch):
+    (tmp_path / "old.mp4").touch()
+    with monkeypatch.context() as now:
+        now.setattr("clipfsar.page.guard.time.time", lambda: (tmp_path / "old.mp4").stat().st_mtime + 3600)
+        now.setattr(Path, "unlink", lambda path, missing_ok=False: os.rmdir(path))  # an OSError
+        assert remove_unclaimed(tmp_path, ()) == []
+        now.undo()
+    assert (tmp_path / "old.mp4").exists()
 
 
 def test_uploads_that_nobody_holds_go_after_minutes(tmp_path):

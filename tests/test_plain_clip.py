@@ -17,6 +17,7 @@ from clipfsar.evaluation.evaluate_model import _encoder
 from clipfsar.inference.load_model import load_model
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.trainer import EpisodicTrainer
+from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -116,6 +117,12 @@ def test_training_adds_the_layers_that_the_seed_gives(tiny_clip, tmp_path, is_sa
     before = model.temporal_transformer
     model.add_untrained_layers(8)  # nothing is missing any more
     assert model.temporal_transformer is before
+
+
+@pytest.mark.parametrize("load", [CLIPFSARModel.from_pretrained, CLIPFSARConfig.from_pretrained])
+def test_the_text_false_does_not_count_as_true_for_training(tiny_clip, load):
+    with pytest.raises(ValueError, match="for_training='False' must be True or False"):
+        load(tiny_clip, for_training="False")
 
 
 def test_the_trainer_trains_the_layers_of_the_method(tiny_clip, splits, tmp_path, fresh_accelerate):

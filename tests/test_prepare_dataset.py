@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import time
 from collections import Counter
 from concurrent.futures import Future
@@ -792,6 +793,26 @@ def test_jobs_for_a_pool_that_died_meanwhile_are_done_by_the_next():
     first = next(results)
     time.sleep(0.5)  # 3 kills the process of the pool before the next jobs are handed in
     assert [first, *(result for result in results if isinstance(result, int))] == [4, 25, 36, 49, 64, 81]
+
+
+def test_a_preparation_that_is_told_to_stop_deletes_its_temporary_files_and_ends_with_143(
+    video_folder, tmp_path, monkeypatch, capfd
+):
+    closed = []
+
+    def read(*_):
+        with contextlib.ExitStack() as stack:
+            stack.callback(closed.append, True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr(Preparation, "run", read)
+    command = ["prepare", *command_line(source=video_folder, output_dir=tmp_path / "data")]
+    assert (clipfsar(command), closed) == (143, [True])
+    assert (
+        "Told to stop (SIGTERM). Run the same command again to continue where it stopped.\n" in capfd.readouterr().err
+    )
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_death_that_the_pool_sleeps_through_is_noticed():

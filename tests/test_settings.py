@@ -665,6 +665,9 @@ def test_an_unknown_parameter_of_the_pipeline_is_named():
     [
         *(("do_normalize", "false"), ("do_resize", 1), ("rescale_factor", 0), ("rescale_factor", NAN)),
         *(("image_std", [0.2, 0.0, 0.2]), ("image_mean", [0.5, NAN, 0.5]), ("image_mean", "abc")),
+        *(("image_mean", 0.5), ("image_std", [0.5, 0.5]), ("image_mean", [0.5] * 4), ("image_std", None)),
+        *(("crop_size", 0), ("crop_size", -3), ("size", None), ("size", {"longest_edge": 16}), ("size", 0)),
+        *(("crop_size", {"longest_edge": 16}), ("crop_size", {"height": 16.5, "width": 16}), ("resample", "bicubic")),
     ],
 )
 def test_settings_of_images_that_would_make_other_pixels_are_refused(tmp_path, name, value):
@@ -676,6 +679,42 @@ def test_settings_of_images_that_would_make_other_pixels_are_refused(tmp_path, n
     path.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=f"{name}=.* of the image processor must be"):
         CLIPFSARProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("image_std", [0.5, 0.5]), ("crop_size", 16), ("resample", None)])
+def test_settings_of_images_that_change_later_are_checked_with_the_next_video(name, value):
+    _, processor = tiny_model_and_processor()
+    setattr(processor.image_processor, name, value)
+    with pytest.raises(ValueError, match=f"{name}=.* of the image processor must be"):
+        processor(query_videos=[random_clip(0)])
+    with pytest.raises(ValueError, match=f"{name}=.* of the image processor must be"):
+        processor.image_processor = processor.image_processor
+
+
+def test_official_preprocessing_needs_mean_and_deviation_but_no_size_beside_that_of_the_crop():
+    _, processor = tiny_model_and_processor()
+    processor.preprocessing, processor.image_processor.do_normalize = "official", False
+    processor.image_processor.size = processor.image_processor.resample = None
+    assert processor(query_videos=[random_clip(0)])["query_pixel_values"].shape == (1, 1, 4, 3, 16, 16)
+    processor.image_processor.image_mean = None
+    with pytest.raises(ValueError, match="image_mean=None of the image processor must be 3 numbers"):
+        processor(query_videos=[random_clip(0)])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("max_length", 5, "prompt_length is the number of tokens of each prompt"),
+        ("padding", "max_length", "prompt_length is the number of tokens of each prompt"),
+        ("do_pad", True, "leave it out"),
+        ("do_convert_rgb", False, "leave it out"),
+    ],
+)
+def test_a_setting_of_transformers_that_has_no_effect_is_refused(tmp_path, name, value, remedy):
+    _, processor = tiny_model_and_processor()
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match=rf"from_pretrained: '{name}' has no effect here: {remedy}\.$"):
+        CLIPFSARProcessor.from_pretrained(tmp_path, **{name: value})
 
 
 def test_answers_that_are_nan_though_the_weights_are_finite_give_no_accuracy(parts, split):

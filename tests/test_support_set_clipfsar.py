@@ -404,6 +404,10 @@ def test_a_misspelt_support_set_is_named_after_at_most_one_question(monkeypatch,
         ),
         (lambda folder: (folder / "support_set.safetensors").write_bytes(b"x"), "come from different saves"),
         (lambda folder: (folder / "support_set.json").unlink(), "holds no support set"),
+        (
+            lambda folder: (folder / "support_set.safetensors").unlink(),
+            r"is damaged \(there is no support_set.safetensors\): restore both files, or enroll the clips again\.$",
+        ),
     ],
 )
 def test_a_damaged_set_is_refused_with_the_reason(support_set, tmp_path, damage, reason):
@@ -437,6 +441,12 @@ def test_a_save_that_is_killed_at_any_step_leaves_the_old_or_the_new_set(parts, 
         assert len(SupportSet.from_pretrained(folder)) == 3
         assert sorted(os.listdir(folder)) == FILES
     assert found == [3, 3, 2, 2]
+
+
+def test_tensors_under_their_hidden_name_are_read_without_others_beside_them(support_set, tmp_path):
+    support_set.save_pretrained(tmp_path)
+    (tmp_path / "support_set.safetensors").rename(tmp_path / ".support_set.safetensors.next")
+    assert SupportSet.from_pretrained(tmp_path).num_clips == support_set.num_clips
 
 
 def test_tensors_left_by_a_killed_save_survive_another_killed_save(support_set, tmp_path):

@@ -5,7 +5,6 @@ import contextlib
 import html
 import io
 import os
-import tempfile
 import threading
 import time
 import warnings
@@ -28,6 +27,7 @@ from PIL import Image
 from choices_clipfsar import UNKNOWN_LABEL, VIDEO_SUFFIXES
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.page.arguments import PageArguments
+from clipfsar.page.folder import temporary_folder
 from clipfsar.page.guard import Guard
 from clipfsar.page.signals import end_soon, exit_on_signals
 from clipfsar.page.uploads import Uploads, which_upload
@@ -613,8 +613,8 @@ def main(arguments: PageArguments, note: str | None = None):
         os.environ.setdefault(variable_of(name), str(value))
     # Visitors are told; the terminal is not the place for their names and files.
     warnings.filterwarnings("ignore", message="(?s).* has the same frames as ")
-    with tempfile.TemporaryDirectory(prefix="clipfsar_page_") as folder:
-        uploads = Path(folder, "uploads")
+    with temporary_folder() as folder:
+        uploads = folder / "uploads"
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         page = build_page(pipeline, examples, note or f"Model: {public_name(arguments.model)}.")
         page.uploads.watch(uploads)

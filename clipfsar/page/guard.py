@@ -214,8 +214,9 @@ def remove_unclaimed(folder: Path, held: Collection[str], seconds: float = MAX_U
     before, removed = time.time() - seconds, []
     for path, status in list(_files_in(folder)):
         if str(path) not in held and max(status.st_mtime, status.st_ctime) < before:
-            path.unlink(missing_ok=True)
-            removed.append(path)
+            with contextlib.suppress(OSError):  # the next look tries again; the other files go now
+                path.unlink(missing_ok=True)
+                removed.append(path)
     for path in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(OSError):  # it is no folder, not empty, or was deleted meanwhile
             if path.lstat().st_mtime < before:

@@ -1,5 +1,7 @@
 """Which visitor uses which upload. Needs neither gradio nor a browser."""
 
+import contextlib
+import stat
 import threading
 import time
 from pathlib import Path
@@ -49,7 +51,8 @@ class Uploads:
         with self._lock:
             for path, upload in released.items():
                 if which_upload(path) == upload and not any(path in held for held in self.paths.values()):
-                    Path(path).unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # `remove_unclaimed` tries again; the other files go now
+                        Path(path).unlink(missing_ok=True)
 
     def forget(self, visitor_id: str):
         """Releases all files of a visitor."""
@@ -72,12 +75,15 @@ class Uploads:
 
 
 def which_upload(path: str) -> tuple | None:
-    """Tells uploads of equal files apart, of which the last one replaces the others. None without a file."""
+    """Tells uploads of equal files apart, of which the last one replaces the others.
+
+    None without a file. A folder is no upload: it belongs to all visitors with files in it.
+    """
     try:
         status = Path(path).stat()
-    except OSError:
+    except (OSError, ValueError):  # a name with a null byte
         return None
-    return status.st_ino, status.st_ctime_ns
+    return (status.st_ino, status.st_ctime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 __all__ = ["Uploads", "which_upload"]

@@ -15,6 +15,7 @@ from choices_clipfsar import UNKNOWN_LABEL
 from clipfsar.inference.predict import find_classes
 from container_clipfsar import ZIP_MAGIC
 from explanation_clipfsar import Explanation
+from limits_clipfsar import UnreadableError, check_regular_file
 from paths_clipfsar import class_name_of_folder
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from processing_clipfsar import VideoReadError
@@ -42,10 +43,19 @@ class Visitor:
         self.added: dict[str, tuple | None] = {}  # paths of the clips that were added last, and which upload of them
         self.revision = 0  # increases with every change of classes or clip
 
-    def add(self, pipeline: FewShotVideoClassificationPipeline, class_name: str, clips: list[str]) -> str:
+    def add(
+        self,
+        pipeline: FewShotVideoClassificationPipeline,
+        class_name: str,
+        clips: list[str],
+        are_uploads: bool = True,
+    ) -> str:
         """Encodes clips, given as paths, and adds them to a class. Returns a sentence about the result.
 
         It names the clips that cannot be read; the others are added. Raises `ValueError` if none is added.
+
+        Args:
+            are_uploads: Whether a visitor named the clips: then they must be video files.
         """
         name = plain_text(class_name or "")
         if not name:
@@ -72,7 +82,8 @@ class Visitor:
                 unreadable.append(f"“{Path(clip).name}” was left out: a request may take {SECONDS_AT_ONCE} s.")
                 continue
             try:
-                _check_no_archive(clip)
+                if are_uploads:
+                    _check_video_file(clip)
                 self.support_set.add(pipeline.model, pipeline.processor, {name: [clip]})
             except VideoReadError as error:
                 unreadable.append(_without_folders(error, clip))
@@ -112,7 +123,7 @@ class Visitor:
         if clip is None:
             return
         try:
-            _check_no_archive(clip)
+            _check_video_file(clip)
             pixel_values = pipeline.processor.process_videos(  # (1, T, C, H, W)
                 [clip], role="query", frame_sampling=repeatable_sampling(pipeline.processor)
             )
@@ -178,15 +189,22 @@ def plain_text(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-def _check_no_archive(clip: str):
-    """Refuses frame archives: they would be read in this process without a time limit."""
+def _check_video_file(clip: str):
+    """Refuses all but a file of this very name that another process reads, within the time limit.
+
+    Folders of images and frame archives would be read in this process, without a limit. The name of a part of a video
+    (`a.mp4#t=1,2`) could hide either.
+    """
     try:
+        check_regular_file(clip)
         with open(clip, "rb") as file:
-            is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-    except OSError:
-        return  # reading the clip will report it
-    if is_archive:
-        raise VideoReadError(f"Cannot read video {clip!r}: it is an archive, but a video file is needed.", clip)
+            reason = "it is an archive, but a video file is needed" if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC else ""
+    except (UnreadableError, ValueError):  # a folder; a name with a null byte
+        reason = "a video file is needed"
+    except OSError as error:
+        reason = f"{error.strerror}"
+    if reason:
+        raise VideoReadError(f"Cannot read video {clip!r}: {reason}.", clip)
 
 
 def _without_folders(error: Exception, clip: str) -> str:
@@ -228,8 +246,10 @@ class Examples:
         missing = {name: clips for name, clips in self.classes.items() if name not in visitor.support_set}
         for name, clips in missing.items():
             for start in range(0, len(clips), MAX_CLIPS_AT_ONCE):
-                visitor.add(pipeline, name, clips[start : start + MAX_CLIPS_AT_ONCE])
-        return f"Added {len(missing)} example classes." if missing else "You already have the example classes."
+                visitor.add(pipeline, name, clips[start : start + MAX_CLIPS_AT_ONCE], are_uploads=False)
+        if not missing:
+            return "You already have the example classes."
+        return f"Added {len(missing)} example {'class' if len(missing) == 1 else 'classes'}."
 
     @property
     def note_on_queries(self) -> str:
