@@ -1,5 +1,6 @@
 """The processes, device and precision of a run."""
 
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -56,4 +57,14 @@ def make_accelerator(args: EpisodicTrainingArguments) -> Accelerator:
     return accelerator
 
 
-__all__ = ["NAMED_TRACKERS", "make_accelerator"]
+def start_trackers(accelerator: Accelerator, args: EpisodicTrainingArguments) -> None:
+    """Starts the trackers with all settings that are set."""
+    settings = {name: value for name, value in asdict(args).items() if value is not None}
+    accelerator.init_trackers(
+        args.project,
+        config={name: str(value) if isinstance(value, list) else value for name, value in settings.items()},
+        init_kwargs={name: {"name": args.run_name or Path(args.output_dir).name} for name in NAMED_TRACKERS},
+    )
+
+
+__all__ = ["NAMED_TRACKERS", "make_accelerator", "start_trackers"]

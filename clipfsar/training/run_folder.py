@@ -137,6 +137,16 @@ def find_saved_state(output_dir: Path, resume: bool) -> Path | None:
     return saved_state
 
 
+def check_own_folder(resume: bool | str | Path | None, output_dir: Path) -> None:
+    """Raises `ValueError` when the path of another run is to be continued in `output_dir`."""
+    own = (output_dir.resolve(), (output_dir / "state").resolve())
+    if isinstance(resume, (str, Path)) and Path(resume).resolve() not in own:
+        raise ValueError(
+            f"resume_from_checkpoint={str(resume)!r} is not the run in {output_dir}: a run resumes in its own "
+            "output_dir; name that folder."
+        )
+
+
 def read_progress(state_folder: Path | None) -> dict:
     """The progress recorded in a saved state; empty without a state."""
     if state_folder is None:
@@ -244,6 +254,7 @@ __all__ = [
     "CARD",
     "RESULTS",
     "TrainingLog",
+    "check_own_folder",
     "check_same_model",
     "check_saved_state",
     "complete_folder",

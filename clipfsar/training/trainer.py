@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import MultiProcessAdapter
-from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
@@ -39,7 +38,7 @@ from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.presets import learning_rate_at
 from clipfsar.processes import check_same_everywhere, check_shared_folder, first_process_decides, ignore_sigterm
 from clipfsar.training import checks, sharding
-from clipfsar.training.accelerator import NAMED_TRACKERS, make_accelerator
+from clipfsar.training.accelerator import make_accelerator, start_trackers
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.callbacks import (
     EpisodicFlowCallback,
@@ -49,9 +48,11 @@ from clipfsar.training.callbacks import (
 )
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from clipfsar.training.optimization import check_optimizer, check_optimizer_state, make_optimizer
+from clipfsar.training.resuming import check_same_data, check_same_settings, settings_of
 from clipfsar.training.run_folder import (
     CARD,
     TrainingLog,
+    check_own_folder,
     check_same_model,
     check_saved_state,
     find_saved_state,
@@ -65,13 +66,13 @@ from clipfsar.training.step import StepValues, mix_seeds, recorded_values
 from clipfsar.training.trainable import (
     choose_trainable,
     copy_adapter,
+    load_weights,
     remove_adapters,
     save_trained_model,
     trainable_report,
 )
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
 from fingerprint_clipfsar import model_digest
-from paths_clipfsar import public_name
 
 
 class _MainProcessLogger(MultiProcessAdapter):
@@ -155,7 +156,8 @@ class EpisodicTrainer:
         self.log: TrainingLog  # from the beginning of the training
         self.test_split: VideoSplit | None = None
         self.classes_are_checked = False  # set by the training program
-        self._lock, self._data = run_lock(self.output_dir), dict[str, Any]()
+        self._lock = run_lock(self.output_dir)
+        self._start = dict[str, Any]()  # what a run was started with, on the main process
 
         is_main, is_local_main = self.accelerator.is_main_process, self.accelerator.is_local_main_process
         self.control = TrainerControl()
@@ -359,7 +361,7 @@ class EpisodicTrainer:
                 "episodes_done": self.episodes_done,
                 "best": self.best,
                 "arguments": asdict(self.args),
-                "data": self._data,
+                **self._start,
                 "log_sha256": self.log.digest(),
                 "to_log": to_log,
                 "fsdp": sharding.form_of_state(self.accelerator),
@@ -373,13 +375,7 @@ class EpisodicTrainer:
     # --- preparing a run ----------------------------------------------------------------------------------------------
 
     def _find_saved_state(self, resume: bool | str | None) -> Path | None:
-        if isinstance(resume, (str, Path)):
-            if Path(resume).resolve() not in (self.output_dir.resolve(), (self.output_dir / "state").resolve()):
-                raise ValueError(
-                    f"resume_from_checkpoint={str(resume)!r} is not the run in {self.output_dir}: a run resumes in its "
-                    "own output_dir; name that folder."
-                )
-            resume = True
+        check_own_folder(resume, self.output_dir)
         saved_state, notes = first_process_decides(self.accelerator, lambda: self._checked_state(bool(resume)))
         for note in notes:
             logger.warning(note)
@@ -397,7 +393,9 @@ class EpisodicTrainer:
         progress = read_progress(saved_state)
         self.args.check_same_run(progress["arguments"])
         sharding.check_form_of_state(self.accelerator, progress.get("fsdp"), self.output_dir)
-        return saved_state, notes + checks.check_same_data(progress.get("data"), self._splits(), self.output_dir)
+        settings = settings_of(self.model, self.processing_class)
+        check_same_settings(progress.get("settings", {}), settings, self.output_dir)
+        return saved_state, notes + check_same_data(progress, self._splits(), self.args)
 
     def _splits(self) -> dict[str, VideoSplit]:
         splits = {"train": self.train_split, self.args.select_on: self.eval_split, "test": self.test_split}
@@ -479,7 +477,8 @@ class EpisodicTrainer:
             check_class_prompts(self.processing_class, split.class_names)  # rejects names that become the same text
             checks.check_first_video(split, self.processing_class, training=name == "train")
         if self.accelerator.is_main_process:
-            self._data = {name: split.record() for name, split in splits.items()}
+            self._start["data"] = {name: split.record() for name, split in splits.items()}
+            self._start["settings"] = settings_of(self.model, self.processing_class)
 
     def _training_episodes(self, split: VideoSplit) -> EpisodeDataset:
         args = self.args
@@ -518,12 +517,7 @@ class EpisodicTrainer:
     def _start_trackers(self):
         """Starts the trackers. This comes last, so that a rejected run leaves nothing behind."""
         if self.accelerator.log_with and not self._trackers_started:
-            settings = {name: value for name, value in asdict(self.args).items() if value is not None}
-            self.accelerator.init_trackers(
-                self.args.project,
-                config={k: str(v) if isinstance(v, list) else v for k, v in settings.items()},
-                init_kwargs={name: {"name": self.args.run_name or self.output_dir.name} for name in NAMED_TRACKERS},
-            )
+            start_trackers(self.accelerator, self.args)
             self._trackers_started = True
 
     def _say_what_trains(self):
@@ -606,14 +600,10 @@ class EpisodicTrainer:
             check_same_model(best, new)
         if self.args.keep_adapter:
             copy_adapter(best, new)
-        settings = asdict(self.args)
-        for option in ("dataset", "model", "output_dir", "features_dir"):
-            # The folder is shared, so it must not hold paths of this machine.
-            settings[option] = settings[option] and public_name(settings[option])
-        settings["base_classes"] = self.train_split.class_names if self.train_split is not None else []
+        base_classes = self.train_split.class_names if self.train_split is not None else []
+        settings = self.args.without_paths() | {"base_classes": base_classes}
         (new / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
-        summaries = [result.summary() for result in results]
-        write_model_card(new, self.args, self.best, summaries, len(settings["base_classes"]))
+        write_model_card(new, self.args, self.best, [result.summary() for result in results], len(base_classes))
         write_checksums(new, leave_out=[CARD])
         put_in_place(new, folder, is_ours)
 
@@ -636,10 +626,7 @@ class EpisodicTrainer:
     def _load_best(self):
         """Loads the best weights into the model. They include the merged adapters, so the adapters are removed."""
         self.accelerator.wait_for_everyone()
-        files = sorted((self.output_dir / "best").glob("model*.safetensors"))
-        weights = {name: weight for file in files for name, weight in load_file(file).items()}
-        remove_adapters(self.model)
-        self.model.load_state_dict(weights)
+        load_weights(self.model, self.output_dir / "best")
 
     # --- callbacks ----------------------------------------------------------------------------------------------------
 
