@@ -1,4 +1,4 @@
-"""What a run was started with, in its saved state, and whether it goes on with the same."""
+"""What a run was started with, whether it goes on with the same, and what results belong to."""
 
 import inspect
 import json
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from choices_clipfsar import PROCESSOR_CHECKS
+from clipfsar.content import framed_digest
 from clipfsar.data.video_split import VideoSplit
 from configuration_clipfsar import CLIPFSARConfig
-from fingerprint_clipfsar import preprocessing_settings
+from fingerprint_clipfsar import model_digest, precision_of, preprocessing_settings
 
 # Settings that change neither a training nor its results. All others are recorded, also those to come.
 _OF_NO_EFFECT = {"inference_mode", "added_by_training", "decoder", "num_threads", "seconds_per_video"}
@@ -33,6 +34,12 @@ def settings_of(model, processor) -> dict[str, Any]:
     settings["processor.class_texts"] = getattr(processor, "class_texts", None) or {}
     settings["processor.image_processor"] = preprocessing_settings(processor)["image_processor"]
     return json.loads(json.dumps(settings))
+
+
+def state_digest(model, processor) -> str:
+    """Digest of a model's weights and their precision, and of the settings of the model and its processor."""
+    settings = json.dumps(settings_of(model, processor))
+    return framed_digest([model_digest(model).encode(), precision_of(model).encode(), settings.encode()]).hex()
 
 
 def check_same_settings(saved: Mapping[str, Any], now: Mapping[str, Any], output_dir: str | Path) -> None:
@@ -101,4 +108,4 @@ def _listed(changes: Sequence[str], comma: str) -> str:
     return comma.join(changes[:_MOST_DIFFERENCES]) + (f"{comma}and {words}" if more > 0 else "")
 
 
-__all__ = ["check_same_data", "check_same_settings", "settings_of"]
+__all__ = ["check_same_data", "check_same_settings", "settings_of", "state_digest"]

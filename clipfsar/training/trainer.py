@@ -48,7 +48,7 @@ from clipfsar.training.callbacks import (
 )
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from clipfsar.training.optimization import check_optimizer, check_optimizer_state, make_optimizer
-from clipfsar.training.resuming import check_same_data, check_same_settings, settings_of
+from clipfsar.training.resuming import check_same_data, check_same_settings, settings_of, state_digest
 from clipfsar.training.run_folder import (
     CARD,
     TrainingLog,
@@ -151,7 +151,7 @@ class EpisodicTrainer:
         self.encoder = VideoEncoder(model, processing_class, self.accelerator, *cost)
         self.optimizer, self.sampler = optimizer, sampler
         self._own_optimizer: torch.optim.Optimizer | None = None  # what `create_optimizer` made
-        self.episodes_done, self.results = 0, EvaluationResults()
+        self.episodes_done, self._tested = 0, (EvaluationResults(), "")  # the results, and of what
         self.best: dict[str, Any] | None = None
         self.log: TrainingLog  # from the beginning of the training
         self.test_split: VideoSplit | None = None
@@ -562,10 +562,17 @@ class EpisodicTrainer:
         modes = args.inference_modes if inference_modes is None else inference_modes
         results = self._evaluate(split, Protocol(args.n_way, shots, args.n_query, n_episodes, args.seed, modes))
         if checks.is_of_test_classes(split, self.train_split, self.eval_split, args):
-            self.results = results
+            self._tested = results, state_digest(self.model, self.processing_class)
         elif split is not self.eval_split:
             logger.warning("Classes of this data set trained or selected the model, so the card omits the results.")
         return results
+
+    @property
+    def results(self) -> EvaluationResults:
+        """The results of the last test, for the model card; empty if the model or its settings have changed since."""
+        results, tested = self._tested
+        is_of_now = not results or tested == state_digest(self.model, self.processing_class)
+        return results if is_of_now else EvaluationResults()
 
     def _evaluate(self, split: VideoSplit, protocol: Protocol) -> EvaluationResults:
         """The results of a split. The features of a frozen tower never change, so they are cached."""
@@ -578,14 +585,17 @@ class EpisodicTrainer:
     def save_model(self, output_dir: str | Path | None = None):
         """Writes a folder for `from_pretrained`, the pipeline and the Hub: weights, code, processor, settings, card.
 
-        The default folder is `best/` in the run's folder. The card holds the results of the last `evaluate`. Files that
-        you put into the folder stay.
+        The default folder is `best/` in the run's folder. The card holds the results of the last `evaluate`, unless the
+        model has changed since. Files that you put into the folder stay.
         """
         with self.writing() if output_dir is None else contextlib.nullcontext():
             if self.accelerator.is_main_process:
                 folder = self.output_dir / "best" if output_dir is None else Path(output_dir)
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                self._save_folder(folder, self.results)
+                results = self.results
+                if self._tested[0] and not results:
+                    logger.warning("The model has changed since it was tested, so the card omits the results.")
+                self._save_folder(folder, results)
             self.accelerator.wait_for_everyone()
 
     def _save_run_model(self, name: str):
