@@ -1,7 +1,9 @@
 """A run's folder: damage is found on resume, other data are refused, one process writes at a time."""
 
+import contextlib
 import inspect
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from tiny_data import (
     SETTINGS,
     model_of_tiny_clip,
@@ -28,7 +32,7 @@ from clipfsar.locks import LOCK_NAME, FolderInUseError
 from clipfsar.training import checks, program
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
 from clipfsar.training.resuming import check_same_data, check_same_settings, settings_of
-from clipfsar.training.run_folder import TrainingLog, find_saved_state
+from clipfsar.training.run_folder import TrainingLog, find_saved_state, told_how_to_go_on
 from clipfsar.training.trainer import EpisodicTrainer
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
@@ -395,6 +399,92 @@ def test_the_program_refuses_a_run_whose_file_of_class_texts_has_changed(folder,
     args = parse_arguments(["--resume", str(tmp_path / "run"), "--episodes", "8"])
     with pytest.raises(ValueError, match=r"class_texts\['red'\] 'a red thing' \(now 'a crimson thing'\): resume"):
         program.main(args)
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def full_disk(num_bytes: int):
+    """Files take no more than so many bytes, and the errors are those of a full disk but for their numbers."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+REMEDY = (
+    r"\. Make sure that its disk has room and takes files; --resume \(resume_from_checkpoint=True\) then continues "
+    r"from the last checkpoint\.$"
+)
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda path: torch.save(torch.ones(100_000), path), "it was cut off"),
+        (lambda path: save_file({"a": torch.ones(100_000)}, path), "Error while serializing: .*too large.*"),
+        (lambda path: path.write_bytes(bytes(100_000)), "File too large"),
+        (lambda path: (path / "file").touch(), "No such file or directory"),
+    ],
+)
+def test_whatever_cannot_write_says_where_and_how_to_go_on(tmp_path, write, reason):
+    path = tmp_path / "file"
+    with (
+        pytest.raises(OSError, match=rf"^{path} could not be written \({reason}\){REMEDY}"),
+        full_disk(20_000),
+        told_how_to_go_on(path),
+    ):
+        write(path)
+
+
+def test_other_errors_of_torch_stay_what_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^Timed out"), told_how_to_go_on(tmp_path):
+        raise RuntimeError("Timed out waiting for the other processes.")
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    log = TrainingLog(tmp_path / "training_log.jsonl", 0, is_main_process=True)
+    path = re.escape(str(tmp_path / "training_log.jsonl"))
+    with pytest.raises(OSError, match=rf"^{path} could not be written \(.*\){REMEDY}"), full_disk(10):
+        log.write(4, "train", loss=0.5)
+
+
+def only_small_files(accelerator):
+    save_state = accelerator.save_state
+
+    def save(folder):
+        with full_disk(1000):
+            save_state(folder)
+
+    accelerator.save_state = save
+
+
+def test_a_full_disk_costs_no_checkpoint_and_the_run_goes_on(folder, tiny_clip, run):
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    only_small_files(trainer.accelerator)
+    path = re.escape(str(run / "state.new"))
+    with pytest.raises(OSError, match=rf"^{path} could not be written \(.*\){REMEDY}"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.episodes_done == 8
+    assert not (run / "state.new").exists()
+
+
+def test_a_model_of_a_run_that_cannot_be_written_is_named_and_that_of_another_folder_has_its_own_error(
+    folder, tiny_clip, run, tmp_path
+):
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    path = re.escape(str(run / "last"))
+    with pytest.raises(OSError, match=rf"^{path} could not be written \(.*\){REMEDY}"), full_disk(10_000):
+        trainer._save_run_model("last")
+    with pytest.raises((OSError, SafetensorError)) as error, full_disk(10_000):
+        trainer.save_model(tmp_path / "elsewhere")
+    assert "--resume" not in str(error.value)
 
 
 # --- one writer -------------------------------------------------------------------------------------------------------

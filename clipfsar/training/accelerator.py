@@ -1,4 +1,4 @@
-"""The processes, device and precision of a run."""
+"""The processes, device and precision of a run, and where it logs."""
 
 from dataclasses import asdict
 from datetime import timedelta
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import MultiProcessAdapter
 from accelerate.utils import (
     DataLoaderConfiguration,
     InitProcessGroupKwargs,
@@ -57,6 +58,13 @@ def make_accelerator(args: EpisodicTrainingArguments) -> Accelerator:
     return accelerator
 
 
+class MainProcessLogger(MultiProcessAdapter):
+    """Logs on the main process only, without accelerate's "[RANK 0]" prefix."""
+
+    def process(self, msg, kwargs):
+        return msg, {"stacklevel": 2, **kwargs}
+
+
 def start_trackers(accelerator: Accelerator, args: EpisodicTrainingArguments) -> None:
     """Starts the trackers with all settings that are set."""
     settings = {name: value for name, value in asdict(args).items() if value is not None}
@@ -67,4 +75,4 @@ def start_trackers(accelerator: Accelerator, args: EpisodicTrainingArguments) ->
     )
 
 
-__all__ = ["NAMED_TRACKERS", "make_accelerator", "start_trackers"]
+__all__ = ["NAMED_TRACKERS", "MainProcessLogger", "make_accelerator", "start_trackers"]

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import MultiProcessAdapter
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
@@ -38,7 +37,7 @@ from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.presets import learning_rate_at
 from clipfsar.processes import check_same_everywhere, check_shared_folder, first_process_decides, ignore_sigterm
 from clipfsar.training import checks, sharding
-from clipfsar.training.accelerator import make_accelerator, start_trackers
+from clipfsar.training.accelerator import MainProcessLogger, make_accelerator, start_trackers
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.callbacks import (
     EpisodicFlowCallback,
@@ -61,6 +60,7 @@ from clipfsar.training.run_folder import (
     replace_folder,
     restore_folder,
     run_lock,
+    told_how_to_go_on,
 )
 from clipfsar.training.step import StepValues, mix_seeds, recorded_values
 from clipfsar.training.trainable import (
@@ -74,15 +74,7 @@ from clipfsar.training.trainable import (
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
 from fingerprint_clipfsar import model_digest
 
-
-class _MainProcessLogger(MultiProcessAdapter):
-    """Logs on the main process only, without accelerate's "[RANK 0]" prefix."""
-
-    def process(self, msg, kwargs):
-        return msg, {"stacklevel": 2, **kwargs}
-
-
-logger = _MainProcessLogger(logging.getLogger(__name__), {})
+logger = MainProcessLogger(logging.getLogger(__name__), {})
 
 
 class EpisodicTrainer:
@@ -354,7 +346,8 @@ class EpisodicTrainer:
         if self.accelerator.is_main_process:
             shutil.rmtree(new, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(new))
+        with told_how_to_go_on(new):
+            self.accelerator.save_state(str(new))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             progress = {
@@ -367,9 +360,10 @@ class EpisodicTrainer:
                 "fsdp": sharding.form_of_state(self.accelerator),
                 "callbacks": callback_states(self.callback_handler.callbacks),
             }
-            (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
-            write_checksums(new)
-            replace_folder(new, self.output_dir / "state")
+            with told_how_to_go_on(new):
+                (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
+                write_checksums(new)
+                replace_folder(new, self.output_dir / "state")
         self.accelerator.wait_for_everyone()
 
     # --- preparing a run ----------------------------------------------------------------------------------------------
@@ -603,6 +597,10 @@ class EpisodicTrainer:
 
     def _save_folder(self, folder: Path, results: EvaluationResults):
         is_ours = folder.parent == self.output_dir and folder.name in ("best", "last")
+        with told_how_to_go_on(folder) if is_ours else contextlib.nullcontext():
+            self._write_folder(folder, results, is_ours)
+
+    def _write_folder(self, folder: Path, results: EvaluationResults, is_ours: bool):
         new = folder.with_name(f"{folder.name}.new" if is_ours else f".{folder.name}.new-{os.getpid()}")
         shutil.rmtree(new, ignore_errors=True)
         save_trained_model(self.model, self.processing_class, new, self.args.keep_adapter)
