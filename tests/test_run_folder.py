@@ -353,6 +353,13 @@ def test_a_run_goes_on_with_another_reader_and_another_way_to_test(folder, tiny_
     assert trainer._checked_state(True) == (run / "state", [])
 
 
+def test_a_run_goes_on_with_the_model_and_the_processor_that_it_saved(folder, tiny_clip, run):
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    model = CLIPFSARModel.from_pretrained(run / "last")
+    processor = CLIPFSARProcessor.from_pretrained(run / "last")
+    assert settings_of(model, processor) == settings_of(trainer.model, trainer.processing_class)
+
+
 def test_a_run_that_recorded_no_settings_of_its_objects_goes_on_and_records_them(folder, tiny_clip, run):
     path = run / "state" / "progress.json"
     progress = json.loads(path.read_text())
