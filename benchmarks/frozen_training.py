@@ -44,9 +44,9 @@ class Arguments:
 class TimedTrainer(EpisodicTrainer):
     """Trains without validations and checkpoints, and measures the time after the warm-up episodes."""
 
-    def _make_loader(self):
+    def _make_loader(self, split):
         start = time.perf_counter()
-        loader = super()._make_loader()
+        loader = super()._make_loader(split)
         self.encoding_seconds = time.perf_counter() - start
         return loader
 
@@ -54,7 +54,7 @@ class TimedTrainer(EpisodicTrainer):
         if self.episodes_done == self.args.eval_every:
             self.start, self.episodes_before = time.perf_counter(), self.episodes_done
 
-    def _save_checkpoint(self):
+    def _save_checkpoint(self, to_log):
         pass
 
     def _load_best(self):

@@ -1,14 +1,28 @@
 """A run's folder: damage is found on resume, other data are refused, one process writes at a time."""
 
+import contextlib
+import inspect
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from tiny_data import SETTINGS, model_of_tiny_clip, save_tiny_clip, training_arguments, video_splits, write_video_folder
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tiny_data import (
+    SETTINGS,
+    model_of_tiny_clip,
+    save_tiny_clip,
+    tiny_model_and_processor,
+    training_arguments,
+    video_splits,
+    write_video_folder,
+)
 from transformers import TrainerCallback
 
 from clipfsar.checked_files import CHECKSUMS, DamagedFileError
@@ -17,8 +31,10 @@ from clipfsar.inference.load_model import load_model
 from clipfsar.locks import LOCK_NAME, FolderInUseError
 from clipfsar.training import checks, program
 from clipfsar.training.arguments import EpisodicTrainingArguments, parse_arguments
-from clipfsar.training.run_folder import TrainingLog, find_saved_state
+from clipfsar.training.resuming import check_same_data, check_same_settings, settings_of
+from clipfsar.training.run_folder import TrainingLog, find_saved_state, told_how_to_go_on
 from clipfsar.training.trainer import EpisodicTrainer
+from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
 
@@ -244,6 +260,238 @@ def test_the_test_split_of_the_program_is_recorded_and_compared_too(folder, tiny
     with pytest.raises(ValueError, match="test: class 'violet' is gone"):
         trainer.train(resume_from_checkpoint=True)
     assert trainer_of(splits, tiny_clip, run)._checked_state(True)[1] == []  # without a test nothing is compared
+
+
+def test_a_run_is_not_resumed_without_the_classes_that_selected_its_best_model(folder, tiny_clip, run):
+    before = (run / "best" / "model.safetensors").read_bytes()
+    trainer = trainer_of({**video_splits(folder), "validation": None}, tiny_clip, run)
+    with pytest.raises(ValueError, match=r"was started on other data: the split 'validation' is gone\. Resume it with"):
+        trainer.train(resume_from_checkpoint=True)
+    assert (run / "best" / "model.safetensors").read_bytes() == before
+    assert json.loads((run / "state" / "progress.json").read_text())["episodes_done"] == 4
+
+
+RECORDED_BEST = {"accuracy": 50.0, "episode": 4}
+
+
+@pytest.mark.parametrize(
+    ("progress", "names", "differences"),
+    [
+        ({"data": {"train": {}, "validation": {}}}, ["train"], "the split 'validation' is gone"),
+        ({"data": {"train": {}}}, ["train", "validation"], "the split 'validation' is new"),
+        ({"data": {"train": {}, "dev": {}}}, ["train", "validation"], "the split 'validation' is new"),
+        ({"data": {"validation": {}}}, ["train"], "the split 'validation' is gone; the split 'train' is new"),
+        ({"data": {"train": {}, "validation": {}, "test": {}}}, ["train", "validation"], None),
+        ({"data": {"train": {}, "validation": {}}}, ["train", "validation", "test"], None),
+        # Earlier versions recorded no data, but the best accuracy on the validation classes.
+        ({"best": RECORDED_BEST}, ["train"], "the split 'validation' is gone"),
+        ({"best": RECORDED_BEST}, ["train", "validation", "test"], None),
+        ({"best": None}, ["train"], None),
+        ({"best": None}, ["train", "validation"], None),
+    ],
+)
+def test_splits_that_shape_a_run_stay_and_a_test_split_may_come_and_go(progress, names, differences):
+    splits = {name: SimpleNamespace(changes_since=lambda record: []) for name in names}
+    args = EpisodicTrainingArguments(output_dir="out")
+    if differences is None:
+        assert len(check_same_data(progress, splits, args)) == ("data" not in progress)
+        return
+    with pytest.raises(ValueError, match=rf"^The run in out was started on other data: {differences}\. Resume it with"):
+        check_same_data(progress, splits, args)
+
+
+def test_the_test_split_stays_where_it_selects():
+    splits = {"train": SimpleNamespace(changes_since=lambda record: [])}
+    with pytest.raises(ValueError, match="the split 'test' is gone"):
+        check_same_data({"data": {"train": {}, "test": {}}}, splits, EpisodicTrainingArguments(select_on="test"))
+
+
+# --- another model or processor ---------------------------------------------------------------------------------------
+
+
+def other_pictures(model, processor):
+    processor.image_processor.image_std = [5.0, 5.0, 5.0]
+
+
+def other_texts(model, processor):
+    processor.class_texts = {"red": "a crimson thing", "*": ["{}", "some {}"]}
+
+
+def another_length_of_prompts(model, processor):
+    processor.prompt_length = 20
+
+
+def a_harder_alignment(model, processor):
+    model.config.otam_smoothing = 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (other_pictures, r"processor\.image_processor\['image_std'\] \[0\.26.*\] \(now \[5\.0, 5\.0, 5\.0\]\): resume"),
+        (
+            other_texts,
+            r"processor\.class_texts\['\*'\] None \(now \['{}', 'some {}'\]\), "
+            r"processor\.class_texts\['red'\] None \(now 'a crimson thing'\): resume with the same settings",
+        ),
+        (another_length_of_prompts, r"processor\.prompt_length None \(now 20\): resume with the same settings"),
+        (a_harder_alignment, r"model\.config\.otam_smoothing 0\.5 \(now 0\.1\): resume with the same settings"),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_model_or_processor(change, words, folder, tiny_clip, run):
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    change(trainer.model, trainer.processing_class)
+    with pytest.raises(ValueError, match=rf"^The run in \S*run was started with {words}"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.episodes_done == 0
+
+
+def test_a_run_goes_on_with_another_reader_and_another_way_to_test(folder, tiny_clip, run):
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    trainer.processing_class.num_threads, trainer.processing_class.seconds_per_video = 2, 5.0
+    trainer.model.config.inference_mode, trainer.model.config.ensemble_text_weight = "ensemble", 0.5
+    assert trainer._checked_state(True) == (run / "state", [])
+
+
+def test_a_run_goes_on_with_the_model_and_the_processor_that_it_saved(folder, tiny_clip, run):
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    model = CLIPFSARModel.from_pretrained(run / "last")
+    processor = CLIPFSARProcessor.from_pretrained(run / "last")
+    assert settings_of(model, processor) == settings_of(trainer.model, trainer.processing_class)
+
+
+def test_a_run_that_recorded_no_settings_of_its_objects_goes_on_and_records_them(folder, tiny_clip, run):
+    path = run / "state" / "progress.json"
+    progress = json.loads(path.read_text())
+    settings = progress.pop("settings")
+    path.write_text(json.dumps(progress))
+    (run / "state" / CHECKSUMS).unlink()
+    trainer_of(video_splits(folder), tiny_clip, run).train(resume_from_checkpoint=True)
+    assert json.loads(path.read_text())["settings"] == settings
+
+
+def test_every_setting_of_model_and_processor_is_recorded_or_has_no_effect():
+    model, processor = tiny_model_and_processor()
+    names = {name.rpartition(".")[2] for name in settings_of(model, processor)}
+    settings = inspect.signature(CLIPFSARConfig.__init__).parameters.keys()
+    settings |= inspect.signature(CLIPFSARProcessor.__init__).parameters.keys()
+    assert settings - names == {
+        *("self", "kwargs", "clip_config", "tokenizer", "added_by_training", "inference_mode"),
+        *("decoder", "num_threads", "seconds_per_video"),
+    }
+
+
+def test_texts_that_one_has_and_then_changes_are_named_and_ten_differences_are_told():
+    saved = {"processor.class_texts": {"red": "a red thing", "blue": "b"}, "of_a_later_version": 1}
+    now = {"processor.class_texts": {"red": "zzz"}, "of_this_version": 2}
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        check_same_settings(saved, now, "out")
+    assert str(error.value) == (
+        "The run in out was started with processor.class_texts['blue'] 'b' (now None), processor.class_texts['red'] "
+        "'a red thing' (now 'zzz'): resume with the same settings or use another --output_dir."
+    )
+    many = {str(number): "a" for number in range(11)}
+    with pytest.raises(ValueError, match=r"\['8'\] 'a' \(now None\), and 1 more difference: resume"):
+        check_same_settings({"processor.class_texts": many}, {"processor.class_texts": {}}, "out")
+    check_same_settings({"of_a_later_version": 1}, now, "out")
+
+
+def test_the_program_refuses_a_run_whose_file_of_class_texts_has_changed(folder, tiny_clip, tmp_path):
+    video_splits(folder).save_to_disk(tmp_path / "data")
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps({"red": "a red thing"}))
+    options = SHORT | {"episodes": 4, "class_texts": texts}
+    program.main(parse_arguments(training_arguments(tmp_path / "data", tiny_clip, tmp_path / "run", **options)))
+    texts.write_text(json.dumps({"red": "a crimson thing"}))
+    args = parse_arguments(["--resume", str(tmp_path / "run"), "--episodes", "8"])
+    with pytest.raises(ValueError, match=r"class_texts\['red'\] 'a red thing' \(now 'a crimson thing'\): resume"):
+        program.main(args)
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def full_disk(num_bytes: int):
+    """Files take no more than so many bytes, and the errors are those of a full disk but for their numbers."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+REMEDY = (
+    r"\. Make sure that its disk has room and takes files; --resume \(resume_from_checkpoint=True\) then continues "
+    r"from the last checkpoint\.$"
+)
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda path: torch.save(torch.ones(100_000), path), "it was cut off"),
+        (lambda path: save_file({"a": torch.ones(100_000)}, path), "Error while serializing: .*too large.*"),
+        (lambda path: path.write_bytes(bytes(100_000)), "File too large"),
+        (lambda path: (path / "file").touch(), "No such file or directory"),
+    ],
+)
+def test_whatever_cannot_write_says_where_and_how_to_go_on(tmp_path, write, reason):
+    path = tmp_path / "file"
+    with (
+        pytest.raises(OSError, match=rf"^{path} could not be written \({reason}\){REMEDY}"),
+        full_disk(20_000),
+        told_how_to_go_on(path),
+    ):
+        write(path)
+
+
+def test_other_errors_of_torch_stay_what_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^Timed out"), told_how_to_go_on(tmp_path):
+        raise RuntimeError("Timed out waiting for the other processes.")
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    log = TrainingLog(tmp_path / "training_log.jsonl", 0, is_main_process=True)
+    path = re.escape(str(tmp_path / "training_log.jsonl"))
+    with pytest.raises(OSError, match=rf"^{path} could not be written \(.*\){REMEDY}"), full_disk(10):
+        log.write(4, "train", loss=0.5)
+
+
+def only_small_files(accelerator):
+    save_state = accelerator.save_state
+
+    def save(folder):
+        with full_disk(1000):
+            save_state(folder)
+
+    accelerator.save_state = save
+
+
+def test_a_full_disk_costs_no_checkpoint_and_the_run_goes_on(folder, tiny_clip, run):
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    only_small_files(trainer.accelerator)
+    path = re.escape(str(run / "state.new"))
+    with pytest.raises(OSError, match=rf"^{path} could not be written \(.*\){REMEDY}"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.episodes_done == 8
+    assert not (run / "state.new").exists()
+
+
+def test_a_model_of_a_run_that_cannot_be_written_is_named_and_that_of_another_folder_has_its_own_error(
+    folder, tiny_clip, run, tmp_path
+):
+    trainer = trainer_of(video_splits(folder), tiny_clip, run)
+    path = re.escape(str(run / "last"))
+    with pytest.raises(OSError, match=rf"^{path} could not be written \(.*\){REMEDY}"), full_disk(10_000):
+        trainer._save_run_model("last")
+    with pytest.raises((OSError, SafetensorError)) as error, full_disk(10_000):
+        trainer.save_model(tmp_path / "elsewhere")
+    assert "--resume" not in str(error.value)
 
 
 # --- one writer -------------------------------------------------------------------------------------------------------

@@ -249,8 +249,8 @@ def run_program(arguments: list[str], stop_after: int | None = None):
     if stop_after is not None:
         save_state, calls = EpisodicTrainer._save_state, []
 
-        def save_and_stop(self):
-            save_state(self)
+        def save_and_stop(self, *details):
+            save_state(self, *details)
             calls.append(1)
             if len(calls) == stop_after:
                 raise KeyboardInterrupt
@@ -280,6 +280,7 @@ def test_a_run_stopped_half_way_ends_as_if_it_had_not(choice, dataset, tiny_clip
             arguments = training_arguments(dataset, start_folder, tmp_path / name, **options)
             outcome = run_in_children(run_program, arguments, stop, folder=tmp_path / f"{name}_children")
             assert (stop is None) == (outcome.exit_codes == [0]), outcome.output
+            assert (tmp_path / name / "state").is_dir()  # it did not stop before its first checkpoint
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert read_log(stopped) == read_log(whole)
     for folder in ("best", "last"):

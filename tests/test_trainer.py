@@ -215,6 +215,65 @@ def test_training_classes_are_no_test_classes_where_the_test_split_selects(make,
     assert trainer.results is selected_on
 
 
+class Rising(EpisodicTrainer):
+    """The last model is the best."""
+
+    def validate(self):
+        return {"accuracy": float(self.episodes_done), "interval": 1.0, "n_episodes": 2}
+
+
+def test_a_card_holds_no_results_of_earlier_weights(make, splits, tmp_path, caplog):
+    trainer = make(Rising, episodes=4, eval_every=4, warmup_episodes=0)
+    trainer.train()
+    tested = trainer.evaluate(splits["test"], n_shot=1, inference_modes="few_shot", n_episodes=4)
+    trainer.train(resume_from_checkpoint=True)  # nothing is left to train
+    trainer.save_model()
+    row = "| 3 | 1 | few_shot | "
+    assert trainer.results is tested
+    assert row in (tmp_path / "run" / "best" / "README.md").read_text()
+    trainer.args.episodes = 8
+    caplog.clear()
+    trainer.train(resume_from_checkpoint=True)
+    assert not caplog.messages
+    trainer.save_model()
+    assert caplog.messages == ["The model has changed since it was tested, so the card omits the results."]
+    card = (tmp_path / "run" / "best" / "README.md").read_text()
+    assert "This is the model of episode 8" in card
+    assert row not in card
+
+
+def other_weights(trainer):
+    with torch.no_grad():
+        next(trainer.model.temporal_transformer.parameters()).view(-1)[0] += 0.5
+
+
+def other_pictures(trainer):
+    trainer.processing_class.image_processor.image_mean = [0.0, 0.0, 0.0]
+
+
+def other_texts(trainer):
+    trainer.processing_class.class_texts = {"*": "{} again"}
+
+
+def another_ensemble(trainer):
+    trainer.model.config.ensemble_text_weight = 0.25
+
+
+@pytest.mark.parametrize("change", [other_weights, other_pictures, other_texts, another_ensemble])
+def test_results_are_those_of_the_model_as_it_is(make, splits, tmp_path, change, caplog):
+    trainer = make()
+    tested = trainer.evaluate(splits["test"], n_shot=1, inference_modes="few_shot", n_episodes=4)
+    trainer.model.config.inference_mode = "ensemble"  # each result has a mode of its own
+    trainer.save_model(tmp_path / "before")
+    assert trainer.results is tested
+    change(trainer)
+    assert trainer.results == []
+    trainer.save_model(tmp_path / "after")
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("before", "after")]
+    assert ["| 3 | 1 | few_shot | " in card for card in cards] == [True, False]
+    assert caplog.messages[-1] == "The model has changed since it was tested, so the card omits the results."
+
+
 def test_results_print_as_lines_and_go_to_json_and_pandas(make, splits, tmp_path, capsys):
     trainer = make()
     results = trainer.evaluate(splits["test"], n_shot=[1, 2], inference_modes="few_shot", n_episodes=20)

@@ -33,6 +33,7 @@ from clipfsar.training.callbacks import EpisodicProgressCallback
 from clipfsar.training.optimization import check_optimizer, check_optimizer_state, optimizer_groups
 from clipfsar.training.preemption import PREEMPTED, PreemptionCallback, PreemptionNotice, noting_sigterm
 from clipfsar.training.program import make_trainer
+from clipfsar.training.resuming import check_same_data
 from clipfsar.training.run_folder import TrainingLog, keep_foreign_files, put_in_place
 from clipfsar.training.step import StepValues, mix_seeds, recorded_values
 from clipfsar.training.trainable import (
@@ -284,7 +285,7 @@ def test_a_look_at_the_first_video_leaves_the_random_numbers_as_they_were(is_tra
 def test_ten_of_many_differences_of_the_data_are_told(number, end):
     split = SimpleNamespace(changes_since=lambda record: [f"{n} is gone" for n in range(1, number + 1)])
     with pytest.raises(ValueError, match=rf"^The run in out was started on other data: 1 is gone; .*; {end}"):
-        checks.check_same_data({"train": {}}, {"train": split}, "out")
+        check_same_data({"data": {"train": {}}}, {"train": split}, EpisodicTrainingArguments(output_dir="out"))
 
 
 def test_results_are_a_tests_only_for_classes_that_shaped_nothing():

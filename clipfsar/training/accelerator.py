@@ -1,10 +1,12 @@
-"""The processes, device and precision of a run."""
+"""The processes, device and precision of a run, and where it logs."""
 
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import MultiProcessAdapter
 from accelerate.utils import (
     DataLoaderConfiguration,
     InitProcessGroupKwargs,
@@ -56,4 +58,21 @@ def make_accelerator(args: EpisodicTrainingArguments) -> Accelerator:
     return accelerator
 
 
-__all__ = ["NAMED_TRACKERS", "make_accelerator"]
+class MainProcessLogger(MultiProcessAdapter):
+    """Logs on the main process only, without accelerate's "[RANK 0]" prefix."""
+
+    def process(self, msg, kwargs):
+        return msg, {"stacklevel": 2, **kwargs}
+
+
+def start_trackers(accelerator: Accelerator, args: EpisodicTrainingArguments) -> None:
+    """Starts the trackers with all settings that are set."""
+    settings = {name: value for name, value in asdict(args).items() if value is not None}
+    accelerator.init_trackers(
+        args.project,
+        config={name: str(value) if isinstance(value, list) else value for name, value in settings.items()},
+        init_kwargs={name: {"name": args.run_name or Path(args.output_dir).name} for name in NAMED_TRACKERS},
+    )
+
+
+__all__ = ["NAMED_TRACKERS", "MainProcessLogger", "make_accelerator", "start_trackers"]

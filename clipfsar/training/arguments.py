@@ -24,7 +24,7 @@ from clipfsar.json_files import read_json
 from clipfsar.names import check_source, find_model
 from clipfsar.options import TRUTH, check_field_types, make_parser, option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
-from paths_clipfsar import check_path
+from paths_clipfsar import check_path, public_name
 
 
 @dataclass
@@ -285,6 +285,11 @@ class EpisodicTrainingArguments:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    def without_paths(self) -> dict:
+        """The settings for a folder that is shared: names in place of paths of this machine."""
+        paths = ("dataset", "model", "output_dir", "features_dir")
+        return asdict(self) | {name: (path := getattr(self, name)) and public_name(path) for name in paths}
 
     def config_overrides(self) -> dict:
         """Settings for the model's configuration, without those that are None."""

@@ -83,34 +83,7 @@ def check_metrics(metrics: Mapping[str, float]) -> None:
         raise ValueError(f"validate() returned no {', '.join(missing)}: the log and the model card need it.")
 
 
-def check_same_data(record: Mapping[str, dict] | None, splits: Mapping[str, VideoSplit], output_dir) -> list[str]:
-    """Compares the splits with the record that the run made of them at its start.
-
-    Args:
-        record: `VideoSplit.record` of each split; None for a run of an earlier version.
-
-    Returns:
-        Warnings about data that could not be compared.
-
-    Raises:
-        ValueError: When the data differ; the message lists the differences.
-    """
-    if record is None:
-        return [
-            f"The run in {output_dir} was started by a version that did not record its data. The data are assumed to "
-            "be unchanged, and recorded now."
-        ]
-    changes = [change for name in splits if name in record for change in splits[name].changes_since(record[name])]
-    if changes:
-        more = f"; and {len(changes) - 10} more differences" if len(changes) > 10 else ""
-        raise ValueError(
-            f"The run in {output_dir} was started on other data: {'; '.join(changes[:10])}{more}. Resume it with the "
-            "data it was started on, or use another --output_dir."
-        )
-    return []
-
-
 __all__ = [
-    *("check_classes", "check_first_video", "check_metrics", "check_protocol", "check_same_data", "check_sampler"),
+    *("check_classes", "check_first_video", "check_metrics", "check_protocol", "check_sampler"),
     *("is_of_test_classes", "training_sampler"),
 ]

@@ -1,12 +1,16 @@
 """The folder of a run, complete at every moment: models, log, and the state that `--resume` reads."""
 
+import contextlib
 import filecmp
 import hashlib
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from clipfsar.checked_files import DamagedFileError, check_files, listed_files, write_checksums
 from clipfsar.json_files import read_json
@@ -16,9 +20,27 @@ from paths_clipfsar import flush_to_disk, replace_file
 
 CARD = "README.md"  # the model card: people and uploads edit it
 RESULTS = "results.json"  # of the test at the end of a run
-
-
+_ARCHIVE_WRITER = "inline_container"  # where torch's errors of writing come from
 SECONDS_BETWEEN_PICTURES = 10.0
+
+
+@contextlib.contextmanager
+def told_how_to_go_on(path: Path) -> Iterator[None]:
+    """Raises one `OSError` with the path and the remedy when a run cannot write there, as on a full disk.
+
+    safetensors has an error of its own for that, and `torch.save` raises a `RuntimeError` of its archive writer.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        is_of_archive = _ARCHIVE_WRITER in str(error)
+        if isinstance(error, RuntimeError) and not is_of_archive:
+            raise
+        reason = getattr(error, "strerror", None) or ("it was cut off" if is_of_archive else str(error))
+        raise OSError(
+            f"{path} could not be written ({reason}). Make sure that its disk has room and takes files; --resume "
+            "(resume_from_checkpoint=True) then continues from the last checkpoint."
+        ) from error
 
 
 class TrainingLog:
@@ -40,7 +62,7 @@ class TrainingLog:
                 )
         if is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replace_file(path) as partial:  # a crash here loses nothing
+            with told_how_to_go_on(path), replace_file(path) as partial:  # a crash here loses nothing
                 partial.write_text(self._text())
 
     def _text(self) -> str:
@@ -54,7 +76,7 @@ class TrainingLog:
         record = {"episode": episode, "kind": kind, **values}
         self.records.append(record)
         if self.is_main_process:
-            with self.path.open("a") as file:
+            with told_how_to_go_on(self.path), self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())  # a checkpoint must not outlive the lines before it
@@ -62,7 +84,9 @@ class TrainingLog:
     def draw(self, is_final: bool):
         """Draws `training.png` next to the log, at most every ten seconds and always at the end of a run."""
         if is_final or time.monotonic() - self._last_picture > SECONDS_BETWEEN_PICTURES:
-            plot_training(self.records, self.path.with_name("training.png"))
+            picture = self.path.with_name("training.png")
+            with told_how_to_go_on(picture):
+                plot_training(self.records, picture)
             self._last_picture = time.monotonic()
 
     def history(self, episodes_per_update: int, episodes: int) -> list[dict]:
@@ -135,6 +159,16 @@ def find_saved_state(output_dir: Path, resume: bool) -> Path | None:
             "them: move them away, or use another --output_dir."
         )
     return saved_state
+
+
+def check_own_folder(resume: bool | str | Path | None, output_dir: Path) -> None:
+    """Raises `ValueError` when the path of another run is to be continued in `output_dir`."""
+    own = (output_dir.resolve(), (output_dir / "state").resolve())
+    if isinstance(resume, (str, Path)) and Path(resume).resolve() not in own:
+        raise ValueError(
+            f"resume_from_checkpoint={str(resume)!r} is not the run in {output_dir}: a run resumes in its own "
+            "output_dir; name that folder."
+        )
 
 
 def read_progress(state_folder: Path | None) -> dict:
@@ -244,6 +278,7 @@ __all__ = [
     "CARD",
     "RESULTS",
     "TrainingLog",
+    "check_own_folder",
     "check_same_model",
     "check_saved_state",
     "complete_folder",
@@ -255,4 +290,5 @@ __all__ = [
     "replace_folder",
     "restore_folder",
     "run_lock",
+    "told_how_to_go_on",
 ]

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -128,6 +128,14 @@ def remove_adapters(model: CLIPFSARModel):
         vars(module).pop("peft_config", None)  # or peft warns of a second adapter later
 
 
+def load_weights(model: CLIPFSARModel, folder: Path):
+    """Loads the weights in a folder. They include merged adapters, so those of the model are removed."""
+    files = sorted(folder.glob("model*.safetensors"))
+    weights = {name: weight for file in files for name, weight in load_file(file).items()}
+    remove_adapters(model)
+    model.load_state_dict(weights)
+
+
 def save_trained_model(model: CLIPFSARModel, processor, folder: Path, keep_adapter: bool = False):
     """Calls `save_with_pipeline` with the adapters merged into the weights; `keep_adapter` also saves them separately.
 
@@ -183,6 +191,7 @@ __all__ = [
     "choose_trainable",
     "copy_adapter",
     "has_adapters",
+    "load_weights",
     "merged_state_dict",
     "remove_adapters",
     "save_trained_model",

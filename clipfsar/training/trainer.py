@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import MultiProcessAdapter
-from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
@@ -39,7 +37,7 @@ from clipfsar.evaluation.results import EvaluationResults
 from clipfsar.presets import learning_rate_at
 from clipfsar.processes import check_same_everywhere, check_shared_folder, first_process_decides, ignore_sigterm
 from clipfsar.training import checks, sharding
-from clipfsar.training.accelerator import NAMED_TRACKERS, make_accelerator
+from clipfsar.training.accelerator import MainProcessLogger, make_accelerator, start_trackers
 from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.callbacks import (
     EpisodicFlowCallback,
@@ -49,9 +47,11 @@ from clipfsar.training.callbacks import (
 )
 from clipfsar.training.frozen_features import ROW, FeatureCollator, encode_draws, row_dataset
 from clipfsar.training.optimization import check_optimizer, check_optimizer_state, make_optimizer
+from clipfsar.training.resuming import check_same_data, check_same_settings, settings_of, state_digest
 from clipfsar.training.run_folder import (
     CARD,
     TrainingLog,
+    check_own_folder,
     check_same_model,
     check_saved_state,
     find_saved_state,
@@ -60,28 +60,21 @@ from clipfsar.training.run_folder import (
     replace_folder,
     restore_folder,
     run_lock,
+    told_how_to_go_on,
 )
 from clipfsar.training.step import StepValues, mix_seeds, recorded_values
 from clipfsar.training.trainable import (
     choose_trainable,
     copy_adapter,
+    load_weights,
     remove_adapters,
     save_trained_model,
     trainable_report,
 )
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
 from fingerprint_clipfsar import model_digest
-from paths_clipfsar import public_name
 
-
-class _MainProcessLogger(MultiProcessAdapter):
-    """Logs on the main process only, without accelerate's "[RANK 0]" prefix."""
-
-    def process(self, msg, kwargs):
-        return msg, {"stacklevel": 2, **kwargs}
-
-
-logger = _MainProcessLogger(logging.getLogger(__name__), {})
+logger = MainProcessLogger(logging.getLogger(__name__), {})
 
 
 class EpisodicTrainer:
@@ -150,12 +143,13 @@ class EpisodicTrainer:
         self.encoder = VideoEncoder(model, processing_class, self.accelerator, *cost)
         self.optimizer, self.sampler = optimizer, sampler
         self._own_optimizer: torch.optim.Optimizer | None = None  # what `create_optimizer` made
-        self.episodes_done, self.results = 0, EvaluationResults()
+        self.episodes_done, self._tested = 0, (EvaluationResults(), "")  # the results, and of what
         self.best: dict[str, Any] | None = None
         self.log: TrainingLog  # from the beginning of the training
         self.test_split: VideoSplit | None = None
         self.classes_are_checked = False  # set by the training program
-        self._lock, self._data = run_lock(self.output_dir), dict[str, Any]()
+        self._lock = run_lock(self.output_dir)
+        self._start = dict[str, Any]()  # what a run was started with, on the main process
 
         is_main, is_local_main = self.accelerator.is_main_process, self.accelerator.is_local_main_process
         self.control = TrainerControl()
@@ -352,34 +346,30 @@ class EpisodicTrainer:
         if self.accelerator.is_main_process:
             shutil.rmtree(new, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(new))
+        with told_how_to_go_on(new):
+            self.accelerator.save_state(str(new))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             progress = {
                 "episodes_done": self.episodes_done,
                 "best": self.best,
                 "arguments": asdict(self.args),
-                "data": self._data,
+                **self._start,
                 "log_sha256": self.log.digest(),
                 "to_log": to_log,
                 "fsdp": sharding.form_of_state(self.accelerator),
                 "callbacks": callback_states(self.callback_handler.callbacks),
             }
-            (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
-            write_checksums(new)
-            replace_folder(new, self.output_dir / "state")
+            with told_how_to_go_on(new):
+                (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
+                write_checksums(new)
+                replace_folder(new, self.output_dir / "state")
         self.accelerator.wait_for_everyone()
 
     # --- preparing a run ----------------------------------------------------------------------------------------------
 
     def _find_saved_state(self, resume: bool | str | None) -> Path | None:
-        if isinstance(resume, (str, Path)):
-            if Path(resume).resolve() not in (self.output_dir.resolve(), (self.output_dir / "state").resolve()):
-                raise ValueError(
-                    f"resume_from_checkpoint={str(resume)!r} is not the run in {self.output_dir}: a run resumes in its "
-                    "own output_dir; name that folder."
-                )
-            resume = True
+        check_own_folder(resume, self.output_dir)
         saved_state, notes = first_process_decides(self.accelerator, lambda: self._checked_state(bool(resume)))
         for note in notes:
             logger.warning(note)
@@ -397,7 +387,9 @@ class EpisodicTrainer:
         progress = read_progress(saved_state)
         self.args.check_same_run(progress["arguments"])
         sharding.check_form_of_state(self.accelerator, progress.get("fsdp"), self.output_dir)
-        return saved_state, notes + checks.check_same_data(progress.get("data"), self._splits(), self.output_dir)
+        settings = settings_of(self.model, self.processing_class)
+        check_same_settings(progress.get("settings", {}), settings, self.output_dir)
+        return saved_state, notes + check_same_data(progress, self._splits(), self.args)
 
     def _splits(self) -> dict[str, VideoSplit]:
         splits = {"train": self.train_split, self.args.select_on: self.eval_split, "test": self.test_split}
@@ -479,7 +471,8 @@ class EpisodicTrainer:
             check_class_prompts(self.processing_class, split.class_names)  # rejects names that become the same text
             checks.check_first_video(split, self.processing_class, training=name == "train")
         if self.accelerator.is_main_process:
-            self._data = {name: split.record() for name, split in splits.items()}
+            self._start["data"] = {name: split.record() for name, split in splits.items()}
+            self._start["settings"] = settings_of(self.model, self.processing_class)
 
     def _training_episodes(self, split: VideoSplit) -> EpisodeDataset:
         args = self.args
@@ -518,12 +511,7 @@ class EpisodicTrainer:
     def _start_trackers(self):
         """Starts the trackers. This comes last, so that a rejected run leaves nothing behind."""
         if self.accelerator.log_with and not self._trackers_started:
-            settings = {name: value for name, value in asdict(self.args).items() if value is not None}
-            self.accelerator.init_trackers(
-                self.args.project,
-                config={k: str(v) if isinstance(v, list) else v for k, v in settings.items()},
-                init_kwargs={name: {"name": self.args.run_name or self.output_dir.name} for name in NAMED_TRACKERS},
-            )
+            start_trackers(self.accelerator, self.args)
             self._trackers_started = True
 
     def _say_what_trains(self):
@@ -568,10 +556,17 @@ class EpisodicTrainer:
         modes = args.inference_modes if inference_modes is None else inference_modes
         results = self._evaluate(split, Protocol(args.n_way, shots, args.n_query, n_episodes, args.seed, modes))
         if checks.is_of_test_classes(split, self.train_split, self.eval_split, args):
-            self.results = results
+            self._tested = results, state_digest(self.model, self.processing_class)
         elif split is not self.eval_split:
             logger.warning("Classes of this data set trained or selected the model, so the card omits the results.")
         return results
+
+    @property
+    def results(self) -> EvaluationResults:
+        """The results of the last test, for the model card; empty if the model or its settings have changed since."""
+        results, tested = self._tested
+        is_of_now = not results or tested == state_digest(self.model, self.processing_class)
+        return results if is_of_now else EvaluationResults()
 
     def _evaluate(self, split: VideoSplit, protocol: Protocol) -> EvaluationResults:
         """The results of a split. The features of a frozen tower never change, so they are cached."""
@@ -584,14 +579,17 @@ class EpisodicTrainer:
     def save_model(self, output_dir: str | Path | None = None):
         """Writes a folder for `from_pretrained`, the pipeline and the Hub: weights, code, processor, settings, card.
 
-        The default folder is `best/` in the run's folder. The card holds the results of the last `evaluate`. Files that
-        you put into the folder stay.
+        The default folder is `best/` in the run's folder. The card holds the results of the last `evaluate`, unless the
+        model has changed since. Files that you put into the folder stay.
         """
         with self.writing() if output_dir is None else contextlib.nullcontext():
             if self.accelerator.is_main_process:
                 folder = self.output_dir / "best" if output_dir is None else Path(output_dir)
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                self._save_folder(folder, self.results)
+                results = self.results
+                if self._tested[0] and not results:
+                    logger.warning("The model has changed since it was tested, so the card omits the results.")
+                self._save_folder(folder, results)
             self.accelerator.wait_for_everyone()
 
     def _save_run_model(self, name: str):
@@ -599,6 +597,10 @@ class EpisodicTrainer:
 
     def _save_folder(self, folder: Path, results: EvaluationResults):
         is_ours = folder.parent == self.output_dir and folder.name in ("best", "last")
+        with told_how_to_go_on(folder) if is_ours else contextlib.nullcontext():
+            self._write_folder(folder, results, is_ours)
+
+    def _write_folder(self, folder: Path, results: EvaluationResults, is_ours: bool):
         new = folder.with_name(f"{folder.name}.new" if is_ours else f".{folder.name}.new-{os.getpid()}")
         shutil.rmtree(new, ignore_errors=True)
         save_trained_model(self.model, self.processing_class, new, self.args.keep_adapter)
@@ -606,14 +608,10 @@ class EpisodicTrainer:
             check_same_model(best, new)
         if self.args.keep_adapter:
             copy_adapter(best, new)
-        settings = asdict(self.args)
-        for option in ("dataset", "model", "output_dir", "features_dir"):
-            # The folder is shared, so it must not hold paths of this machine.
-            settings[option] = settings[option] and public_name(settings[option])
-        settings["base_classes"] = self.train_split.class_names if self.train_split is not None else []
+        base_classes = self.train_split.class_names if self.train_split is not None else []
+        settings = self.args.without_paths() | {"base_classes": base_classes}
         (new / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
-        summaries = [result.summary() for result in results]
-        write_model_card(new, self.args, self.best, summaries, len(settings["base_classes"]))
+        write_model_card(new, self.args, self.best, [result.summary() for result in results], len(base_classes))
         write_checksums(new, leave_out=[CARD])
         put_in_place(new, folder, is_ours)
 
@@ -636,10 +634,7 @@ class EpisodicTrainer:
     def _load_best(self):
         """Loads the best weights into the model. They include the merged adapters, so the adapters are removed."""
         self.accelerator.wait_for_everyone()
-        files = sorted((self.output_dir / "best").glob("model*.safetensors"))
-        weights = {name: weight for file in files for name, weight in load_file(file).items()}
-        remove_adapters(self.model)
-        self.model.load_state_dict(weights)
+        load_weights(self.model, self.output_dir / "best")
 
     # --- callbacks ----------------------------------------------------------------------------------------------------
 
