@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_data import tiny_model_and_processor, write_video
 
 from clipfsar.cli import main as clipfsar
@@ -20,7 +21,14 @@ from clipfsar.data.label_studio import label_studio_text, read_label_studio
 from clipfsar.data.labels import Label, PredictedVideo, Segment, VideoFolder, clips_of
 from clipfsar.data.sources import is_labels, labelled_clips, listed_clips, read_labelled_clips
 from clipfsar.data.splits import load_video_splits
-from clipfsar.inference.preannotations import as_json_lines, merge_windows, predicted_videos
+from clipfsar.inference.arguments import PredictArguments
+from clipfsar.inference.preannotations import (
+    as_cvat,
+    as_json_lines,
+    as_label_studio,
+    merge_windows,
+    predicted_videos,
+)
 from container_clipfsar import VideoTimes
 from frame_archive_clipfsar import FrameArchive
 from pipeline_clipfsar import save_with_pipeline
@@ -893,6 +901,18 @@ def test_a_video_without_a_rate_has_no_timeline():
         cvat_text(video)
 
 
+def test_a_video_that_is_given_twice_is_labelled_once(videos, monkeypatch):
+    monkeypatch.chdir(videos)
+    answer = [{"label": "waving", "score": 0.8}]
+    results = [{"query": name, "answer": answer} for name in ("a.mp4", str(videos / "a.mp4"), "a.mp4#t=0.2,0.4")]
+    (video,) = predicted_videos(results)
+    assert (video.video, video.segments) == (
+        "a.mp4",
+        [Segment("waving", 0.8, None, None), Segment("waving", 0.8, 0.2, 0.4)],
+    )
+    assert len(as_json_lines(results).splitlines()) == 2
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -973,6 +993,42 @@ def test_predict_writes_a_file_for_each_task_of_cvat(model, videos, tmp_path, ca
     assert "--support_set left out: tracks that are outside in all frames (1)" in capsys.readouterr().err
     assert predict(model, videos, "--format", "cvat", query=("a.mp4", "clips/b.mp4")) == 1
     assert "there are 2 queries. Name a folder as --output, for a file per video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["cvat", "label_studio"])
+def test_a_video_that_cannot_be_opened_again_for_a_tool_costs_no_other(
+    model, videos, tmp_path, capsys, monkeypatch, output
+):
+    def gone(video, *rest):
+        if video.endswith("a.mp4"):
+            raise VideoReadError(f"Cannot read video {video!r}: the download failed (503).")
+        return video_times(video, *rest)
+
+    monkeypatch.setattr("clipfsar.inference.preannotations.video_times", gone)
+    options = ("--format", output, "--output", tmp_path / "tasks")
+    assert predict(model, videos, *options, query=("a.mp4", "clips/b.mp4")) == 3
+    names = [path.name for path in (tmp_path / "tasks").iterdir()] if output == "cvat" else []
+    names = names or [Path(task["data"]["video"]).name for task in json.loads((tmp_path / "tasks").read_text())]
+    assert names == ["b.xml" if output == "cvat" else "b.mp4"]
+    said = capsys.readouterr().err
+    assert "a.mp4: Cannot read video " in said
+    assert "1 of 2 queries could not be read." in said
+
+
+@pytest.mark.parametrize("output", ["cvat", "label_studio"])
+def test_frames_without_a_rate_cost_no_other_video_its_labels(videos, tmp_path, output):
+    (tmp_path / "frames").mkdir()
+    for number in range(4):
+        Image.fromarray(np.full((32, 48, 3), 40 * number, np.uint8)).save(tmp_path / "frames" / f"{number}.png")
+    results = [{"query": str(path), "windows": WINDOWS[:1]} for path in (tmp_path / "frames", videos / "a.mp4")]
+    arguments = PredictArguments(model="m", query=["a"], support_set="s", format=output)
+    if output == "cvat":
+        assert list(as_cvat(results, arguments)) == ["a.xml"]
+    else:
+        (task,) = json.loads(as_label_studio(results, arguments))
+        assert task["data"]["video"] == str(videos / "a.mp4")
+    assert "ive --fps" in results[0]["error"]
+    assert "error" not in results[1]
 
 
 @pytest.mark.parametrize(("ending", "options"), [("json", ("--format", "label_studio")), ("jsonl", ()), ("xml", ())])

@@ -19,6 +19,7 @@ from clipfsar.inference.load_model import load_model
 from clipfsar.inference.predict import SOME_UNREADABLE, as_csv, find_clips, find_queries, picture_name
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
 from support_set_clipfsar import SupportSet
+from video_clipfsar import VideoReadError
 
 COLOURS = {"red": (230, 30, 30), "dark_blue": (20, 20, 160)}
 
@@ -455,7 +456,43 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(folders, tmp_path, capsy
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    assert predict(folders, "--format", "json", "--pictures", tmp_path) == 0
-    for result in json.loads(capsys.readouterr().out):
+    assert predict(folders, "--format", "json", "--pictures", tmp_path) == SOME_UNREADABLE
+    printed = capsys.readouterr()
+    for result in json.loads(printed.out):
         assert result["answer"]
         assert "No space left on device" in result["picture_error"]
+    assert "2 of 2 pictures could not be made." in printed.err
+
+
+def test_a_damaged_picture_of_an_example_is_named_and_costs_no_answer(folders, tmp_path, capsys):
+    assert predict(folders, "--save_support_set", tmp_path / "saved", query=()) == 0
+    saved = SupportSet.from_pretrained(tmp_path / "saved")
+    saved.classes["red"].thumbnails = [b"no picture"] * 3
+    saved.save_pretrained(tmp_path / "damaged")
+    capsys.readouterr()
+    options = ("--pictures", tmp_path / "pictures", "--format", "csv")
+    assert predict(folders, *options, support=tmp_path / "damaged", query=("queries/a.mp4",)) == SOME_UNREADABLE
+    printed = capsys.readouterr()
+    (row,) = csv.DictReader(io.StringIO(printed.out))
+    assert row["label"] in ("red", "dark blue")
+    assert re.search(
+        r"queries/a\.mp4: The picture of clip '\d\.mp4' of class 'red' is damaged \(it is not a JPEG picture\): enroll "
+        r"the clip again\.\n1 of 1 pictures could not be made\.",
+        printed.err,
+    )
+
+
+def test_a_query_that_cannot_be_read_a_second_time_keeps_its_answer(folders, tmp_path, capsys, monkeypatch):
+    explain = FewShotVideoClassificationPipeline.explain
+
+    def gone(self, video, *rest):
+        if video.endswith("a.mp4"):
+            raise VideoReadError("Cannot read video 'a.mp4': the download failed (503).")
+        return explain(self, video, *rest)
+
+    monkeypatch.setattr(FewShotVideoClassificationPipeline, "explain", gone)
+    assert predict(folders, "--pictures", tmp_path, "--format", "json") == SOME_UNREADABLE
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["answer"]
+    assert first["picture_error"] == "Cannot read video 'a.mp4': the download failed (503)."
+    assert second["picture"] == str(tmp_path / "b.png")

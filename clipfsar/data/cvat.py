@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from clipfsar.data.clips import LeftOut
-from clipfsar.data.labels import Label, PredictedVideo, VideoFolder
+from clipfsar.data.labels import Label, NoTimesError, PredictedVideo, VideoFolder
 from limits_clipfsar import UnreadableError, read_file
 from paths_clipfsar import printable
 from spans_clipfsar import split_span
@@ -201,7 +201,7 @@ def cvat_text(video: PredictedVideo) -> str:
     Each segment is a track whose box is the whole frame; without times it goes from the first to the last frame.
 
     Raises:
-        ValueError: If the video does not say its frame rate.
+        NoTimesError: If a segment has times, and the video does not say its frame rate.
     """
     root = Element("annotations")
     SubElement(root, "version").text = "1.1"
@@ -237,7 +237,7 @@ def _keyframes(video: PredictedVideo, start: float | None, end: float | None) ->
         try:
             first, part = video.times.part(start, end)
         except UnreadableError as error:
-            raise ValueError(
+            raise NoTimesError(
                 f"{video.video} cannot be written for CVAT: {error}. Give --fps for a folder of frames."
             ) from None
         stop = first + part.num_frames

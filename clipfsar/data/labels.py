@@ -19,6 +19,10 @@ from spans_clipfsar import with_span
 from video_clipfsar import VideoReadError, video_times
 
 
+class NoTimesError(ValueError):
+    """Raised for predictions of parts of a video whose frames have no times. The message names video and remedy."""
+
+
 @dataclass(frozen=True)
 class Label:
     """A label that somebody gave to a video, or to frames of it.
@@ -206,4 +210,4 @@ def _notes(labels: list[Label]) -> Counter:
     return +notes
 
 
-__all__ = ["Label", "PredictedVideo", "Segment", "VideoFolder", "clips_of"]
+__all__ = ["Label", "NoTimesError", "PredictedVideo", "Segment", "VideoFolder", "clips_of"]

@@ -26,6 +26,7 @@ from clipfsar.inference.preannotations import (
 from clipfsar.inference.windows import classify_windows, encode_windows
 from clipfsar.option_conditions import check_without_effect
 from clipfsar.plots import plot_timeline
+from enrolled_clipfsar import DamagedPictureError
 from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, printable
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, split_labels
 from spans_clipfsar import split_span
@@ -237,12 +238,21 @@ class Prediction:
                 continue
             results.append({"query": query, "answer": answer})
             if self.arguments.pictures:
-                options = (self.arguments.inference_mode, self.arguments.detect_unknown)
-                explanation = self.pipeline.explain(query, None, *options)
-                results[-1]["why"] = explanation.to_dict()
-                draw = functools.partial(explanation.plot, title=printable(Path(query).name))
-                self._draw(results[-1], draw, self.arguments.pictures)
+                self._explain(results[-1], self.arguments.pictures)
         return results
+
+    def _explain(self, result: dict, folder: str):
+        """Adds the numbers and the picture behind an answer, for which the query is read a second time. The answer is
+        kept if this fails."""
+        options = (self.arguments.inference_mode, self.arguments.detect_unknown)
+        try:
+            explanation = self.pipeline.explain(result["query"], None, *options)
+        except (VideoReadError, DamagedPictureError) as error:
+            result["picture_error"] = str(error)
+            return
+        result["why"] = explanation.to_dict()
+        draw = functools.partial(explanation.plot, title=printable(Path(result["query"]).name))
+        self._draw(result, draw, folder)
 
     def _in_windows(self, query: str, window_seconds: float) -> dict:
         arguments, pipeline = self.arguments, self.pipeline
@@ -406,6 +416,23 @@ def _videos(number: int) -> str:
     return f"{number:,} video{'' if number == 1 else 's'}"
 
 
+def _tell_what_is_missing(results: list[dict], arguments: PredictArguments) -> int:
+    """Counts what could not be read or drawn, with the reasons where the output has no place for them. Returns the exit
+    code."""
+    without_place = {"error": FORMATS_OF_LABELS, "picture_error": ("csv", *FORMATS_OF_LABELS)}
+    sentences = {"error": "queries could not be read", "picture_error": "pictures could not be made"}
+    code = 0
+    for kind, sentence in sentences.items():
+        failed = [result for result in results if kind in result]
+        if arguments.format in without_place[kind]:
+            for result in failed:
+                print(f"{printable(result['query'])}: {result[kind]}", file=sys.stderr)
+        if failed:
+            print(f"{len(failed)} of {len(results)} {sentence}.", file=sys.stderr)
+            code = SOME_UNREADABLE
+    return code
+
+
 def main(arguments: PredictArguments) -> int:
     """Runs `clipfsar predict`; returns its exit code."""
     transformers_logging.set_verbosity_error()
@@ -424,10 +451,7 @@ def main(arguments: PredictArguments) -> int:
         write_output(as_text(results, prediction), arguments.output)
     if arguments.output:
         print(f"{arguments.output}: results of {_videos(len(results))}, {arguments.format}", file=sys.stderr)
-    num_unread = sum("error" in result for result in results)
-    if num_unread:
-        print(f"{num_unread} of {len(results)} queries could not be read.", file=sys.stderr)
-    return SOME_UNREADABLE if num_unread else 0
+    return _tell_what_is_missing(results, arguments)
 
 
 __all__ = [
