@@ -712,6 +712,7 @@ def test_a_csv_as_spreadsheets_save_it_is_read(tmp_path):
         "path;label;;\na.mp4;run, fast;;\n",  # columns without names
         "a,b\tpath\tlabel\tc;d;e;f\n\t a.mp4 \trun, fast\t\n",
         "\n , \npath,label\n\na.mp4,'run, fast'\n,\n".replace("'", '"'),
+        'path,label,"a\nnote"\na.mp4,"run, fast","5"" or\n,more"',
     ],
 )
 def test_the_header_decides_what_separates_columns(text, tmp_path):
@@ -782,6 +783,14 @@ def test_an_address_in_a_table_stays_one(tmp_path):
         ("clips.jsonl", '["a.mp4", "run"]\n', "line 1: an object with columns is expected"),
         ("clips.JSONL", '\n{"path": "a.mp4", "label": "run"}\n\n\n5\n', "line 5: an object with columns is expected"),
         ("clips.csv", "kind,split\na.mp4,run\n", r"no column 'path'; there are kind, split\.$"),
+        ("clips.csv", 'path,label\na.mp4,run\nb.mp4,"walk\nc.mp4,jump\n', "clips.csv, line 3: a value begins with a"),
+        ("clips.tsv", 'path\tlabel\na.mp4\t"run', r"line 2: .*\(unexpected end of data\)\. Remove the mark, or write"),
+        ("clips.csv", 'path,label\na.mp4,"run\nb.mp4,"walk"\nc.mp4,jump\n', "line 2: a value begins with a quotation"),
+        ("clips.csv", 'path,label\na.mp4,"run\nb.mp4,walk"\n', r"line 3: the class name 'run.nb.mp4,walk' has a line"),
+        ("clips.csv", 'path,label\na.mp4,"' + 9999 * "run,run,run,run\n", "line 2: .*, or is too long .field larger"),
+        ("clips.csv", '"path,label' + 9999 * "run,run,run,run", "clips.csv, line 1: .*, or is too long .field larger"),
+        ("clips.csv", 'path,"label\na.mp4,run\nb.mp4,run\n', "clips.csv, line 1: a value begins with a quotation mark"),
+        ("clips.jsonl", '{"path": "a.mp4", "label": "run\\nwalk"}\n', "line 1: the class name 'run.nwalk' has a line"),
     ],
 )
 def test_a_faulty_table_is_refused_with_the_line(name, text, message, tmp_path):

@@ -440,6 +440,11 @@ def table_splits(
                 )
             if row[column] in (None, ""):
                 raise ValueError(f"{table}, line {line}: the column {column!r} is empty.")
+        if len(str(row[label_column]).splitlines()) > 1:
+            raise ValueError(
+                f"{table}, line {line}: the class name {row[label_column]!r} has a line break. Remove it, or the "
+                "quotation mark before it."
+            )
         split = SPLIT_FOLDERS.get(str(row[split_column]).lower()) if split_column in row else "all"
         if split is None:
             raise ValueError(f"{table}, line {line}: split {row[split_column]!r} is not one of {', '.join(SPLITS)}.")

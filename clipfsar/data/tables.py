@@ -1,6 +1,7 @@
 """Reads text files and tables (CSV, TSV and JSON Lines) and reports errors in them. Writes CSV."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -104,29 +105,64 @@ def _rows(table: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int,
     header = next((line for line in text.splitlines() if line.strip()), "")
 
     def names(delimiter: str) -> list[str]:
-        return [name.strip() for name in next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])]
+        rows = _records(table, header, delimiter, strict=False)
+        return next((values for _, values in rows), [])
 
     delimiter = max(_DELIMITERS, key=lambda mark: (len(set(columns) & set(names(mark))), len(names(mark))))
     fields = None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    for values in reader:
-        if not any(value.strip() for value in values):
+    for line, values in _records(table, text, delimiter):
+        if not any(values):
             continue
-        values = [value.strip() for value in values]
         if fields is None:
             fields = values
             repeated = sorted({name for name in fields if name and fields.count(name) > 1})
             if repeated:
                 raise ValueError(
-                    f"{table}, line {reader.line_num}: there is more than one column {', '.join(map(repr, repeated))}: "
+                    f"{table}, line {line}: there is more than one column {', '.join(map(repr, repeated))}: "
                     "rename or remove the others."
                 )
             continue
         if len(values) != len(fields):
+            raise ValueError(f"{table}, line {line}: {len(fields)} columns are expected, but it has {len(values)}.")
+        yield line, dict(zip(fields, values, strict=True))
+
+
+def _records(table: Path, text: str, delimiter: str, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
+    """The last line and the values of each record of CSV text, without blanks around values.
+
+    A stray quotation mark would make all lines up to the next one, or to the end, a single value. So a record of
+    several lines must follow the rules of quoting strictly. Records of one line need not: `"a" , "b"` is understood.
+
+    Args:
+        strict: False for a header alone, whose values may go on in the next line.
+    """
+    lines: list[str] = []
+    is_at_end = False
+
+    def read_lines() -> Iterator[str]:
+        nonlocal is_at_end
+        for line in io.StringIO(text, newline=""):
+            lines.append(line)
+            yield line
+        is_at_end = True
+
+    read = functools.partial(csv.reader, delimiter=delimiter, skipinitialspace=True)
+    reader = read(read_lines())
+    while True:
+        first = reader.line_num + 1
+        try:
+            values = next(reader, None)
+            if values is not None and strict and (is_at_end or len(lines) > 1):
+                next(read(lines, strict=True))
+        except csv.Error as error:
             raise ValueError(
-                f"{table}, line {reader.line_num}: {len(fields)} columns are expected, but it has {len(values)}."
-            )
-        yield reader.line_num, dict(zip(fields, values, strict=True))
+                f"{table}, line {first}: a value begins with a quotation mark and does not end with one, or is too "
+                f"long ({error}). Remove the mark, or write it twice and quote the whole value."
+            ) from None
+        if values is None:
+            return
+        lines.clear()
+        yield reader.line_num, [value.strip() for value in values]
 
 
 def _rows_of_json_lines(table: Path, text: str) -> Iterator[tuple[int, dict]]:
