@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -520,7 +521,10 @@ def test_a_folder_of_exports_is_read_whole(videos, tmp_path):
         ("a", "a.mp4"),  # the name of a task
         ("b.mp4", "clips/b.mp4"),
         ("missing.mp4", "missing.mp4"),
-        ("other-a.mp4", "other-a.mp4"),  # the eight characters of an upload are not in front
+        ("other-a.mp4", "other-a.mp4"),  # the eight digits of an upload are not in front
+        ("clips/swimming-a.mp4", "swimming-a.mp4"),
+        ("/data/upload/7/1A2B3C4D-a.mp4", "1A2B3C4D-a.mp4"),
+        ("1a2b3c4d-1a2b3c4d-a.mp4", "1a2b3c4d-1a2b3c4d-a.mp4"),
         ("~nobody/missing.mp4", "missing.mp4"),
         (f"{300 * 'm'}.mp4", f"{300 * 'm'}.mp4"),
     ],
@@ -784,6 +788,25 @@ def test_a_file_for_cvat_has_everything_that_cvat_writes():
     segments = [Segment(name, 0.5, start, end) for name, start, end in parts]
     video = PredictedVideo("clips/a.mp4#t=0,1", segments, VideoTimes.at_rate(12, 25.0), width=48, height=32)
     assert cvat_text(video) == CVAT_FILE
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("می\u200cدود", "می\u200cدود"),  # Persian, with a zero-width non-joiner
+        ("走る\u3000人", "走る\u3000人"),
+        ("a\xa0b", "a\xa0b"),
+        ("\U0001f468\u200d\U0001f373", "\U0001f468\u200d\U0001f373"),
+        ("a\x0b\rb\ud800\uffff", "a\\x0b\\rb\\ud800\\uffff"),
+    ],
+)
+def test_names_in_files_for_cvat_are_changed_only_where_xml_forbids_them(tmp_path, name, written):
+    video = PredictedVideo(f"{name}.mp4", [Segment(name, 0.5)], VideoTimes.at_rate(12, 25.0), width=48, height=32)
+    (tmp_path / "a.xml").write_text(cvat_text(video), encoding="utf-8")
+    root = ElementTree.parse(tmp_path / "a.xml").getroot()
+    names = [root.findtext("meta/task/labels/label/name"), root.find("track").get("label")]
+    assert (names, root.findtext("meta/task/source")) == ([written, written], f"{written}.mp4")
+    assert [label.class_name for label in read_cvat(tmp_path / "a.xml")] == [written]
 
 
 def test_tasks_for_label_studio_have_rates_scores_and_names_as_they_are():
