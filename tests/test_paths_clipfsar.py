@@ -1,5 +1,6 @@
 """Rules for names of files and folders."""
 
+import errno
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +24,12 @@ from paths_clipfsar import (
     file_name_of,
     has_protocol,
     looks_like_path,
+    naming_errors,
     normalized_class_name,
     printable,
     public_name,
     replace_file,
+    write_text,
 )
 
 
@@ -99,6 +102,55 @@ def test_a_folder_appears_when_it_is_complete_whatever_a_killed_process_left(tmp
         (partial / "keys").touch()
     assert os.listdir(tmp_path) == ["shard"]
     assert os.listdir(tmp_path / "shard") == ["keys"]
+
+
+def on_a_full_disk(path: Path, text: str, **options) -> None:
+    """`Path.write_text` where there is space for three bytes."""
+    path.write_bytes(text.encode()[:3])
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_earlier_text_and_its_error_names_the_file(tmp_path, monkeypatch):
+    write_text(tmp_path / "file.txt", "earlier \udcff")
+    monkeypatch.setattr(Path, "write_text", on_a_full_disk)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text(tmp_path / "file.txt", "later")
+    assert caught.value.filename == str(tmp_path / "file.txt")
+    assert (tmp_path / "file.txt").read_bytes() == b"earlier \\udcff"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_text_goes_through_links_and_into_pipes_and_keeps_both(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for text in ("first", "second"):
+        write_text(tmp_path / "link", text)
+        assert (tmp_path / "file").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(tmp_path / "pipe", "third")
+        assert os.read(reader, 9) == b"third"
+    finally:
+        os.close(reader)
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path, "fourth")
+
+
+def test_a_file_in_a_folder_without_write_permission_is_written_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("earlier")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr("paths_clipfsar.replace_file", lambda path: pytest.fail("a new file"))
+    write_text(tmp_path / "file", "later")
+    assert (tmp_path / "file").read_text() == "later"
+
+
+def test_errors_that_have_a_name_or_are_not_of_writing_stay_as_they_are():
+    for error in (OSError(errno.ENOSPC, "full", "other"), OSError(errno.ECONNRESET, "gone"), OSError("odd")):
+        before = error.filename
+        with pytest.raises(OSError), naming_errors("a.txt"):  # noqa: PT011
+            raise error
+        assert error.filename == before
 
 
 def test_two_writers_of_a_file_do_not_meet(tmp_path):

@@ -451,6 +451,23 @@ def test_results_come_to_the_terminal_when_the_file_cannot_be_written_after_all(
     assert "Is a directory" in captured.err
 
 
+@pytest.mark.parametrize("name", ["answers.json", "answers.xml"])
+def test_a_full_disk_keeps_the_earlier_results_and_is_named(folders, tmp_path, capsys, monkeypatch, name):
+    def full(path, text, **options):
+        path.write_bytes(b"[")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / name).write_text("earlier")
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    assert predict(folders, "--output", tmp_path / name, query=("queries/a.mp4",)) == 1
+    printed = capsys.readouterr()
+    assert printed.err.endswith(
+        f"error: {tmp_path / name}: No space left on device. Free some space there, or name another place.\n"
+    )
+    assert len(printed.out) > 100  # the new results
+    assert (tmp_path / name).read_bytes() == b"earlier"
+
+
 def test_a_picture_that_cannot_be_drawn_costs_no_result(folders, tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

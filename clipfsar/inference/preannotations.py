@@ -11,7 +11,7 @@ from clipfsar.data.label_studio import label_studio_text
 from clipfsar.data.labels import NoTimesError, PredictedVideo, Segment
 from clipfsar.inference.arguments import PredictArguments
 from container_clipfsar import VideoTimes
-from paths_clipfsar import file_name_of, has_protocol, public_name, replace_file
+from paths_clipfsar import file_name_of, has_protocol, public_name, write_text
 from spans_clipfsar import split_span
 from video_clipfsar import VideoReadError, read_video_frames, video_times
 
@@ -155,8 +155,7 @@ def as_cvat(results: list[dict], arguments: PredictArguments) -> dict[str, str]:
 def write_cvat(texts: dict[str, str], folder: Path) -> None:
     """Writes a file per video into a folder."""
     for name, text in texts.items():
-        with replace_file(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(folder / name, text)
 
 
 __all__ = [

@@ -27,7 +27,7 @@ from clipfsar.inference.windows import classify_windows, encode_windows
 from clipfsar.option_conditions import check_without_effect
 from clipfsar.plots import plot_timeline
 from enrolled_clipfsar import DamagedPictureError
-from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, printable
+from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, printable, write_text
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, split_labels
 from spans_clipfsar import split_span
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
@@ -406,7 +406,7 @@ def write_output(text: str, path: str | None):
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return
     try:
-        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(path, text)
     except OSError:
         write_output(text, None)
         raise

@@ -71,7 +71,7 @@ from clipfsar.training.trainable import (
 )
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
 from fingerprint_clipfsar import model_digest
-from paths_clipfsar import public_name
+from paths_clipfsar import public_name, write_text
 
 
 class _MainProcessLogger(MultiProcessAdapter):
@@ -365,7 +365,7 @@ class EpisodicTrainer:
                 "fsdp": sharding.form_of_state(self.accelerator),
                 "callbacks": callback_states(self.callback_handler.callbacks),
             }
-            (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
+            write_text(new / "progress.json", json.dumps(progress, indent=2) + "\n")
             write_checksums(new)
             replace_folder(new, self.output_dir / "state")
         self.accelerator.wait_for_everyone()
@@ -611,7 +611,7 @@ class EpisodicTrainer:
             # The folder is shared, so it must not hold paths of this machine.
             settings[option] = settings[option] and public_name(settings[option])
         settings["base_classes"] = self.train_split.class_names if self.train_split is not None else []
-        (new / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
+        write_text(new / "training_arguments.json", json.dumps(settings, indent=2) + "\n")
         summaries = [result.summary() for result in results]
         write_model_card(new, self.args, self.best, summaries, len(settings["base_classes"]))
         write_checksums(new, leave_out=[CARD])
