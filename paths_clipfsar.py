@@ -76,6 +76,21 @@ def check_local(name: str | os.PathLike) -> None:
         )
 
 
+def local_path(name: str | os.PathLike) -> Path:
+    """The path that a name means: `~` is the home folder. The home folder of nobody, `~nobody`, is a missing file."""
+    return Path(os.path.expanduser(name))
+
+
+def check_utf8(what: str, text: str, remedy: str) -> None:
+    """Raises `ValueError` for text that is not UTF-8, as file names of other bytes are, and of old archives."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        is_bytes = not re.search("[\ud800-\udc7f\udd00-\udfff]", text)  # Python reads other bytes as U+DC80 to U+DCFF
+        shown = repr(text.encode("utf-8", "surrogateescape")) if is_bytes else ascii(text)
+        raise ValueError(f"{what} {shown} is not UTF-8: {remedy}.") from None
+
+
 def check_path(option: str, name: str | os.PathLike | None, remedy: str = "", is_local: bool = False) -> None:
     """Checks that a local path exists; a name that may be a Hub id passes.
 
@@ -88,14 +103,14 @@ def check_path(option: str, name: str | os.PathLike | None, remedy: str = "", is
     Raises:
         FileNotFoundError: If the path does not exist.
     """
-    if name is None or not (is_local or looks_like_path(name)) or Path(name).expanduser().exists():
+    if name is None or not (is_local or looks_like_path(name)) or local_path(name).exists():
         return
     raise FileNotFoundError(f"--{option} {name} does not exist.{f' {remedy}' if remedy else ''}")
 
 
 def check_folder(name: str | os.PathLike) -> None:
     """Raises `FileNotFoundError` for a folder that does not exist, by a name that cannot be a Hub id."""
-    if looks_like_path(name) and not Path(name).expanduser().exists():
+    if looks_like_path(name) and not local_path(name).exists():
         raise FileNotFoundError(f"There is no folder {os.fspath(name)!r}. A Hub id has the form OWNER/NAME.")
 
 
@@ -375,12 +390,14 @@ __all__ = [
     "check_output_folder",
     "check_path",
     "check_picture_name",
+    "check_utf8",
     "class_name_of_folder",
     "class_names_of_folders",
     "encoded_url",
     "file_name_of",
     "flush_to_disk",
     "has_protocol",
+    "local_path",
     "looks_like_path",
     "naming_errors",
     "normalized_class_name",

@@ -610,7 +610,14 @@ def test_label_studio_files_of_another_form_are_refused_with_task_and_field(vide
         labelled_clips(tmp_path / "labels.json", videos)
 
 
-@pytest.mark.parametrize(("text", "reason"), [("{", "is not JSON"), ("[" * 100_000, "nested too deeply")])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" + "1" * 5000 + "]", "labels.json is not read: it has a number of too many digits"),
+    ],
+)
 def test_files_that_are_not_json_are_refused(tmp_path, text, reason):
     (tmp_path / "labels.json").write_text(text)
     with pytest.raises(ValueError, match=reason):

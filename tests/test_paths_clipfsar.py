@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from paths_clipfsar import (
     encoded_url,
     file_name_of,
     has_protocol,
+    local_path,
     looks_like_path,
     naming_errors,
     normalized_class_name,
@@ -57,6 +59,16 @@ def test_a_path_is_told_from_a_hub_id(name, expected):
 )
 def test_an_address_is_told_from_a_path(name, expected):
     assert has_protocol(name) is expected
+
+
+def test_the_home_of_nobody_is_a_missing_file_and_no_module_asks_python_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/a.mp4") == tmp_path / "a.mp4"
+    assert local_path("~nobody.at.all/a.mp4") == Path("~nobody.at.all/a.mp4")
+    root = Path(__file__).parents[1]
+    modules = [*root.glob("*_clipfsar.py"), *(root / "clipfsar").rglob("*.py"), *(root / "demo").rglob("*.py")]
+    asks = re.compile(r"(?<!os\.path)\.expanduser\(")  # of `Path`, which raises RuntimeError
+    assert [path.name for path in modules if asks.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_a_path_that_is_not_there_is_named_with_its_option_and_a_hub_id_passes(tmp_path):

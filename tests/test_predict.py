@@ -111,6 +111,27 @@ def test_unreadable_queries_are_marked_and_told_by_the_exit_code(folders, expect
     assert "2 of 4 queries could not be read." in printed.err
 
 
+def test_queries_that_no_file_can_have_are_marked_as_missing(folders, capsys):
+    names = ["~nobody.at.all/a.mp4", "queries/a.mp4", f"{300 * 'a'}.mp4"]
+    command = ["predict", "--model", str(folders / "model"), "--labels", "a, b", "--format", "json", "--query"]
+    assert clipfsar([*command, *(name if name[0] == "~" else str(folders / name) for name in names)]) == 3
+    first, second, third = json.loads(capsys.readouterr().out)
+    assert "~nobody.at.all/a.mp4" in first["error"]
+    assert len(second["answer"]) == 2
+    assert f"{300 * 'a'}.mp4" in third["error"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json"])
+def test_a_damaged_file_of_a_model_is_named(folders, tmp_path, capsys, name):
+    shutil.copytree(folders / "model", tmp_path / "model")
+    whole = (tmp_path / "model" / name).read_bytes()
+    for content in (b"[]", whole[:50], b"\xff\xfe" + whole[:50]):
+        (tmp_path / "model" / name).write_bytes(content)
+        assert predict(folders, "--labels", "a, b", model=tmp_path / "model", support=None) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.fullmatch(rf"error: {tmp_path}/model/{name} is damaged \(.*\): put back a copy of it\.", line)
+
+
 def test_classes_are_encoded_once_and_kept(folders, capsys, tmp_path):
     assert predict(folders, "--save_support_set", tmp_path / "kept", query=()) == 0
     predict(folders, "--format", "json")

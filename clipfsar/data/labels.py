@@ -10,12 +10,12 @@ import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from choices_clipfsar import SECONDS_PER_VIDEO, VIDEO_SUFFIXES
 from clipfsar.data.clips import Clip, LeftOut, is_hidden
 from container_clipfsar import VideoTimes
-from paths_clipfsar import has_protocol
+from paths_clipfsar import has_protocol, local_path
 from spans_clipfsar import with_span
 from video_clipfsar import VideoReadError, video_times
 
@@ -76,7 +76,7 @@ class VideoFolder:
     """Finds videos below a folder by what a labelling tool calls them: a path, the name of an upload, or an address."""
 
     def __init__(self, root: str | os.PathLike):
-        self.root = Path(root).expanduser().absolute()
+        self.root = local_path(root).absolute()
 
     @functools.cached_property
     def _paths_by_name(self) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limits_clipfsar import UnreadableError, read_file
+from paths_clipfsar import local_path
 
 _DELIMITERS = (",", ";", "\t")
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -56,12 +57,18 @@ def read_class_texts(path: str | os.PathLike) -> dict[str, Any]:
 
 def read_json_text(path: str | os.PathLike, size_limit: str = "json_bytes") -> Any:
     """The value in a JSON file of another program or of a person. Raises `ValueError` if it is not JSON."""
+    return _parsed_json(os.fspath(path), read_text(local_path(path), size_limit))
+
+
+def _parsed_json(where: str, text: str) -> Any:
     try:
-        return json.loads(read_text(Path(path).expanduser(), size_limit))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{os.fspath(path)} is not JSON: {error}.") from None
+        raise ValueError(f"{where} is not JSON: {error}.") from None
     except RecursionError:
-        raise ValueError(f"{os.fspath(path)} is not read: its values are nested too deeply.") from None
+        raise ValueError(f"{where} is not read: its values are nested too deeply.") from None
+    except ValueError:  # Python's limit on the digits of a whole number
+        raise ValueError(f"{where} is not read: it has a number of too many digits. Shorten or remove it.") from None
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -168,10 +175,7 @@ def _records(table: Path, text: str, delimiter: str, strict: bool = True) -> Ite
 def _rows_of_json_lines(table: Path, text: str) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{table}, line {number} is not JSON: {error}.") from None
+            row = _parsed_json(f"{table}, line {number}", line)
             if not isinstance(row, dict):
                 raise ValueError(f"{table}, line {number}: an object with columns is expected.")
             yield number, row

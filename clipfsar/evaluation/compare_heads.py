@@ -34,7 +34,7 @@ from clipfsar.inference.load_model import load_model
 from configuration_clipfsar import CLIPFSARConfig
 from heads_clipfsar import HEADS, Head, register_head
 from modeling_clipfsar import CLIPFSARModel
-from paths_clipfsar import check_output_file, write_text
+from paths_clipfsar import check_output_file, local_path, write_text
 
 _WITHOUT_HEAD = ("otam", "bi_mhm", "mean")
 
@@ -297,7 +297,7 @@ def names_in_table(models: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: When a checkpoint is given twice.
     """
-    paths = {name: Path(name).expanduser() for name in models}
+    paths = {name: local_path(name) for name in models}
     paths = {name: path.resolve() if path.exists() else path for name, path in paths.items()}  # a Hub id stays
     for name in models:
         if list(paths.values()).count(paths[name]) > 1 or list(models).count(name) > 1:

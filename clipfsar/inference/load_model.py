@@ -6,8 +6,14 @@ import torch
 
 from clipfsar.checked_files import CHECKSUMS, check_files
 from clipfsar.inference.quantized import quantize_int8
+from clipfsar.json_files import read_json
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
+
+_JSON_FILES = (
+    *("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("vocab.json", "model.safetensors.index.json"),
+)
 
 
 def load_model(name: str, dtype: str = "float32", **settings) -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
@@ -16,10 +22,13 @@ def load_model(name: str, dtype: str = "float32", **settings) -> tuple[CLIPFSARM
     `dtype` is one of `DTYPES`, or `"auto"` for the saved precision. `settings` override the model's configuration.
 
     Raises:
-        ValueError: For a model of another kind, and for weights that differ from their checksums (`SHA256SUMS`).
+        ValueError: For a model of another kind, for weights that differ from their checksums (`SHA256SUMS`), and for a
+            damaged JSON file, which transformers would not name.
         OSError: When the model does not exist.
     """
     remedy = f"put back a copy of it, or, if it was changed on purpose, delete {Path(name) / CHECKSUMS}"
+    for file in filter(Path.is_file, (Path(name) / file for file in _JSON_FILES)):
+        read_json(file, "put back a copy of it", size_limit="file_bytes")  # some vocabularies take 30 MB
     check_files(Path(name), remedy, only="model*.safetensors", must_be_listed="model*.safetensors")
     dtype_of_weights = {"auto": "auto", "int8": torch.float32}.get(dtype) or getattr(torch, dtype)
     model = CLIPFSARModel.from_pretrained(name, dtype=dtype_of_weights, **settings).eval()

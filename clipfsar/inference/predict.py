@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -27,7 +28,7 @@ from clipfsar.inference.windows import classify_windows, encode_windows
 from clipfsar.option_conditions import check_without_effect
 from clipfsar.plots import plot_timeline
 from enrolled_clipfsar import DamagedPictureError
-from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, printable, write_text
+from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, local_path, printable, write_text
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, split_labels
 from spans_clipfsar import split_span
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
@@ -66,8 +67,8 @@ def find_queries(names: list[str], left_out: LeftOut | None = None) -> list[str]
     """The videos to classify: folders are replaced by their clips. Missing files stay; the output marks them."""
     queries = []
     for name in names:
-        path = Path(name).expanduser()
-        clips = find_clips(path, left_out) if path.is_dir() else []
+        path = local_path(name)
+        clips = find_clips(path, left_out) if os.path.isdir(path) else []  # False for a name that no file can have
         queries += [str(clip) for clip in clips] or [name]
     return queries
 
@@ -80,7 +81,7 @@ def find_support_set(arguments) -> SupportSet | dict[str, list]:
         arguments: Has the options `support_set`, `video_root`, `label_fps`, `batch_size` and `skip_unreadable`.
     """
     source = arguments.support_set
-    path, left_out = Path(source).expanduser(), LeftOut()
+    path, left_out = local_path(source), LeftOut()
     has_labels = path.exists() and (path.suffix.lower() in TABLE_SUFFIXES or is_labels(path))
     if path.is_file() and not has_labels:
         raise ValueError(f"--support_set {source} is a file without labels. {SUPPORT_SET_REMEDY}")
@@ -131,7 +132,7 @@ def _labels(arguments: PredictArguments) -> tuple[str, ...] | None:
 
 def _given_labels(arguments: PredictArguments) -> tuple[str, ...] | None:
     if arguments.labels_file is not None:
-        lines = read_text(Path(arguments.labels_file).expanduser()).splitlines()
+        lines = read_text(local_path(arguments.labels_file)).splitlines()
         names = tuple(line.strip() for line in lines if line.strip())
         if not names:
             raise ValueError(f"--labels_file {arguments.labels_file} holds no class names: write one per line.")
@@ -191,7 +192,7 @@ class Prediction:
         left_out = LeftOut()
         clips = find_queries(names, left_out)
         _print_left_out(option, left_out)
-        folders = [path for path in (Path(name).expanduser() for name in names) if path.is_dir()]
+        folders = [path for path in (local_path(name) for name in names) if os.path.isdir(path)]
         if names and len(folders) == len(names) and not any(map(find_clips, folders)):
             raise ValueError(f"{option} {' '.join(names)} holds neither videos nor folders of image files.")
         return clips
