@@ -15,13 +15,14 @@ from tiny_data import tiny_model_and_processor, write_video
 
 from clipfsar.cli import main as clipfsar
 from clipfsar.data.arguments import PrepareArguments
-from clipfsar.data.clips import LeftOut
+from clipfsar.data.clips import Clip, LeftOut
 from clipfsar.data.cvat import cvat_text, read_cvat
 from clipfsar.data.frame_store import FrameStoreSettings, read_video
 from clipfsar.data.label_studio import label_studio_text, read_label_studio
 from clipfsar.data.labels import Label, PredictedVideo, Segment, VideoFolder, clips_of
-from clipfsar.data.sources import is_labels, labelled_clips, listed_clips, read_labelled_clips
+from clipfsar.data.sources import is_labels, labelled_clips, listed_clips, read_labelled_clips, table_splits
 from clipfsar.data.splits import load_video_splits
+from clipfsar.data.tables import csv_text
 from clipfsar.inference.arguments import PredictArguments
 from clipfsar.inference.preannotations import (
     as_cvat,
@@ -1088,6 +1089,20 @@ def test_windows_as_csv_are_a_table_of_parts(model, videos, tmp_path):
     assert clipfsar(command) == 0
     videos_of_rows = [row["video"] for row in load_video_splits(str(tmp_path / "data"))["train"]]
     assert videos_of_rows[0] == f"{videos / 'a.mp4'}#t=0,0.2"
+
+
+def test_windows_of_a_part_as_csv_are_parts_of_the_whole_video(model, videos, tmp_path):
+    options = ("--output", tmp_path / "windows.csv", "--window_seconds", 0.12)
+    assert predict(model, videos, *options, query=("a.mp4#t=0.16,0.4",)) == 0
+    clips = table_splits(tmp_path / "windows.csv", path_column="query")["all"]
+    video = videos / "a.mp4"
+    assert [clip.path for clip in clips] == [f"{video}#t=0.16,0.28", f"{video}#t=0.24,0.36", f"{video}#t=0.28,0.4"]
+
+
+@pytest.mark.parametrize("name", ["=go", "-a", "@a", "+1", "'=go", "''-a", "'a'", "'", "a=b"])
+def test_names_in_a_csv_come_back_as_they_were(tmp_path, name):
+    (tmp_path / "a.csv").write_text(csv_text(["path", "label"], [{"path": f"{name}.mp4", "label": name}]))
+    assert table_splits(tmp_path / "a.csv")["all"] == [Clip(str(tmp_path / f"{name}.mp4"), name)]
 
 
 @pytest.mark.parametrize(

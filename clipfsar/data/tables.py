@@ -87,16 +87,25 @@ def _csv_line(cells: Iterable[Any]) -> str:
     return text.getvalue().removesuffix("\r\n")
 
 
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet would run a text, or would if it had no apostrophes in front."""
+    return text.lstrip("'").startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
 def _without_formula(value: Any) -> Any:
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+
+
+def _without_apostrophe(text: str) -> str:
+    """Undoes `_without_formula`."""
+    return text[1:] if text.startswith("'") and _is_formula(text) else text
 
 
 def read_rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
     """Yields line number and `{column: value}` for each row of a .csv, .tsv or .jsonl file.
 
     The header line of a .csv or .tsv file decides whether commas, semicolons or tabs separate its columns. Blanks
-    around values are removed.
+    around values are removed, and so is the apostrophe that `csv_text` writes in front of formulas.
 
     Args:
         columns: Names of the required columns; they help to recognise the separator.
@@ -169,7 +178,7 @@ def _records(table: Path, text: str, delimiter: str, strict: bool = True) -> Ite
         if values is None:
             return
         lines.clear()
-        yield reader.line_num, [value.strip() for value in values]
+        yield reader.line_num, [_without_apostrophe(value.strip()) for value in values]
 
 
 def _rows_of_json_lines(table: Path, text: str) -> Iterator[tuple[int, dict]]:
