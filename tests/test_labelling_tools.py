@@ -1044,6 +1044,17 @@ def test_a_video_that_cannot_be_opened_again_for_a_tool_costs_no_other(
     said = capsys.readouterr().err
     assert "a.mp4: Cannot read video " in said
     assert "1 of 2 queries could not be read." in said
+    assert f"tasks: results of 1 video, {output}\n" in said
+
+
+def test_a_file_for_cvat_stays_if_its_video_cannot_be_read(model, videos, tmp_path, capsys):
+    (tmp_path / "a.xml").write_text("earlier")
+    (tmp_path / "empty.mp4").touch()
+    assert predict(model, videos, "--output", tmp_path / "a.xml", query=(tmp_path / "empty.mp4",)) == 3
+    assert (tmp_path / "a.xml").read_text() == "earlier"
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'a.xml'}: results of 0 videos, cvat\n" in said
+    assert re.search(r"empty\.mp4: Cannot read video .*: the file is empty.*\n1 of 1 queries could not be read\.", said)
 
 
 @pytest.mark.parametrize("output", ["cvat", "label_studio"])

@@ -446,12 +446,14 @@ def main(arguments: PredictArguments) -> int:
         return 0
     results = prediction.run()
     folder = output_folder(arguments)
+    text = "" if folder is not None else as_text(results, prediction)
     if folder is not None:
         write_cvat(as_cvat(results, arguments), folder)
-    else:
-        write_output(as_text(results, prediction), arguments.output)
+    elif text or arguments.format != "cvat":  # a file for CVAT holds a video; without one an earlier file stays
+        write_output(text, arguments.output)
+    written = [one for one in results if arguments.format not in FORMATS_OF_LABELS or "error" not in one]
     if arguments.output:
-        print(f"{arguments.output}: results of {_videos(len(results))}, {arguments.format}", file=sys.stderr)
+        print(f"{arguments.output}: results of {_videos(len(written))}, {arguments.format}", file=sys.stderr)
     return _tell_what_is_missing(results, arguments)
 
 
