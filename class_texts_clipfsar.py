@@ -19,11 +19,11 @@ except ImportError:
     from choices_clipfsar import spoken_name
 
 try:
-    from .paths_clipfsar import check_class_texts
+    from .paths_clipfsar import check_class_texts, check_utf8
 except ImportError:
     if __package__:
         raise
-    from paths_clipfsar import check_class_texts
+    from paths_clipfsar import check_class_texts, check_utf8
 
 FOR_ALL_CLASSES = "*"  # the entry of `class_texts` for classes without one
 
@@ -39,9 +39,14 @@ def class_prompts(processor, class_name: str) -> list[str]:
 def tokenize_prompts(processor, class_names: Sequence[str], n_way: int | None = None) -> tuple[dict, list[int]]:
     """Tokens of all prompts, `{"input_ids": (P, L), "attention_mask": (P, L)}`, and the number of prompts per class.
 
-    Raises `ValueError` if different classes of an episode (`n_way` names each) have the same tokens.
+    Raises `ValueError` if different classes of an episode (`n_way` names each) have the same tokens, and for texts that
+    are not UTF-8.
     """
     prompts = [class_prompts(processor, name) for name in class_names]
+    for name, own in zip(class_names, prompts, strict=True):
+        check_utf8("The class name", name, "rename its folder, or write it in UTF-8")
+        for text in own:
+            check_utf8(f"The text of class {name!r},", text, "correct class_texts")
     # a tokenizer without a limit has 1e30 here, and warns if it is told to truncate
     has_limit = processor.prompt_length is not None or processor.tokenizer.model_max_length < 1_000_000
     tokens = processor.tokenizer(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 try:
     from .choices_clipfsar import INFERENCE_MODES, check_finite, check_truth
@@ -79,6 +79,10 @@ except ImportError:
 CLASSES_AT_ONCE = 256  # bounds the memory of prototypes and distances, whatever the number of classes
 PAIRS_AT_ONCE_ON_CPU = 2**12  # pairs of videos whose frame distances fit a processor's cache
 PAIRS_AT_ONCE = 2**16  # on other devices
+
+
+class DamagedPictureError(ValueError):
+    """Raised for a damaged picture of an enrolled clip. Only pictures of explanations need it, no answer does."""
 
 
 def distances_in_pieces(
@@ -269,14 +273,18 @@ class Snapshot:
             numbers = explain_classification(*given, shots)
         _checked("The probabilities", numbers["probabilities"][None], model)
         enrolled = list(zip(self._enrolled, nearest, strict=True))
+        support_clips = [(one.clip_names[row], len(one.clip_names)) for one, row in enrolled]
         return Explanation(
             class_names=list(self.class_names),
             inference_mode=inference_mode,
             unknown_score=float(self.score_unknown(model, query_embeds[None], inference_mode))
             if detect_unknown
             else None,
-            support_frames=[_frames_of_strip(one.thumbnails[row], len(query_embeds)) for one, row in enrolled],
-            support_clips=[(one.clip_names[row], len(one.clip_names)) for one, row in enrolled],
+            support_frames=[
+                _frames_of_strip(one.thumbnails[row], len(query_embeds), f"clip {clip!r} of class {name!r}")
+                for name, (clip, _), (one, row) in zip(self.class_names, support_clips, enrolled, strict=True)
+            ],
+            support_clips=support_clips,
             **numbers,
         )
 
@@ -320,11 +328,11 @@ def _same(one: tuple, other: tuple) -> bool:
     return one[0] == other[0] and same_tensors and one[2] == other[2]
 
 
-def _frames_of_strip(picture: bytes, num_frames: int) -> torch.Tensor | None:
+def _frames_of_strip(picture: bytes, num_frames: int, clip: str = "a clip") -> torch.Tensor | None:
     """Frames, uint8 (T, h, w, 3), of a picture made by `_film_strip`; None for an empty one.
 
     Raises:
-        ValueError: For a damaged picture.
+        DamagedPictureError: For a damaged picture. The message says of which clip.
     """
     if not picture:
         return None
@@ -334,7 +342,9 @@ def _frames_of_strip(picture: bytes, num_frames: int) -> torch.Tensor | None:
             check_frame_size(*strip.size)
             pixels = torch.from_numpy(np.array(strip.convert("RGB")))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, UnreadableError) as error:
-        raise ValueError(f"The picture of a clip is damaged ({error}): enroll the clip again.") from error
+        # Pillow names the object in memory that it read.
+        reason = "it is not a JPEG picture" if isinstance(error, UnidentifiedImageError) else error
+        raise DamagedPictureError(f"The picture of {clip} is damaged ({reason}): enroll the clip again.") from error
     return torch.stack(pixels.split(pixels.shape[1] // num_frames, dim=1)[:num_frames])
 
 
@@ -348,4 +358,6 @@ def listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-__all__ = ["Snapshot", "check_enough_classes", "checked_mode", "distances_in_pieces", "listed"]
+__all__ = [
+    *("DamagedPictureError", "Snapshot", "check_enough_classes", "checked_mode", "distances_in_pieces", "listed"),
+]

@@ -18,11 +18,11 @@ except ImportError:
     from choices_clipfsar import UNKNOWN_LABEL
 
 try:
-    from .paths_clipfsar import check_picture_name, wrapped
+    from .paths_clipfsar import check_picture_name, naming_errors, wrapped
 except ImportError:
     if __package__:
         raise
-    from paths_clipfsar import check_picture_name, wrapped
+    from paths_clipfsar import check_picture_name, naming_errors, wrapped
 
 # Only `plot` imports matplotlib: the numbers do not need it.
 
@@ -146,7 +146,8 @@ class Explanation:
         else:
             self._draw_alignment(figure.subplots(), number)
         if path is not None:
-            figure.savefig(path, dpi=110, bbox_inches=None if probabilities else "tight")
+            with naming_errors(path):
+                figure.savefig(path, dpi=110, bbox_inches=None if probabilities else "tight")
         return figure
 
     def _answer(self) -> str:

@@ -36,6 +36,9 @@ _PROTOCOL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")  # two letters at least: C:
 
 _ABANDONED_AFTER_SECONDS = 24 * 3600  # a partial file nobody has written to for so long
 
+# Errors of writing to an open file. Python does not say in which.
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
 # Errors of file systems that cannot flush. A failed disk gives other errors.
 _CANNOT_FLUSH = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
@@ -73,6 +76,21 @@ def check_local(name: str | os.PathLike) -> None:
         )
 
 
+def local_path(name: str | os.PathLike) -> Path:
+    """The path that a name means: `~` is the home folder. The home folder of nobody, `~nobody`, is a missing file."""
+    return Path(os.path.expanduser(name))
+
+
+def check_utf8(what: str, text: str, remedy: str) -> None:
+    """Raises `ValueError` for text that is not UTF-8, as file names of other bytes are, and of old archives."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        is_bytes = not re.search("[\ud800-\udc7f\udd00-\udfff]", text)  # Python reads other bytes as U+DC80 to U+DCFF
+        shown = repr(text.encode("utf-8", "surrogateescape")) if is_bytes else ascii(text)
+        raise ValueError(f"{what} {shown} is not UTF-8: {remedy}.") from None
+
+
 def check_path(option: str, name: str | os.PathLike | None, remedy: str = "", is_local: bool = False) -> None:
     """Checks that a local path exists; a name that may be a Hub id passes.
 
@@ -85,14 +103,14 @@ def check_path(option: str, name: str | os.PathLike | None, remedy: str = "", is
     Raises:
         FileNotFoundError: If the path does not exist.
     """
-    if name is None or not (is_local or looks_like_path(name)) or Path(name).expanduser().exists():
+    if name is None or not (is_local or looks_like_path(name)) or local_path(name).exists():
         return
     raise FileNotFoundError(f"--{option} {name} does not exist.{f' {remedy}' if remedy else ''}")
 
 
 def check_folder(name: str | os.PathLike) -> None:
     """Raises `FileNotFoundError` for a folder that does not exist, by a name that cannot be a Hub id."""
-    if looks_like_path(name) and not Path(name).expanduser().exists():
+    if looks_like_path(name) and not local_path(name).exists():
         raise FileNotFoundError(f"There is no folder {os.fspath(name)!r}. A Hub id has the form OWNER/NAME.")
 
 
@@ -119,14 +137,47 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     partial = path.with_name(file_name_of(f".{path.name}", f".{secrets.token_hex(4)}.partial"))
     permissions = _permissions_of_new_file(partial)
     try:
-        yield partial
-        if partial.is_file() and stat.S_IMODE(partial.stat().st_mode) != permissions:
-            partial.chmod(permissions)
-        flush_to_disk(partial)
+        with naming_errors(path, partial):
+            yield partial
+            if partial.is_file() and stat.S_IMODE(partial.stat().st_mode) != permissions:
+                partial.chmod(permissions)
+            flush_to_disk(partial)
         os.replace(partial, path)
         flush_to_disk(path.parent, deep=False)
     finally:
         _remove(partial)
+
+
+@contextlib.contextmanager
+def naming_errors(path: str | os.PathLike, partial: str | os.PathLike | None = None) -> Iterator[None]:
+    """Puts the name of a file into errors of writing it, such as that of a full disk, which have none.
+
+    Args:
+        partial: Another name that the file has while it is written, to be replaced in errors.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_nameless = error.filename is None and error.errno in _CANNOT_WRITE
+        if is_nameless or (partial is not None and error.filename in (str(partial), partial)):
+            error.filename = os.fspath(path)
+        raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file in UTF-8. After an error the earlier file is still there: see `replace_file`.
+
+    Links are followed. Pipes, devices and files in folders without write permission are written directly. Characters
+    that cannot be encoded, as in file names of other bytes, become escapes (in JSON, JSON's own).
+    """
+    target = Path(os.path.realpath(path))
+    is_special = os.path.exists(path) and (not os.path.isfile(path) or os.fspath(path).startswith(("/dev/", "/proc/")))
+    if is_special or (target.exists() and not os.access(target.parent, os.W_OK)):
+        with naming_errors(path):
+            Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+        return
+    with naming_errors(path, target), replace_file(target) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -339,16 +390,20 @@ __all__ = [
     "check_output_folder",
     "check_path",
     "check_picture_name",
+    "check_utf8",
     "class_name_of_folder",
     "class_names_of_folders",
     "encoded_url",
     "file_name_of",
     "flush_to_disk",
     "has_protocol",
+    "local_path",
     "looks_like_path",
+    "naming_errors",
     "normalized_class_name",
     "printable",
     "public_name",
     "replace_file",
     "wrapped",
+    "write_text",
 ]

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 try:
-    from .paths_clipfsar import check_picture_name, wrapped
+    from .paths_clipfsar import check_picture_name, naming_errors, wrapped
 except ImportError:
     if __package__:
         raise
-    from paths_clipfsar import check_picture_name, wrapped
+    from paths_clipfsar import check_picture_name, naming_errors, wrapped
 
 try:
     from .left_out_clipfsar import LeftOut, by_class, hold_out, leave_one_out, rounds, sources_of_clips
@@ -179,7 +179,8 @@ class SupportSetReview:
                 if caption is not None:
                     _draw_strip(axes, self._thumbnails.get(caption[0], b""), caption[1])
         if path is not None:
-            figure.savefig(path, dpi=110, bbox_inches="tight")
+            with naming_errors(path):
+                figure.savefig(path, dpi=110, bbox_inches="tight")
         return figure
 
     def _captions(self, most: int = 8) -> list[tuple[tuple[str, str], str]]:

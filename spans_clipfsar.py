@@ -19,6 +19,10 @@ class Span:
     start_seconds: float = 0.0
     end_seconds: float | None = None
 
+    @property
+    def length_seconds(self) -> float | None:
+        return None if self.end_seconds is None else self.end_seconds - self.start_seconds
+
     def __str__(self) -> str:
         end = "" if self.end_seconds is None else f",{_as_text(self.end_seconds)}"
         return f"{_as_text(self.start_seconds)}{end}"
@@ -47,9 +51,16 @@ def wrong_times(name: str) -> str | None:
 def with_span(path: str, start_seconds: float, end_seconds: float | None = None) -> str:
     """The name of a part of a video. Times are written to the microsecond.
 
+    If the path is itself the name of a part, the times count from its beginning, and the result ends with it at latest.
+
     Raises:
         ValueError: If the part does not start at 0 or later, or does not end after its start.
     """
+    path, whole = split_span(path)
+    if whole is not None and start_seconds >= 0:
+        ends = [one for one in (end_seconds, whole.length_seconds) if one is not None]
+        end_seconds = whole.start_seconds + min(ends) if ends else None
+        start_seconds += whole.start_seconds
     end = end_seconds if end_seconds is not None else start_seconds + 1
     if not 0 <= round(start_seconds, 6) < round(end, 6) < 1e9:
         raise ValueError(

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,12 +174,24 @@ def write_support_set(
         is_first = not (folder / SUPPORT_SET_NAME).exists()
         tensor_file = folder / (SUPPORT_SET_WEIGHTS_NAME if is_first else _NEXT_WEIGHTS_NAME)
         with replace_file(tensor_file) as partial:
-            save_file(tensors, partial)
+            write_tensors(tensors, partial)
             digest = _digest_of_file(partial)
         _write_description(folder, fingerprint, classes, settings, unknowns, digest)
         if not is_first:
             os.replace(tensor_file, folder / SUPPORT_SET_WEIGHTS_NAME)
         flush_to_disk(folder, deep=False)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file. Raises `OSError` with the name of the file where safetensors has an error of its own,
+    such as that of a full disk."""
+    try:
+        save_file(dict(tensors), path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def remove_support_set(folder: Path) -> None:
@@ -424,4 +437,5 @@ __all__ = [
     "read_support_set",
     "remove_support_set",
     "write_support_set",
+    "write_tensors",
 ]

@@ -4,23 +4,26 @@ A new file is written under another name, flushed to the disk, and then renamed.
 old file or the new one.
 """
 
+import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from clipfsar.json_files import DamagedFileError
-from paths_clipfsar import flush_to_disk, replace_file
+from paths_clipfsar import flush_to_disk, naming_errors, replace_file, write_text
+from support_set_files_clipfsar import write_tensors
 
 CHECKSUMS = "SHA256SUMS"
 NO_NOTES: Mapping[str, str] = {}
@@ -38,8 +41,9 @@ def create_file(path: Path, text: str) -> bool:
     """
     draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        draft.write_text(text, encoding="utf-8")
-        flush_to_disk(draft)
+        with naming_errors(path):
+            draft.write_text(text, encoding="utf-8")
+            flush_to_disk(draft)
         return link_or_copy(draft, path)
     finally:
         draft.unlink(missing_ok=True)
@@ -69,7 +73,7 @@ def write_checksums(folder: Path, leave_out: Sequence[str] = ()) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     lines = [f"{_sha256(path)}  {name}\n" for name, path in names.items() if name not in {CHECKSUMS, *leave_out}]
-    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+    write_text(folder / CHECKSUMS, "".join(lines))
 
 
 def check_files(folder: Path, remedy: str, only: str = "*", must_be_listed: str | None = None) -> bool:
@@ -131,7 +135,32 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path, notes: Mapping[st
         notes: Texts for the file's metadata; the checksum covers them as well.
     """
     with replace_file(path) as partial:
-        save_file(tensors, partial, metadata={**notes, "sha256": _sha256_of_tensors(tensors, notes)})
+        write_tensors(tensors, partial, {**notes, "sha256": _sha256_of_tensors(tensors, notes)})
+
+
+class _FileForTorch(io.FileIO):
+    """A file for PyTorch's writer in C++, which ends the program if writing raises. The error is kept until the end."""
+
+    error: OSError | None = None
+
+    def write(self, data, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = rest.nbytes
+        try:
+            while rest and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+
+@contextlib.contextmanager
+def file_for_torch(path: Path) -> Iterator[IO[bytes]]:
+    """A new file for `torch.save` and `torch.export.save`. Raises `OSError` with its name for a full disk."""
+    with naming_errors(path), _FileForTorch(path, "wb") as file:
+        yield file
+        if file.error is not None:
+            raise file.error
 
 
 def save_rows(
@@ -233,6 +262,7 @@ __all__ = [
     "DamagedFileError",
     "check_files",
     "create_file",
+    "file_for_torch",
     "link_or_copy",
     "listed_files",
     "load_tensors",

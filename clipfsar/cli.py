@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 an error with a message of one line, 2 a usage error, 3 `p
 130 interrupted, 141 the reader of the output has closed it.
 """
 
+import errno
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ from clipfsar import __version__
 from clipfsar.first_seconds import end_by_sentence
 from clipfsar.options import INTERRUPTED, interruption_handler, nearest, parse_options
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 DONE, FAILED, USAGE, OUTPUT_CLOSED = 0, 1, 2, 141
 
 
@@ -190,7 +192,8 @@ def _errors_told_in_a_sentence() -> tuple[type[Exception], ...]:
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}."  # without the error number
+        remedy = " Free some space there, or name another place." if error.errno in _NO_SPACE else ""
+        return f"{error.filename}: {error.strerror}.{remedy}"  # without the error number
     return str(error) or type(error).__name__
 
 

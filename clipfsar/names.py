@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import overload
 
 from download_clipfsar import why_not_on_hub
-from paths_clipfsar import check_path, has_protocol, looks_like_path
+from paths_clipfsar import check_path, has_protocol, local_path, looks_like_path
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu")
 _SINGLE_DEVICES = ("cpu", "mps")  # a machine has only one of each
@@ -33,7 +33,7 @@ def find_model(option: str, name: str | None) -> str | None:
     """
     if name is None:
         return None
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if folder.is_file():
         raise FileNotFoundError(f"--{option} {name} is a file: give a model's folder, which has a config.json.")
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -97,8 +97,8 @@ def _is_in_cache(name: str, kind: str, hub_cache: Path) -> bool:
     folder = f"{kind}s--{name.replace('/', '--')}"
     places = [hub_cache / folder]
     if kind == "dataset":  # `datasets` keeps prepared data sets in another cache
-        home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-        cache = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser()
+        home = local_path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
+        cache = local_path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
         places.append(cache / name.replace("/", "___"))
     return any(place.is_dir() for place in places)
 

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from choices_clipfsar import UNKNOWN_LABEL
-from paths_clipfsar import check_picture_name, wrapped
+from paths_clipfsar import check_picture_name, naming_errors, wrapped
 
 # Names of classes, runs and files are plain text: "$" does not begin a formula.
 _PLAIN_TEXT: Any = plt.rc_context({"text.parse_math": False})
@@ -45,7 +45,8 @@ def plot_training(records: list[dict], path: Path):
     for axes in (losses, accuracies):
         axes.legend()
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with naming_errors(path):
+        figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
@@ -63,7 +64,8 @@ def plot_training_comparison(runs: dict[str, list[dict]], path: Path):
     axes.set(xlabel="training episodes", ylabel="accuracy on validation classes / %")
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with naming_errors(path):
+        figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
@@ -110,7 +112,8 @@ def plot_episode(
         verdict = "right" if int(scores.argmax()) == true_class else "wrong"
         side.set_title(f"{verdict}, probability of the true class {scores[true_class]:.2f}", fontsize=7, pad=2)
     figure.suptitle(wrapped(title, 120))
-    figure.savefig(path, dpi=120, bbox_inches="tight")  # the layout ignores the fixed aspect of images
+    with naming_errors(path):
+        figure.savefig(path, dpi=120, bbox_inches="tight")  # the layout ignores the fixed aspect of images
     plt.close(figure)
 
 
@@ -128,7 +131,8 @@ def plot_confusion(rates: np.ndarray, class_names: list[str], path: Path, title:
     axes.set_yticklabels(labels, fontsize=7)
     figure.suptitle(wrapped(title, int(11 * size)), fontsize=9)
     figure.colorbar(image, label="% of queries, when both\nclasses are in the episode", shrink=0.8)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    with naming_errors(path):
+        figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -147,7 +151,8 @@ def plot_per_class(accuracies: dict[str, float], path: Path, title: str):
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(axis="x", alpha=0.3)
     figure.suptitle(wrapped(title, int(11 * size[0])), fontsize=9)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    with naming_errors(path):
+        figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -172,7 +177,8 @@ def plot_ranks(ranks: dict[str, float], groups: list[list[str]], path: Path, tit
     axes.set_xlabel("mean rank, 1 is the best; red: no corrected paired test tells them apart")
     axes.spines[["top", "left", "right"]].set_visible(False)
     figure.suptitle(wrapped(title, 80), fontsize=10)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    with naming_errors(path):
+        figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -227,7 +233,8 @@ def plot_timeline(
     lines.set(xlabel="seconds (middle of the window)", ylabel="score", ylim=(-0.02, 1.02), xlim=(0, duration_seconds))
     lines.grid(alpha=0.3)
     lines.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with naming_errors(path):
+        figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from clipfsar import checked_files
@@ -14,6 +15,7 @@ from clipfsar.checked_files import (
     CHECKSUMS,
     DamagedFileError,
     check_files,
+    file_for_torch,
     listed_files,
     load_tensors,
     save_rows,
@@ -38,6 +40,33 @@ def test_tensors_come_back_and_others_can_read_them(tmp_path):
         assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
             name: tensor.tolist() for name, tensor in TENSORS.items()
         }
+
+
+def test_a_full_disk_is_an_error_with_the_name_of_the_file_of_tensors(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("support_set_files_clipfsar.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_tensors({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "a.safetensors"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("save", [torch.save, torch.export.save])
+def test_a_full_disk_does_not_end_the_program_from_within_torch(save):
+    graph = torch.export.export(torch.nn.Identity(), (torch.zeros(2),))
+    with pytest.raises(OSError, match="No space left on device") as caught, file_for_torch(Path("/dev/full")) as file:
+        save(graph if save is torch.export.save else {"a": torch.zeros(9)}, file)
+    assert str(caught.value.filename) == "/dev/full"
+
+
+def test_a_file_of_torch_is_whole(tmp_path, caplog):
+    with file_for_torch(tmp_path / "a.pt2") as file:
+        torch.export.save(torch.export.export(torch.nn.Identity(), (torch.zeros(2),)), file)
+    assert torch.export.load(tmp_path / "a.pt2").module()(torch.ones(2)).tolist() == [1, 1]
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 @pytest.mark.parametrize("size", [1, 3, 9], ids="{} rows in a part".format)
@@ -178,6 +207,16 @@ def test_json_in_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.json")
     with pytest.raises(DamagedFileError, match="it is not a regular file"):
         read_json(tmp_path / "x.json", "make it anew")
+
+
+def test_no_module_writes_a_text_file_that_a_full_disk_leaves_half_written_or_without_its_name():
+    root, found = Path(__file__).parents[1], []
+    for path in (*root.glob("*_clipfsar.py"), *(root / "clipfsar").rglob("*.py")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            writes = re.search(r"(\S+)\.write_(text|bytes)\(", line)
+            if writes and writes[1] not in ("partial", "draft") and path.name != "paths_clipfsar.py":
+                found.append(f"{path.name}: {line.strip()}")
+    assert found == []
 
 
 def test_no_module_of_the_package_reads_json_files_without_these_checks():

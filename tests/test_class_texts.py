@@ -1,6 +1,7 @@
 """Texts of classes: prompts of one's own, averaged, in processor, support sets, episodes and files."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -68,6 +69,20 @@ def test_texts_of_which_none_is_for_a_class_get_a_warning(parts, recwarn):
     parts[1].class_texts = {"*": "a clip of {}"}
     check_class_prompts(parts[1], ["a"])
     assert not recwarn
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "message"),
+    [
+        ("nataci\udcf3n", None, r"The class name b'nataci\xf3n' is not UTF-8: rename its folder"),
+        ("a\ud800", None, r"The class name 'a\ud800' is not UTF-8: rename its folder"),
+        ("a", {"a": "\udcf3 b"}, r"The text of class 'a', b'\xf3 b' is not UTF-8: correct class_texts"),
+    ],
+)
+def test_a_name_or_text_of_other_bytes_than_utf_8_is_named(parts, name, texts, message):
+    parts[1].class_texts = texts
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        encode_class_names(*parts, [name, "diving"])
 
 
 def test_several_texts_are_averaged_in_direction_and_length(parts):

@@ -161,6 +161,7 @@ def test_an_unknown_command_suggests_the_nearest(name, message, capsys):
         (FloatingPointError("The loss is nan."), "error: The loss is nan.\n"),
         (SafetensorError("I/O error: No space left on device"), "error: I/O error: No space left on device\n"),
         (FileNotFoundError(2, "No such file or directory", "a.json"), "error: a.json: No such file or directory.\n"),
+        (OSError(28, "Full", "a"), "error: a: Full. Free some space there, or name another place.\n"),
         (PermissionError(), "error: PermissionError\n"),
     ],
 )

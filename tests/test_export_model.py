@@ -255,6 +255,21 @@ def test_the_folders_of_an_export_are_made_and_one_that_fails_leaves_no_file(exp
     assert list((tmp_path / "new" / "exported").iterdir()) == []
 
 
+def test_an_export_on_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    model = small_model()
+    shapes = shapes_of(model, "zero_shot")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(save=full))
+    monkeypatch.setattr(torch.export, "save", full)
+    for name, file in export_model.FILES.items():
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            export(QueryClassifier(model, "zero_shot"), shapes, tmp_path, [name])
+        assert str(caught.value.filename) == str(tmp_path / file)
+
+
 def answer_with_the_documentation(folder) -> dict[str, float]:
     """Runs the program of the documentation, in a process that could not import this library or PyTorch."""
     program = block_with(ROOT / "docs/use/export.md", "python", "import onnxruntime")

@@ -6,21 +6,31 @@ import json
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_data import tiny_model_and_processor, write_video
 
 from clipfsar.cli import main as clipfsar
 from clipfsar.data.arguments import PrepareArguments
-from clipfsar.data.clips import LeftOut
+from clipfsar.data.clips import Clip, LeftOut
 from clipfsar.data.cvat import cvat_text, read_cvat
 from clipfsar.data.frame_store import FrameStoreSettings, read_video
 from clipfsar.data.label_studio import label_studio_text, read_label_studio
 from clipfsar.data.labels import Label, PredictedVideo, Segment, VideoFolder, clips_of
-from clipfsar.data.sources import is_labels, labelled_clips, listed_clips, read_labelled_clips
+from clipfsar.data.sources import is_labels, labelled_clips, listed_clips, read_labelled_clips, table_splits
 from clipfsar.data.splits import load_video_splits
-from clipfsar.inference.preannotations import as_json_lines, merge_windows, predicted_videos
+from clipfsar.data.tables import csv_text
+from clipfsar.inference.arguments import PredictArguments
+from clipfsar.inference.preannotations import (
+    as_cvat,
+    as_json_lines,
+    as_label_studio,
+    merge_windows,
+    predicted_videos,
+)
 from container_clipfsar import VideoTimes
 from frame_archive_clipfsar import FrameArchive
 from pipeline_clipfsar import save_with_pipeline
@@ -512,7 +522,10 @@ def test_a_folder_of_exports_is_read_whole(videos, tmp_path):
         ("a", "a.mp4"),  # the name of a task
         ("b.mp4", "clips/b.mp4"),
         ("missing.mp4", "missing.mp4"),
-        ("other-a.mp4", "other-a.mp4"),  # the eight characters of an upload are not in front
+        ("other-a.mp4", "other-a.mp4"),  # the eight digits of an upload are not in front
+        ("clips/swimming-a.mp4", "swimming-a.mp4"),
+        ("/data/upload/7/1A2B3C4D-a.mp4", "1A2B3C4D-a.mp4"),
+        ("1a2b3c4d-1a2b3c4d-a.mp4", "1a2b3c4d-1a2b3c4d-a.mp4"),
         ("~nobody/missing.mp4", "missing.mp4"),
         (f"{300 * 'm'}.mp4", f"{300 * 'm'}.mp4"),
     ],
@@ -598,7 +611,14 @@ def test_label_studio_files_of_another_form_are_refused_with_task_and_field(vide
         labelled_clips(tmp_path / "labels.json", videos)
 
 
-@pytest.mark.parametrize(("text", "reason"), [("{", "is not JSON"), ("[" * 100_000, "nested too deeply")])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" + "1" * 5000 + "]", "labels.json is not read: it has a number of too many digits"),
+    ],
+)
 def test_files_that_are_not_json_are_refused(tmp_path, text, reason):
     (tmp_path / "labels.json").write_text(text)
     with pytest.raises(ValueError, match=reason):
@@ -778,6 +798,25 @@ def test_a_file_for_cvat_has_everything_that_cvat_writes():
     assert cvat_text(video) == CVAT_FILE
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("می\u200cدود", "می\u200cدود"),  # Persian, with a zero-width non-joiner
+        ("走る\u3000人", "走る\u3000人"),
+        ("a\xa0b", "a\xa0b"),
+        ("\U0001f468\u200d\U0001f373", "\U0001f468\u200d\U0001f373"),
+        ("a\x0b\rb\ud800\uffff", "a\\x0b\\rb\\ud800\\uffff"),
+    ],
+)
+def test_names_in_files_for_cvat_are_changed_only_where_xml_forbids_them(tmp_path, name, written):
+    video = PredictedVideo(f"{name}.mp4", [Segment(name, 0.5)], VideoTimes.at_rate(12, 25.0), width=48, height=32)
+    (tmp_path / "a.xml").write_text(cvat_text(video), encoding="utf-8")
+    root = ElementTree.parse(tmp_path / "a.xml").getroot()
+    names = [root.findtext("meta/task/labels/label/name"), root.find("track").get("label")]
+    assert (names, root.findtext("meta/task/source")) == ([written, written], f"{written}.mp4")
+    assert [label.class_name for label in read_cvat(tmp_path / "a.xml")] == [written]
+
+
 def test_tasks_for_label_studio_have_rates_scores_and_names_as_they_are():
     parts = [Segment("öffnen", 0.1234567, 0.3, None), Segment("zu", 0.5, 0.04, 0.05)]
     whole = [Segment("öffnen", 0.33333333), Segment("zu", 0.5)]
@@ -893,6 +932,18 @@ def test_a_video_without_a_rate_has_no_timeline():
         cvat_text(video)
 
 
+def test_a_video_that_is_given_twice_is_labelled_once(videos, monkeypatch):
+    monkeypatch.chdir(videos)
+    answer = [{"label": "waving", "score": 0.8}]
+    results = [{"query": name, "answer": answer} for name in ("a.mp4", str(videos / "a.mp4"), "a.mp4#t=0.2,0.4")]
+    (video,) = predicted_videos(results)
+    assert (video.video, video.segments) == (
+        "a.mp4",
+        [Segment("waving", 0.8, None, None), Segment("waving", 0.8, 0.2, 0.4)],
+    )
+    assert len(as_json_lines(results).splitlines()) == 2
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -975,6 +1026,53 @@ def test_predict_writes_a_file_for_each_task_of_cvat(model, videos, tmp_path, ca
     assert "there are 2 queries. Name a folder as --output, for a file per video" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["cvat", "label_studio"])
+def test_a_video_that_cannot_be_opened_again_for_a_tool_costs_no_other(
+    model, videos, tmp_path, capsys, monkeypatch, output
+):
+    def gone(video, *rest):
+        if video.endswith("a.mp4"):
+            raise VideoReadError(f"Cannot read video {video!r}: the download failed (503).")
+        return video_times(video, *rest)
+
+    monkeypatch.setattr("clipfsar.inference.preannotations.video_times", gone)
+    options = ("--format", output, "--output", tmp_path / "tasks")
+    assert predict(model, videos, *options, query=("a.mp4", "clips/b.mp4")) == 3
+    names = [path.name for path in (tmp_path / "tasks").iterdir()] if output == "cvat" else []
+    names = names or [Path(task["data"]["video"]).name for task in json.loads((tmp_path / "tasks").read_text())]
+    assert names == ["b.xml" if output == "cvat" else "b.mp4"]
+    said = capsys.readouterr().err
+    assert "a.mp4: Cannot read video " in said
+    assert "1 of 2 queries could not be read." in said
+    assert f"tasks: results of 1 video, {output}\n" in said
+
+
+def test_a_file_for_cvat_stays_if_its_video_cannot_be_read(model, videos, tmp_path, capsys):
+    (tmp_path / "a.xml").write_text("earlier")
+    (tmp_path / "empty.mp4").touch()
+    assert predict(model, videos, "--output", tmp_path / "a.xml", query=(tmp_path / "empty.mp4",)) == 3
+    assert (tmp_path / "a.xml").read_text() == "earlier"
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'a.xml'}: results of 0 videos, cvat\n" in said
+    assert re.search(r"empty\.mp4: Cannot read video .*: the file is empty.*\n1 of 1 queries could not be read\.", said)
+
+
+@pytest.mark.parametrize("output", ["cvat", "label_studio"])
+def test_frames_without_a_rate_cost_no_other_video_its_labels(videos, tmp_path, output):
+    (tmp_path / "frames").mkdir()
+    for number in range(4):
+        Image.fromarray(np.full((32, 48, 3), 40 * number, np.uint8)).save(tmp_path / "frames" / f"{number}.png")
+    results = [{"query": str(path), "windows": WINDOWS[:1]} for path in (tmp_path / "frames", videos / "a.mp4")]
+    arguments = PredictArguments(model="m", query=["a"], support_set="s", format=output)
+    if output == "cvat":
+        assert list(as_cvat(results, arguments)) == ["a.xml"]
+    else:
+        (task,) = json.loads(as_label_studio(results, arguments))
+        assert task["data"]["video"] == str(videos / "a.mp4")
+    assert "ive --fps" in results[0]["error"]
+    assert "error" not in results[1]
+
+
 @pytest.mark.parametrize(("ending", "options"), [("json", ("--format", "label_studio")), ("jsonl", ()), ("xml", ())])
 def test_predict_writes_labels_that_can_be_read_again(model, videos, tmp_path, ending, options):
     path = tmp_path / f"labels.{ending}"
@@ -1002,6 +1100,20 @@ def test_windows_as_csv_are_a_table_of_parts(model, videos, tmp_path):
     assert clipfsar(command) == 0
     videos_of_rows = [row["video"] for row in load_video_splits(str(tmp_path / "data"))["train"]]
     assert videos_of_rows[0] == f"{videos / 'a.mp4'}#t=0,0.2"
+
+
+def test_windows_of_a_part_as_csv_are_parts_of_the_whole_video(model, videos, tmp_path):
+    options = ("--output", tmp_path / "windows.csv", "--window_seconds", 0.12)
+    assert predict(model, videos, *options, query=("a.mp4#t=0.16,0.4",)) == 0
+    clips = table_splits(tmp_path / "windows.csv", path_column="query")["all"]
+    video = videos / "a.mp4"
+    assert [clip.path for clip in clips] == [f"{video}#t=0.16,0.28", f"{video}#t=0.24,0.36", f"{video}#t=0.28,0.4"]
+
+
+@pytest.mark.parametrize("name", ["=go", "-a", "@a", "+1", "'=go", "''-a", "'a'", "'", "a=b"])
+def test_names_in_a_csv_come_back_as_they_were(tmp_path, name):
+    (tmp_path / "a.csv").write_text(csv_text(["path", "label"], [{"path": f"{name}.mp4", "label": name}]))
+    assert table_splits(tmp_path / "a.csv")["all"] == [Clip(str(tmp_path / f"{name}.mp4"), name)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Rules for names of files and folders."""
 
+import errno
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,11 +24,14 @@ from paths_clipfsar import (
     encoded_url,
     file_name_of,
     has_protocol,
+    local_path,
     looks_like_path,
+    naming_errors,
     normalized_class_name,
     printable,
     public_name,
     replace_file,
+    write_text,
 )
 
 
@@ -54,6 +59,16 @@ def test_a_path_is_told_from_a_hub_id(name, expected):
 )
 def test_an_address_is_told_from_a_path(name, expected):
     assert has_protocol(name) is expected
+
+
+def test_the_home_of_nobody_is_a_missing_file_and_no_module_asks_python_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/a.mp4") == tmp_path / "a.mp4"
+    assert local_path("~nobody.at.all/a.mp4") == Path("~nobody.at.all/a.mp4")
+    root = Path(__file__).parents[1]
+    modules = [*root.glob("*_clipfsar.py"), *(root / "clipfsar").rglob("*.py"), *(root / "demo").rglob("*.py")]
+    asks = re.compile(r"(?<!os\.path)\.expanduser\(")  # of `Path`, which raises RuntimeError
+    assert [path.name for path in modules if asks.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_a_path_that_is_not_there_is_named_with_its_option_and_a_hub_id_passes(tmp_path):
@@ -99,6 +114,55 @@ def test_a_folder_appears_when_it_is_complete_whatever_a_killed_process_left(tmp
         (partial / "keys").touch()
     assert os.listdir(tmp_path) == ["shard"]
     assert os.listdir(tmp_path / "shard") == ["keys"]
+
+
+def on_a_full_disk(path: Path, text: str, **options) -> None:
+    """`Path.write_text` where there is space for three bytes."""
+    path.write_bytes(text.encode()[:3])
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_earlier_text_and_its_error_names_the_file(tmp_path, monkeypatch):
+    write_text(tmp_path / "file.txt", "earlier \udcff")
+    monkeypatch.setattr(Path, "write_text", on_a_full_disk)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text(tmp_path / "file.txt", "later")
+    assert caught.value.filename == str(tmp_path / "file.txt")
+    assert (tmp_path / "file.txt").read_bytes() == b"earlier \\udcff"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_text_goes_through_links_and_into_pipes_and_keeps_both(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for text in ("first", "second"):
+        write_text(tmp_path / "link", text)
+        assert (tmp_path / "file").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(tmp_path / "pipe", "third")
+        assert os.read(reader, 9) == b"third"
+    finally:
+        os.close(reader)
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path, "fourth")
+
+
+def test_a_file_in_a_folder_without_write_permission_is_written_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("earlier")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr("paths_clipfsar.replace_file", lambda path: pytest.fail("a new file"))
+    write_text(tmp_path / "file", "later")
+    assert (tmp_path / "file").read_text() == "later"
+
+
+def test_errors_that_have_a_name_or_are_not_of_writing_stay_as_they_are():
+    for error in (OSError(errno.ENOSPC, "full", "other"), OSError(errno.ECONNRESET, "gone"), OSError("odd")):
+        before = error.filename
+        with pytest.raises(OSError), naming_errors("a.txt"):  # noqa: PT011
+            raise error
+        assert error.filename == before
 
 
 def test_two_writers_of_a_file_do_not_meet(tmp_path):

@@ -110,6 +110,17 @@ def test_a_plot_of_another_format_is_refused():
         plot_per_class({"run": 80.0}, Path("a.bmp"), "5-way 1-shot")
 
 
+def test_a_full_disk_is_an_error_with_the_name_of_the_picture(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        plot_per_class({"a": 0.5, "b": 1.0}, tmp_path / "a.png", "title")
+    assert caught.value.filename == str(tmp_path / "a.png")
+    plt.close("all")
+
+
 def test_names_are_shown_as_they_are_and_are_no_formulas(tmp_path):
     names = ["$x^$", "_hidden", "\\frac{1}"]  # as a formula, the first is an error
     plot_confusion(np.full((3, 3), 0.5), names, tmp_path / "confusion.png", "$x^$")

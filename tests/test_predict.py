@@ -19,6 +19,7 @@ from clipfsar.inference.load_model import load_model
 from clipfsar.inference.predict import SOME_UNREADABLE, as_csv, find_clips, find_queries, picture_name
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, save_with_pipeline
 from support_set_clipfsar import SupportSet
+from video_clipfsar import VideoReadError
 
 COLOURS = {"red": (230, 30, 30), "dark_blue": (20, 20, 160)}
 
@@ -121,6 +122,27 @@ def test_unreadable_queries_are_marked_and_told_by_the_exit_code(folders, expect
     assert "the file is empty" in empty["error"]
     assert "nothing.mp4" in missing["error"]
     assert "2 of 4 queries could not be read." in printed.err
+
+
+def test_queries_that_no_file_can_have_are_marked_as_missing(folders, capsys):
+    names = ["~nobody.at.all/a.mp4", "queries/a.mp4", f"{300 * 'a'}.mp4"]
+    command = ["predict", "--model", str(folders / "model"), "--labels", "a, b", "--format", "json", "--query"]
+    assert clipfsar([*command, *(name if name[0] == "~" else str(folders / name) for name in names)]) == 3
+    first, second, third = json.loads(capsys.readouterr().out)
+    assert "~nobody.at.all/a.mp4" in first["error"]
+    assert len(second["answer"]) == 2
+    assert f"{300 * 'a'}.mp4" in third["error"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json"])
+def test_a_damaged_file_of_a_model_is_named(folders, tmp_path, capsys, name):
+    shutil.copytree(folders / "model", tmp_path / "model")
+    whole = (tmp_path / "model" / name).read_bytes()
+    for content in (b"[]", whole[:50], b"\xff\xfe" + whole[:50]):
+        (tmp_path / "model" / name).write_bytes(content)
+        assert predict(folders, "--labels", "a, b", model=tmp_path / "model", support=None) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.fullmatch(rf"error: {tmp_path}/model/{name} is damaged \(.*\): put back a copy of it\.", line)
 
 
 def test_classes_are_encoded_once_and_kept(folders, capsys, tmp_path):
@@ -463,12 +485,65 @@ def test_results_come_to_the_terminal_when_the_file_cannot_be_written_after_all(
     assert "Is a directory" in captured.err
 
 
+@pytest.mark.parametrize("name", ["answers.json", "answers.xml"])
+def test_a_full_disk_keeps_the_earlier_results_and_is_named(folders, tmp_path, capsys, monkeypatch, name):
+    def full(path, text, **options):
+        path.write_bytes(b"[")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / name).write_text("earlier")
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    assert predict(folders, "--output", tmp_path / name, query=("queries/a.mp4",)) == 1
+    printed = capsys.readouterr()
+    assert printed.err.endswith(
+        f"error: {tmp_path / name}: No space left on device. Free some space there, or name another place.\n"
+    )
+    assert len(printed.out) > 100  # the new results
+    assert (tmp_path / name).read_bytes() == b"earlier"
+
+
 def test_a_picture_that_cannot_be_drawn_costs_no_result(folders, tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    assert predict(folders, "--format", "json", "--pictures", tmp_path) == 0
-    for result in json.loads(capsys.readouterr().out):
+    assert predict(folders, "--format", "json", "--pictures", tmp_path) == SOME_UNREADABLE
+    printed = capsys.readouterr()
+    for result in json.loads(printed.out):
         assert result["answer"]
         assert "No space left on device" in result["picture_error"]
+    assert "2 of 2 pictures could not be made." in printed.err
+
+
+def test_a_damaged_picture_of_an_example_is_named_and_costs_no_answer(folders, tmp_path, capsys):
+    assert predict(folders, "--save_support_set", tmp_path / "saved", query=()) == 0
+    saved = SupportSet.from_pretrained(tmp_path / "saved")
+    saved.classes["red"].thumbnails = [b"no picture"] * 3
+    saved.save_pretrained(tmp_path / "damaged")
+    capsys.readouterr()
+    options = ("--pictures", tmp_path / "pictures", "--format", "csv")
+    assert predict(folders, *options, support=tmp_path / "damaged", query=("queries/a.mp4",)) == SOME_UNREADABLE
+    printed = capsys.readouterr()
+    (row,) = csv.DictReader(io.StringIO(printed.out))
+    assert row["label"] in ("red", "dark blue")
+    assert re.search(
+        r"queries/a\.mp4: The picture of clip '\d\.mp4' of class 'red' is damaged \(it is not a JPEG picture\): enroll "
+        r"the clip again\.\n1 of 1 pictures could not be made\.",
+        printed.err,
+    )
+
+
+def test_a_query_that_cannot_be_read_a_second_time_keeps_its_answer(folders, tmp_path, capsys, monkeypatch):
+    explain = FewShotVideoClassificationPipeline.explain
+
+    def gone(self, video, *rest):
+        if video.endswith("a.mp4"):
+            raise VideoReadError("Cannot read video 'a.mp4': the download failed (503).")
+        return explain(self, video, *rest)
+
+    monkeypatch.setattr(FewShotVideoClassificationPipeline, "explain", gone)
+    assert predict(folders, "--pictures", tmp_path, "--format", "json") == SOME_UNREADABLE
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["answer"]
+    assert first["picture_error"] == "Cannot read video 'a.mp4': the download failed (503)."
+    assert second["picture"] == str(tmp_path / "b.png")

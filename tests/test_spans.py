@@ -58,6 +58,26 @@ def test_impossible_parts_have_no_name(part):
         with_span("a.mp4", *part)
 
 
+@pytest.mark.parametrize(
+    ("whole", "times", "expected"),
+    [
+        ("a.mp4#t=10,12", (0, 1), "a.mp4#t=10,11"),
+        ("a.mp4#t=10,12", (0.5, None), "a.mp4#t=10.5,12"),
+        ("a.mp4#t=10,12", (0.5, 2.001), "a.mp4#t=10.5,12"),  # rounded up
+        ("a.mp4#t=10", (1, 2), "a.mp4#t=11,12"),
+        ("a.mp4#t=10", (1, None), "a.mp4#t=11"),
+        ("a.mp4#t=,12", (1, 2), "a.mp4#t=1,2"),
+    ],
+)
+def test_a_part_of_a_part_is_one_of_the_whole_video(whole, times, expected):
+    assert with_span(whole, *times) == expected
+
+
+def test_a_part_after_the_end_of_its_part_has_no_name():
+    with pytest.raises(ValueError, match="it starts at 0 or later, and ends after its start"):
+        with_span("a.mp4#t=10,12", 2, 3)
+
+
 @pytest.mark.parametrize("fps", [24, 25, 30000 / 1001, 120])
 def test_a_part_is_the_frames_that_begin_in_it_at_any_rate(fps):
     times = VideoTimes.at_rate(100, fps)

@@ -712,11 +712,26 @@ def test_a_csv_as_spreadsheets_save_it_is_read(tmp_path):
         "path;label;;\na.mp4;run, fast;;\n",  # columns without names
         "a,b\tpath\tlabel\tc;d;e;f\n\t a.mp4 \trun, fast\t\n",
         "\n , \npath,label\n\na.mp4,'run, fast'\n,\n".replace("'", '"'),
+        'path,label,"a\nnote"\na.mp4,"run, fast","5"" or\n,more"',
     ],
 )
 def test_the_header_decides_what_separates_columns(text, tmp_path):
     (tmp_path / "clips.csv").write_bytes(text.encode())
     assert table_splits(tmp_path / "clips.csv") == {"all": [Clip(str(tmp_path / "a.mp4"), "run, fast")]}
+
+
+def test_the_home_of_nobody_in_a_table_is_a_missing_file(tmp_path):
+    table = write_table(tmp_path / "clips.csv", "path,label\n~nobody.at.all/a.mp4,run\n")
+    assert table_splits(table) == {"all": [Clip(str(tmp_path / "~nobody.at.all" / "a.mp4"), "run")]}
+
+
+@pytest.mark.parametrize("text", ["5", "[" * 200_000, "{", '"a"', "1" * 5000])
+def test_a_file_of_class_names_of_another_form_is_named(tmp_path, text):
+    touch(tmp_path, "videos/run/a.mp4")
+    (tmp_path / "trainlist01.txt").write_text("run/a.mp4\n")
+    (tmp_path / "names.json").write_text(text)
+    with pytest.raises(ValueError, match=r"names\.json (holds no class names|is not )"):
+        trx_splits(tmp_path, tmp_path / "videos", tmp_path / "names.json", ["train"])
 
 
 @pytest.mark.parametrize(
@@ -779,9 +794,19 @@ def test_an_address_in_a_table_stays_one(tmp_path):
         ("clips.jsonl", '{"path": "a.mp4"}\n', "line 1: there is no column 'label'; there are path"),
         ("clips.jsonl", '{"path": "a.mp4", "label": null}\n', "line 1: the column 'label' is empty"),
         ("clips.jsonl", '{"path": "a.mp4", "label": "run"}\n{"path"\n', "line 2 is not JSON"),
+        ("clips.jsonl", "\n" + 200_000 * "[", "line 2 is not read: its values are nested too deeply"),
+        ("clips.jsonl", '{"path": ' + 5000 * "1" + "}", "line 1 is not read: it has a number of too many digits"),
         ("clips.jsonl", '["a.mp4", "run"]\n', "line 1: an object with columns is expected"),
         ("clips.JSONL", '\n{"path": "a.mp4", "label": "run"}\n\n\n5\n', "line 5: an object with columns is expected"),
         ("clips.csv", "kind,split\na.mp4,run\n", r"no column 'path'; there are kind, split\.$"),
+        ("clips.csv", 'path,label\na.mp4,run\nb.mp4,"walk\nc.mp4,jump\n', "clips.csv, line 3: a value begins with a"),
+        ("clips.tsv", 'path\tlabel\na.mp4\t"run', r"line 2: .*\(unexpected end of data\)\. Remove the mark, or write"),
+        ("clips.csv", 'path,label\na.mp4,"run\nb.mp4,"walk"\nc.mp4,jump\n', "line 2: a value begins with a quotation"),
+        ("clips.csv", 'path,label\na.mp4,"run\nb.mp4,walk"\n', r"line 3: the class name 'run.nb.mp4,walk' has a line"),
+        ("clips.csv", 'path,label\na.mp4,"' + 9999 * "run,run,run,run\n", "line 2: .*, or is too long .field larger"),
+        ("clips.csv", '"path,label' + 9999 * "run,run,run,run", "clips.csv, line 1: .*, or is too long .field larger"),
+        ("clips.csv", 'path,"label\na.mp4,run\nb.mp4,run\n', "clips.csv, line 1: a value begins with a quotation mark"),
+        ("clips.jsonl", '{"path": "a.mp4", "label": "run\\nwalk"}\n', "line 1: the class name 'run.nwalk' has a line"),
     ],
 )
 def test_a_faulty_table_is_refused_with_the_line(name, text, message, tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from clipfsar.checked_files import file_for_torch
 from clipfsar.checkpoints.arguments import FROM_OFFICIAL, FROM_OPENAI, TO_OFFICIAL, ConvertArguments
 from clipfsar.checkpoints.convert_official import (
     model_of_state,
@@ -52,8 +53,8 @@ def to_official(arguments: ConvertArguments):
         raise ValueError(f"--checkpoint {checkpoint} is there already: name a new file to write to.")
     model = CLIPFSARModel.from_pretrained(name, dtype=torch.float32)
     converted = official_checkpoint(model)
-    with replace_file(checkpoint) as partial:
-        torch.save(converted, partial)
+    with replace_file(checkpoint) as partial, file_for_torch(partial) as file:
+        torch.save(converted, file)
     print(f"{checkpoint}: {len(converted['model_state'])} weights; the format has no place for CLIP's text tower.")
 
 

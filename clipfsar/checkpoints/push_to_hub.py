@@ -9,6 +9,7 @@ from clipfsar.checkpoints.arguments import PushArguments
 from clipfsar.checkpoints.converted_card import state_origin
 from clipfsar.checkpoints.model_card import MODEL_PLACEHOLDER
 from clipfsar.json_files import read_json
+from paths_clipfsar import write_text
 
 # Files that a used folder may also hold: caches, half-written files, training states.
 _NOT_UPLOADED = ["__pycache__/**", "*.pyc", "**/.*", "*.partial", "*.tmp", "state/**", "optimizer*", "*.bin"]
@@ -67,7 +68,7 @@ def push_folder(
     api = HfApi()
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     card = folder / "README.md"
-    card.write_text(card.read_text(encoding="utf-8").replace(MODEL_PLACEHOLDER, repo_id), encoding="utf-8")
+    write_text(card, card.read_text(encoding="utf-8").replace(MODEL_PLACEHOLDER, repo_id))
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     commit = api.upload_folder(

@@ -21,13 +21,14 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from clipfsar.data.clips import LeftOut
-from clipfsar.data.labels import Label, PredictedVideo, VideoFolder
+from clipfsar.data.labels import Label, NoTimesError, PredictedVideo, VideoFolder
 from limits_clipfsar import UnreadableError, read_file
-from paths_clipfsar import printable
 from spans_clipfsar import split_span
 
 _SHAPES = ("box", "polygon", "polyline", "points", "cuboid", "ellipse", "mask", "skeleton")
 _MOST_FRAMES = 10**9
+# XML 1.0, section 2.2. It allows carriage returns, but readers make line feeds of them (section 2.11).
+_NOT_IN_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class _WithoutDoctype(ElementTree.TreeBuilder):
@@ -201,11 +202,11 @@ def cvat_text(video: PredictedVideo) -> str:
     Each segment is a track whose box is the whole frame; without times it goes from the first to the last frame.
 
     Raises:
-        ValueError: If the video does not say its frame rate.
+        NoTimesError: If a segment has times, and the video does not say its frame rate.
     """
     root = Element("annotations")
     SubElement(root, "version").text = "1.1"
-    name = printable(Path(split_span(video.video)[0]).name)
+    name = _as_xml(Path(split_span(video.video)[0]).name)
     task = SubElement(SubElement(root, "meta"), "task")
     num_frames = video.times.num_frames
     texts = {"name": name, "size": num_frames, "mode": "interpolation", "start_frame": 0, "stop_frame": num_frames - 1}
@@ -214,20 +215,25 @@ def cvat_text(video: PredictedVideo) -> str:
     labels = SubElement(task, "labels")
     for class_name in dict.fromkeys(segment.class_name for segment in video.segments):
         label = SubElement(labels, "label")
-        SubElement(label, "name").text = printable(class_name)
+        SubElement(label, "name").text = _as_xml(class_name)
         SubElement(label, "type").text = "any"
         SubElement(label, "attributes")
     size = SubElement(task, "original_size")
     SubElement(size, "width").text, SubElement(size, "height").text = str(video.width), str(video.height)
     SubElement(task, "source").text = name
     for number, segment in enumerate(video.segments):
-        track = SubElement(root, "track", id=str(number), label=printable(segment.class_name), source="auto")
+        track = SubElement(root, "track", id=str(number), label=_as_xml(segment.class_name), source="auto")
         for frame, outside in _keyframes(video, segment.start_seconds, segment.end_seconds):
             box = {"frame": str(frame), "keyframe": "1", "outside": outside, "occluded": "0", "z_order": "0"}
             box |= {"xtl": "0.00", "ytl": "0.00", "xbr": f"{video.width:.2f}", "ybr": f"{video.height:.2f}"}
             SubElement(track, "box", box)
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, "unicode") + "\n"
+
+
+def _as_xml(text: str) -> str:
+    """Text without the characters that XML cannot hold: they become escapes, all others stay as they are."""
+    return _NOT_IN_XML.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def _keyframes(video: PredictedVideo, start: float | None, end: float | None) -> Iterable[tuple[int, str]]:
@@ -237,7 +243,7 @@ def _keyframes(video: PredictedVideo, start: float | None, end: float | None) ->
         try:
             first, part = video.times.part(start, end)
         except UnreadableError as error:
-            raise ValueError(
+            raise NoTimesError(
                 f"{video.video} cannot be written for CVAT: {error}. Give --fps for a folder of frames."
             ) from None
         stop = first + part.num_frames

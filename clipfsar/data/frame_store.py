@@ -36,7 +36,7 @@ from container_clipfsar import READER_VERSION
 from frame_archive_clipfsar import FRAME_FORMATS, pack_frames
 from limits_clipfsar import UnreadableError
 from parent_process_clipfsar import end_with_parent, shielding_children
-from paths_clipfsar import replace_file
+from paths_clipfsar import replace_file, write_text
 from pixels_clipfsar import resize_frames, resize_settings
 from spans_clipfsar import split_span
 from video_clipfsar import VideoReadError, VideoTimes, read_video_frames, sample_frame_indices
@@ -393,7 +393,7 @@ def _write_shard(path: Path, videos: Dataset | None, keys: list[str]) -> _Shard:
         partial.mkdir()
         if videos is not None:
             _save_quietly(videos, partial / "videos")
-        (partial / "keys.json").write_text(json.dumps(keys))
+        write_text(partial / "keys.json", json.dumps(keys))
         write_checksums(partial)
     return _Shard(path, keys)
 
@@ -463,7 +463,7 @@ def save_linked(splits: DatasetDict, folder: Path) -> None:
             link_or_copy(source, folder / name / target)
         state = read_json(folder / name / "state.json", "run the command again")
         state |= {"_data_files": [{"filename": target} for target in names], "_fingerprint": split._fingerprint}
-        (folder / name / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+        write_text(folder / name / "state.json", json.dumps(state, indent=2, sort_keys=True) + "\n")
 
 
 def references(dataset: Dataset) -> Iterator[dict]:

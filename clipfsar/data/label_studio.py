@@ -21,7 +21,7 @@ from typing import Any
 
 from choices_clipfsar import VIDEO_SUFFIXES
 from clipfsar.data.clips import LeftOut
-from clipfsar.data.labels import Label, PredictedVideo, Segment, VideoFolder
+from clipfsar.data.labels import Label, NoTimesError, PredictedVideo, Segment, VideoFolder
 from clipfsar.data.tables import read_json_text
 from clipfsar.options import nearest
 from spans_clipfsar import split_span
@@ -247,6 +247,9 @@ def label_studio_text(
         model_version: Name of the model, shown with the pre-annotations.
         tag: Name of the `<Choices>` or `<TimelineLabels>` tag. The `<Video>` tag is called "video".
         address: Address of a video for Label Studio, with {} for its file name. Default: the video as it was given.
+
+    Raises:
+        NoTimesError: If a segment has times, and the video does not say its frame rate.
     """
     tasks = []
     for video in videos:
@@ -270,7 +273,7 @@ def _value_of(segment: Segment, video: PredictedVideo, fps: float | None) -> dic
     if segment.start_seconds is None:
         return {"type": "choices", "value": {"choices": [segment.class_name]}}
     if fps is None:
-        raise ValueError(f"{video.video} has no frame rate, which Label Studio's timeline needs: give --fps.")
+        raise NoTimesError(f"{video.video} has no frame rate, which Label Studio's timeline needs: give --fps.")
     end = video.times.duration if segment.end_seconds is None else segment.end_seconds
     start = round(segment.start_seconds * fps) + 1
     ranges = [{"start": start, "end": max(start, round((end or 0) * fps))}]

@@ -5,18 +5,27 @@ Each format has a file: `label_studio.py`, `cvat.py`. Tables are read in `source
 
 import functools
 import os
+import re
 import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from choices_clipfsar import SECONDS_PER_VIDEO, VIDEO_SUFFIXES
 from clipfsar.data.clips import Clip, LeftOut, is_hidden
 from container_clipfsar import VideoTimes
-from paths_clipfsar import has_protocol
+from paths_clipfsar import has_protocol, local_path
 from spans_clipfsar import with_span
 from video_clipfsar import VideoReadError, video_times
+
+
+class NoTimesError(ValueError):
+    """Raised for predictions of parts of a video whose frames have no times. The message names video and remedy."""
+
+
+# In front of an upload: the beginning of a UUID (HumanSignal/label-studio, `data_import/models.py`).
+_UPLOAD = re.compile(r"\A[0-9a-f]{8}-")
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class VideoFolder:
     """Finds videos below a folder by what a labelling tool calls them: a path, the name of an upload, or an address."""
 
     def __init__(self, root: str | os.PathLike):
-        self.root = Path(root).expanduser().absolute()
+        self.root = local_path(root).absolute()
 
     @functools.cached_property
     def _paths_by_name(self) -> dict[str, list[str]]:
@@ -83,8 +92,8 @@ class VideoFolder:
         """The path of a video. Addresses of other servers are returned unchanged.
 
         A video is looked for by its path below the folder, then in the whole folder by its file name, without the eight
-        characters that Label Studio puts in front of uploads, or without a suffix, as names of tasks are. If it is not
-        found, the path is that of a missing file.
+        hexadecimal digits that Label Studio puts in front of uploads, or without a suffix, as names of tasks are. If it
+        is not found, the path is that of a missing file.
 
         Raises:
             ValueError: If several videos have this name.
@@ -104,8 +113,7 @@ class VideoFolder:
         path = PurePosixPath(name.replace("\\", "/"))
         if os.path.exists(self.root / path):
             return str(self.root / path)
-        prefix, _, rest = path.name.partition("-")
-        for file_name in (path.name, rest if len(prefix) == 8 else ""):
+        for file_name in (path.name, _UPLOAD.sub("", path.name)):
             found = self._paths_by_name.get(file_name, ())
             if len(found) > 1:
                 raise ValueError(
@@ -206,4 +214,4 @@ def _notes(labels: list[Label]) -> Counter:
     return +notes
 
 
-__all__ = ["Label", "PredictedVideo", "Segment", "VideoFolder", "clips_of"]
+__all__ = ["Label", "NoTimesError", "PredictedVideo", "Segment", "VideoFolder", "clips_of"]

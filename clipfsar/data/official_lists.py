@@ -11,7 +11,7 @@ from pathlib import Path
 from clipfsar.data.arguments import PrepareArguments
 from download_clipfsar import download
 from limits_clipfsar import UnreadableError
-from paths_clipfsar import replace_file
+from paths_clipfsar import local_path, replace_file
 
 COMMIT = "30cf0a8cf5287a56a9f37bfceb28e82be776fc5d"
 _FOLDER = "configs/projects/CLIPFSAR"
@@ -62,7 +62,7 @@ SHA256 = {
 
 def lists_folder(benchmark: str) -> Path:
     """Where the files of a benchmark are kept: in the cache of Hugging Face (`HF_HOME`)."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    home = local_path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
     return home / "clipfsar" / "official_lists" / COMMIT / benchmark
 
 

@@ -41,7 +41,7 @@ from clipfsar.presets import PRESETS
 from clipfsar.shards import Shard
 from container_clipfsar import READER_VERSION
 from episodes_clipfsar import read_labels
-from paths_clipfsar import flush_to_disk, replace_file
+from paths_clipfsar import flush_to_disk, replace_file, write_text
 from pixels_clipfsar import resize_settings
 from processing_clipfsar import CLIPFSARProcessor
 from spans_clipfsar import split_span
@@ -258,7 +258,7 @@ class Preparation:
         path = self.output_dir / "bad_videos.csv"
         path.unlink(missing_ok=True)
         if self.bad:
-            path.write_text(csv_text(list(self.bad[0]), self.bad), encoding="utf-8", errors="backslashreplace")
+            write_text(path, csv_text(list(self.bad[0]), self.bad))
 
     def summary(self) -> list[str]:
         """Describes each split, differences from the published numbers, and the classes with the most bad videos."""

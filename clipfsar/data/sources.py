@@ -3,11 +3,11 @@
 Nothing is decoded here, so a list of a hundred thousand videos takes seconds.
 """
 
-import json
+import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from clipfsar.data.clips import Clip, LeftOut, class_folders, find_clips, is_hid
 from clipfsar.data.cvat import read_cvat
 from clipfsar.data.label_studio import LABEL, VIDEO, read_label_studio
 from clipfsar.data.labels import VideoFolder, clips_of
-from clipfsar.data.tables import read_rows, read_text
+from clipfsar.data.tables import read_json_text, read_rows, read_text
 from clipfsar.option_conditions import check_without_effect
 from clipfsar.options import nearest
-from paths_clipfsar import class_name_of_folder, class_names_of_folders
+from paths_clipfsar import check_utf8, class_name_of_folder, class_names_of_folders, local_path
 from spans_clipfsar import with_span
 
 SPLIT_FOLDERS = {
@@ -256,7 +256,7 @@ def _read_validation_names(path: Path, videos: list[ListedVideo]) -> dict[int, s
         _check_unique(lines, path)
         return dict(enumerate(lines))
     try:
-        templates = {entry["id"]: entry["template"] for entry in json.loads(read_text(path))}
+        templates = {entry["id"]: entry["template"] for entry in read_json_text(path, "file_bytes")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} is not a label file of Something-Something, [{{"id": ..., "template": ...}}, ...] ({error!r}).'
@@ -335,9 +335,11 @@ def trx_splits(
 
 
 def _read_names_of_classes(path: Path) -> dict[str, str]:
-    content = json.loads(read_text(path))
+    content = read_json_text(path, "file_bytes")
     if isinstance(content, list):
         content = {str(number): name for number, name in enumerate(content)}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no class names: give a list of them, or an object with the name of each class.")
     return {key: " ".join(name) if isinstance(name, list) else str(name) for key, name in content.items()}
 
 
@@ -440,6 +442,11 @@ def table_splits(
                 )
             if row[column] in (None, ""):
                 raise ValueError(f"{table}, line {line}: the column {column!r} is empty.")
+        if len(str(row[label_column]).splitlines()) > 1:
+            raise ValueError(
+                f"{table}, line {line}: the class name {row[label_column]!r} has a line break. Remove it, or the "
+                "quotation mark before it."
+            )
         split = SPLIT_FOLDERS.get(str(row[split_column]).lower()) if split_column in row else "all"
         if split is None:
             raise ValueError(f"{table}, line {line}: split {row[split_column]!r} is not one of {', '.join(SPLITS)}.")
@@ -476,9 +483,9 @@ def _nearest_column(column: str, row: dict) -> str | None:
 
 def _local_path(root: Path, path: str) -> str:
     """An absolute path. `~` is the home folder. Windows paths work on other systems as well."""
-    absolute = (root.expanduser() / Path(path).expanduser()).absolute()
+    absolute = (local_path(root) / local_path(path)).absolute()
     if "\\" in path and os.sep == "/" and not absolute.exists():
-        absolute = (root.expanduser() / Path(path.replace("\\", "/")).expanduser()).absolute()
+        absolute = (local_path(root) / local_path(path.replace("\\", "/"))).absolute()
     return str(absolute)
 
 
@@ -574,8 +581,8 @@ def read_labelled_clips(
     Raises:
         ValueError: For a file of another form, or one without labels. The message has file, task and field.
     """
-    path, left_out = Path(path).expanduser(), LeftOut() if left_out is None else left_out
-    root = None if video_root is None else Path(video_root).expanduser()
+    path, left_out = local_path(path), LeftOut() if left_out is None else left_out
+    root = None if video_root is None else local_path(video_root)
     videos = VideoFolder((path if path.is_dir() else path.parent) if root is None else root)
     if path.suffix.lower() in TABLE_SUFFIXES:
         return [clip for clips in table_splits(path, root, label_column=label_column).values() for clip in clips]
@@ -615,23 +622,15 @@ def _path_or_none(path: str | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _check_utf8(names: Iterable[str]):
-    for name in names:
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"The name {name.encode('utf-8', 'surrogateescape')!r} is not UTF-8: rename the file or folder."
-            ) from None
-
-
 def to_dataset(splits: dict[str, list[Clip]]) -> DatasetDict:
     """Makes a data set with the columns `video` (paths) and `label` (class names).
 
     Raises:
         ValueError: For a name that is not UTF-8; a data set cannot store it.
     """
-    _check_utf8(text for clips in splits.values() for clip in clips for text in (clip.class_name, clip.path))
+    for clip in itertools.chain.from_iterable(splits.values()):
+        for name in (clip.class_name, clip.path):
+            check_utf8("The name", name, "rename the file or folder")
     features = Features({"video": Value("string"), "label": Value("string")})
     return DatasetDict(
         {

@@ -26,7 +26,7 @@ from clipfsar.data.older_reader import REPORT, check_kept_frames
 from clipfsar.data.sources import SPLIT_FOLDERS
 from clipfsar.json_files import read_json
 from episodes_clipfsar import read_labels, undecoded_videos
-from paths_clipfsar import class_names_of_folders, has_protocol, looks_like_path, normalized_class_name
+from paths_clipfsar import class_names_of_folders, has_protocol, local_path, looks_like_path, normalized_class_name
 
 MANY_VIDEOS = 20_000
 WORK_FOLDER = ".preparing"  # exists in the folder of a data set during its preparation
@@ -139,7 +139,7 @@ def _unusable_parquet_file(folder: Path) -> str | None:
 def _load_folder(folder: Path, label_column: str) -> DatasetDict:
     """The splits of a folder of videos or Parquet files. A tree of videos is walked only once."""
     left_out = LeftOut()
-    clips = find_clips(folder.expanduser().resolve(), left_out)
+    clips = find_clips(local_path(folder).resolve(), left_out)
     if len(clips) > MANY_VIDEOS:
         warnings.warn(
             f"{folder} holds {len(clips):,} videos in separate files: clipfsar prepare --source {folder} decodes each "
@@ -147,7 +147,7 @@ def _load_folder(folder: Path, label_column: str) -> DatasetDict:
             stacklevel=3,
         )
     if not left_out.suffixes:  # with more posters than videos, load_dataset would take the posters
-        splits = _splits_of_tree(folder.expanduser().resolve(), clips)
+        splits = _splits_of_tree(local_path(folder).resolve(), clips)
         if splits is not None:
             _warn_of_images(folder, left_out.num_images)
             return splits

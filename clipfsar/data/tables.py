@@ -1,6 +1,7 @@
 """Reads text files and tables (CSV, TSV and JSON Lines) and reports errors in them. Writes CSV."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limits_clipfsar import UnreadableError, read_file
+from paths_clipfsar import local_path
 
 _DELIMITERS = (",", ";", "\t")
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -55,12 +57,18 @@ def read_class_texts(path: str | os.PathLike) -> dict[str, Any]:
 
 def read_json_text(path: str | os.PathLike, size_limit: str = "json_bytes") -> Any:
     """The value in a JSON file of another program or of a person. Raises `ValueError` if it is not JSON."""
+    return _parsed_json(os.fspath(path), read_text(local_path(path), size_limit))
+
+
+def _parsed_json(where: str, text: str) -> Any:
     try:
-        return json.loads(read_text(Path(path).expanduser(), size_limit))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{os.fspath(path)} is not JSON: {error}.") from None
+        raise ValueError(f"{where} is not JSON: {error}.") from None
     except RecursionError:
-        raise ValueError(f"{os.fspath(path)} is not read: its values are nested too deeply.") from None
+        raise ValueError(f"{where} is not read: its values are nested too deeply.") from None
+    except ValueError:  # Python's limit on the digits of a whole number
+        raise ValueError(f"{where} is not read: it has a number of too many digits. Shorten or remove it.") from None
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -79,16 +87,25 @@ def _csv_line(cells: Iterable[Any]) -> str:
     return text.getvalue().removesuffix("\r\n")
 
 
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet would run a text, or would if it had no apostrophes in front."""
+    return text.lstrip("'").startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
 def _without_formula(value: Any) -> Any:
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+
+
+def _without_apostrophe(text: str) -> str:
+    """Undoes `_without_formula`."""
+    return text[1:] if text.startswith("'") and _is_formula(text) else text
 
 
 def read_rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
     """Yields line number and `{column: value}` for each row of a .csv, .tsv or .jsonl file.
 
     The header line of a .csv or .tsv file decides whether commas, semicolons or tabs separate its columns. Blanks
-    around values are removed.
+    around values are removed, and so is the apostrophe that `csv_text` writes in front of formulas.
 
     Args:
         columns: Names of the required columns; they help to recognise the separator.
@@ -104,38 +121,70 @@ def _rows(table: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int,
     header = next((line for line in text.splitlines() if line.strip()), "")
 
     def names(delimiter: str) -> list[str]:
-        return [name.strip() for name in next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])]
+        rows = _records(table, header, delimiter, strict=False)
+        return next((values for _, values in rows), [])
 
     delimiter = max(_DELIMITERS, key=lambda mark: (len(set(columns) & set(names(mark))), len(names(mark))))
     fields = None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    for values in reader:
-        if not any(value.strip() for value in values):
+    for line, values in _records(table, text, delimiter):
+        if not any(values):
             continue
-        values = [value.strip() for value in values]
         if fields is None:
             fields = values
             repeated = sorted({name for name in fields if name and fields.count(name) > 1})
             if repeated:
                 raise ValueError(
-                    f"{table}, line {reader.line_num}: there is more than one column {', '.join(map(repr, repeated))}: "
+                    f"{table}, line {line}: there is more than one column {', '.join(map(repr, repeated))}: "
                     "rename or remove the others."
                 )
             continue
         if len(values) != len(fields):
+            raise ValueError(f"{table}, line {line}: {len(fields)} columns are expected, but it has {len(values)}.")
+        yield line, dict(zip(fields, values, strict=True))
+
+
+def _records(table: Path, text: str, delimiter: str, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
+    """The last line and the values of each record of CSV text, without blanks around values.
+
+    A stray quotation mark would make all lines up to the next one, or to the end, a single value. So a record of
+    several lines must follow the rules of quoting strictly. Records of one line need not: `"a" , "b"` is understood.
+
+    Args:
+        strict: False for a header alone, whose values may go on in the next line.
+    """
+    lines: list[str] = []
+    is_at_end = False
+
+    def read_lines() -> Iterator[str]:
+        nonlocal is_at_end
+        for line in io.StringIO(text, newline=""):
+            lines.append(line)
+            yield line
+        is_at_end = True
+
+    read = functools.partial(csv.reader, delimiter=delimiter, skipinitialspace=True)
+    reader = read(read_lines())
+    while True:
+        first = reader.line_num + 1
+        try:
+            values = next(reader, None)
+            if values is not None and strict and (is_at_end or len(lines) > 1):
+                next(read(lines, strict=True))
+        except csv.Error as error:
             raise ValueError(
-                f"{table}, line {reader.line_num}: {len(fields)} columns are expected, but it has {len(values)}."
-            )
-        yield reader.line_num, dict(zip(fields, values, strict=True))
+                f"{table}, line {first}: a value begins with a quotation mark and does not end with one, or is too "
+                f"long ({error}). Remove the mark, or write it twice and quote the whole value."
+            ) from None
+        if values is None:
+            return
+        lines.clear()
+        yield reader.line_num, [_without_apostrophe(value.strip()) for value in values]
 
 
 def _rows_of_json_lines(table: Path, text: str) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{table}, line {number} is not JSON: {error}.") from None
+            row = _parsed_json(f"{table}, line {number}", line)
             if not isinstance(row, dict):
                 raise ValueError(f"{table}, line {number}: an object with columns is expected.")
             yield number, row

@@ -34,7 +34,7 @@ from clipfsar.inference.load_model import load_model
 from configuration_clipfsar import CLIPFSARConfig
 from heads_clipfsar import HEADS, Head, register_head
 from modeling_clipfsar import CLIPFSARModel
-from paths_clipfsar import check_output_file
+from paths_clipfsar import check_output_file, local_path, write_text
 
 _WITHOUT_HEAD = ("otam", "bi_mhm", "mean")
 
@@ -84,7 +84,7 @@ class HeadComparison:
         """Writes protocol and results; the first rows have no p value, so theirs is null."""
         results = [asdict(one) | {"p_value": None if math.isnan(one.p_value) else one.p_value} for one in self.results]
         content = {"protocol": asdict(self.protocol), "results": results}
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def to_latex(self, path: Path) -> None:
         """Writes a table for the package booktabs."""
@@ -92,7 +92,7 @@ class HeadComparison:
         rows = [" & ".join((_latex(one.name), str(one.n_shot), *map(_latex, _cells(one)))) for one in self.results]
         parts = (r"\begin{tabular}{lrrrrrr}", r"\toprule", head + r" \\", r"\midrule", *(row + r" \\" for row in rows))
         text = "\n".join((*parts, r"\bottomrule", r"\end{tabular}"))
-        path.write_text(text + "\n", encoding="utf-8")
+        write_text(path, text + "\n")
 
     def plot(self, folder: Path) -> list[Path]:
         """Draws `ranks_K_shot.png`: mean ranks, with a bar over those that no corrected test tells apart."""
@@ -297,7 +297,7 @@ def names_in_table(models: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: When a checkpoint is given twice.
     """
-    paths = {name: Path(name).expanduser() for name in models}
+    paths = {name: local_path(name) for name in models}
     paths = {name: path.resolve() if path.exists() else path for name, path in paths.items()}  # a Hub id stays
     for name in models:
         if list(paths.values()).count(paths[name]) > 1 or list(models).count(name) > 1:

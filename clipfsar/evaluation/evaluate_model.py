@@ -30,7 +30,7 @@ from clipfsar.json_files import DamagedFileError, read_json
 from clipfsar.processes import machines_first
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
-from paths_clipfsar import check_output_file, normalized_class_name
+from paths_clipfsar import check_output_file, local_path, normalized_class_name
 from processing_clipfsar import CLIPFSARProcessor
 
 TRAINING_ARGUMENTS = "training_arguments.json"  # in a model's folder
@@ -211,7 +211,7 @@ class Evaluation:
 
 def warn_of_base_classes(model: str, class_names: Sequence[str]) -> None:
     """Warns when a model was trained on some of the classes. Models of earlier versions do not say on which."""
-    path, remedy = Path(model).expanduser() / TRAINING_ARGUMENTS, "put back the file that belongs to the model"
+    path, remedy = local_path(model) / TRAINING_ARGUMENTS, "put back the file that belongs to the model"
     base_classes = read_json(path, remedy).get("base_classes", []) if path.is_file() else []
     if not isinstance(base_classes, list) or not all(isinstance(name, str) for name in base_classes):
         raise DamagedFileError(f"{path} is damaged (base_classes must be a list of names): {remedy}.")

@@ -20,6 +20,7 @@ from clipfsar.evaluation.report import (
     per_class_accuracies,
     right_answers_per_video,
 )
+from paths_clipfsar import write_text
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class EvaluationResults(list):
         text = json.dumps(self.to_dicts(), indent=2, allow_nan=False) + "\n"
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+            write_text(path, text)
         return text
 
     def to_pandas(self):

@@ -1,6 +1,7 @@
 """Options of `clipfsar predict`, `review` and `export`. Imports nothing heavy, so that `--help` is fast."""
 
 import math
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from choices_clipfsar import DTYPES, EXPORT_FORMATS, INFERENCE_MODES, OUTPUT_FOR
 from clipfsar.data.arguments import LABEL_FPS_HELP
 from clipfsar.names import check_device, check_source, find_model
 from clipfsar.options import REQUIRED, option
-from paths_clipfsar import check_output_folder, check_path, check_picture_name
+from paths_clipfsar import check_output_folder, check_path, check_picture_name, local_path
 from spans_clipfsar import split_span, wrong_times
 
 DTYPE_CHOICES = ("auto", *DTYPES)
@@ -210,7 +211,7 @@ class PredictArguments:
             if reason is not None:
                 raise ValueError(f"--query {query}: {reason}.")
         paths = [split_span(query)[0] for query in self.query]
-        if paths and not any("://" in path or Path(path).expanduser().exists() for path in paths):
+        if paths and not any("://" in path or os.path.exists(local_path(path)) for path in paths):
             raise FileNotFoundError(f"--query {' '.join(self.query)}: there is no such file or folder.")
         self.model = find_model("model", self.model)
 

@@ -18,11 +18,13 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from backbones_clipfsar import takes_patches
+from clipfsar.checked_files import file_for_torch
 from clipfsar.inference.arguments import ExportArguments
 from clipfsar.inference.load_model import load_model
 from clipfsar.json_files import read_json
 from fingerprint_clipfsar import model_digest, preprocessing_settings
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
+from paths_clipfsar import naming_errors, replace_file, write_text
 from support_set_clipfsar import SupportSet
 from support_set_files_clipfsar import TUNED_SETTINGS
 from tuning_clipfsar import with_settings
@@ -143,9 +145,11 @@ def export(
                         graph, dynamo=True, dynamic_shapes=names, output_names=["logits"], verbose=False
                     )
                 assert program is not None  # `dynamo` returns it
-                program.save(path)
+                with naming_errors(path):
+                    program.save(path)
             else:
-                torch.export.save(graph, path)
+                with file_for_torch(path) as file:
+                    torch.export.save(graph, file)
             deviations[name] = deviation, largest = _largest_deviation(classifier, shapes, path)
             if not deviation <= TOLERANCE * max(1, largest):
                 path.unlink()
@@ -210,13 +214,14 @@ def write_classes(model: CLIPFSARModel, support_set: SupportSet, folder: Path):
         of_head = {"shots": shots[0].cpu().numpy(), "is_shot": np.ones(shots.shape[1:3], dtype=np.float32)}
         if present is not None:
             of_head["is_shot"] = present[0].float().cpu().numpy()
-    np.savez(
-        folder / CLASSES,
-        **of_head,
-        prototypes=snapshot.prototypes.cpu().numpy(),
-        class_embeds=torch.stack([one.class_embeds for one in support_set.classes.values()]).numpy(),
-        class_names=np.array(support_set.class_names),
-    )
+    with replace_file(folder / CLASSES) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            **of_head,
+            prototypes=snapshot.prototypes.cpu().numpy(),
+            class_embeds=torch.stack([one.class_embeds for one in support_set.classes.values()]).numpy(),
+            class_names=np.array(support_set.class_names),
+        )
 
 
 def describe(model: CLIPFSARModel, processor, inference_mode: str, shapes: dict[str, list]) -> dict:
@@ -313,8 +318,7 @@ def main(arguments: ExportArguments):
     if support_set is not None:
         write_classes(model, support_set, folder)
         print(f"{folder / CLASSES}: {len(support_set)} classes.")
-    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
 
 __all__ = ["QueryClassifier", "describe", "export", "input_shapes", "main", "write_classes"]

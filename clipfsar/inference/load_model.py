@@ -7,9 +7,15 @@ import torch
 from choices_clipfsar import DTYPES, check_choice
 from clipfsar.checked_files import CHECKSUMS, check_files
 from clipfsar.inference.quantized import quantize_int8
+from clipfsar.json_files import read_json
 from hub_clipfsar import HUB_OPTIONS
 from modeling_clipfsar import CLIPFSARModel
 from processing_clipfsar import CLIPFSARProcessor
+
+_JSON_FILES = (
+    *("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("vocab.json", "model.safetensors.index.json"),
+)
 
 
 def load_model(name: str, dtype: str | torch.dtype = "float32", **settings) -> tuple[CLIPFSARModel, CLIPFSARProcessor]:
@@ -22,7 +28,7 @@ def load_model(name: str, dtype: str | torch.dtype = "float32", **settings) -> t
 
     Raises:
         ValueError: For a model of another kind, an unknown dtype, and for weights that differ from their checksums
-            (`SHA256SUMS`).
+            (`SHA256SUMS`), and for a damaged JSON file, which transformers would not name.
         TypeError: For an unknown setting.
         OSError: When the model does not exist.
     """
@@ -32,6 +38,8 @@ def load_model(name: str, dtype: str | torch.dtype = "float32", **settings) -> t
     check_choice("dtype", name_of_dtype, ("auto", *DTYPES))
     folder = Path(name, settings.get("subfolder") or "")
     remedy = f"put back a copy of it, or, if it was changed on purpose, delete {folder / CHECKSUMS}"
+    for file in filter(Path.is_file, (folder / file for file in _JSON_FILES)):
+        read_json(file, "put back a copy of it", size_limit="file_bytes")  # some vocabularies take 30 MB
     check_files(folder, remedy, only="model*.safetensors", must_be_listed="model*.safetensors")
     of_weights = {"auto": "auto", "int8": torch.float32}.get(name_of_dtype) or getattr(torch, name_of_dtype)
     model = CLIPFSARModel.from_pretrained(name, dtype=of_weights, **settings).eval()

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -26,7 +27,8 @@ from clipfsar.inference.preannotations import (
 from clipfsar.inference.windows import classify_windows, encode_windows
 from clipfsar.option_conditions import check_without_effect
 from clipfsar.plots import plot_timeline
-from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, printable
+from enrolled_clipfsar import DamagedPictureError
+from paths_clipfsar import check_output_file, class_names_of_folders, file_name_of, local_path, printable, write_text
 from pipeline_clipfsar import FewShotVideoClassificationPipeline, split_labels
 from spans_clipfsar import split_span
 from support_set_clipfsar import SUPPORT_SET_NAME, SupportSet
@@ -65,8 +67,8 @@ def find_queries(names: list[str], left_out: LeftOut | None = None) -> list[str]
     """The videos to classify: folders are replaced by their clips. Missing files stay; the output marks them."""
     queries = []
     for name in names:
-        path = Path(name).expanduser()
-        clips = find_clips(path, left_out) if path.is_dir() else []
+        path = local_path(name)
+        clips = find_clips(path, left_out) if os.path.isdir(path) else []  # False for a name that no file can have
         queries += [str(clip) for clip in clips] or [name]
     return queries
 
@@ -79,7 +81,7 @@ def find_support_set(arguments) -> SupportSet | dict[str, list]:
         arguments: Has the options `support_set`, `video_root`, `label_fps`, `batch_size` and `skip_unreadable`.
     """
     source = arguments.support_set
-    path, left_out = Path(source).expanduser(), LeftOut()
+    path, left_out = local_path(source), LeftOut()
     has_labels = path.exists() and (path.suffix.lower() in TABLE_SUFFIXES or is_labels(path))
     if path.is_file() and not has_labels:
         raise ValueError(f"--support_set {source} is a file without labels. {SUPPORT_SET_REMEDY}")
@@ -130,7 +132,7 @@ def _labels(arguments: PredictArguments) -> tuple[str, ...] | None:
 
 def _given_labels(arguments: PredictArguments) -> tuple[str, ...] | None:
     if arguments.labels_file is not None:
-        lines = read_text(Path(arguments.labels_file).expanduser()).splitlines()
+        lines = read_text(local_path(arguments.labels_file)).splitlines()
         names = tuple(line.strip() for line in lines if line.strip())
         if not names:
             raise ValueError(f"--labels_file {arguments.labels_file} holds no class names: write one per line.")
@@ -192,7 +194,7 @@ class Prediction:
         left_out = LeftOut()
         clips = find_queries(names, left_out)
         _print_left_out(option, left_out)
-        folders = [path for path in (Path(name).expanduser() for name in names) if path.is_dir()]
+        folders = [path for path in (local_path(name) for name in names) if os.path.isdir(path)]
         if names and len(folders) == len(names) and not any(map(find_clips, folders)):
             raise ValueError(f"{option} {' '.join(names)} holds neither videos nor folders of image files.")
         return clips
@@ -239,12 +241,21 @@ class Prediction:
                 continue
             results.append({"query": query, "answer": answer})
             if self.arguments.pictures:
-                options = (self.arguments.inference_mode, self.arguments.detect_unknown)
-                explanation = self.pipeline.explain(query, None, *options)
-                results[-1]["why"] = explanation.to_dict()
-                draw = functools.partial(explanation.plot, title=printable(Path(query).name))
-                self._draw(results[-1], draw, self.arguments.pictures)
+                self._explain(results[-1], self.arguments.pictures)
         return results
+
+    def _explain(self, result: dict, folder: str):
+        """Adds the numbers and the picture behind an answer, for which the query is read a second time. The answer is
+        kept if this fails."""
+        options = (self.arguments.inference_mode, self.arguments.detect_unknown)
+        try:
+            explanation = self.pipeline.explain(result["query"], None, *options)
+        except (VideoReadError, DamagedPictureError) as error:
+            result["picture_error"] = str(error)
+            return
+        result["why"] = explanation.to_dict()
+        draw = functools.partial(explanation.plot, title=printable(Path(result["query"]).name))
+        self._draw(result, draw, folder)
 
     def _in_windows(self, query: str, window_seconds: float) -> dict:
         arguments, pipeline = self.arguments, self.pipeline
@@ -398,7 +409,7 @@ def write_output(text: str, path: str | None):
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return
     try:
-        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(path, text)
     except OSError:
         write_output(text, None)
         raise
@@ -406,6 +417,23 @@ def write_output(text: str, path: str | None):
 
 def _videos(number: int) -> str:
     return f"{number:,} video{'' if number == 1 else 's'}"
+
+
+def _tell_what_is_missing(results: list[dict], arguments: PredictArguments) -> int:
+    """Counts what could not be read or drawn, with the reasons where the output has no place for them. Returns the exit
+    code."""
+    without_place = {"error": FORMATS_OF_LABELS, "picture_error": ("csv", *FORMATS_OF_LABELS)}
+    sentences = {"error": "queries could not be read", "picture_error": "pictures could not be made"}
+    code = 0
+    for kind, sentence in sentences.items():
+        failed = [result for result in results if kind in result]
+        if arguments.format in without_place[kind]:
+            for result in failed:
+                print(f"{printable(result['query'])}: {result[kind]}", file=sys.stderr)
+        if failed:
+            print(f"{len(failed)} of {len(results)} {sentence}.", file=sys.stderr)
+            code = SOME_UNREADABLE
+    return code
 
 
 def main(arguments: PredictArguments) -> int:
@@ -420,16 +448,15 @@ def main(arguments: PredictArguments) -> int:
         return 0
     results = prediction.run()
     folder = output_folder(arguments)
+    text = "" if folder is not None else as_text(results, prediction)
     if folder is not None:
         write_cvat(as_cvat(results, arguments), folder)
-    else:
-        write_output(as_text(results, prediction), arguments.output)
+    elif text or arguments.format != "cvat":  # a file for CVAT holds a video; without one an earlier file stays
+        write_output(text, arguments.output)
+    written = [one for one in results if arguments.format not in FORMATS_OF_LABELS or "error" not in one]
     if arguments.output:
-        print(f"{arguments.output}: results of {_videos(len(results))}, {arguments.format}", file=sys.stderr)
-    num_unread = sum("error" in result for result in results)
-    if num_unread:
-        print(f"{num_unread} of {len(results)} queries could not be read.", file=sys.stderr)
-    return SOME_UNREADABLE if num_unread else 0
+        print(f"{arguments.output}: results of {_videos(len(written))}, {arguments.format}", file=sys.stderr)
+    return _tell_what_is_missing(results, arguments)
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from clipfsar.data.tables import read_class_texts, read_rows
 from clipfsar.inference.arguments import ReviewArguments
 from clipfsar.inference.load_model import load_model, usable_device
 from clipfsar.inference.predict import enroll, find_support_set, write_output
-from paths_clipfsar import check_output_file, printable
+from paths_clipfsar import check_output_file, local_path, printable
 from pipeline_clipfsar import FewShotVideoClassificationPipeline
 from support_set_clipfsar import SUPPORT_SET_NAME
 
@@ -39,7 +39,7 @@ def main(arguments: ReviewArguments) -> None:
         outputs.append(str(Path(arguments.save_support_set) / SUPPORT_SET_NAME))
     for path in filter(None, outputs):
         check_output_file(path)
-    sources = None if arguments.sources is None else read_sources(Path(arguments.sources).expanduser())
+    sources = None if arguments.sources is None else read_sources(local_path(arguments.sources))
     found = find_support_set(arguments)
     class_texts = None if arguments.class_texts is None else read_class_texts(arguments.class_texts)
     model, processor = load_model(arguments.model, arguments.dtype)

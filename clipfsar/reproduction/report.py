@@ -13,7 +13,7 @@ from clipfsar.checkpoints.model_card import SELECTED_ON_TEST
 from clipfsar.data.older_reader import REPORT
 from clipfsar.json_files import read_json
 from clipfsar.reproduction.arguments import ReproduceArguments, overridden
-from paths_clipfsar import public_name, replace_file
+from paths_clipfsar import public_name, replace_file, write_text
 
 # How every reproduction differs from the official program; docs/official/differences.md has the whole list.
 DIFFERENCES = (
@@ -209,7 +209,7 @@ def write_eval_results(folder: Path, hub_dataset: str, run: dict):
     ]
     path = folder / ".eval_results" / f"{hub_dataset.split('/')[-1]}.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
 
 
 __all__ = ["in_words", "markdown", "read_published", "report_data", "write_eval_results", "write_report"]

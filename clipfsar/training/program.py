@@ -23,6 +23,7 @@ from clipfsar.training.preemption import PreemptionCallback, noting_sigterm
 from clipfsar.training.run_folder import RESULTS, find_saved_state, run_lock
 from clipfsar.training.trainer import EpisodicTrainer, log_to_terminal
 from modeling_clipfsar import CLIPFSARModel
+from paths_clipfsar import write_text
 from processing_clipfsar import CLIPFSARProcessor
 
 
@@ -101,7 +102,7 @@ def _train_and_test(trainer: EpisodicTrainer, test: VideoSplit | None) -> Evalua
             if args.select_on == "test":
                 tqdm.write(SELECTED_ON_TEST)
             rows = [asdict(result.summary()) for result in results]
-            (trainer.output_dir / RESULTS).write_text(json.dumps(rows, indent=2) + "\n")
+            write_text(trainer.output_dir / RESULTS, json.dumps(rows, indent=2) + "\n")
         trainer.save_model()
     if args.push_to_hub:
         trainer.push_to_hub()

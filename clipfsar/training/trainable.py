@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from clipfsar.training.run_folder import has_same_weights
 from modeling_clipfsar import VISION_MODULES, CLIPFSARModel
 from pipeline_clipfsar import save_with_pipeline
+from support_set_files_clipfsar import write_tensors
 
 ADAPTER_FOLDER = "adapter"
 
@@ -152,7 +153,7 @@ def save_trained_model(model: CLIPFSARModel, processor, folder: Path, keep_adapt
         (folder / ADAPTER_FOLDER).mkdir()
         tower.peft_config["default"].save_pretrained(folder / ADAPTER_FOLDER)
         weights = {f"base_model.model.{name}": weight.contiguous().cpu() for name, weight in state.items()}
-        save_file(weights, folder / ADAPTER_FOLDER / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_tensors(weights, folder / ADAPTER_FOLDER / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def copy_adapter(best: Path, new: Path):

@@ -73,6 +73,7 @@ from clipfsar.training.trainable import (
 )
 from episodes_clipfsar import EpisodeCollator, EpisodeDataset, EpisodeSampler
 from fingerprint_clipfsar import model_digest
+from paths_clipfsar import write_text
 
 logger = MainProcessLogger(logging.getLogger(__name__), {})
 
@@ -361,7 +362,7 @@ class EpisodicTrainer:
                 "callbacks": callback_states(self.callback_handler.callbacks),
             }
             with told_how_to_go_on(new):
-                (new / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
+                write_text(new / "progress.json", json.dumps(progress, indent=2) + "\n")
                 write_checksums(new)
                 replace_folder(new, self.output_dir / "state")
         self.accelerator.wait_for_everyone()
@@ -610,7 +611,7 @@ class EpisodicTrainer:
             copy_adapter(best, new)
         base_classes = self.train_split.class_names if self.train_split is not None else []
         settings = self.args.without_paths() | {"base_classes": base_classes}
-        (new / "training_arguments.json").write_text(json.dumps(settings, indent=2) + "\n")
+        write_text(new / "training_arguments.json", json.dumps(settings, indent=2) + "\n")
         write_model_card(new, self.args, self.best, [result.summary() for result in results], len(base_classes))
         write_checksums(new, leave_out=[CARD])
         put_in_place(new, folder, is_ours)
