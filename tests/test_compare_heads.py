@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from golden.formula_model import tiny_model
+from tiny_data import tiny_model_and_processor
 
+from clipfsar.evaluation import compare_heads
 from clipfsar.evaluation.arguments import CompareArguments
 from clipfsar.evaluation.compare_heads import compare_features, find_heads, heads_of, names_in_table
 from clipfsar.evaluation.paired import (
@@ -198,10 +201,24 @@ def test_a_head_without_its_weights_is_left_out(tmp_path, capsys):
     assert heads_of(str(tmp_path), []) == ["bi_mhm"]
 
 
-def test_every_head_is_trained_with_the_same_seeds_on_the_same_features(tmp_path, monkeypatch):
+def save_first_model(folder, **settings):
+    """A model to train heads on; `settings` are of its configuration."""
+    model, processor = tiny_model_and_processor(**settings)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor
+
+
+@pytest.fixture
+def first_model(tmp_path):
+    save_first_model(tmp_path / "first")
+    return str(tmp_path / "first")
+
+
+def test_every_head_is_trained_with_the_same_seeds_on_the_same_features(tmp_path, first_model, monkeypatch):
     trained = []
     monkeypatch.setattr(train_heads, "train", trained.append)
-    given = {"models": ["clip"], "dataset": "data", "output_dir": str(tmp_path), "train_heads": ["otam", "trx"]}
+    given = {"models": [first_model], "dataset": "data", "output_dir": str(tmp_path), "train_heads": ["otam", "trx"]}
     folders = train_heads.train_heads(CompareArguments(**given, train_seeds=2, train_episodes=400))
     assert [(one.alignment, one.seed) for one in trained] == [("otam", 0), ("otam", 1), ("trx", 0), ("trx", 1)]
     assert {(one.features_dir, one.freeze_vision, one.resume) for one in trained} == {
@@ -239,6 +256,66 @@ def test_a_head_trains_with_the_settings_of_the_comparison_and_without_a_test_of
     few = CompareArguments(**given, train_episodes=100)
     assert train_heads.training_of(few, "trx", 0).eval_every == 8
     assert train_heads.training_of(replace(few, train_episodes=36), "trx", 0).eval_every == 4
+
+
+def test_heads_are_trained_on_the_frames_that_the_table_is_made_on(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(train_heads, "train", trained.append)
+    _, processor = save_first_model(tmp_path / "first")
+    processor.frame_sampling, processor.query_augmentation = "linspace", "kinetics"
+    processor.prompt_template = "someone does {}"
+    processor.save_pretrained(tmp_path / "first")
+    given = {"models": [str(tmp_path / "first")], "dataset": "data", "output_dir": str(tmp_path / "out")}
+    train_heads.train_heads(CompareArguments(**given, train_heads=["otam"], train_seeds=2))
+    names = ("num_frames", "frame_sampling", "prompt_template", "query_augmentation")
+    assert [[getattr(one, name) for name in names] for one in trained] == [
+        [4, "linspace", "someone does {}", "none"],
+        [4, "linspace", "someone does {}", "none"],
+    ]
+
+
+def test_heads_that_were_trained_on_a_model_that_has_changed_since_are_refused(tmp_path, first_model, monkeypatch):
+    monkeypatch.setattr(train_heads, "train", lambda one: None)
+    given = {"models": [first_model], "dataset": "data", "output_dir": str(tmp_path / "out"), "train_heads": ["otam"]}
+    arguments = CompareArguments(**given)
+    train_heads.train_heads(arguments)
+    train_heads.train_heads(arguments)  # the same model
+    model, processor = tiny_model_and_processor()
+    with torch.no_grad():
+        model.clip.visual_projection.weight.add_(1)
+    model.save_pretrained(first_model)
+    folder = tmp_path / "out" / "trained"
+    message = f"{folder} were trained from another model than {first_model} is now (different: weights)"
+    with pytest.raises(ValueError, match=re.escape(f"{message}: name another --output_dir, or delete {folder}, and")):
+        train_heads.train_heads(arguments)
+    processor.prompt_template = "someone does {}"
+    processor.save_pretrained(first_model)
+    with pytest.raises(ValueError, match=re.escape("(different: weights, preprocessing)")):
+        train_heads.train_heads(arguments)
+
+
+def test_trainings_of_earlier_versions_are_not_recorded_as_those_of_the_present_model(
+    tmp_path, first_model, monkeypatch
+):
+    monkeypatch.setattr(train_heads, "train", lambda one: None)
+    (tmp_path / "out" / "trained" / "otam" / "seed_0" / "best").mkdir(parents=True)
+    given = {"models": [first_model], "dataset": "data", "output_dir": str(tmp_path / "out"), "train_heads": ["otam"]}
+    train_heads.train_heads(CompareArguments(**given))
+    assert [path.name for path in (tmp_path / "out" / "trained").iterdir()] == ["otam"]
+
+
+def test_a_trained_head_with_other_frozen_towers_or_frames_is_refused(tmp_path, first_model):
+    first, processor = save_first_model(tmp_path / "same" / "best")
+    assert compare_heads._trained_head(str(tmp_path / "same" / "best"), first, first_model).device == first.device
+    processor.num_frames = 2
+    processor.save_pretrained(tmp_path / "same" / "best")
+    message = "same/best was trained on the features of another model than .*/first: name another --output_dir, or "
+    with pytest.raises(ValueError, match=f"{message}delete .*/same, and it is trained again"):
+        compare_heads._trained_head(str(tmp_path / "same" / "best"), first, first_model)
+    with torch.no_grad():
+        first.clip.visual_projection.weight.add_(1)
+    with pytest.raises(ValueError, match="first was trained on the features of another model than"):
+        compare_heads._trained_head(first_model, first, first_model)
 
 
 def test_trainings_need_a_folder_and_two_seeds():

@@ -32,9 +32,11 @@ from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.inference.load_model import load_model
 from configuration_clipfsar import CLIPFSARConfig
+from fingerprint_clipfsar import preprocessing_settings, weights_digest
 from heads_clipfsar import HEADS, Head, register_head
 from modeling_clipfsar import CLIPFSARModel
 from paths_clipfsar import check_output_file
+from processing_clipfsar import CLIPFSARProcessor
 
 _WITHOUT_HEAD = ("otam", "bi_mhm", "mean")
 
@@ -257,8 +259,8 @@ def run(arguments: CompareArguments, trained: Mapping[str, Sequence[str]] | None
         for alignment, features in _features_of(name, short_name, heads, split, arguments).items():
             contenders[alignment if len(short_names) == 1 else f"{short_name} {alignment}"] = [features]
     first = next(iter(contenders.values()))[0]
-    for name, folders in (trained or {}).items():  # their visual tower is the first model's, frozen
-        models = [load_model(folder)[0] for folder in folders]
+    for name, folders in (trained or {}).items():
+        models = [_trained_head(folder, first.model, arguments.models[0]) for folder in folders]
         contenders[name] = [SplitFeatures(one, first.video_embeds, first.class_embeds, split.labels) for one in models]
     comparison = compare_features(contenders, protocol, split.class_names)
     print(f"{arguments.dataset}, split {arguments.split}, {len(split)} videos, {protocol.n_episodes:,} episodes:\n")
@@ -285,6 +287,22 @@ def _features_of(
         alignment: SplitFeatures(model.to(accelerator.device), embeds, texts, split.labels)
         for alignment, (model, _) in models.items()
     }
+
+
+def _trained_head(folder: str, first: CLIPFSARModel, name: str) -> CLIPFSARModel:
+    """The model in `folder`, which answers on the features of the model `first` that is called `name`.
+
+    Raises:
+        ValueError: When it was trained on other features: its frozen towers or its frames are not those of `first`.
+    """
+    (model, processor), of_first = load_model(folder), CLIPFSARProcessor.from_pretrained(name)
+    same_towers = weights_digest([model.clip]) == weights_digest([first.clip])
+    if not same_towers or preprocessing_settings(processor) != preprocessing_settings(of_first):
+        raise ValueError(
+            f"The head in {folder} was trained on the features of another model than {name}: name another "
+            f"--output_dir, or delete {Path(folder).parent}, and it is trained again."
+        )
+    return model.to(first.device)
 
 
 def _store(arguments: CompareArguments, short_name: str, encoder: VideoEncoder) -> FeatureStore:
