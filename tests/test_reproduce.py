@@ -12,11 +12,21 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
-from tiny_data import COLOURS, SETTINGS, run_in_children, save_tiny_clip, write_video
+from tiny_data import (
+    COLOURS,
+    SETTINGS,
+    run_in_children,
+    save_tiny_clip,
+    tiny_model_and_processor,
+    write_video,
+    write_video_folder,
+)
 
 from clipfsar.cli import main as clipfsar
 from clipfsar.data import prepare as prepare_module
 from clipfsar.data.older_reader import REPORT
+from clipfsar.data.splits import load_video_splits
+from clipfsar.data.video_split import VideoSplit
 from clipfsar.reproduction import program
 from clipfsar.reproduction.arguments import overridden, parse_arguments
 from clipfsar.reproduction.plan import Cost, count_videos, measure, plan
@@ -191,6 +201,41 @@ def test_a_run_that_was_finished_with_other_settings_is_not_reported_as_if_it_ha
     assert not program._is_finished(run())
 
 
+def finished_run(folder, video_folder, record_in_state=False, **settings):
+    """A run whose record says that it was trained and tested on the videos of a folder."""
+    run = EpisodicTrainingArguments(output_dir=str(folder / "run"), dataset=str(video_folder), **settings)
+    splits = load_video_splits(str(video_folder))
+    data = {name: VideoSplit(dataset, name=name).record() for name, dataset in splits.items()}
+    (folder / "run" / "state").mkdir(parents=True)
+    (folder / "run" / program.FINISHED).write_text(json.dumps({} if record_in_state else {"data": data}))
+    (folder / "run" / "state" / "progress.json").write_text(json.dumps({"data": data} if record_in_state else {}))
+    return run
+
+
+@pytest.mark.parametrize("record_in_state", [False, True], ids=["now", "earlier version"])
+def test_a_finished_run_is_not_reported_for_data_that_have_replaced_its_own(record_in_state, tmp_path):
+    write_video_folder(tmp_path / "videos", videos_per_class=2)
+    run = finished_run(tmp_path, tmp_path / "videos", record_in_state)
+    program.check_inputs([run])
+    (tmp_path / "videos" / "test" / "violet" / "0.mp4").write_bytes(b"another video")
+    with pytest.raises(ValueError, match="run was started on other data: test: class 'violet' has other videos"):
+        program.check_inputs([run])
+    program.check_inputs([replace(run, test_episodes=0)])  # these data had no part in it
+
+
+def test_a_finished_run_is_not_reported_for_class_texts_that_have_replaced_its_own(tmp_path):
+    write_video_folder(tmp_path / "videos", videos_per_class=2)
+    (tmp_path / "texts.json").write_text('{"red": "a red thing"}')
+    run = finished_run(tmp_path, tmp_path / "videos", class_texts=str(tmp_path / "texts.json"))
+    _, processor = tiny_model_and_processor()
+    processor.class_texts = {"red": "a red thing"}
+    processor.save_pretrained(tmp_path / "run" / "best")
+    program.check_inputs([run])
+    (tmp_path / "texts.json").write_text('{"red": "something red"}')
+    with pytest.raises(ValueError, match="run was trained with other class texts than "):
+        program.check_inputs([run])
+
+
 def test_data_that_were_prepared_with_other_options_are_refused(tmp_path):
     def start(*options):
         command_line = [
@@ -294,4 +339,5 @@ def test_a_reproduction_that_is_killed_twice_ends_with_a_report(benchmark, tmp_p
     (tmp_path / "videos").mkdir()
     run(None).check()
     assert (folder / "seed_3" / program.FINISHED).read_bytes() == before
-    assert "settings" not in json.loads((folder / "report.json").read_text())["runs"][0]
+    assert not {"settings", "data"} & set(json.loads((folder / "report.json").read_text())["runs"][0])
+    assert json.loads(before)["data"].keys() == {"train", "validation", "test"}
