@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import datasets
@@ -28,7 +28,7 @@ from clipfsar.data.older_reader import REPORT
 from clipfsar.data.splits import load_video_splits
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.reproduction import program
-from clipfsar.reproduction.arguments import overridden, parse_arguments
+from clipfsar.reproduction.arguments import ReproduceArguments, overridden, parse_arguments
 from clipfsar.reproduction.plan import Cost, count_videos, measure, plan
 from clipfsar.reproduction.report import markdown, read_published, report_data, write_eval_results
 from clipfsar.training.arguments import EpisodicTrainingArguments
@@ -53,6 +53,30 @@ def test_a_benchmark_brings_the_official_settings_and_the_papers_shots():
 def test_options_that_override_the_benchmark_are_known_to_the_report():
     args = settings("--episodes", "2000", "--model", "me/rn50")
     assert overridden(args) == {"episodes": (5000, 2000), "model": ("openai/clip-vit-base-patch16", "me/rn50")}
+
+
+def test_every_setting_that_can_change_the_numbers_is_among_the_differences():
+    listed = []
+    for item in fields(ReproduceArguments):
+        args = settings()
+        setattr(args, item.name, "another" if item.name != "benchmark" else "ucf101")
+        listed += [item.name] if item.name in overridden(args) else []
+    assert listed == [
+        *("model", "allow_shared_classes", "n_way", "train_n_shot", "train_n_query", "n_shot", "n_query", "episodes"),
+        *("episodes_per_update", "num_frames", "frame_sampling", "sampling_rate", "preprocessing"),
+        *("query_augmentation", "prompt_template", "class_texts", "alignment", "support_pooling"),
+        *("prototype_modulation", "temporal_num_layers", "video_text_loss_weight", "freeze_vision", "feature_draws"),
+        *("train_last_layers", "lora_rank", "lora_alpha", "lora_targets", "freeze_batch_norm", "learning_rate"),
+        *("warmup_learning_rate", "warmup_episodes", "decay_episodes", "weight_decay", "optimizer", "max_grad_norm"),
+        *("mixed_precision", "eval_every", "eval_episodes", "test_episodes", "inference_modes", "frame_size"),
+    ]
+
+
+def test_the_differences_name_no_folder_of_this_machine(tmp_path):
+    (tmp_path / "texts.json").touch()
+    args = settings("--class_texts", str(tmp_path / "texts.json"), "--model", str(tmp_path))
+    model = ("openai/clip-vit-base-patch16", tmp_path.name)
+    assert overridden(args) == {"model": model, "class_texts": (None, "texts.json")}
 
 
 def test_every_seed_and_each_selection_is_a_run_that_resumes():

@@ -22,11 +22,11 @@ from clipfsar.data.tables import read_class_texts
 from clipfsar.data.video_split import VideoSplit
 from clipfsar.json_files import read_json
 from clipfsar.processes import first_process_decides
-from clipfsar.reproduction.arguments import ReproduceArguments
+from clipfsar.reproduction.arguments import OF_NO_EFFECT, ReproduceArguments
 from clipfsar.reproduction.plan import count_videos, plan
 from clipfsar.reproduction.report import read_published, write_report
 from clipfsar.training.accelerator import make_accelerator
-from clipfsar.training.arguments import MAY_CHANGE_ON_RESUME, EpisodicTrainingArguments
+from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.checks import check_same_data
 from clipfsar.training.program import run as train_and_test
 from clipfsar.training.run_folder import complete_folder
@@ -35,7 +35,6 @@ from processing_clipfsar import CLIPFSARProcessor
 
 FINISHED = "reproduction.json"  # in the folder of a run: its record, once it is trained and tested
 _OF_THE_DATA = ("official_splits", "class_names_file", "validation_class_names", "frame_store", "frame_size")
-_OF_THE_TEST = {"n_shot", "test_episodes", "inference_modes"}
 
 
 class Reproduction:
@@ -61,8 +60,8 @@ class Reproduction:
                 "give one --seeds per start, and at last all of them for the report."
             )
         first_process_decides(self.accelerator, self.prepare)
-        finished = [run for run in self.runs if run not in to_do]
-        first_process_decides(self.accelerator, lambda: check_inputs(finished))
+        done = [run for run in self.runs if run not in to_do]
+        first_process_decides(self.accelerator, lambda: check_inputs(done))
         for number, settings in enumerate(self.runs, start=1):
             if settings in to_do:
                 self._say(f"Run {number} of {len(self.runs)}: {settings.output_dir}")
@@ -132,9 +131,7 @@ class Reproduction:
 
 def _settings(run: EpisodicTrainingArguments) -> dict:
     """The settings that the results of a run depend on."""
-    # Another data set is compared by its content. The precision may change on resume, but not for the whole run.
-    of_no_effect = MAY_CHANGE_ON_RESUME - _OF_THE_TEST - {"dataset", "mixed_precision"}
-    return {name: value for name, value in asdict(run).items() if name not in of_no_effect}
+    return {name: value for name, value in asdict(run).items() if name not in OF_NO_EFFECT}
 
 
 def _is_finished(run: EpisodicTrainingArguments) -> bool:
