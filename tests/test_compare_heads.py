@@ -194,6 +194,21 @@ def test_an_unknown_head_is_refused(tmp_path):
         find_heads(["nowhere.py:Head"])
 
 
+def test_two_heads_of_one_name_are_refused(tmp_path, own_head):
+    (tmp_path / "other.py").write_text(OWN_HEAD)
+    other = f"{tmp_path}/other.py:LastFrames"
+    with pytest.raises(ValueError, match=re.escape(f"--heads {own_head} and {other}: two heads are called LastFrames")):
+        find_heads([own_head, "otam", other])
+    assert find_heads([own_head, own_head.replace("mine.py", "./mine.py"), "otam", "otam"]) == ["LastFrames", "otam"]
+
+
+def test_a_head_of_ones_own_does_not_take_the_place_of_a_reference(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN_HEAD.replace("LastFrames", "gda"))
+    with pytest.raises(ValueError, match="mine.py:gda: gda is a head of this library: rename yours"):
+        find_heads([f"{tmp_path}/mine.py:gda"])
+    assert HEADS["gda"] is GaussianDiscriminant
+
+
 def test_a_head_without_its_weights_is_left_out(tmp_path, capsys):
     tiny_model(alignment="bi_mhm").config.save_pretrained(tmp_path)
     assert heads_of(str(tmp_path), ["otam", "trx", "chamfer"]) == ["otam", "chamfer", "bi_mhm"]

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -129,23 +130,28 @@ def find_heads(names: Sequence[str]) -> list[str]:
     """Alignments by name. `FILE.py:CLASS` or `MODULE:CLASS` registers a head of your own under the class's name.
 
     Raises:
-        ValueError: For an unknown name; the message lists the known ones.
+        ValueError: For an unknown name; the message lists the known ones. For two heads of one name.
     """
-    found = []
+    found: dict[str, tuple] = {}  # name of a head -> where it comes from, and the option
     for name in names:
         place, _, own = name.rpartition(":")
         if place:
             head = getattr(_module(place), own, None)
             if not (isinstance(head, type) and issubclass(head, Head)):
                 raise ValueError(f"--heads {name}: {place} has no subclass of clipfsar.Head called {own!r}.")
+            if own in references.REFERENCES:
+                raise ValueError(f"--heads {name}: {own} is a head of this library: rename yours.")
             register_head(own, head)
         elif name not in (*_WITHOUT_HEAD, *HEADS):
             raise ValueError(
                 f"--heads {name} is not known: there are {', '.join((*_WITHOUT_HEAD, *HEADS))}, and FILE.py:CLASS for "
                 "a head of your own."
             )
-        found.append(own or name)
-    return list(dict.fromkeys(found))
+        origin = os.path.realpath(place) if place.endswith(".py") else place
+        known, option = found.setdefault(own or name, (origin, name))
+        if known != origin:  # the second would take the place of the first
+            raise ValueError(f"--heads {option} and {name}: two heads are called {own or name}: rename one of them.")
+    return list(found)
 
 
 def _module(place: str):
