@@ -204,7 +204,7 @@ def test_two_heads_of_one_name_are_refused(tmp_path, own_head):
 
 def test_a_head_of_ones_own_does_not_take_the_place_of_a_reference(tmp_path):
     (tmp_path / "mine.py").write_text(OWN_HEAD.replace("LastFrames", "gda"))
-    with pytest.raises(ValueError, match="mine.py:gda: gda is a head of this library: rename yours"):
+    with pytest.raises(ValueError, match="gda: gda is a head of this library: rename yours"):
         find_heads([f"{tmp_path}/mine.py:gda"])
     assert HEADS["gda"] is GaussianDiscriminant
 
