@@ -48,6 +48,7 @@ def option(
     is_text: bool = False,
     needs: str | None = None,
     unused_with: str | None = None,
+    least: int | None = None,
 ):
     """A field of a dataclass of options, with its help. A list as default is copied. `REQUIRED` means no default.
 
@@ -56,9 +57,11 @@ def option(
 
     An option that has an effect only beside others says so: `needs="lora_rank"`, `unused_with="read_episodes"` (see
     `clipfsar.option_conditions`). The help shows it, and a command line that gives the option in vain is refused.
+
+    `least` is the smallest allowed number, also for each number of a list; see `check_least`.
     """
     metadata: dict = {"help": text, "aliases": tuple(aliases), "reads_addresses": reads_addresses, "is_text": is_text}
-    metadata |= {"needs": needs, "unused_with": unused_with}
+    metadata |= {"needs": needs, "unused_with": unused_with, "least": least}
     metadata |= {"choices": list(choices)} if choices else {}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -229,6 +232,15 @@ def _as_kind(kind: type, value: Any, item: dataclasses.Field) -> Any:
     return value
 
 
+def check_least(options: Any) -> None:
+    """Raises `ValueError` for a number of a dataclass of options that is below the `least` of its field."""
+    for item in fields(options):
+        least, given = item.metadata.get("least"), getattr(options, item.name)
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if least is not None and value is not None and not value >= least:
+                raise ValueError(f"--{item.name} {value} must be at least {least}.")
+
+
 TRUTH = {"true": True, "yes": True, "t": True, "y": True, "1": True}
 TRUTH |= {"false": False, "no": False, "f": False, "n": False, "0": False}
 
@@ -339,6 +351,7 @@ __all__ = [
     "HelpFormatter",
     "OptionParser",
     "check_field_types",
+    "check_least",
     "end_quietly_when_interrupted",
     "interruption_handler",
     "make_parser",

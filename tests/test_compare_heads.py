@@ -194,6 +194,27 @@ def test_an_unknown_head_is_refused(tmp_path):
         find_heads(["nowhere.py:Head"])
 
 
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("no_such_module", "No module named 'no_such_module'"),
+        ("needs.py", "No module named 'no_such_package'"),
+        ("odd.py", r"invalid syntax \(odd.py, line 1\)"),
+    ],
+)
+def test_a_head_that_cannot_be_imported_is_told_with_its_option(place, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needs.py").write_text("import no_such_package\n")
+    (tmp_path / "odd.py").write_text("class :\n")
+    with pytest.raises(ValueError, match=rf"^--heads {place} cannot be imported \({reason}\): correct the name or "):
+        find_heads([f"{place}:Head"])
+
+
+def test_a_file_without_its_ending_is_no_module():
+    with pytest.raises(ValueError, match=r"^--heads ./mine is no file that ends in .py, and no module\.$"):
+        find_heads(["./mine:Head"])
+
+
 def test_two_heads_of_one_name_are_refused(tmp_path, own_head):
     (tmp_path / "other.py").write_text(OWN_HEAD)
     other = f"{tmp_path}/other.py:LastFrames"
@@ -338,3 +359,12 @@ def test_trainings_need_a_folder_and_two_seeds():
         CompareArguments(models=["clip"], dataset="data", train_heads=["trx"])
     with pytest.raises(ValueError, match="--train_seeds 1 must be at least 2"):
         CompareArguments(models=["clip"], dataset="data", train_heads=["trx"], output_dir="out", train_seeds=1)
+
+
+def test_trainings_that_cannot_start_are_refused_before_the_first():
+    given = {"models": ["clip"], "dataset": "data", "output_dir": "out"}
+    message = "--train_heads trxx is not known: there are otam, bi_mhm, mean, chamfer, trx, hyrsm"
+    with pytest.raises(ValueError, match=message):
+        CompareArguments(**given, train_heads=["otam", "trxx"])
+    with pytest.raises(ValueError, match=r"--train_episodes 1001 is not a multiple of 4, .*: 1000 would be"):
+        CompareArguments(**given, train_heads=["otam"], train_episodes=1001)

@@ -1,14 +1,24 @@
 """Command lines of dataclasses: what is understood, what is refused and in which words."""
 
+import dataclasses
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass
 
 import pytest
 from tiny_data import REPOSITORY
 
-from clipfsar.options import REQUIRED, make_parser, nearest, option, parse_options
+from clipfsar.checkpoints.arguments import ConvertArguments, PushArguments
+from clipfsar.cli import COMMANDS
+from clipfsar.data.arguments import PrepareArguments
+from clipfsar.evaluation.arguments import CompareArguments, EvaluateArguments
+from clipfsar.inference.arguments import ExportArguments, PredictArguments, ReviewArguments
+from clipfsar.options import REQUIRED, check_least, make_parser, nearest, option, parse_options
+from clipfsar.page.arguments import PageArguments
 from clipfsar.presets import benchmark_on
+from clipfsar.reproduction.arguments import ReproduceArguments
+from clipfsar.training.arguments import EpisodicTrainingArguments
 
 
 @dataclass
@@ -52,6 +62,63 @@ def refused(capsys, *command_line) -> str:
 def test_what_is_not_given_has_the_default_of_the_field():
     assert parse() == Options("m")
     assert Options("m").n_shot == [1, 5]
+
+
+PROGRAMS = {
+    EvaluateArguments: {"model": "m", "dataset": "d"},
+    CompareArguments: {"models": ["m"], "dataset": "d"},
+    EpisodicTrainingArguments: {},
+    ReproduceArguments: {"benchmark": "hmdb51", "video_root": "v"},
+    PrepareArguments: {"source": "s", "output_dir": "o"},
+    PredictArguments: {"model": "m", "support_set": ["s"], "query": ["q"]},
+    ReviewArguments: {"model": "m", "support_set": ["s"]},
+    ExportArguments: {"model": "m", "output_dir": "o"},
+    ConvertArguments: {"checkpoint": "c", "clip_checkpoint": "p", "output_dir": "o"},
+    PushArguments: {"folder": "f", "repo_id": "me/x"},
+    PageArguments: {"model": "m"},
+}
+
+
+def numeric_fields(program):
+    """Names of the fields of numbers, and whether they are lists."""
+    for name, hint in typing.get_type_hints(program).items():
+        kinds = {hint, *typing.get_args(hint)}
+        if kinds & {int, float, list[int], list[float]}:
+            yield name, typing.get_origin(hint) is list
+
+
+def test_every_program_is_known_here():
+    module_names = {command.options.partition(":")[0] for command in COMMANDS.values()}
+    assert {program.__module__ for program in PROGRAMS} == module_names
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_every_number_of_a_program_is_refused_at_once_below_its_smallest_value(program):
+    options = program(**PROGRAMS[program])
+    accepted = []
+    for name, is_list in numeric_fields(program):
+        if name in ("shard", "class_split", "decay_episodes"):  # lists with rules of their own
+            continue
+        try:
+            dataclasses.replace(options, **{name: [-1] if is_list else -1})
+        except ValueError as error:
+            assert str(error).startswith(f"--{name} -1 must be "), error  # noqa: PT017
+        else:
+            accepted.append(name)
+    assert accepted == []
+
+
+def test_a_number_below_the_least_is_refused_also_in_a_list():
+    @dataclass
+    class Numbers:
+        shots: list[int] = option([1, 5], "Shots.", least=1)
+        size: int | None = option(None, "Size.", least=0)
+
+    check_least(Numbers())
+    check_least(Numbers([1], 0))
+    for shots, size, message in (([5, 0], None, "--shots 0 must be at least 1."), ([5], -1, "--size -1 must be at ")):
+        with pytest.raises(ValueError, match=message):
+            check_least(Numbers(shots, size))
 
 
 def test_values_have_the_type_of_their_field():

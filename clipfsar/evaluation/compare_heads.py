@@ -155,6 +155,17 @@ def find_heads(names: Sequence[str]) -> list[str]:
 
 
 def _module(place: str):
+    try:
+        return _imported(place)
+    except (ImportError, SyntaxError) as error:
+        raise ValueError(
+            f"--heads {place} cannot be imported ({error}): correct the name or the file, or install what it needs."
+        ) from error
+
+
+def _imported(place: str):
+    if place.startswith(".") and not place.endswith(".py"):
+        raise ValueError(f"--heads {place} is no file that ends in .py, and no module.")
     if not place.endswith(".py"):
         return importlib.import_module(place)
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)

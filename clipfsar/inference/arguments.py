@@ -184,7 +184,7 @@ class PredictArguments:
         self.detect_unknown = self.detect_unknown or bool(self.background) or self.unknown_error_rate is not None
         if self.dtype == "int8" and self.device not in (None, "cpu"):
             raise ValueError(f"--dtype int8 is for CPUs: leave --device {self.device} out, or use --dtype bfloat16.")
-        for name in ("window_seconds", "stride_seconds", "label_fps"):
+        for name in ("window_seconds", "stride_seconds", "label_fps", "fps"):
             if getattr(self, name) == math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be a finite number.")
         for name in ("window_seconds", "stride_seconds", "fps", "label_fps", "seconds_per_video"):

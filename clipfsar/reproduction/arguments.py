@@ -8,7 +8,7 @@ from typing import Any
 
 from choices_clipfsar import FRAME_STORES
 from clipfsar.names import find_model
-from clipfsar.options import option, parse_options
+from clipfsar.options import check_least, option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on
 from clipfsar.training.arguments import MAY_CHANGE_ON_RESUME, EpisodicTrainingArguments
 from paths_clipfsar import check_path, public_name
@@ -53,12 +53,16 @@ class ReproduceArguments(EpisodicTrainingArguments):
         unused_with="dataset",
     )
     frame_size: int | None = option(
-        None, "Input size that frames are kept for. Default: the model's.", needs="frame_store", unused_with="dataset"
+        None,
+        "Input size that frames are kept for. Default: the model's.",
+        needs="frame_store",
+        unused_with="dataset",
+        least=1,
     )
 
     # What is run and reported
-    seed: int = option(0, "Seed to train with, for one run.", unused_with="seeds")
-    seeds: list[int] = option([], "Seeds to train with, one run for each. Default: the benchmark's seed.")
+    seed: int = option(0, "Seed to train with, for one run.", unused_with="seeds", least=0)
+    seeds: list[int] = option([], "Seeds to train with, one run for each. Default: the benchmark's seed.", least=0)
     mimic_selection: bool = option(
         False,
         "Also train runs that select on the test split, as the official program does. Doubles the training.",
@@ -72,6 +76,7 @@ class ReproduceArguments(EpisodicTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_least(self)
         if self.benchmark is None:
             raise ValueError(f"Name a benchmark: clipfsar reproduce {'|'.join(PUBLISHED)} --video_root VIDEOS.")
         if self.benchmark not in PUBLISHED:

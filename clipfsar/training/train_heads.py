@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from clipfsar.evaluation.arguments import CompareArguments
+from clipfsar.evaluation.arguments import EPISODES_PER_UPDATE, CompareArguments
 from clipfsar.evaluation.compare_heads import run as compare
 from clipfsar.inference.load_model import load_model
 from clipfsar.json_files import read_json
@@ -31,7 +31,8 @@ def training_of(arguments: CompareArguments, alignment: str, seed: int) -> Episo
         n_way=arguments.n_way,
         n_shot=arguments.n_shot,
         episodes=arguments.train_episodes,
-        eval_every=max(4, arguments.train_episodes // 40 * 4),
+        episodes_per_update=EPISODES_PER_UPDATE,
+        eval_every=EPISODES_PER_UPDATE * max(1, arguments.train_episodes // 40),
         test_episodes=0,
         learning_rate=1e-4,  # the visual tower is frozen: new layers alone learn faster
         num_workers=arguments.num_workers,
