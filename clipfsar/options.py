@@ -10,7 +10,7 @@ import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any
 
@@ -241,6 +241,28 @@ def check_least(options: Any) -> None:
                 raise ValueError(f"--{item.name} {value} must be at least {least}.")
 
 
+def check_no_overwriting(writes: Mapping[str, Any], reads: Mapping[str, Any]) -> None:
+    """Checks that no file that a program writes is one that it reads, or writes for another option.
+
+    Args:
+        writes, reads: A path, several or none for the name of each option. Only files count: folders, pipes and devices
+            may be given twice.
+
+    Raises:
+        ValueError: If a file would be overwritten; the message names both options.
+    """
+    owner: dict[str, str] = {}
+    for names, is_written in ((reads, False), (writes, True)):
+        for name, given in names.items():
+            for path in given if isinstance(given, list | tuple) else [given]:
+                place = os.path.realpath(os.path.expanduser(path)) if path else ""
+                if not place or (os.path.exists(place) and not os.path.isfile(place)):
+                    continue
+                other = owner.setdefault(place, name)
+                if is_written and other != name:
+                    raise ValueError(f"--{name} would overwrite {path}, the file of --{other}: name another file.")
+
+
 TRUTH = {"true": True, "yes": True, "t": True, "y": True, "1": True}
 TRUTH |= {"false": False, "no": False, "f": False, "n": False, "0": False}
 
@@ -352,6 +374,7 @@ __all__ = [
     "OptionParser",
     "check_field_types",
     "check_least",
+    "check_no_overwriting",
     "end_quietly_when_interrupted",
     "interruption_handler",
     "make_parser",

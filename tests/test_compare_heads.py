@@ -13,7 +13,14 @@ from tiny_data import tiny_model_and_processor
 
 from clipfsar.evaluation import compare_heads
 from clipfsar.evaluation.arguments import CompareArguments
-from clipfsar.evaluation.compare_heads import compare_features, find_heads, heads_of, names_in_table
+from clipfsar.evaluation.compare_heads import (
+    HeadComparison,
+    HeadResult,
+    compare_features,
+    find_heads,
+    heads_of,
+    names_in_table,
+)
 from clipfsar.evaluation.paired import (
     holm,
     indistinguishable_groups,
@@ -166,6 +173,27 @@ def test_the_table_compares_every_head_with_the_first_on_the_same_episodes(tmp_p
     saved = json.loads((tmp_path / "table.json").read_text())
     assert saved["results"][0]["p_value"] is None
     assert all(path.is_file() for path in comparison.plot(tmp_path))
+
+
+def test_names_of_folders_are_no_commands_of_latex_or_markdown(tmp_path):
+    names = ("50% r&d", r"a_b\{x}", "#1|$2^~<>", "two\nlines")
+    results = [HeadResult(name, 1, 50.0, 1.0, 0.0, 0.0, math.nan, 1.0, 0.5, 1234) for name in names]
+    comparison = HeadComparison(results, {}, Protocol())
+    comparison.to_latex(tmp_path / "table.tex")
+    rows = (tmp_path / "table.tex").read_text().splitlines()[4:8]
+    assert [row.split(" & 1 & ")[0] for row in rows] == [
+        r"50\% r\&d",
+        r"a\_b\textbackslash{}\{x\}",
+        r"\#1$|$\$2\textasciicircum{}\textasciitilde{}$<$$>$",
+        r"two\textbackslash{}nlines",
+    ]
+    assert rows[0].endswith(r" & 1 & 50.0 $\pm$ 1.0 &  &  & 0.50 & 1,234 \\")
+    assert [line.split(" | 1 | ")[0] for line in str(comparison).splitlines()[2:]] == [
+        "| 50% r&d",
+        r"| a_b\{x}",
+        r"| #1\|$2^~<>",
+        r"| two\nlines",
+    ]
 
 
 def test_every_checkpoint_has_a_name_of_its_own_in_the_table(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Command lines of dataclasses: what is understood, what is refused and in which words."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import typing
@@ -13,12 +14,21 @@ from clipfsar.checkpoints.arguments import ConvertArguments, PushArguments
 from clipfsar.cli import COMMANDS
 from clipfsar.data.arguments import PrepareArguments
 from clipfsar.evaluation.arguments import CompareArguments, EvaluateArguments
-from clipfsar.inference.arguments import ExportArguments, PredictArguments, ReviewArguments
-from clipfsar.options import REQUIRED, check_least, make_parser, nearest, option, parse_options
+from clipfsar.inference.arguments import SUPPORT_SET_FILE, ExportArguments, PredictArguments, ReviewArguments
+from clipfsar.options import (
+    REQUIRED,
+    check_least,
+    check_no_overwriting,
+    make_parser,
+    nearest,
+    option,
+    parse_options,
+)
 from clipfsar.page.arguments import PageArguments
 from clipfsar.presets import benchmark_on
 from clipfsar.reproduction.arguments import ReproduceArguments
 from clipfsar.training.arguments import EpisodicTrainingArguments
+from support_set_files_clipfsar import SUPPORT_SET_NAME
 
 
 @dataclass
@@ -106,6 +116,36 @@ def test_every_number_of_a_program_is_refused_at_once_below_its_smallest_value(p
         else:
             accepted.append(name)
     assert accepted == []
+
+
+FILES = [
+    (EvaluateArguments, {"write_episodes": "x", "output_json": "x", "n_shot": [1]}, "write_episodes", "output_json"),
+    (EvaluateArguments, {"write_episodes": "r/results.json", "output_dir": "r", "n_shot": [1]}, "output_dir", "write"),
+    (EvaluateArguments, {"read_episodes": "./x", "output_json": "x"}, "output_json", "read_episodes"),
+    (EvaluateArguments, {"class_texts": "x", "output_json": "a/../x"}, "output_json", "class_texts"),
+    (PredictArguments, {"support_set": "x.csv", "output": "x.csv"}, "output", "support_set"),
+    (PredictArguments, {"query": ["a", "x.mp4#t=1,2"], "output": "x.mp4", "format": "csv"}, "output", "query"),
+    (PredictArguments, {"support_set": None, "labels_file": "x.txt", "output": "x.txt"}, "output", "labels_file"),
+    (PredictArguments, {"save_support_set": "s", "output": "s/support_set.json"}, "save_support_set", "output"),
+    (ReviewArguments, {"support_set": "x.json", "output": "x.json"}, "output", "support_set"),
+    (ReviewArguments, {"support_set": "s", "sources": "x.csv", "output": "x.csv", "format": "table"}, "output", "sour"),
+    (ReviewArguments, {"output": "x.png", "picture": "x.png", "format": "table"}, "picture", "output"),
+    (ReproduceArguments, {"output_dir": "r", "published": "r/report.json"}, "output_dir", "published"),
+]
+
+
+@pytest.mark.parametrize(("program", "files", "writer", "other"), FILES)
+def test_a_file_that_a_program_reads_or_writes_is_not_overwritten(program, files, writer, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.mp4").touch()
+    with pytest.raises(ValueError, match=f"--{writer} would overwrite .*, the file of --{other}.*: name another file"):
+        program(**PROGRAMS[program] | files)
+
+
+def test_folders_and_devices_may_be_named_twice(tmp_path):
+    check_no_overwriting({"output": os.devnull, "picture": os.devnull, "folder": None}, {"set": str(tmp_path)})
+    check_no_overwriting({"output": str(tmp_path)}, {"set": str(tmp_path), "texts": ["a", "a"]})
+    assert SUPPORT_SET_FILE == SUPPORT_SET_NAME
 
 
 def test_a_number_below_the_least_is_refused_also_in_a_list():

@@ -1,14 +1,16 @@
 """Options of `clipfsar evaluate`. This module does not import torch."""
 
+import os
 from dataclasses import dataclass
 
 from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SECONDS_PER_VIDEO
 from clipfsar.inference.arguments import CLASS_TEXTS_HELP, DTYPE_CHOICES, DTYPE_HELP
 from clipfsar.names import check_source, find_model
-from clipfsar.options import REQUIRED, check_least, option
+from clipfsar.options import REQUIRED, check_least, check_no_overwriting, option
 from clipfsar.shards import shard_of
 from paths_clipfsar import check_path
 
+RESULTS = "results.json"  # in the output folder of `clipfsar evaluate`
 EPISODES_PER_UPDATE = 4  # of the trainings of heads
 
 
@@ -104,6 +106,9 @@ class EvaluateArguments:
         for name in ("write_episodes", "until_interval"):
             if self.read_episodes is not None and getattr(self, name) is not None:
                 raise ValueError(f"--read_episodes already fixes the episodes: leave --{name} out.")
+        results = self.output_dir and os.path.join(self.output_dir, RESULTS)
+        writes = {"output_json": self.output_json, "write_episodes": self.write_episodes, "output_dir": results}
+        check_no_overwriting(writes, {"read_episodes": self.read_episodes, "class_texts": self.class_texts})
 
     def _check_encoding(self):
         if self.shard and not self.encode_only:
@@ -183,4 +188,4 @@ class CompareArguments:
         self.models = [find_model("models", name) or name for name in self.models]
 
 
-__all__ = ["EPISODES_PER_UPDATE", "CompareArguments", "EvaluateArguments"]
+__all__ = ["EPISODES_PER_UPDATE", "RESULTS", "CompareArguments", "EvaluateArguments"]

@@ -36,7 +36,7 @@ from configuration_clipfsar import CLIPFSARConfig
 from fingerprint_clipfsar import preprocessing_settings, weights_digest
 from heads_clipfsar import HEADS, Head, register_head
 from modeling_clipfsar import CLIPFSARModel
-from paths_clipfsar import check_output_file
+from paths_clipfsar import check_output_file, printable
 from processing_clipfsar import CLIPFSARProcessor
 
 _WITHOUT_HEAD = ("otam", "bi_mhm", "mean")
@@ -80,7 +80,8 @@ class HeadComparison:
             "|" + "---|" * 7,
         ]
         for one in self.results:
-            lines.append(f"| {' | '.join((one.name, str(one.n_shot), *_cells(one)))} |")
+            name = printable(one.name).replace("|", "\\|")
+            lines.append(f"| {' | '.join((name, str(one.n_shot), *_cells(one)))} |")
         return "\n".join(lines)
 
     def to_json(self, path: Path) -> None:
@@ -122,8 +123,14 @@ def _cells(one: HeadResult) -> tuple[str, ...]:
     )
 
 
+_LATEX = {sign: f"\\{sign}" for sign in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$"}
+
+
 def _latex(text: str) -> str:
-    return text.replace("_", r"\_").replace("±", r"$\pm$").replace("<", "$<$")
+    """Text for LaTeX: names of folders and heads are not commands."""
+    return "".join(_LATEX.get(letter, letter) for letter in printable(text))
 
 
 def find_heads(names: Sequence[str]) -> list[str]:

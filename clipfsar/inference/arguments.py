@@ -8,10 +8,11 @@ from pathlib import Path
 from choices_clipfsar import DTYPES, EXPORT_FORMATS, INFERENCE_MODES, OUTPUT_FORMATS, SECONDS_PER_VIDEO, UNKNOWN_LABEL
 from clipfsar.data.arguments import LABEL_FPS_HELP
 from clipfsar.names import check_device, check_source, find_model
-from clipfsar.options import REQUIRED, option
+from clipfsar.options import REQUIRED, check_no_overwriting, option
 from paths_clipfsar import check_output_folder, check_path, check_picture_name
 from spans_clipfsar import split_span, wrong_times
 
+SUPPORT_SET_FILE = "support_set.json"  # SUPPORT_SET_NAME of a module that imports torch
 DTYPE_CHOICES = ("auto", *DTYPES)
 CLASS_TEXTS_HELP = (
     "JSON file of texts in place of the prompt, {class name: text or list of texts}; several texts of a class are "
@@ -37,6 +38,11 @@ def _check_ending(output: str | None, known: Collection[str]) -> None:
         raise ValueError(
             f"--output {output}: results are not written as .{ending}. Use {endings} or .txt, or give --format."
         )
+
+
+def _saved(folder: str | None) -> str | None:
+    """The file of a support set that is saved in a folder."""
+    return folder and str(Path(folder) / SUPPORT_SET_FILE)
 
 
 @dataclass
@@ -193,6 +199,9 @@ class PredictArguments:
         for name in ("top_k", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1.")
+        reads = {"query": [split_span(query)[0] for query in self.query], "background": self.background}
+        reads |= {name: getattr(self, name) for name in ("support_set", "labels_file", "class_texts")}
+        check_no_overwriting({"output": self.output, "save_support_set": _saved(self.save_support_set)}, reads)
 
     def check_files(self):
         """Raises `FileNotFoundError` for missing files. Missing queries raise it only if all of them are missing."""
@@ -265,6 +274,8 @@ class ReviewArguments:
         if self.label_fps is not None and not 0 < self.label_fps < math.inf:
             raise ValueError(f"--label_fps {self.label_fps} must be greater than 0 and finite.")
         check_picture_name(self.picture, "picture")
+        writes = {"output": self.output, "picture": self.picture, "save_support_set": _saved(self.save_support_set)}
+        check_no_overwriting(writes, {name: getattr(self, name) for name in ("support_set", "sources", "class_texts")})
 
     def check_files(self):
         """Raises `FileNotFoundError` for missing files."""
@@ -322,6 +333,6 @@ class ExportArguments:
 
 
 __all__ = [
-    *("CLASS_TEXTS_HELP", "DTYPE_CHOICES", "DTYPE_HELP", "SUPPORT_SET_REMEDY"),
+    *("CLASS_TEXTS_HELP", "DTYPE_CHOICES", "DTYPE_HELP", "SUPPORT_SET_FILE", "SUPPORT_SET_REMEDY"),
     *("ExportArguments", "PredictArguments", "ReviewArguments"),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from choices_clipfsar import FRAME_STORES
 from clipfsar.names import find_model
-from clipfsar.options import check_least, option, parse_options
+from clipfsar.options import check_least, check_no_overwriting, option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on
 from clipfsar.training.arguments import MAY_CHANGE_ON_RESUME, EpisodicTrainingArguments
 from paths_clipfsar import check_path, public_name
@@ -91,6 +91,8 @@ class ReproduceArguments(EpisodicTrainingArguments):
             )
         if self.push_to_hub is not None:
             raise ValueError("--push_to_hub plays no part here: read the report, then use clipfsar push.")
+        reports = [str(Path(self.output_dir) / name) for name in ("report.json", "report.md")]
+        check_no_overwriting({"output_dir": reports}, {"published": self.published, "class_texts": self.class_texts})
 
     def check_files(self):
         """Raises `FileNotFoundError` for a missing folder, file or model."""
