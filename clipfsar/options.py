@@ -10,7 +10,7 @@ import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any
 
@@ -48,6 +48,7 @@ def option(
     is_text: bool = False,
     needs: str | None = None,
     unused_with: str | None = None,
+    least: int | None = None,
 ):
     """A field of a dataclass of options, with its help. A list as default is copied. `REQUIRED` means no default.
 
@@ -56,9 +57,11 @@ def option(
 
     An option that has an effect only beside others says so: `needs="lora_rank"`, `unused_with="read_episodes"` (see
     `clipfsar.option_conditions`). The help shows it, and a command line that gives the option in vain is refused.
+
+    `least` is the smallest allowed number, also for each number of a list; see `check_least`.
     """
     metadata: dict = {"help": text, "aliases": tuple(aliases), "reads_addresses": reads_addresses, "is_text": is_text}
-    metadata |= {"needs": needs, "unused_with": unused_with}
+    metadata |= {"needs": needs, "unused_with": unused_with, "least": least}
     metadata |= {"choices": list(choices)} if choices else {}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -229,6 +232,37 @@ def _as_kind(kind: type, value: Any, item: dataclasses.Field) -> Any:
     return value
 
 
+def check_least(options: Any) -> None:
+    """Raises `ValueError` for a number of a dataclass of options that is below the `least` of its field."""
+    for item in fields(options):
+        least, given = item.metadata.get("least"), getattr(options, item.name)
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if least is not None and value is not None and not value >= least:
+                raise ValueError(f"--{item.name} {value} must be at least {least}.")
+
+
+def check_no_overwriting(writes: Mapping[str, Any], reads: Mapping[str, Any]) -> None:
+    """Checks that no file that a program writes is one that it reads, or writes for another option.
+
+    Args:
+        writes, reads: A path, several or none for the name of each option. Only files count: folders, pipes and devices
+            may be given twice.
+
+    Raises:
+        ValueError: If a file would be overwritten; the message names both options.
+    """
+    owner: dict[str, str] = {}
+    for names, is_written in ((reads, False), (writes, True)):
+        for name, given in names.items():
+            for path in given if isinstance(given, list | tuple) else [given]:
+                place = os.path.realpath(os.path.expanduser(path)) if path else ""
+                if not place or (os.path.exists(place) and not os.path.isfile(place)):
+                    continue
+                other = owner.setdefault(place, name)
+                if is_written and other != name:
+                    raise ValueError(f"--{name} would overwrite {path}, the file of --{other}: name another file.")
+
+
 TRUTH = {"true": True, "yes": True, "t": True, "y": True, "1": True}
 TRUTH |= {"false": False, "no": False, "f": False, "n": False, "0": False}
 
@@ -339,6 +373,8 @@ __all__ = [
     "HelpFormatter",
     "OptionParser",
     "check_field_types",
+    "check_least",
+    "check_no_overwriting",
     "end_quietly_when_interrupted",
     "interruption_handler",
     "make_parser",

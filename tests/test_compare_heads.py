@@ -2,15 +2,25 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from golden.formula_model import tiny_model
+from tiny_data import tiny_model_and_processor
 
+from clipfsar.evaluation import compare_heads
 from clipfsar.evaluation.arguments import CompareArguments
-from clipfsar.evaluation.compare_heads import compare_features, find_heads, heads_of, names_in_table
+from clipfsar.evaluation.compare_heads import (
+    HeadComparison,
+    HeadResult,
+    compare_features,
+    find_heads,
+    heads_of,
+    names_in_table,
+)
 from clipfsar.evaluation.paired import (
     holm,
     indistinguishable_groups,
@@ -165,6 +175,27 @@ def test_the_table_compares_every_head_with_the_first_on_the_same_episodes(tmp_p
     assert all(path.is_file() for path in comparison.plot(tmp_path))
 
 
+def test_names_of_folders_are_no_commands_of_latex_or_markdown(tmp_path):
+    names = ("50% r&d", r"a_b\{x}", "#1|$2^~<>", "two\nlines")
+    results = [HeadResult(name, 1, 50.0, 1.0, 0.0, 0.0, math.nan, 1.0, 0.5, 1234) for name in names]
+    comparison = HeadComparison(results, {}, Protocol())
+    comparison.to_latex(tmp_path / "table.tex")
+    rows = (tmp_path / "table.tex").read_text().splitlines()[4:8]
+    assert [row.split(" & 1 & ")[0] for row in rows] == [
+        r"50\% r\&d",
+        r"a\_b\textbackslash{}\{x\}",
+        r"\#1$|$\$2\textasciicircum{}\textasciitilde{}$<$$>$",
+        r"two\textbackslash{}nlines",
+    ]
+    assert rows[0].endswith(r" & 1 & 50.0 $\pm$ 1.0 &  &  & 0.50 & 1,234 \\")
+    assert [line.split(" | 1 | ")[0] for line in str(comparison).splitlines()[2:]] == [
+        "| 50% r&d",
+        r"| a_b\{x}",
+        r"| #1\|$2^~<>",
+        r"| two\nlines",
+    ]
+
+
 def test_every_checkpoint_has_a_name_of_its_own_in_the_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ("a/m", "b/m", "runs/x/seed_0/best", "runs/y/seed_0/best", "runs/y/seed_0/last")
@@ -191,6 +222,42 @@ def test_an_unknown_head_is_refused(tmp_path):
         find_heads(["nowhere.py:Head"])
 
 
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("no_such_module", "No module named 'no_such_module'"),
+        ("needs.py", "No module named 'no_such_package'"),
+        ("odd.py", r"invalid syntax \(odd.py, line 1\)"),
+    ],
+)
+def test_a_head_that_cannot_be_imported_is_told_with_its_option(place, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needs.py").write_text("import no_such_package\n")
+    (tmp_path / "odd.py").write_text("class :\n")
+    with pytest.raises(ValueError, match=rf"^--heads {place} cannot be imported \({reason}\): correct the name or "):
+        find_heads([f"{place}:Head"])
+
+
+def test_a_file_without_its_ending_is_no_module():
+    with pytest.raises(ValueError, match=r"^--heads ./mine is no file that ends in .py, and no module\.$"):
+        find_heads(["./mine:Head"])
+
+
+def test_two_heads_of_one_name_are_refused(tmp_path, own_head):
+    (tmp_path / "other.py").write_text(OWN_HEAD)
+    other = f"{tmp_path}/other.py:LastFrames"
+    with pytest.raises(ValueError, match=re.escape(f"--heads {own_head} and {other}: two heads are called LastFrames")):
+        find_heads([own_head, "otam", other])
+    assert find_heads([own_head, own_head.replace("mine.py", "./mine.py"), "otam", "otam"]) == ["LastFrames", "otam"]
+
+
+def test_a_head_of_ones_own_does_not_take_the_place_of_a_reference(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN_HEAD.replace("LastFrames", "gda"))
+    with pytest.raises(ValueError, match="gda: gda is a head of this library: rename yours"):
+        find_heads([f"{tmp_path}/mine.py:gda"])
+    assert HEADS["gda"] is GaussianDiscriminant
+
+
 def test_a_head_without_its_weights_is_left_out(tmp_path, capsys):
     tiny_model(alignment="bi_mhm").config.save_pretrained(tmp_path)
     assert heads_of(str(tmp_path), ["otam", "trx", "chamfer"]) == ["otam", "chamfer", "bi_mhm"]
@@ -198,10 +265,24 @@ def test_a_head_without_its_weights_is_left_out(tmp_path, capsys):
     assert heads_of(str(tmp_path), []) == ["bi_mhm"]
 
 
-def test_every_head_is_trained_with_the_same_seeds_on_the_same_features(tmp_path, monkeypatch):
+def save_first_model(folder, **settings):
+    """A model to train heads on; `settings` are of its configuration."""
+    model, processor = tiny_model_and_processor(**settings)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor
+
+
+@pytest.fixture
+def first_model(tmp_path):
+    save_first_model(tmp_path / "first")
+    return str(tmp_path / "first")
+
+
+def test_every_head_is_trained_with_the_same_seeds_on_the_same_features(tmp_path, first_model, monkeypatch):
     trained = []
     monkeypatch.setattr(train_heads, "train", trained.append)
-    given = {"models": ["clip"], "dataset": "data", "output_dir": str(tmp_path), "train_heads": ["otam", "trx"]}
+    given = {"models": [first_model], "dataset": "data", "output_dir": str(tmp_path), "train_heads": ["otam", "trx"]}
     folders = train_heads.train_heads(CompareArguments(**given, train_seeds=2, train_episodes=400))
     assert [(one.alignment, one.seed) for one in trained] == [("otam", 0), ("otam", 1), ("trx", 0), ("trx", 1)]
     assert {(one.features_dir, one.freeze_vision, one.resume) for one in trained} == {
@@ -241,8 +322,77 @@ def test_a_head_trains_with_the_settings_of_the_comparison_and_without_a_test_of
     assert train_heads.training_of(replace(few, train_episodes=36), "trx", 0).eval_every == 4
 
 
+def test_heads_are_trained_on_the_frames_that_the_table_is_made_on(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(train_heads, "train", trained.append)
+    _, processor = save_first_model(tmp_path / "first")
+    processor.frame_sampling, processor.query_augmentation = "linspace", "kinetics"
+    processor.prompt_template = "someone does {}"
+    processor.save_pretrained(tmp_path / "first")
+    given = {"models": [str(tmp_path / "first")], "dataset": "data", "output_dir": str(tmp_path / "out")}
+    train_heads.train_heads(CompareArguments(**given, train_heads=["otam"], train_seeds=2))
+    names = ("num_frames", "frame_sampling", "prompt_template", "query_augmentation")
+    assert [[getattr(one, name) for name in names] for one in trained] == [
+        [4, "linspace", "someone does {}", "none"],
+        [4, "linspace", "someone does {}", "none"],
+    ]
+
+
+def test_heads_that_were_trained_on_a_model_that_has_changed_since_are_refused(tmp_path, first_model, monkeypatch):
+    monkeypatch.setattr(train_heads, "train", lambda one: None)
+    given = {"models": [first_model], "dataset": "data", "output_dir": str(tmp_path / "out"), "train_heads": ["otam"]}
+    arguments = CompareArguments(**given)
+    train_heads.train_heads(arguments)
+    train_heads.train_heads(arguments)  # the same model
+    model, processor = tiny_model_and_processor()
+    with torch.no_grad():
+        model.clip.visual_projection.weight.add_(1)
+    model.save_pretrained(first_model)
+    folder = tmp_path / "out" / "trained"
+    message = f"{folder} were trained from another model than {first_model} is now (different: weights)"
+    with pytest.raises(ValueError, match=re.escape(f"{message}: name another --output_dir, or delete {folder}, and")):
+        train_heads.train_heads(arguments)
+    processor.prompt_template = "someone does {}"
+    processor.save_pretrained(first_model)
+    with pytest.raises(ValueError, match=re.escape("(different: weights, preprocessing)")):
+        train_heads.train_heads(arguments)
+
+
+def test_trainings_of_earlier_versions_are_not_recorded_as_those_of_the_present_model(
+    tmp_path, first_model, monkeypatch
+):
+    monkeypatch.setattr(train_heads, "train", lambda one: None)
+    (tmp_path / "out" / "trained" / "otam" / "seed_0" / "best").mkdir(parents=True)
+    given = {"models": [first_model], "dataset": "data", "output_dir": str(tmp_path / "out"), "train_heads": ["otam"]}
+    train_heads.train_heads(CompareArguments(**given))
+    assert [path.name for path in (tmp_path / "out" / "trained").iterdir()] == ["otam"]
+
+
+def test_a_trained_head_with_other_frozen_towers_or_frames_is_refused(tmp_path, first_model):
+    first, processor = save_first_model(tmp_path / "same" / "best")
+    assert compare_heads._trained_head(str(tmp_path / "same" / "best"), first, first_model).device == first.device
+    processor.num_frames = 2
+    processor.save_pretrained(tmp_path / "same" / "best")
+    message = "same/best was trained on the features of another model than .*/first: name another --output_dir, or "
+    with pytest.raises(ValueError, match=f"{message}delete .*/same, and it is trained again"):
+        compare_heads._trained_head(str(tmp_path / "same" / "best"), first, first_model)
+    with torch.no_grad():
+        first.clip.visual_projection.weight.add_(1)
+    with pytest.raises(ValueError, match="first was trained on the features of another model than"):
+        compare_heads._trained_head(first_model, first, first_model)
+
+
 def test_trainings_need_a_folder_and_two_seeds():
     with pytest.raises(ValueError, match="--train_heads needs --output_dir"):
         CompareArguments(models=["clip"], dataset="data", train_heads=["trx"])
     with pytest.raises(ValueError, match="--train_seeds 1 must be at least 2"):
         CompareArguments(models=["clip"], dataset="data", train_heads=["trx"], output_dir="out", train_seeds=1)
+
+
+def test_trainings_that_cannot_start_are_refused_before_the_first():
+    given = {"models": ["clip"], "dataset": "data", "output_dir": "out"}
+    message = "--train_heads trxx is not known: there are otam, bi_mhm, mean, chamfer, trx, hyrsm"
+    with pytest.raises(ValueError, match=message):
+        CompareArguments(**given, train_heads=["otam", "trxx"])
+    with pytest.raises(ValueError, match=r"--train_episodes 1001 is not a multiple of 4, .*: 1000 would be"):
+        CompareArguments(**given, train_heads=["otam"], train_episodes=1001)

@@ -1,14 +1,34 @@
 """Command lines of dataclasses: what is understood, what is refused and in which words."""
 
+import dataclasses
+import os
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass
 
 import pytest
 from tiny_data import REPOSITORY
 
-from clipfsar.options import REQUIRED, make_parser, nearest, option, parse_options
+from clipfsar.checkpoints.arguments import ConvertArguments, PushArguments
+from clipfsar.cli import COMMANDS
+from clipfsar.data.arguments import PrepareArguments
+from clipfsar.evaluation.arguments import CompareArguments, EvaluateArguments
+from clipfsar.inference.arguments import SUPPORT_SET_FILE, ExportArguments, PredictArguments, ReviewArguments
+from clipfsar.options import (
+    REQUIRED,
+    check_least,
+    check_no_overwriting,
+    make_parser,
+    nearest,
+    option,
+    parse_options,
+)
+from clipfsar.page.arguments import PageArguments
 from clipfsar.presets import benchmark_on
+from clipfsar.reproduction.arguments import ReproduceArguments
+from clipfsar.training.arguments import EpisodicTrainingArguments
+from support_set_files_clipfsar import SUPPORT_SET_NAME
 
 
 @dataclass
@@ -52,6 +72,93 @@ def refused(capsys, *command_line) -> str:
 def test_what_is_not_given_has_the_default_of_the_field():
     assert parse() == Options("m")
     assert Options("m").n_shot == [1, 5]
+
+
+PROGRAMS = {
+    EvaluateArguments: {"model": "m", "dataset": "d"},
+    CompareArguments: {"models": ["m"], "dataset": "d"},
+    EpisodicTrainingArguments: {},
+    ReproduceArguments: {"benchmark": "hmdb51", "video_root": "v"},
+    PrepareArguments: {"source": "s", "output_dir": "o"},
+    PredictArguments: {"model": "m", "support_set": ["s"], "query": ["q"]},
+    ReviewArguments: {"model": "m", "support_set": ["s"]},
+    ExportArguments: {"model": "m", "output_dir": "o"},
+    ConvertArguments: {"checkpoint": "c", "clip_checkpoint": "p", "output_dir": "o"},
+    PushArguments: {"folder": "f", "repo_id": "me/x"},
+    PageArguments: {"model": "m"},
+}
+
+
+def numeric_fields(program):
+    """Names of the fields of numbers, and whether they are lists."""
+    for name, hint in typing.get_type_hints(program).items():
+        kinds = {hint, *typing.get_args(hint)}
+        if kinds & {int, float, list[int], list[float]}:
+            yield name, typing.get_origin(hint) is list
+
+
+def test_every_program_is_known_here():
+    module_names = {command.options.partition(":")[0] for command in COMMANDS.values()}
+    assert {program.__module__ for program in PROGRAMS} == module_names
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_every_number_of_a_program_is_refused_at_once_below_its_smallest_value(program):
+    options = program(**PROGRAMS[program])
+    accepted = []
+    for name, is_list in numeric_fields(program):
+        if name in ("shard", "class_split", "decay_episodes"):  # lists with rules of their own
+            continue
+        try:
+            dataclasses.replace(options, **{name: [-1] if is_list else -1})
+        except ValueError as error:
+            assert str(error).startswith(f"--{name} -1 must be "), error  # noqa: PT017
+        else:
+            accepted.append(name)
+    assert accepted == []
+
+
+FILES = [
+    (EvaluateArguments, {"write_episodes": "x", "output_json": "x", "n_shot": [1]}, "write_episodes", "output_json"),
+    (EvaluateArguments, {"write_episodes": "r/results.json", "output_dir": "r", "n_shot": [1]}, "output_dir", "write"),
+    (EvaluateArguments, {"read_episodes": "./x", "output_json": "x"}, "output_json", "read_episodes"),
+    (EvaluateArguments, {"class_texts": "x", "output_json": "a/../x"}, "output_json", "class_texts"),
+    (PredictArguments, {"support_set": "x.csv", "output": "x.csv"}, "output", "support_set"),
+    (PredictArguments, {"query": ["a", "x.mp4#t=1,2"], "output": "x.mp4", "format": "csv"}, "output", "query"),
+    (PredictArguments, {"support_set": None, "labels_file": "x.txt", "output": "x.txt"}, "output", "labels_file"),
+    (PredictArguments, {"save_support_set": "s", "output": "s/support_set.json"}, "save_support_set", "output"),
+    (ReviewArguments, {"support_set": "x.json", "output": "x.json"}, "output", "support_set"),
+    (ReviewArguments, {"support_set": "s", "sources": "x.csv", "output": "x.csv", "format": "table"}, "output", "sour"),
+    (ReviewArguments, {"output": "x.png", "picture": "x.png", "format": "table"}, "picture", "output"),
+    (ReproduceArguments, {"output_dir": "r", "published": "r/report.json"}, "output_dir", "published"),
+]
+
+
+@pytest.mark.parametrize(("program", "files", "writer", "other"), FILES)
+def test_a_file_that_a_program_reads_or_writes_is_not_overwritten(program, files, writer, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.mp4").touch()
+    with pytest.raises(ValueError, match=f"--{writer} would overwrite .*, the file of --{other}.*: name another file"):
+        program(**PROGRAMS[program] | files)
+
+
+def test_folders_and_devices_may_be_named_twice(tmp_path):
+    check_no_overwriting({"output": os.devnull, "picture": os.devnull, "folder": None}, {"set": str(tmp_path)})
+    check_no_overwriting({"output": str(tmp_path)}, {"set": str(tmp_path), "texts": ["a", "a"]})
+    assert SUPPORT_SET_FILE == SUPPORT_SET_NAME
+
+
+def test_a_number_below_the_least_is_refused_also_in_a_list():
+    @dataclass
+    class Numbers:
+        shots: list[int] = option([1, 5], "Shots.", least=1)
+        size: int | None = option(None, "Size.", least=0)
+
+    check_least(Numbers())
+    check_least(Numbers([1], 0))
+    for shots, size, message in (([5, 0], None, "--shots 0 must be at least 1."), ([5], -1, "--size -1 must be at ")):
+        with pytest.raises(ValueError, match=message):
+            check_least(Numbers(shots, size))
 
 
 def test_values_have_the_type_of_their_field():

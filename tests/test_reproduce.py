@@ -6,19 +6,29 @@ import os
 import re
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import datasets
 import pytest
 import yaml
-from tiny_data import COLOURS, SETTINGS, run_in_children, save_tiny_clip, write_video
+from tiny_data import (
+    COLOURS,
+    SETTINGS,
+    run_in_children,
+    save_tiny_clip,
+    tiny_model_and_processor,
+    write_video,
+    write_video_folder,
+)
 
 from clipfsar.cli import main as clipfsar
 from clipfsar.data import prepare as prepare_module
 from clipfsar.data.older_reader import REPORT
+from clipfsar.data.splits import load_video_splits
+from clipfsar.data.video_split import VideoSplit
 from clipfsar.reproduction import program
-from clipfsar.reproduction.arguments import overridden, parse_arguments
+from clipfsar.reproduction.arguments import ReproduceArguments, overridden, parse_arguments
 from clipfsar.reproduction.plan import Cost, count_videos, measure, plan
 from clipfsar.reproduction.report import markdown, read_published, report_data, write_eval_results
 from clipfsar.training.arguments import EpisodicTrainingArguments
@@ -43,6 +53,30 @@ def test_a_benchmark_brings_the_official_settings_and_the_papers_shots():
 def test_options_that_override_the_benchmark_are_known_to_the_report():
     args = settings("--episodes", "2000", "--model", "me/rn50")
     assert overridden(args) == {"episodes": (5000, 2000), "model": ("openai/clip-vit-base-patch16", "me/rn50")}
+
+
+def test_every_setting_that_can_change_the_numbers_is_among_the_differences():
+    listed = []
+    for item in fields(ReproduceArguments):
+        args = settings()
+        setattr(args, item.name, "another" if item.name != "benchmark" else "ucf101")
+        listed += [item.name] if item.name in overridden(args) else []
+    assert listed == [
+        *("model", "allow_shared_classes", "n_way", "train_n_shot", "train_n_query", "n_shot", "n_query", "episodes"),
+        *("episodes_per_update", "num_frames", "frame_sampling", "sampling_rate", "preprocessing"),
+        *("query_augmentation", "prompt_template", "class_texts", "alignment", "support_pooling"),
+        *("prototype_modulation", "temporal_num_layers", "video_text_loss_weight", "freeze_vision", "feature_draws"),
+        *("train_last_layers", "lora_rank", "lora_alpha", "lora_targets", "freeze_batch_norm", "learning_rate"),
+        *("warmup_learning_rate", "warmup_episodes", "decay_episodes", "weight_decay", "optimizer", "max_grad_norm"),
+        *("mixed_precision", "eval_every", "eval_episodes", "test_episodes", "inference_modes", "frame_size"),
+    ]
+
+
+def test_the_differences_name_no_folder_of_this_machine(tmp_path):
+    (tmp_path / "texts.json").touch()
+    args = settings("--class_texts", str(tmp_path / "texts.json"), "--model", str(tmp_path))
+    model = ("openai/clip-vit-base-patch16", tmp_path.name)
+    assert overridden(args) == {"model": model, "class_texts": (None, "texts.json")}
 
 
 def test_every_seed_and_each_selection_is_a_run_that_resumes():
@@ -191,6 +225,41 @@ def test_a_run_that_was_finished_with_other_settings_is_not_reported_as_if_it_ha
     assert not program._is_finished(run())
 
 
+def finished_run(folder, video_folder, record_in_state=False, **settings):
+    """A run whose record says that it was trained and tested on the videos of a folder."""
+    run = EpisodicTrainingArguments(output_dir=str(folder / "run"), dataset=str(video_folder), **settings)
+    splits = load_video_splits(str(video_folder))
+    data = {name: VideoSplit(dataset, name=name).record() for name, dataset in splits.items()}
+    (folder / "run" / "state").mkdir(parents=True)
+    (folder / "run" / program.FINISHED).write_text(json.dumps({} if record_in_state else {"data": data}))
+    (folder / "run" / "state" / "progress.json").write_text(json.dumps({"data": data} if record_in_state else {}))
+    return run
+
+
+@pytest.mark.parametrize("record_in_state", [False, True], ids=["now", "earlier version"])
+def test_a_finished_run_is_not_reported_for_data_that_have_replaced_its_own(record_in_state, tmp_path):
+    write_video_folder(tmp_path / "videos", videos_per_class=2)
+    run = finished_run(tmp_path, tmp_path / "videos", record_in_state)
+    program.check_inputs([run])
+    (tmp_path / "videos" / "test" / "violet" / "0.mp4").write_bytes(b"another video")
+    with pytest.raises(ValueError, match="run was started on other data: test: class 'violet' has other videos"):
+        program.check_inputs([run])
+    program.check_inputs([replace(run, test_episodes=0)])  # these data had no part in it
+
+
+def test_a_finished_run_is_not_reported_for_class_texts_that_have_replaced_its_own(tmp_path):
+    write_video_folder(tmp_path / "videos", videos_per_class=2)
+    (tmp_path / "texts.json").write_text('{"red": "a red thing"}')
+    run = finished_run(tmp_path, tmp_path / "videos", class_texts=str(tmp_path / "texts.json"))
+    _, processor = tiny_model_and_processor()
+    processor.class_texts = {"red": "a red thing"}
+    processor.save_pretrained(tmp_path / "run" / "best")
+    program.check_inputs([run])
+    (tmp_path / "texts.json").write_text('{"red": "something red"}')
+    with pytest.raises(ValueError, match="run was trained with other class texts than "):
+        program.check_inputs([run])
+
+
 def test_data_that_were_prepared_with_other_options_are_refused(tmp_path):
     def start(*options):
         command_line = [
@@ -294,4 +363,5 @@ def test_a_reproduction_that_is_killed_twice_ends_with_a_report(benchmark, tmp_p
     (tmp_path / "videos").mkdir()
     run(None).check()
     assert (folder / "seed_3" / program.FINISHED).read_bytes() == before
-    assert "settings" not in json.loads((folder / "report.json").read_text())["runs"][0]
+    assert not {"settings", "data"} & set(json.loads((folder / "report.json").read_text())["runs"][0])
+    assert json.loads(before)["data"].keys() == {"train", "validation", "test"}

@@ -793,6 +793,15 @@ def test_an_address_in_a_table_stays_one(tmp_path):
         ("clips.csv", "", "clips.csv names no videos"),
         ("clips.jsonl", '{"path": "a.mp4"}\n', "line 1: there is no column 'label'; there are path"),
         ("clips.jsonl", '{"path": "a.mp4", "label": null}\n', "line 1: the column 'label' is empty"),
+        (
+            "clips.jsonl",
+            '{"path": "a.mp4", "label": ["run"]}\n',
+            r"""line 1: the column 'label' is \["run"\], which is no text and no number""",
+        ),
+        ("clips.jsonl", '{"path": {"a": 1}, "label": "run"}\n', """the column 'path' is {"a": 1}, which is no text"""),
+        ("clips.jsonl", '{"path": "a.mp4", "label": true}\n', "the column 'label' is true, which is no text"),
+        ("clips.jsonl", '{"path": "a.mp4", "label": NaN}\n', "the column 'label' is NaN, which is no text"),
+        ("clips.jsonl", '{"path": "a", "label": "b", "split": ["test"]}\n', "the column 'split' is .*, which is no"),
         ("clips.jsonl", '{"path": "a.mp4", "label": "run"}\n{"path"\n', "line 2 is not JSON"),
         ("clips.jsonl", "\n" + 200_000 * "[", "line 2 is not read: its values are nested too deeply"),
         ("clips.jsonl", '{"path": ' + 5000 * "1" + "}", "line 1 is not read: it has a number of too many digits"),
@@ -812,6 +821,11 @@ def test_an_address_in_a_table_stays_one(tmp_path):
 def test_a_faulty_table_is_refused_with_the_line(name, text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         table_splits(write_table(tmp_path / name, text))
+
+
+def test_labels_that_are_numbers_are_names_of_classes_and_other_columns_may_hold_anything(tmp_path):
+    table = write_table(tmp_path / "clips.jsonl", '{"path": "a.mp4", "label": 3, "tags": ["x"], "ok": true}\n')
+    assert table_splits(table) == {"all": [Clip(str(tmp_path / "a.mp4"), "3")]}
 
 
 def test_a_table_that_says_only_some_splits_is_refused(tmp_path):

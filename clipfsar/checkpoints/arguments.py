@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from choices_clipfsar import SUPPORT_POOLINGS
 from clipfsar.names import check_source, find_model
-from clipfsar.options import REQUIRED, option
+from clipfsar.options import REQUIRED, check_least, option
 from paths_clipfsar import check_path
 
 FROM_OFFICIAL, FROM_OPENAI, TO_OFFICIAL = "from_official", "from_openai", "to_official"
@@ -62,7 +62,7 @@ class ConvertArguments:
         "--clip_checkpoint if it is a Hugging Face model; .pt files have none.",
     )
     num_frames: int = option(
-        8, "Frames per video that the checkpoint was trained with.", needs="checkpoint", unused_with="model"
+        8, "Frames per video that the checkpoint was trained with.", needs="checkpoint", unused_with="model", least=1
     )
     support_pooling: str | None = option(
         None,
@@ -79,6 +79,7 @@ class ConvertArguments:
     )
 
     def __post_init__(self):
+        check_least(self)
         if not any((self.model, self.checkpoint, self.clip_checkpoint)):
             raise ValueError(
                 "There is nothing to convert. Give --checkpoint, --clip_checkpoint and --output_dir for an official "

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from choices_clipfsar import DECODERS, FRAME_STORES, PREPROCESSINGS, SECONDS_PER_VIDEO
 from clipfsar.names import check_source, find_model
-from clipfsar.options import option, parse_options
+from clipfsar.options import check_least, option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on, dataset_folder
 from clipfsar.shards import shard_of
 from paths_clipfsar import check_path
@@ -99,7 +99,7 @@ class PrepareArguments:
         f"without splits: {' '.join(map(str, DEFAULT_CLASS_SPLIT))}.",
         needs="source",
     )
-    seed: int = option(0, "Random seed of --class_split.", needs="source")
+    seed: int = option(0, "Random seed of --class_split.", needs="source", least=0)
 
     # What to do
     skip_reading: bool = option(
@@ -119,7 +119,7 @@ class PrepareArguments:
         None, "Model that the frame store is for (folder or Hub id). Its processor sets the next two options."
     )
     frame_size: int | None = option(
-        None, "Input size of the model that the frame store is for; 224 for benchmarks.", needs="frame_store"
+        None, "Input size of the model that the frame store is for; 224 for benchmarks.", needs="frame_store", least=1
     )
     preprocessing: str | None = option(
         None, "Preprocessing of the frame store. Default: clip.", PREPROCESSINGS, needs="frame_store"
@@ -128,14 +128,17 @@ class PrepareArguments:
         72,
         "Number of evenly spaced frames to keep of longer videos: 9 candidates for each of 8 segments. 0 keeps all.",
         needs="frame_store",
+        least=0,
     )
-    jpeg_quality: int = option(90, "Quality of the JPEG frames, 1 to 95.", needs="frame_store=jpeg")
+    jpeg_quality: int = option(90, "Quality of the JPEG frames, 1 to 95.", needs="frame_store=jpeg", least=1)
     embed_videos: bool = option(False, "Store the video files inside the data set, so that you can move or upload it.")
     decoder: str = option("auto", "Video reader.", ("auto", *DECODERS), unused_with="skip_reading")
     seconds_per_video: float = option(
         SECONDS_PER_VIDEO, "Time limit for reading a video; slower ones are unreadable.", unused_with="skip_reading"
     )
-    num_workers: int = option(os.cpu_count() or 1, "Number of processes that read videos.", unused_with="skip_reading")
+    num_workers: int = option(
+        os.cpu_count() or 1, "Number of processes that read videos.", unused_with="skip_reading", least=1
+    )
     shard: list[int] = option(
         [],
         "Read only shard I of N: --shard 0 8 to --shard 7 8, on one machine or several. Afterwards the same command "
@@ -180,10 +183,7 @@ class PrepareArguments:
             )
         if self.model is None:
             self.fill_in(FRAME_SIZE, PREPROCESSINGS[0])
-        for name, least in (("frame_size", 1), ("frames_per_video", 0), ("num_workers", 1), ("jpeg_quality", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} {value} must be at least {least}.")
+        check_least(self)
         if self.label_fps is not None and not 0 < self.label_fps < 1e6:
             raise ValueError(f"--label_fps {self.label_fps} must be greater than 0 and finite.")
         if not self.seconds_per_video > 0:

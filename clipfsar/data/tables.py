@@ -4,6 +4,7 @@ import csv
 import functools
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,7 +115,8 @@ def read_rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict]]
         ValueError: If the file is not such a table; the message has the line.
     """
     text = read_text(table)
-    yield from _rows_of_json_lines(table, text) if table.suffix.lower() == ".jsonl" else _rows(table, text, columns)
+    rows = _rows_of_json_lines if table.suffix.lower() == ".jsonl" else _rows
+    yield from rows(table, text, columns)
 
 
 def _rows(table: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
@@ -181,13 +183,22 @@ def _records(table: Path, text: str, delimiter: str, strict: bool = True) -> Ite
         yield reader.line_num, [_without_apostrophe(value.strip()) for value in values]
 
 
-def _rows_of_json_lines(table: Path, text: str) -> Iterator[tuple[int, dict]]:
+def _rows_of_json_lines(table: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             row = _parsed_json(f"{table}, line {number}", line)
             if not isinstance(row, dict):
                 raise ValueError(f"{table}, line {number}: an object with columns is expected.")
+            for column in columns:
+                _check_value(row.get(column), f"{table}, line {number}: the column {column!r}")
             yield number, row
+
+
+def _check_value(value: Any, what: str) -> None:
+    """Raises `ValueError` for a JSON value that is neither a text nor a number, such as a list. None passes."""
+    is_usable = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    if not is_usable or isinstance(value, bool):
+        raise ValueError(f"{what} is {json.dumps(value)[:100]}, which is no text and no number.")
 
 
 __all__ = ["csv_text", "read_class_texts", "read_json_text", "read_rows", "read_text"]

@@ -1,13 +1,17 @@
 """Options of `clipfsar evaluate`. This module does not import torch."""
 
+import os
 from dataclasses import dataclass
 
 from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, SECONDS_PER_VIDEO
 from clipfsar.inference.arguments import CLASS_TEXTS_HELP, DTYPE_CHOICES, DTYPE_HELP
 from clipfsar.names import check_source, find_model
-from clipfsar.options import REQUIRED, option
+from clipfsar.options import REQUIRED, check_least, check_no_overwriting, option
 from clipfsar.shards import shard_of
 from paths_clipfsar import check_path
+
+RESULTS = "results.json"  # in the output folder of `clipfsar evaluate`
+EPISODES_PER_UPDATE = 4  # of the trainings of heads
 
 
 @dataclass
@@ -32,11 +36,15 @@ class EvaluateArguments:
     alignment: str | None = option(None, "Alignment to use instead of the model's.", ALIGNMENTS)
 
     # Episodes
-    n_way: int = option(5, "Classes per episode.", unused_with="read_episodes")
-    n_shot: list[int] = option([1, 5], "Support videos per class; one number or several.", unused_with="read_episodes")
-    n_query: int = option(1, "Query videos per class.", unused_with="read_episodes")
-    n_episodes: int = option(10_000, "Episodes per number of shots.", unused_with="read_episodes or until_interval")
-    seed: int = option(0, "Seed of the episodes, and of the frames if they are drawn at random.")
+    n_way: int = option(5, "Classes per episode.", unused_with="read_episodes", least=2)
+    n_shot: list[int] = option(
+        [1, 5], "Support videos per class; one number or several.", unused_with="read_episodes", least=1
+    )
+    n_query: int = option(1, "Query videos per class.", unused_with="read_episodes", least=1)
+    n_episodes: int = option(
+        10_000, "Episodes per number of shots.", unused_with="read_episodes or until_interval", least=1
+    )
+    seed: int = option(0, "Seed of the episodes, and of the frames if they are drawn at random.", least=0)
     inference_modes: list[str] = option(
         list(INFERENCE_MODES), "Modes that answer the episodes.", INFERENCE_MODES, aliases=["inference_mode"]
     )
@@ -63,8 +71,8 @@ class EvaluateArguments:
     )
     output_dir: str | None = option(None, "Folder for results.json and pictures.")
     output_json: str | None = option(None, "Write the results to this file.")
-    batch_size: int = option(16, "Videos per forward pass.")
-    num_workers: int = option(2, "Worker processes that read videos.")
+    batch_size: int = option(16, "Videos per forward pass.", least=1)
+    num_workers: int = option(2, "Worker processes that read videos.", least=0)
     class_texts: str | None = option(None, CLASS_TEXTS_HELP)
     seconds_per_video: float = option(
         SECONDS_PER_VIDEO, "Time limit for reading a video. A slower video counts as unreadable."
@@ -77,13 +85,12 @@ class EvaluateArguments:
     label_column: str = option("label", "Column with the classes.")
 
     def __post_init__(self):
+        check_least(self)
         unknown = sorted(set(self.inference_modes) - set(INFERENCE_MODES))
         if unknown:
             raise ValueError(f"--inference_modes {' '.join(unknown)}: there are {', '.join(INFERENCE_MODES)}.")
         if self.write_episodes and len(self.n_shot) > 1:
             raise ValueError(f"--write_episodes holds episodes of one --n_shot, not of {self.n_shot}.")
-        if self.n_episodes < 1:
-            raise ValueError(f"--n_episodes {self.n_episodes} must be at least 1.")
         if not self.seconds_per_video > 0:
             raise ValueError(f"--seconds_per_video {self.seconds_per_video} must be greater than 0.")
         if self.until_interval is not None and not self.until_interval > 0:
@@ -99,6 +106,9 @@ class EvaluateArguments:
         for name in ("write_episodes", "until_interval"):
             if self.read_episodes is not None and getattr(self, name) is not None:
                 raise ValueError(f"--read_episodes already fixes the episodes: leave --{name} out.")
+        results = self.output_dir and os.path.join(self.output_dir, RESULTS)
+        writes = {"output_json": self.output_json, "write_episodes": self.write_episodes, "output_dir": results}
+        check_no_overwriting(writes, {"read_episodes": self.read_episodes, "class_texts": self.class_texts})
 
     def _check_encoding(self):
         if self.shard and not self.encode_only:
@@ -139,32 +149,38 @@ class CompareArguments:
     dataset: str = option(REQUIRED, "Folder or Hub id of a video data set.")
     heads: list[str] = option([], "Alignments for each model, besides its own; FILE.py:CLASS is a head of your own.")
     split: str = option("test", "Split to draw episodes from.")
-    n_way: int = option(5, "Classes per episode.")
-    n_shot: list[int] = option([1, 5], "Support videos per class; one number or several.")
-    n_query: int = option(1, "Query videos per class.")
-    n_episodes: int = option(10_000, "Episodes per number of shots.")
-    seed: int = option(0, "Seed of the episodes.")
+    n_way: int = option(5, "Classes per episode.", least=2)
+    n_shot: list[int] = option([1, 5], "Support videos per class; one number or several.", least=1)
+    n_query: int = option(1, "Query videos per class.", least=1)
+    n_episodes: int = option(10_000, "Episodes per number of shots.", least=2)
+    seed: int = option(0, "Seed of the episodes.", least=0)
     train_heads: list[str] = option(
         [], "Also train these alignments on cached features of the first model, all with the same episodes."
     )
     train_seeds: int = option(
-        3, "Trainings of each of them; their spread is part of the interval.", needs="train_heads"
+        3, "Trainings of each of them; their spread is part of the interval.", needs="train_heads", least=2
     )
-    train_episodes: int = option(2000, "Episodes of each training.", needs="train_heads")
+    train_episodes: int = option(2000, "Episodes of each training.", needs="train_heads", least=EPISODES_PER_UPDATE)
     feature_store: str | None = option(None, "Folder that keeps the frame features for later comparisons.")
     output_dir: str | None = option(
         None, "Folder for trainings, comparison.json, comparison.tex and pictures of mean ranks."
     )
-    batch_size: int = option(16, "Videos per forward pass.")
-    num_workers: int = option(2, "Worker processes that read videos.")
+    batch_size: int = option(16, "Videos per forward pass.", least=1)
+    num_workers: int = option(2, "Worker processes that read videos.", least=0)
 
     def __post_init__(self):
-        if self.n_episodes < 2:
-            raise ValueError(f"--n_episodes {self.n_episodes} must be at least 2, for an interval.")
+        check_least(self)  # of --n_episodes and --train_seeds: one alone has no spread, so no interval
         if self.train_heads and self.output_dir is None:
             raise ValueError("--train_heads needs --output_dir, where the trainings are kept.")
-        if self.train_heads and self.train_seeds < 2:
-            raise ValueError(f"--train_seeds {self.train_seeds} must be at least 2: one training shows no spread.")
+        for name in self.train_heads:
+            if name not in ALIGNMENTS:
+                raise ValueError(f"--train_heads {name} is not known: there are {', '.join(ALIGNMENTS)}.")
+        if self.train_episodes % EPISODES_PER_UPDATE:
+            nearest = self.train_episodes - self.train_episodes % EPISODES_PER_UPDATE
+            raise ValueError(
+                f"--train_episodes {self.train_episodes} is not a multiple of {EPISODES_PER_UPDATE}, the episodes of "
+                f"an update: {nearest} would be."
+            )
 
     def check_files(self):
         """Raises `FileNotFoundError` for a missing data set or model."""
@@ -172,4 +188,4 @@ class CompareArguments:
         self.models = [find_model("models", name) or name for name in self.models]
 
 
-__all__ = ["CompareArguments", "EvaluateArguments"]
+__all__ = ["EPISODES_PER_UPDATE", "RESULTS", "CompareArguments", "EvaluateArguments"]

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,9 +33,11 @@ from clipfsar.evaluation.protocol import Protocol
 from clipfsar.evaluation.split_features import SplitFeatures
 from clipfsar.inference.load_model import load_model
 from configuration_clipfsar import CLIPFSARConfig
+from fingerprint_clipfsar import preprocessing_settings, weights_digest
 from heads_clipfsar import HEADS, Head, register_head
 from modeling_clipfsar import CLIPFSARModel
-from paths_clipfsar import check_output_file, local_path, write_text
+from paths_clipfsar import check_output_file, local_path, printable, write_text
+from processing_clipfsar import CLIPFSARProcessor
 
 _WITHOUT_HEAD = ("otam", "bi_mhm", "mean")
 
@@ -77,7 +80,8 @@ class HeadComparison:
             "|" + "---|" * 7,
         ]
         for one in self.results:
-            lines.append(f"| {' | '.join((one.name, str(one.n_shot), *_cells(one)))} |")
+            name = printable(one.name).replace("|", "\\|")
+            lines.append(f"| {' | '.join((name, str(one.n_shot), *_cells(one)))} |")
         return "\n".join(lines)
 
     def to_json(self, path: Path) -> None:
@@ -119,34 +123,56 @@ def _cells(one: HeadResult) -> tuple[str, ...]:
     )
 
 
+_LATEX = {sign: f"\\{sign}" for sign in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$"}
+
+
 def _latex(text: str) -> str:
-    return text.replace("_", r"\_").replace("±", r"$\pm$").replace("<", "$<$")
+    """Text for LaTeX: names of folders and heads are not commands."""
+    return "".join(_LATEX.get(letter, letter) for letter in printable(text))
 
 
 def find_heads(names: Sequence[str]) -> list[str]:
     """Alignments by name. `FILE.py:CLASS` or `MODULE:CLASS` registers a head of your own under the class's name.
 
     Raises:
-        ValueError: For an unknown name; the message lists the known ones.
+        ValueError: For an unknown name; the message lists the known ones. For two heads of one name.
     """
-    found = []
+    found: dict[str, tuple] = {}  # name of a head -> where it comes from, and the option
     for name in names:
         place, _, own = name.rpartition(":")
         if place:
             head = getattr(_module(place), own, None)
             if not (isinstance(head, type) and issubclass(head, Head)):
                 raise ValueError(f"--heads {name}: {place} has no subclass of clipfsar.Head called {own!r}.")
+            if own in references.REFERENCES:
+                raise ValueError(f"--heads {name}: {own} is a head of this library: rename yours.")
             register_head(own, head)
         elif name not in (*_WITHOUT_HEAD, *HEADS):
             raise ValueError(
                 f"--heads {name} is not known: there are {', '.join((*_WITHOUT_HEAD, *HEADS))}, and FILE.py:CLASS for "
                 "a head of your own."
             )
-        found.append(own or name)
-    return list(dict.fromkeys(found))
+        origin = os.path.realpath(place) if place.endswith(".py") else place
+        known, option = found.setdefault(own or name, (origin, name))
+        if known != origin:  # the second would take the place of the first
+            raise ValueError(f"--heads {option} and {name}: two heads are called {own or name}: rename one of them.")
+    return list(found)
 
 
 def _module(place: str):
+    try:
+        return _imported(place)
+    except (ImportError, SyntaxError) as error:
+        raise ValueError(
+            f"--heads {place} cannot be imported ({error}): correct the name or the file, or install what it needs."
+        ) from error
+
+
+def _imported(place: str):
+    if place.startswith(".") and not place.endswith(".py"):
+        raise ValueError(f"--heads {place} is no file that ends in .py, and no module.")
     if not place.endswith(".py"):
         return importlib.import_module(place)
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)
@@ -257,8 +283,8 @@ def run(arguments: CompareArguments, trained: Mapping[str, Sequence[str]] | None
         for alignment, features in _features_of(name, short_name, heads, split, arguments).items():
             contenders[alignment if len(short_names) == 1 else f"{short_name} {alignment}"] = [features]
     first = next(iter(contenders.values()))[0]
-    for name, folders in (trained or {}).items():  # their visual tower is the first model's, frozen
-        models = [load_model(folder)[0] for folder in folders]
+    for name, folders in (trained or {}).items():
+        models = [_trained_head(folder, first.model, arguments.models[0]) for folder in folders]
         contenders[name] = [SplitFeatures(one, first.video_embeds, first.class_embeds, split.labels) for one in models]
     comparison = compare_features(contenders, protocol, split.class_names)
     print(f"{arguments.dataset}, split {arguments.split}, {len(split)} videos, {protocol.n_episodes:,} episodes:\n")
@@ -285,6 +311,22 @@ def _features_of(
         alignment: SplitFeatures(model.to(accelerator.device), embeds, texts, split.labels)
         for alignment, (model, _) in models.items()
     }
+
+
+def _trained_head(folder: str, first: CLIPFSARModel, name: str) -> CLIPFSARModel:
+    """The model in `folder`, which answers on the features of the model `first` that is called `name`.
+
+    Raises:
+        ValueError: When it was trained on other features: its frozen towers or its frames are not those of `first`.
+    """
+    (model, processor), of_first = load_model(folder), CLIPFSARProcessor.from_pretrained(name)
+    same_towers = weights_digest([model.clip]) == weights_digest([first.clip])
+    if not same_towers or preprocessing_settings(processor) != preprocessing_settings(of_first):
+        raise ValueError(
+            f"The head in {folder} was trained on the features of another model than {name}: name another "
+            f"--output_dir, or delete {Path(folder).parent}, and it is trained again."
+        )
+    return model.to(first.device)
 
 
 def _store(arguments: CompareArguments, short_name: str, encoder: VideoEncoder) -> FeatureStore:

@@ -15,7 +15,7 @@ from class_texts_clipfsar import check_class_prompts
 from clipfsar.data.splits import check_split, load_video_splits
 from clipfsar.data.tables import read_class_texts
 from clipfsar.data.video_split import VideoSplit
-from clipfsar.evaluation.arguments import EvaluateArguments
+from clipfsar.evaluation.arguments import RESULTS, EvaluateArguments
 from clipfsar.evaluation.encoding import VideoEncoder
 from clipfsar.evaluation.episode_list import EpisodeList, read_episodes, write_episodes
 from clipfsar.evaluation.episodes import predict_episodes, predict_until_interval, results_of_answers
@@ -336,7 +336,7 @@ def _report(results: EvaluationResults, split: VideoSplit, arguments: EvaluateAr
 
 def _output_files(arguments: EvaluateArguments) -> list[Path]:
     folder = arguments.output_dir
-    return [Path(path) for path in (folder and Path(folder) / "results.json", arguments.output_json) if path]
+    return [Path(path) for path in (folder and Path(folder) / RESULTS, arguments.output_json) if path]
 
 
 def _store_folder(feature_store: str | Path, model_name: str, split: VideoSplit) -> Path:

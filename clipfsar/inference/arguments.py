@@ -9,10 +9,11 @@ from pathlib import Path
 from choices_clipfsar import DTYPES, EXPORT_FORMATS, INFERENCE_MODES, OUTPUT_FORMATS, SECONDS_PER_VIDEO, UNKNOWN_LABEL
 from clipfsar.data.arguments import LABEL_FPS_HELP
 from clipfsar.names import check_device, check_source, find_model
-from clipfsar.options import REQUIRED, option
+from clipfsar.options import REQUIRED, check_no_overwriting, option
 from paths_clipfsar import check_output_folder, check_path, check_picture_name, local_path
 from spans_clipfsar import split_span, wrong_times
 
+SUPPORT_SET_FILE = "support_set.json"  # SUPPORT_SET_NAME of a module that imports torch
 DTYPE_CHOICES = ("auto", *DTYPES)
 CLASS_TEXTS_HELP = (
     "JSON file of texts in place of the prompt, {class name: text or list of texts}; several texts of a class are "
@@ -38,6 +39,11 @@ def _check_ending(output: str | None, known: Collection[str]) -> None:
         raise ValueError(
             f"--output {output}: results are not written as .{ending}. Use {endings} or .txt, or give --format."
         )
+
+
+def _saved(folder: str | None) -> str | None:
+    """The file of a support set that is saved in a folder."""
+    return folder and str(Path(folder) / SUPPORT_SET_FILE)
 
 
 @dataclass
@@ -185,7 +191,7 @@ class PredictArguments:
         self.detect_unknown = self.detect_unknown or bool(self.background) or self.unknown_error_rate is not None
         if self.dtype == "int8" and self.device not in (None, "cpu"):
             raise ValueError(f"--dtype int8 is for CPUs: leave --device {self.device} out, or use --dtype bfloat16.")
-        for name in ("window_seconds", "stride_seconds", "label_fps"):
+        for name in ("window_seconds", "stride_seconds", "label_fps", "fps"):
             if getattr(self, name) == math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be a finite number.")
         for name in ("window_seconds", "stride_seconds", "fps", "label_fps", "seconds_per_video"):
@@ -194,6 +200,9 @@ class PredictArguments:
         for name in ("top_k", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1.")
+        reads = {"query": [split_span(query)[0] for query in self.query], "background": self.background}
+        reads |= {name: getattr(self, name) for name in ("support_set", "labels_file", "class_texts")}
+        check_no_overwriting({"output": self.output, "save_support_set": _saved(self.save_support_set)}, reads)
 
     def check_files(self):
         """Raises `FileNotFoundError` for missing files. Missing queries raise it only if all of them are missing."""
@@ -266,6 +275,8 @@ class ReviewArguments:
         if self.label_fps is not None and not 0 < self.label_fps < math.inf:
             raise ValueError(f"--label_fps {self.label_fps} must be greater than 0 and finite.")
         check_picture_name(self.picture, "picture")
+        writes = {"output": self.output, "picture": self.picture, "save_support_set": _saved(self.save_support_set)}
+        check_no_overwriting(writes, {name: getattr(self, name) for name in ("support_set", "sources", "class_texts")})
 
     def check_files(self):
         """Raises `FileNotFoundError` for missing files."""
@@ -323,6 +334,6 @@ class ExportArguments:
 
 
 __all__ = [
-    *("CLASS_TEXTS_HELP", "DTYPE_CHOICES", "DTYPE_HELP", "SUPPORT_SET_REMEDY"),
+    *("CLASS_TEXTS_HELP", "DTYPE_CHOICES", "DTYPE_HELP", "SUPPORT_SET_FILE", "SUPPORT_SET_REMEDY"),
     *("ExportArguments", "PredictArguments", "ReviewArguments"),
 ]

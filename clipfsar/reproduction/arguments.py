@@ -4,15 +4,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from choices_clipfsar import FRAME_STORES
 from clipfsar.names import find_model
-from clipfsar.options import option, parse_options
+from clipfsar.options import check_least, check_no_overwriting, option, parse_options
 from clipfsar.presets import PRESETS, benchmark_on
-from clipfsar.training.arguments import EpisodicTrainingArguments
-from paths_clipfsar import check_path
+from clipfsar.training.arguments import MAY_CHANGE_ON_RESUME, EpisodicTrainingArguments
+from paths_clipfsar import check_path, public_name
 
 SHOTS = [1, 3, 5]  # of the paper's results
+# What the results of a run do not depend on.
+OF_NO_EFFECT = MAY_CHANGE_ON_RESUME - {"dataset", "mixed_precision", "n_shot", "test_episodes", "inference_modes"}
+# Options that the report does not list among the differences: where the data are, what its tables and its part on
+# videos show, and how it is made.
+TOLD_ELSEWHERE = {
+    *("dataset", "video_column", "label_column", "video_root", "official_splits", "class_names_file"),
+    *("validation_class_names", "skip_bad_videos", "frame_store"),
+    *("seed", "seeds", "select_on", "mimic_selection", "published", "hub_dataset", "plan"),
+}
 PUBLISHED = [name for name, preset in PRESETS.items() if preset.lists_page is None]
 
 
@@ -43,12 +53,16 @@ class ReproduceArguments(EpisodicTrainingArguments):
         unused_with="dataset",
     )
     frame_size: int | None = option(
-        None, "Input size that frames are kept for. Default: the model's.", needs="frame_store", unused_with="dataset"
+        None,
+        "Input size that frames are kept for. Default: the model's.",
+        needs="frame_store",
+        unused_with="dataset",
+        least=1,
     )
 
     # What is run and reported
-    seed: int = option(0, "Seed to train with, for one run.", unused_with="seeds")
-    seeds: list[int] = option([], "Seeds to train with, one run for each. Default: the benchmark's seed.")
+    seed: int = option(0, "Seed to train with, for one run.", unused_with="seeds", least=0)
+    seeds: list[int] = option([], "Seeds to train with, one run for each. Default: the benchmark's seed.", least=0)
     mimic_selection: bool = option(
         False,
         "Also train runs that select on the test split, as the official program does. Doubles the training.",
@@ -62,6 +76,7 @@ class ReproduceArguments(EpisodicTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_least(self)
         if self.benchmark is None:
             raise ValueError(f"Name a benchmark: clipfsar reproduce {'|'.join(PUBLISHED)} --video_root VIDEOS.")
         if self.benchmark not in PUBLISHED:
@@ -76,6 +91,8 @@ class ReproduceArguments(EpisodicTrainingArguments):
             )
         if self.push_to_hub is not None:
             raise ValueError("--push_to_hub plays no part here: read the report, then use clipfsar push.")
+        reports = [str(Path(self.output_dir) / name) for name in ("report.json", "report.md")]
+        check_no_overwriting({"output_dir": reports}, {"published": self.published, "class_texts": self.class_texts})
 
     def check_files(self):
         """Raises `FileNotFoundError` for a missing folder, file or model."""
@@ -144,18 +161,20 @@ def parse_arguments(command_line: Sequence[str] | None = None, prog: str | None 
 
 
 def overridden(args: ReproduceArguments) -> dict:
-    """Settings of the method that differ from the benchmark's preset: name -> (preset's, given)."""
-    benchmark = args.benchmark or ""
-    preset = {item.name: item.default for item in fields(EpisodicTrainingArguments)}
-    preset |= {"decay_episodes": [], **PRESETS[benchmark].as_defaults(), "n_shot": SHOTS}
-    names = ("n_way", "train_n_shot", "train_n_query", "n_query", "episodes", "episodes_per_update", "num_frames")
-    names += ("frame_sampling", "preprocessing", "query_augmentation", "prompt_template", "alignment", "n_shot")
-    names += ("support_pooling", "prototype_modulation", "temporal_num_layers", "video_text_loss_weight", "optimizer")
-    names += ("learning_rate", "warmup_learning_rate", "warmup_episodes", "decay_episodes", "weight_decay")
-    names += ("max_grad_norm", "mixed_precision", "freeze_vision", "train_last_layers", "lora_rank", "eval_every")
-    names += ("freeze_batch_norm", "test_episodes", "model")
-    given = {name: getattr(args, name) for name in names}
-    return {name: (preset[name], value) for name, value in given.items() if value != preset[name]}
+    """Settings that differ from the benchmark's and can change the numbers: name -> (the benchmark's, given)."""
+    preset = parse_arguments([args.benchmark or "", f"--dataset={args.data}"])
+    names = [item.name for item in fields(args) if item.name not in TOLD_ELSEWHERE | OF_NO_EFFECT]
+    pairs = {name: (getattr(preset, name), getattr(args, name)) for name in names}
+    return {
+        name: (_in_public(name, official), _in_public(name, given))
+        for name, (official, given) in pairs.items()
+        if official != given
+    }
 
 
-__all__ = ["SHOTS", "ReproduceArguments", "overridden", "parse_arguments"]
+def _in_public(name: str, value: Any) -> Any:
+    """A setting without folders of this machine: the report is for others."""
+    return public_name(value) if name in ("model", "class_texts") and value is not None else value
+
+
+__all__ = ["OF_NO_EFFECT", "SHOTS", "ReproduceArguments", "overridden", "parse_arguments"]

@@ -4,7 +4,9 @@ import json
 import math
 import os
 import platform
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -15,20 +17,24 @@ import torch
 from clipfsar.data.arguments import parse_arguments as parse_prepare_arguments
 from clipfsar.data.older_reader import REPORT
 from clipfsar.data.prepare import main as prepare
+from clipfsar.data.splits import load_video_splits
+from clipfsar.data.tables import read_class_texts
+from clipfsar.data.video_split import VideoSplit
 from clipfsar.json_files import read_json
 from clipfsar.processes import first_process_decides
-from clipfsar.reproduction.arguments import ReproduceArguments
+from clipfsar.reproduction.arguments import OF_NO_EFFECT, ReproduceArguments
 from clipfsar.reproduction.plan import count_videos, plan
 from clipfsar.reproduction.report import read_published, write_report
 from clipfsar.training.accelerator import make_accelerator
-from clipfsar.training.arguments import MAY_CHANGE_ON_RESUME, EpisodicTrainingArguments
+from clipfsar.training.arguments import EpisodicTrainingArguments
 from clipfsar.training.program import run as train_and_test
+from clipfsar.training.resuming import check_same_data
 from clipfsar.training.run_folder import complete_folder
 from paths_clipfsar import replace_file
+from processing_clipfsar import CLIPFSARProcessor
 
 FINISHED = "reproduction.json"  # in the folder of a run: its record, once it is trained and tested
 _OF_THE_DATA = ("official_splits", "class_names_file", "validation_class_names", "frame_store", "frame_size")
-_OF_THE_TEST = {"n_shot", "test_episodes", "inference_modes"}
 
 
 class Reproduction:
@@ -45,7 +51,7 @@ class Reproduction:
 
         Raises:
             ValueError: When several processes would have to train several runs, or when a finished run was trained with
-                other settings.
+                other settings, data or class texts.
         """
         to_do = [run for run in self.runs if not _is_finished(run)]
         if self.accelerator.num_processes > 1 and len(to_do) > 1:
@@ -54,6 +60,8 @@ class Reproduction:
                 "give one --seeds per start, and at last all of them for the report."
             )
         first_process_decides(self.accelerator, self.prepare)
+        done = [run for run in self.runs if run not in to_do]
+        first_process_decides(self.accelerator, lambda: check_inputs(done))
         for number, settings in enumerate(self.runs, start=1):
             if settings in to_do:
                 self._say(f"Run {number} of {len(self.runs)}: {settings.output_dir}")
@@ -103,6 +111,7 @@ class Reproduction:
         record = {
             "folder": folder.name,
             "settings": _settings(settings),
+            "data": _progress(folder).get("data"),
             "seed": settings.seed,
             "selected_on": settings.select_on,
             "best": _best(folder),
@@ -122,9 +131,7 @@ class Reproduction:
 
 def _settings(run: EpisodicTrainingArguments) -> dict:
     """The settings that the results of a run depend on."""
-    # Another data set is compared by its content. The precision may change on resume, but not for the whole run.
-    of_no_effect = MAY_CHANGE_ON_RESUME - _OF_THE_TEST - {"dataset", "mixed_precision"}
-    return {name: value for name, value in asdict(run).items() if name not in of_no_effect}
+    return {name: value for name, value in asdict(run).items() if name not in OF_NO_EFFECT}
 
 
 def _is_finished(run: EpisodicTrainingArguments) -> bool:
@@ -149,10 +156,51 @@ def _is_finished(run: EpisodicTrainingArguments) -> bool:
     return tested == json.loads(json.dumps(_settings(run)))
 
 
+def check_inputs(finished: Sequence[EpisodicTrainingArguments]) -> None:
+    """Compares data and class texts with those that finished runs were trained and tested with.
+
+    A finished run is not opened again, so nothing else would notice that their files hold something else now.
+
+    Raises:
+        ValueError: When they differ; the message says how.
+    """
+    if not finished:
+        return
+    columns = (finished[0].video_column, finished[0].label_column)  # all runs are on the same data
+    loaded = load_video_splits(finished[0].dataset or "", *columns)
+    splits = {name: VideoSplit(dataset, *columns, name) for name, dataset in loaded.items()}
+    for run in finished:
+        folder = Path(run.output_dir)
+        record, progress = read_json(folder / FINISHED, "delete the run's folder"), _progress(folder)
+        if record.get("data"):  # earlier versions recorded the data in the state only
+            progress = progress | {"data": record["data"]}
+        used = {"train", run.select_on, *(["test"] if run.test_episodes else [])}
+        given = {name: split for name, split in splits.items() if name in used}
+        for note in check_same_data(progress, given, run):
+            print(f"warning: {note}", file=sys.stderr)
+        _check_class_texts(run)
+
+
+def _check_class_texts(run: EpisodicTrainingArguments) -> None:
+    if run.class_texts is None:
+        return
+    trained_with = CLIPFSARProcessor.from_pretrained(Path(run.output_dir) / "best").class_texts
+    if read_class_texts(run.class_texts) != trained_with:
+        raise ValueError(
+            f"The run in {run.output_dir} was trained with other class texts than {run.class_texts} holds now: put "
+            "back the file, or use another --output_dir."
+        )
+
+
+def _progress(folder: Path) -> dict:
+    """What the run in a folder recorded with its last checkpoint; empty if its state is gone."""
+    state = complete_folder(folder / "state")
+    return read_json(state / "progress.json", "delete the run's folder") if state else {}
+
+
 def _best(folder: Path) -> dict | None:
     """The validation that selected the model; None if there was none."""
-    state = complete_folder(folder / "state")
-    best = read_json(state / "progress.json", "delete the run's folder").get("best") if state else None
+    best = _progress(folder).get("best")
     return best and best | {"interval": _without_nan(best["interval"]) or 0.0}
 
 

@@ -58,8 +58,8 @@ def report_data(args: ReproduceArguments, finished: Sequence[dict], published: d
         "benchmark": args.benchmark,
         "date": date.today().isoformat(),
         "model": public_name(args.model),
-        # Their settings stay in the runs' folders: they may name folders of this machine.
-        "runs": [{name: value for name, value in run.items() if name != "settings"} for run in finished],
+        # Their settings and data stay in the runs' folders: settings may name folders of this machine.
+        "runs": [{name: run[name] for name in run if name not in ("settings", "data")} for run in finished],
         "over_seeds": [row for select_on in _selections(finished) for row in _over_seeds(finished, select_on)],
         "published": published,
         "options_that_differ": {name: list(values) for name, values in overridden(args).items()},

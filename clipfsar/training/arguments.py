@@ -362,10 +362,12 @@ CHECKS: dict[str, _Rule] = {
     "n_way": (lambda value: value >= 2, "at least 2"),
     **dict.fromkeys(("train_n_shot", "train_n_query", "n_shot", "n_query"), _AT_LEAST_1),
     **dict.fromkeys(("episodes", "episodes_per_update", "episodes_per_forward"), _AT_LEAST_1),
+    **dict.fromkeys(("num_frames", "sampling_rate"), _AT_LEAST_1),
     **dict.fromkeys(("eval_every", "eval_episodes", "log_every", "eval_batch_size", "ddp_timeout"), _AT_LEAST_1),
     **dict.fromkeys(("test_episodes", "warmup_episodes", "decay_episodes", "num_workers"), _0_OR_MORE),
-    **dict.fromkeys(("feature_draws", "train_last_layers", "lora_rank"), _0_OR_MORE),
+    **dict.fromkeys(("feature_draws", "train_last_layers", "lora_rank", "seed", "temporal_num_layers"), _0_OR_MORE),
     **dict.fromkeys(("learning_rate", "warmup_learning_rate", "weight_decay", "max_grad_norm"), _FINITE),
+    "video_text_loss_weight": _FINITE,
     "lora_alpha": (lambda value: 0 < value < math.inf, "a finite number greater than 0"),
     "seconds_per_video": (lambda value: value > 0, "greater than 0"),
 }
