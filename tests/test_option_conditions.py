@@ -37,6 +37,7 @@ LINES["convert"].append("--model m --checkpoint c")
 REFUSED = [("reproduce", "push_to_hub")]  # plays no part in a reproduction
 SAMPLES = {"class_split": "2 1 1", "shard": "0 2", "lora_targets": "fc1", "seeds": "1 2", "formats": "onnx"}
 SAMPLES |= {"inference_modes": "few_shot", "unknown_error_rate": "0.1", "video_address": "clips/{}", "video_root": "."}
+SAMPLES |= {"train_episodes": "8"}  # of whole updates
 
 
 def options_class(command: str) -> type:

@@ -155,7 +155,7 @@ class CompareArguments:
     n_episodes: int = option(10_000, "Episodes per number of shots.", least=2)
     seed: int = option(0, "Seed of the episodes.", least=0)
     train_heads: list[str] = option(
-        [], "Also train these alignments on cached features of the first model, all with the same episodes."
+        [], "Also train these alignments on cached features of the first model, all with the same episodes.", ALIGNMENTS
     )
     train_seeds: int = option(
         3, "Trainings of each of them; their spread is part of the interval.", needs="train_heads", least=2
