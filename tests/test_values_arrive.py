@@ -410,7 +410,7 @@ def exported_with(monkeypatch, tmp_path):
         nothing = SimpleNamespace(graph_module=torch.nn.Module())
         monkeypatch.setattr(torch.nn.Module, "graph", SimpleNamespace(nodes=()), raising=False)
         monkeypatch.setattr(torch.export, "export", lambda *args, **options: nothing)
-        monkeypatch.setattr(torch.export, "save", lambda graph, path: path.write_bytes(b"0" * 2_500_000))
+        monkeypatch.setattr(torch.export, "save", lambda graph, file: file.write(b"0" * 2_500_000))
         monkeypatch.setattr(exporting, "_largest_deviation", lambda *_: (deviation, largest))
         shapes = {"pixel_values": ["num_queries", 2], "class_embeds": ["num_classes", 2]}
         return exporting.export(None, shapes, tmp_path, ["torch"])
