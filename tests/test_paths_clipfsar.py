@@ -347,7 +347,7 @@ def test_examples_of_the_page_fit_its_limits_from_the_start(tmp_path, monkeypatc
     for number in range(12):
         (tmp_path / "a" / f"{number}.mp4").touch()
     examples, added = Examples.from_folder(tmp_path), []
-    visitor = SimpleNamespace(support_set={}, add=lambda pipeline, name, clips: added.append(len(clips)))
+    visitor = SimpleNamespace(support_set={}, add=lambda pipeline, name, clips, are_uploads: added.append(len(clips)))
     examples.add_to(visitor, None)
     assert added == [10, 2]
     monkeypatch.setattr("clipfsar.page.visitor.MAX_CLIPS", 11)
