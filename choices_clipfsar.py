@@ -144,6 +144,13 @@ class NamesChecked:
         super().__setattr__(name, value)
 
 
+def plain(value: Any) -> Any:
+    """A setting as it comes back from JSON, which takes no tuples and no numbers of NumPy."""
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number; `True` and `False` are not numbers here."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -224,6 +231,19 @@ PROCESSOR_CHECKS = {
     "class_texts": _or_none(_check_class_texts),
     "seconds_per_video": _or_none(_check_positive),
 }
+
+
+def checked_processor_setting(processor, name: str, value: Any) -> Any:
+    """The value of an attribute that is assigned to a processor, with Python's numbers. Raises `ValueError` for a wrong
+    one, and `AttributeError` for a name that resembles a setting."""
+    if name in PROCESSOR_CHECKS:
+        PROCESSOR_CHECKS[name](name, value)
+        return plain(value)
+    if name == "image_processor":
+        check_image_settings(value, processor.preprocessing)
+    elif not hasattr(type(processor), name):
+        check_slip(type(processor).__name__, name, PROCESSOR_CHECKS, AttributeError)
+    return value
 
 
 def check_saved_processor(saved: dict, image_settings: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ try:
         is_number,
         nearest,
         own_alignments,
+        plain,
     )
 except ImportError:
     if __package__:
@@ -44,6 +45,7 @@ except ImportError:
         is_number,
         nearest,
         own_alignments,
+        plain,
     )
 
 try:
@@ -421,7 +423,7 @@ class CLIPFSARConfig(PretrainedConfig):
         # Checked here because transformers sets keyword arguments of `from_pretrained` after `__init__`.
         if name in _CHECKS:
             _CHECKS[name](name, value)
-            value = list(value) if isinstance(value, tuple) else value  # as it comes back from JSON
+            value = plain(value)
         elif name == "clip_config" and isinstance(value, PretrainedConfig):
             _check_names(value)
         else:

@@ -35,7 +35,6 @@ try:
     from .choices_clipfsar import (
         FRAME_SAMPLINGS,
         LOADING_OPTIONS,
-        PROCESSOR_CHECKS,
         SECONDS_PER_VIDEO,
         check_choice,
         check_effect,
@@ -44,8 +43,8 @@ try:
         check_known,
         check_positive_integer,
         check_saved_processor,
-        check_slip,
         check_truth,
+        checked_processor_setting,
     )
 except ImportError:
     if __package__:
@@ -53,7 +52,6 @@ except ImportError:
     from choices_clipfsar import (
         FRAME_SAMPLINGS,
         LOADING_OPTIONS,
-        PROCESSOR_CHECKS,
         SECONDS_PER_VIDEO,
         check_choice,
         check_effect,
@@ -62,8 +60,8 @@ except ImportError:
         check_known,
         check_positive_integer,
         check_saved_processor,
-        check_slip,
         check_truth,
+        checked_processor_setting,
     )
 
 try:
@@ -219,13 +217,7 @@ class CLIPFSARProcessor(ProcessorMixin):
 
     def __setattr__(self, name, value):
         """Checks every setting, however it is set. Raises `ValueError` with name, value and allowed values."""
-        if name in PROCESSOR_CHECKS:
-            PROCESSOR_CHECKS[name](name, value)
-        elif name == "image_processor":
-            check_image_settings(value, self.preprocessing)
-        elif not hasattr(type(self), name):
-            check_slip(type(self).__name__, name, PROCESSOR_CHECKS, AttributeError)
-        super().__setattr__(name, value)
+        super().__setattr__(name, checked_processor_setting(self, name, value))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

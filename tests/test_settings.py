@@ -191,6 +191,20 @@ def test_a_name_given_to_a_saved_configuration_that_is_nearly_a_setting_is_refus
     assert load(folder, anything=1, return_unused_kwargs=True)[1] == {"anything": 1}
 
 
+def test_numbers_of_numpy_are_settings_and_can_be_saved(parts, tiny_config, tmp_path):
+    config = tiny_config(num_frames=np.int64(4), otam_smoothing=np.float32(0.25), otam_bidirectional=np.bool_(False))
+    config.trx_cardinalities = (np.int64(2), np.int64(3))
+    found = (config.num_frames, config.otam_smoothing, config.otam_bidirectional, *config.trx_cardinalities)
+    assert found == (4, 0.25, False, 2, 3)
+    assert [type(value) for value in found] == [int, float, bool, int, int]
+    config.save_pretrained(tmp_path)
+    assert CLIPFSARConfig.from_pretrained(tmp_path).trx_cardinalities == [2, 3]
+    processor = copy.deepcopy(parts[1])
+    processor.num_frames, processor.target_fps = np.int64(5), np.float64(12.5)
+    processor.save_pretrained(tmp_path)
+    assert (type(processor.num_frames), CLIPFSARProcessor.from_pretrained(tmp_path).target_fps) == (int, 12.5)
+
+
 def test_a_name_assigned_to_a_support_set_that_is_nearly_a_setting_is_refused():
     with pytest.raises(AttributeError, match="SupportSet does not know 'unknown_errorrate': did you mean 'unknown_er"):
         SupportSet().unknown_errorrate = 0.05
