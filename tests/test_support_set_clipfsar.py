@@ -1083,21 +1083,24 @@ def test_an_adapter_that_is_switched_off_or_exchanged_is_another_model():
     digests = [model_digest(model)]
     for name in ("one", "two"):
         settings = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-        model.add_adapter(settings, adapter_name=name)
+        peft.inject_adapter_in_model(settings, model, adapter_name=name)
+    layers = [layer for layer in model.modules() if hasattr(layer, "scale_layer")]
     for name in ("one", "two"):
-        model.set_adapter(name)
+        for layer in layers:
+            layer.set_adapter(name)
         digests.append(model_digest(model))
     support_set = SupportSet.from_videos(model, processor, {"a": random_clip(0), "b": random_clip(1)})
-    model.disable_adapters()
+    for layer in layers:
+        layer.enable_adapters(False)
     digests.append(model_digest(model))
     assert len(set(digests)) == 4
     with pytest.raises(ValueError, match="enrolled with"):
         support_set.check(model, processor)
-    model.enable_adapters()
+    for layer in layers:
+        layer.enable_adapters(True)
     support_set.check(model, processor)
-    for layer in model.modules():
-        if hasattr(layer, "scale_layer"):
-            layer.scale_layer(3.0)
+    for layer in layers:
+        layer.scale_layer(3.0)
     with pytest.raises(ValueError, match="enrolled with"):
         support_set.check(model, processor)
 
