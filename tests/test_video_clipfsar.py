@@ -13,6 +13,7 @@ import struct
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -626,6 +627,23 @@ def test_a_damaged_frame_spoils_the_frames_made_from_it_and_no_other(tmp_path):
             with pytest.raises(VideoReadError, match=r"cannot be decoded: its data are damaged|is damaged"):
                 read_video_frames(bytes(damaged), [0, 23])
     assert num_marked > 5
+
+
+@pytest.mark.parametrize(
+    ("frames", "reached"),
+    [
+        ("K..x..K..", "...xxx..."),
+        ("k..K.", "xxx.."),  # what is made from a damaged key frame is guessed too
+        ("xx..", "xx.."),  # after a start in the middle, the picture becomes whole by itself
+        ("xx.x.", "xx.xx"),
+        ("K.k.", "..xx"),
+    ],
+)
+def test_damage_spreads_to_the_next_key_frame_and_that_of_a_start_ends_by_itself(frames, reached):
+    """K is a key frame; k and x are damaged."""
+    damage = decoding_clipfsar._Damage()
+    made = [SimpleNamespace(key_frame=one in "Kk", is_corrupt=one in "kx") for one in frames]
+    assert "".join("x" if damage.reaches(frame) else "." for frame in made) == reached
 
 
 # --- what version 0.1 read otherwise ----------------------------------------------------------------------------------
