@@ -1,10 +1,13 @@
 """Functions for programs that run in several processes."""
 
+import contextlib
+import os
 import secrets
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,6 +76,30 @@ def ignore_sigterm(_worker: int = 0) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+@contextlib.contextmanager
+def exiting_on_sigterm(remedy: str) -> Iterator[None]:
+    """Within this block SIGTERM ends the program as Ctrl-C does, with code 143: multiprocessing deletes its files.
+
+    A second SIGTERM ends it at once. `remedy` is the last sentence of the message. The block changes nothing in another
+    thread, or where another handler is set.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.write(2, f"Told to stop (SIGTERM). {remedy}\n".encode())
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def check_shared_folder(accelerator: Accelerator, folder: Path, option: str, patience_seconds: float = 10.0) -> None:
     """Raises `ValueError` on every process unless all processes see the same `folder`.
 
@@ -136,6 +163,7 @@ def holds_everywhere(accelerator: Accelerator, condition: bool) -> bool:
 __all__ = [
     "check_same_everywhere",
     "check_shared_folder",
+    "exiting_on_sigterm",
     "first_process_decides",
     "holds_anywhere",
     "holds_everywhere",

@@ -1,14 +1,10 @@
 """Makes a data set for training from video files. Implements `clipfsar prepare`."""
 
-import contextlib
 import json
 import math
-import os
 import shutil
-import signal
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,6 +34,7 @@ from clipfsar.data.tables import csv_text
 from clipfsar.json_files import read_json
 from clipfsar.locks import LOCK_NAME, FolderLock
 from clipfsar.presets import PRESETS
+from clipfsar.processes import exiting_on_sigterm
 from clipfsar.shards import Shard
 from container_clipfsar import READER_VERSION
 from episodes_clipfsar import read_labels
@@ -479,34 +476,11 @@ def take_from_model(arguments: PrepareArguments):
         )
 
 
-@contextlib.contextmanager
-def exiting_on_sigterm() -> Iterator[None]:
-    """Within this block SIGTERM ends the program as Ctrl-C does, with code 143: multiprocessing deletes its files.
-
-    A second SIGTERM ends it at once. The block changes nothing in another thread, or where another handler is set.
-    """
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def end(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.write(2, b"Told to stop (SIGTERM). Run the same command again to continue where it stopped.\n")
-        raise SystemExit(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def main(arguments: PrepareArguments):
     arguments = with_official_lists(arguments)
     if arguments.model is not None:
         take_from_model(arguments)
-    with exiting_on_sigterm():
+    with exiting_on_sigterm("Run the same command again to continue where it stopped."):
         Preparation(arguments).run()
 
 
