@@ -165,8 +165,8 @@ class Prediction:
             processor.class_texts = class_texts
         device = "cpu" if arguments.dtype == "int8" else usable_device(arguments.device)
         # With classes of one's own, a set saved next to the model is not even looked at.
-        none = None if found is None and self.candidate_labels is None else False
-        self.pipeline = FewShotVideoClassificationPipeline(model, processor, support_set=none, device=device)
+        beside_model = None if found is None and self.candidate_labels is None else False
+        self.pipeline = FewShotVideoClassificationPipeline(model, processor, support_set=beside_model, device=device)
         if found is not None:
             self.pipeline.support_set = enroll(model, processor, found, arguments)
         elif self.candidate_labels is None and self.pipeline.support_set is None:
