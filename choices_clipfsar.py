@@ -2,9 +2,11 @@
 command lines start quickly."""
 
 import difflib
+import functools
 import logging
 import math
 import numbers
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -174,9 +176,10 @@ def _check_template(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} has no place for the class name: write {{}} where the name belongs.")
 
 
-def spoken_name(class_name: str) -> str:
-    """A class name as it is read: texts are found by it, whatever its case, underscores and spaces."""
-    return " ".join(class_name.replace("_", " ").casefold().split())
+@functools.lru_cache(10_000)  # each episode looks for its classes among all class texts
+def normalized_class_name(class_name: str) -> str:
+    """A form for comparing class names; it is the same for brush_hair, brush-hair and Brush Hair."""
+    return re.sub(r"[\s_-]", "", class_name.casefold())
 
 
 def _check_class_texts(name: str, value: Any) -> None:
@@ -191,7 +194,7 @@ def _check_class_texts(name: str, value: Any) -> None:
             raise ValueError(
                 f"{name} of {class_name!r} is {texts!r}: names and texts must be strings that are not blank."
             )
-        if (other := classes.setdefault(spoken_name(class_name), class_name)) != class_name:
+        if (other := classes.setdefault(normalized_class_name(class_name), class_name)) != class_name:
             raise ValueError(
                 f"{name} has entries for {other!r} and {class_name!r}, which are one class: keep one of them."
             )

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 try:
-    from .choices_clipfsar import spoken_name
+    from .choices_clipfsar import normalized_class_name
 except ImportError:
     if __package__:
         raise
-    from choices_clipfsar import spoken_name
+    from choices_clipfsar import normalized_class_name
 
 try:
     from .paths_clipfsar import check_class_texts, check_utf8
@@ -31,8 +31,9 @@ FOR_ALL_CLASSES = "*"  # the entry of `class_texts` for classes without one
 def class_prompts(processor, class_name: str) -> list[str]:
     """The prompts of a class; underscores in its name are spaces."""
     words = class_name.replace("_", " ")
-    texts = {spoken_name(name): value for name, value in (getattr(processor, "class_texts", None) or {}).items()}
-    own = texts.get(spoken_name(class_name), texts.get(FOR_ALL_CLASSES, processor.prompt_template))
+    own_texts = getattr(processor, "class_texts", None) or {}
+    texts = {normalized_class_name(name): value for name, value in own_texts.items()}
+    own = texts.get(normalized_class_name(class_name), texts.get(FOR_ALL_CLASSES, processor.prompt_template))
     return [text.replace("{}", words) for text in ([own] if isinstance(own, str) else own)]
 
 
@@ -100,8 +101,8 @@ def check_class_prompts(processor, class_names: Sequence[str]) -> None:
 
 def _warn_of_unused_texts(processor, class_names: Sequence[str]) -> None:
     """Names one by one only if they are very similar: the texts may be for the classes of other splits as well."""
-    with_text = {spoken_name(name): name for name in processor.class_texts or {} if name != FOR_ALL_CLASSES}
-    classes = {spoken_name(name): name for name in class_names}
+    with_text = {normalized_class_name(name): name for name in processor.class_texts or {} if name != FOR_ALL_CLASSES}
+    classes = {normalized_class_name(name): name for name in class_names}
     unused = sorted(with_text.keys() - classes.keys())
     for name in unused:
         for meant in difflib.get_close_matches(name, sorted(classes.keys() - with_text.keys()), n=1, cutoff=0.9):

@@ -336,11 +336,6 @@ def class_names_of_folders(folders: Iterable[str], place: str | os.PathLike) -> 
     return names
 
 
-def normalized_class_name(class_name: str) -> str:
-    """A form for comparing names; it is the same for brush_hair, brush-hair and Brush Hair."""
-    return re.sub(r"[\s_-]", "", class_name.casefold())
-
-
 def check_class_texts(class_names: Sequence[str], token_ids: Sequence[Sequence[int]], n_way: int | None = None) -> None:
     """Checks that different class names have different tokens. Otherwise a text tower cannot tell them apart.
 
@@ -400,7 +395,6 @@ __all__ = [
     "local_path",
     "looks_like_path",
     "naming_errors",
-    "normalized_class_name",
     "printable",
     "public_name",
     "replace_file",

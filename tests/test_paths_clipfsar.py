@@ -12,6 +12,7 @@ import pytest
 from datasets import ClassLabel
 from tiny_data import tiny_model_and_processor, write_video
 
+from choices_clipfsar import normalized_class_name
 from clipfsar.data.sources import folder_splits
 from clipfsar.data.splits import load_video_splits
 from clipfsar.inference.predict import find_classes
@@ -27,7 +28,6 @@ from paths_clipfsar import (
     local_path,
     looks_like_path,
     naming_errors,
-    normalized_class_name,
     printable,
     public_name,
     replace_file,

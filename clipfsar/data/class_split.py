@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import DatasetDict, concatenate_datasets
 
+from choices_clipfsar import normalized_class_name
 from clipfsar.data.arguments import SPLITS
-from paths_clipfsar import normalized_class_name
 
 
 def split_classes(class_names: Sequence[str], shares: Sequence[float], seed: int = 0) -> dict[str, list[str]]:

@@ -20,13 +20,14 @@ from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 from pyarrow import ArrowInvalid
 from pyarrow.parquet import read_metadata, read_schema
 
+from choices_clipfsar import normalized_class_name
 from clipfsar.data.addresses import local_copy
 from clipfsar.data.clips import LeftOut, find_clips
 from clipfsar.data.older_reader import REPORT, check_kept_frames
 from clipfsar.data.sources import SPLIT_FOLDERS
 from clipfsar.json_files import read_json
 from episodes_clipfsar import read_labels, undecoded_videos
-from paths_clipfsar import class_names_of_folders, has_protocol, local_path, looks_like_path, normalized_class_name
+from paths_clipfsar import class_names_of_folders, has_protocol, local_path, looks_like_path
 
 MANY_VIDEOS = 20_000
 WORK_FOLDER = ".preparing"  # exists in the folder of a data set during its preparation

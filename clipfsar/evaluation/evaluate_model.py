@@ -10,7 +10,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from choices_clipfsar import ALIGNMENTS, INFERENCE_MODES, TRAINED_ALIGNMENTS, check_finite, check_finite_weights
+from choices_clipfsar import (
+    ALIGNMENTS,
+    INFERENCE_MODES,
+    TRAINED_ALIGNMENTS,
+    check_finite,
+    check_finite_weights,
+    normalized_class_name,
+)
 from class_texts_clipfsar import check_class_prompts
 from clipfsar.data.splits import check_split, load_video_splits
 from clipfsar.data.tables import read_class_texts
@@ -30,7 +37,7 @@ from clipfsar.json_files import DamagedFileError, read_json
 from clipfsar.processes import machines_first
 from configuration_clipfsar import CLIPFSARConfig
 from modeling_clipfsar import CLIPFSARModel
-from paths_clipfsar import check_output_file, local_path, normalized_class_name
+from paths_clipfsar import check_output_file, local_path
 from processing_clipfsar import CLIPFSARProcessor
 
 TRAINING_ARGUMENTS = "training_arguments.json"  # in a model's folder

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from choices_clipfsar import normalized_class_name
 from clipfsar.data.splits import check_disjoint_classes
 from clipfsar.data.video_split import VideoSplit
 from episodes_clipfsar import EpisodeSampler
-from paths_clipfsar import normalized_class_name
 
 
 def check_classes(splits: Mapping[str, VideoSplit], args, tests: bool = False):
