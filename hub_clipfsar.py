@@ -1,11 +1,19 @@
 """Loading a model from a folder or repository, saving it for `pipeline`, and checks that weights and settings match."""
 
+import inspect
 import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PretrainedConfig
+
+try:
+    from .choices_clipfsar import check_slip
+except ImportError:
+    if __package__:
+        raise
+    from choices_clipfsar import check_slip
 
 try:
     from .offloading_clipfsar import computing_device
@@ -67,6 +75,9 @@ class HubFolder(_PartOfModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         if pretrained_model_name_or_path is not None:  # transformers takes None and a state_dict
             check_folder(pretrained_model_name_or_path)
+        settings = inspect.signature(cls.config_class.__init__).parameters
+        for name in kwargs:
+            check_slip(f"{cls.__name__}.from_pretrained", name, settings, TypeError)
         options = HubOptions({name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None})
         wants_info = kwargs.pop("output_loading_info", False)
         is_checked = pretrained_model_name_or_path is not None and not kwargs.get("ignore_mismatched_sizes", False)

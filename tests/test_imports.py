@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "paths_clipfsar": {"choices_clipfsar"},
     "alignment_clipfsar": set(),
     # The pipeline in a function: the model names the pipeline that opens its folder.
-    "hub_clipfsar": {"offloading_clipfsar", "paths_clipfsar", "pipeline_clipfsar"},
+    "hub_clipfsar": {"choices_clipfsar", "offloading_clipfsar", "paths_clipfsar", "pipeline_clipfsar"},
     "offloading_clipfsar": set(),
     "labels_clipfsar": {"choices_clipfsar"},
     "plain_clipfsar": {"backbones_clipfsar", "choices_clipfsar", "configuration_clipfsar"},

@@ -150,6 +150,8 @@ def test_an_unknown_name_is_refused_and_the_nearest_known_one_named(parts, folde
     model, processor = parts
     with pytest.raises(TypeError, match="from_pretrained does not know 'num_frame': did you mean 'num_frames'"):
         CLIPFSARProcessor.from_pretrained(folder, num_frame=16)
+    with pytest.raises(TypeError, match=r"CLIPFSARModel\.from_pretrained does not know 'num_frame': did you mean 'num"):
+        CLIPFSARModel.from_pretrained(folder, num_frame=16)
     with pytest.raises(TypeError, match="CLIPFSARProcessor does not know 'fsp': did you mean 'fps'"):
         processor(query_videos=[random_clip(0)], fsp=25)
     with pytest.raises(TypeError, match="does not know 'inference_modus': did you mean 'inference_mode'"):
